@@ -1,0 +1,75 @@
+"""`chain`: one stage after the other."""
+
+from collections import Counter
+from itertools import groupby
+from typing import Any, cast
+
+from optfn.core.data import child
+from optfn.core.leafwise import Leafwise, apply_run
+from optfn.core.transform import Context, Transform, check_transform_type
+from optfn.core.tree import PyTree
+
+
+class chain(Transform):
+    """Applies stages in order: the updates of one are the gradients of the next.
+
+    Nested chains are flattened, unless named: `chain(...).named("x")` is one stage. The state holds
+    one entry for each stateful stage, under the stage's name, so adding, removing or moving a
+    stateless stage (a clip, a weight decay, a rate) leaves the checkpoint tree as it was.
+
+    Args:
+        *stages: transforms.
+
+    Raises:
+        TypeError: a stage is no optfn transform.
+        ValueError: two stages would share a name and both may hold state; name one of them.
+    """
+
+    stages: tuple[Transform, ...] = child()
+
+    def __init__(self, *stages: Transform):
+        flat = []
+        for i, stage in enumerate(stages):
+            check_transform_type(stage, f"chain(...), stage {i},")
+            flat += stage.stages if isinstance(stage, chain) and stage.name is None else [stage]
+        object.__setattr__(self, "stages", tuple(flat))
+        stateful = Counter(stage.name for stage in flat if stage.stateful)
+        name, count = next(iter(stateful.most_common(1)), (None, 0))
+        if count > 1:
+            raise ValueError(
+                f"chain(...) has {count} stateful stages named '{name}': give one of them its own "
+                f"name, as in {name}(...).named('second')."
+            )
+
+    @property
+    def name(self) -> str | None:
+        return self._given_name
+
+    @property
+    def stateful(self) -> bool:
+        return any(stage.stateful for stage in self.stages)
+
+    def init_slots(self, params: PyTree) -> dict[str, Any] | None:
+        slots = {k: v for stage in self.stages for k, v in stage.init_named(params).items()}
+        return slots or None
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        old, new = slots or {}, {}
+        for is_leafwise, group in groupby(self.stages, lambda s: isinstance(s, Leafwise)):
+            if is_leafwise:
+                updates, renewed = apply_run(
+                    cast(tuple[Leafwise, ...], tuple(group)), updates, old, ctx
+                )
+                new |= renewed
+            else:
+                for stage in group:
+                    updates, renewed = stage.apply_named(updates, old, ctx)
+                    new |= renewed
+        return updates, new or None
+
+    def why_not_root(self) -> str | None:
+        reasons = [stage.why_not_root() for stage in self.stages]
+        return reasons[0] if reasons and all(reasons) else None
+
+    def _arguments(self) -> list[str]:
+        return list(map(repr, self.stages))

@@ -1,0 +1,201 @@
+"""Routing: different transforms for different leaves.
+
+Leaves that a transform is not responsible for are None in its view of the trees, so it holds no
+state for them and spends nothing on them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import child, per_leaf
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree, leaf_paths
+
+
+class partition(Transform):
+    """Routes each leaf of the params to one of several transforms, by label.
+
+    For "Muon for matrices, AdamW for the rest" and for groups with rates of their own.
+
+        partition({"decay": adamw(1e-3), "plain": adam(1e-3)},
+                  lambda path, leaf: "decay" if leaf.ndim > 1 else "plain")
+
+    Args:
+        transforms: the transforms by label, a string. A label that no leaf has is fine.
+        labels: a label per leaf: a tree of labels, of which a prefix is enough, or a function
+            `(path, leaf) -> label`.
+
+    Raises:
+        ValueError: at `init` and `update`, leaves whose label no transform has, by their paths.
+    """
+
+    transforms: Mapping[str, Transform] = child()
+    labels: Any = per_leaf()
+
+    def __post_init__(self):
+        if not isinstance(self.transforms, Mapping) or not self.transforms:
+            raise TypeError("partition(transforms=...) must be a dict {label: transform}.")
+        if not all(isinstance(label, str) for label in self.transforms):
+            raise TypeError(
+                f"partition(transforms=...): labels are strings, found {list(self.transforms)}."
+            )
+        if self.labels is None:
+            raise TypeError("partition(labels=...) must be a tree or a function, found None.")
+        object.__setattr__(self, "transforms", dict(self.transforms))
+        super().__post_init__()
+
+    @property
+    def stateful(self) -> bool:
+        return any(transform.stateful for transform in self.transforms.values())
+
+    def init_slots(self, params: PyTree) -> Any:
+        labels = self._labels(params)
+        slots = {}
+        for label, transform in self.transforms.items():
+            if transform.stateful:
+                slots[label] = transform.init_named(view(params, [x == label for x in labels]))
+        return slots or None
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        labels = self._labels(updates if ctx.params is None else ctx.params)
+        new, result = {}, updates
+        for label, transform in self.transforms.items():
+            mine = [x == label for x in labels]
+            inner_ctx = view_context(ctx, mine, updates, transform)
+            own, kept = transform.apply_named(
+                view(updates, mine), (slots or {}).get(label, {}), inner_ctx
+            )
+            if transform.stateful:
+                new[label] = kept
+            result = merge(own, result, mine)
+        return result, new or None
+
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        return (slots or {}).get(label, {}), step
+
+    def _labels(self, tree: PyTree) -> list[str]:
+        labels = self.labels.values(tree)
+        unknown = {
+            path: label
+            for path, label in zip(leaf_paths(tree), labels, strict=True)
+            if label not in self.transforms
+        }
+        if unknown:
+            first = ", ".join(f"'{path}' is {label!r}" for path, label in list(unknown.items())[:5])
+            raise ValueError(
+                f"{self.name}: {len(unknown)} leaves have a label that is none of "
+                f"{sorted(self.transforms)}: {first}."
+            )
+        return labels
+
+
+class _Selective(Transform):
+    """A transform for the leaves that a mask selects."""
+
+    transform: Transform = child()
+    mask: Any = per_leaf()
+    selects = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mask is None:
+            raise TypeError(f"{type(self).__name__}(mask=...) must be a tree or a function.")
+
+    @property
+    def stateful(self) -> bool:
+        return self.transform.stateful
+
+    def init_slots(self, params: PyTree) -> Any:
+        return self.transform.init_named(view(params, self._mine(params))) or None
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        mine = self._mine(updates if ctx.params is None else ctx.params)
+        own, new = self.transform.apply_named(
+            view(updates, mine), slots or {}, view_context(ctx, mine, updates, self.transform)
+        )
+        return merge(own, self._others(updates), mine), new or None
+
+    def _mine(self, tree: PyTree) -> list[bool]:
+        return [bool(x) == self.selects for x in self.mask.values(tree)]
+
+    def _others(self, updates: PyTree) -> PyTree:
+        raise NotImplementedError
+
+
+class masked(_Selective):
+    """Applies a stage to the leaves where the mask is True and hands the others on unchanged.
+
+    Only as a stage among others: alone it would hand raw gradients on as updates, which
+    `optax.masked` does. To leave leaves as they are, use `freeze`.
+
+    Args:
+        transform: the stage.
+        mask: a bool per leaf: a tree, of which a prefix is enough, or a function
+            `(path, leaf) -> bool`.
+    """
+
+    def why_not_root(self) -> str | None:
+        return (
+            "masked(...) alone is no optimizer: where the mask is False the raw gradients would "
+            "become updates. Use freeze(transform, mask) to leave params as they are, or put "
+            "masked into a chain."
+        )
+
+    def _others(self, updates: PyTree) -> PyTree:
+        return updates
+
+
+class freeze(_Selective):
+    """Leaves the params where the mask is True as they are and optimizes the others.
+
+    Frozen leaves get zero updates and hold no state; they may be of integer dtype.
+
+    Args:
+        transform: the optimizer for the leaves that are not frozen.
+        mask: True for frozen: a tree, of which a prefix is enough, or a function
+            `(path, leaf) -> bool`.
+    """
+
+    selects = False
+
+    def _others(self, updates: PyTree) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, updates)
+
+
+def view(tree: PyTree, mine: list[bool]) -> PyTree:
+    """The tree with None in place of the leaves that are not mine."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([x if own else None for x, own in zip(leaves, mine, strict=True)])
+
+
+def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:
+    """`others` with my leaves in their places."""
+    mine_leaves = iter(jax.tree.leaves(own))
+    leaves, treedef = jax.tree.flatten(others)
+    return treedef.unflatten(
+        [next(mine_leaves) if m else x for x, m in zip(leaves, mine, strict=True)]
+    )
+
+
+def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:
+    """The context as the routed transform sees it.
+
+    Extra args that are trees get the same holes; a function of the params is called with the
+    routed params in place and the others as they stand.
+    """
+    declared = transform.declared_extra_args()
+
+    def see(kind: str, value: Any) -> Any:
+        if kind == "tree":
+            return view(value, mine)
+        if kind == "function" and ctx.params is not None:
+            return lambda own, *args, **kwargs: value(merge(own, ctx.params, mine), *args, **kwargs)
+        return value
+
+    return ctx._replace(
+        params=None if ctx.params is None else view(ctx.params, mine),
+        extra_args={k: see(kind, ctx.extra_args[k]) for k, kind in declared.items()},
+    )

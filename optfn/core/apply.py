@@ -1,0 +1,56 @@
+"""Adding updates to params."""
+
+from typing import Any
+
+import jax
+
+from optfn.core.dtypes import cast, dtype_of
+from optfn.core.transform import State, Transform, advance
+from optfn.core.tree import PyTree, flatten_like
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """`params + updates`, each leaf in the dtype of its param.
+
+    Args:
+        params: the params.
+        updates: a tree like the params, of updates that are ready to be added.
+
+    Raises:
+        ValueError: the trees or shapes differ.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    updates = flatten_like(updates, params, "updates", "params")
+    return treedef.unflatten([_add(p, u) for p, u in zip(leaves, updates, strict=True)])
+
+
+def step(
+    tx: Transform, grads: PyTree, state: State, params: PyTree, **extra_args: Any
+) -> tuple[PyTree, State]:
+    """One step of an optimizer: gradients in, new params and state out.
+
+    Like `update` followed by `apply_updates`, except that the update stays in the compute dtype
+    and is rounded once, into the param. With bfloat16 params this keeps what `update` would have
+    rounded away before the addition.
+
+    Args:
+        tx: an optimizer.
+        grads: the gradients, a tree like the params.
+        state: from `tx.init` or the last step.
+        params: the params.
+        **extra_args: what `tx` declares.
+
+    Returns:
+        The new params, in the dtypes of the old, and the new state.
+    """
+    updates, state = advance(tx, grads, state, params, extra_args)
+    return apply_updates(params, updates), state
+
+
+def _add(param: Any, update: Any) -> jax.Array:
+    if jax.numpy.shape(param) != jax.numpy.shape(update):
+        raise ValueError(
+            f"an update of shape {jax.numpy.shape(update)} cannot be added to a param of shape "
+            f"{jax.numpy.shape(param)}."
+        )
+    return cast(param + update, dtype_of(param))

@@ -1,0 +1,224 @@
+"""Frozen dataclasses that are pytrees: what optimizers and schedules are made of.
+
+A subclass of `Data` lists its fields as a dataclass does. A plain field is a number and a pytree
+leaf; `static`, `per_leaf`, `child` and `numbers` declare the other kinds. Construction validates;
+unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything into leaves.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, Self, dataclass_transform
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from optfn.core.tree import PerLeaf
+
+MISSING = dataclasses.MISSING
+
+
+def static(*, default: Any = MISSING, choices: tuple = (), kw_only: bool = False) -> Any:
+    """Declares a field that changes structure or control flow: hashable, part of the treedef.
+
+    Args:
+        default: the value when none is given. A bool default admits only bools.
+        choices: the admissible values; any hashable value if empty.
+        kw_only: whether the field must be given by keyword.
+    """
+    return _field("static", default, kw_only, choices=choices)
+
+
+def per_leaf(*, default: Any = MISSING, kw_only: bool = False) -> Any:
+    """Declares a value per leaf of the params: a mask, a label, a multiplier.
+
+    Users give it as a tree (a prefix of the params is enough) or as a function
+    `(path, leaf) -> value` with paths like `"encoder/kernel"`; None stands for no value at all.
+    In a `Leafwise` rule the field reads as the value of the rule's own leaf.
+    """
+    return _field("per_leaf", default, kw_only)
+
+
+def child(*, default: Any = MISSING, kw_only: bool = False) -> Any:
+    """Declares a field that holds pytrees of the same family: inner transforms or schedules."""
+    return _field("child", default, kw_only)
+
+
+def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
+    """Declares a sequence of numbers, kept as a tuple of leaves or as one array."""
+    return _field("numbers", default, kw_only)
+
+
+def _field(kind: str, default: Any, kw_only: bool, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, kw_only=kw_only, metadata={"kind": kind, **metadata})
+
+
+def kind_of(field: dataclasses.Field) -> str:
+    return field.metadata.get("kind", "number")
+
+
+@dataclass_transform(
+    frozen_default=True, eq_default=False, field_specifiers=(static, per_leaf, child, numbers)
+)
+class Data:
+    """A frozen dataclass registered as a pytree; equality and hash are by identity."""
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        _register(cls)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            where = f"{type(self).__name__}({field.name}=...)"
+            object.__setattr__(self, field.name, self._normalise(value, field, where))
+
+    def _normalise(self, value: Any, field: dataclasses.Field, where: str) -> Any:
+        match kind_of(field):
+            case "static":
+                return _check_static(value, field, where)
+            case "per_leaf":
+                return value if value is None else PerLeaf.of(value, where)
+            case "numbers":
+                if isinstance(value, (list, tuple)):
+                    return tuple(
+                        as_number(v, f"{where}, element {i},") for i, v in enumerate(value)
+                    )
+                return _as_vector(value, where)
+            case "child":
+                return value
+            case _:
+                return self._as_number(value, where)
+
+    def _as_number(self, value: Any, where: str) -> Any:
+        return as_number(value, where)
+
+    def rebuilt(self, **changes: Any) -> Self:
+        """A copy with these attributes, unchecked."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
+    def fields(self, *kinds: str) -> Iterator[tuple[str, Any]]:
+        """The names and values of the fields of the given kinds, in order."""
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if kind_of(field) in kinds:
+                yield field.name, getattr(self, field.name)
+
+    def __repr__(self) -> str:
+        return f"{self._repr_name()}({', '.join(self._arguments())})"
+
+    def _arguments(self) -> list[str]:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        return [f"{field.name}={show(getattr(self, field.name))}" for field in fields]
+
+    def _repr_name(self) -> str:
+        return type(self).__name__
+
+
+def _register(cls: type) -> None:
+    fields = dataclasses.fields(cls)
+    leaves = tuple(f.name for f in fields if kind_of(f) not in ("static", "per_leaf"))
+    fixed = tuple(f.name for f in fields if kind_of(f) in ("static", "per_leaf"))
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in leaves)
+    get_leaves, get_fixed = _getter(leaves), _getter(fixed)
+
+    def flatten(self):
+        return get_leaves(self), get_fixed(self)
+
+    def flatten_with_keys(self):
+        return tuple(zip(keys, get_leaves(self), strict=True)), get_fixed(self)
+
+    def unflatten(aux, children):
+        new = object.__new__(cls)
+        new.__dict__.update(zip(leaves, children, strict=True))
+        new.__dict__.update(zip(fixed, aux, strict=True))
+        return new
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+def _getter(names: tuple[str, ...]):
+    """`attrgetter` that gives a tuple for any number of names."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda self: tuple(getattr(self, name) for name in names)
+
+
+def as_number(value: Any, where: str) -> Any:
+    """A hyperparameter leaf: scalars of Python and NumPy become floats, arrays stay arrays.
+
+    Counts become floats too: an int leaf would break `jax.grad`, and floats are exact to 2**24.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{where} is a number, found the bool {value}.")
+    if isinstance(value, (int, float, np.integer, np.floating)):
+        value = float(value)
+        if value != value:
+            raise ValueError(f"{where} is NaN; a hyperparameter must be a number.")
+        return value
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if not jax.numpy.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+            raise TypeError(f"{where} must be a real number, found an array of {value.dtype}.")
+        if isinstance(value, np.ndarray) and np.isnan(value).any():
+            raise ValueError(f"{where} holds a NaN; a hyperparameter must be a number.")
+        return value
+    raise TypeError(f"{where} must be a number or an array, found {_describe(value)}.")
+
+
+def _as_vector(value: Any, where: str) -> Any:
+    value = as_number(value, where)
+    if np.ndim(value) < 1:
+        raise TypeError(f"{where} must be a sequence of numbers, found {_describe(value)}.")
+    return value
+
+
+def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:
+    choices = field.metadata.get("choices")
+    if isinstance(field.default, bool):
+        if isinstance(value, np.bool_):
+            value = bool(value)
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{where} is a switch that changes the program: it must be True or False, found "
+                f"{_describe(value)}."
+            )
+    elif choices and not (isinstance(value, type(choices[0])) and value in choices):
+        raise ValueError(f"{where} must be one of {choices}, found {_describe(value)}.")
+    elif isinstance(value, (jax.Array, np.ndarray)):
+        raise TypeError(f"{where} is static and must be a Python value, found an array.")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{where} is static and must hash, found {_describe(value)}.") from None
+    return value
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__}: {show(value)}"
+
+
+def show(value: Any) -> str:
+    """A short text for a value; for numbers and arrays one that evaluates to it."""
+    if isinstance(value, Tracer):
+        return f"<traced {value.dtype}{list(value.shape)}>"
+    if isinstance(value, (jax.Array, np.ndarray)) and value.size <= 64:
+        # `str` of a numpy scalar is the shortest text that reads back as the same value.
+        text = np.array2string(
+            np.asarray(value), separator=", ", max_line_width=10**9, floatmode="unique"
+        )
+        module = "jnp" if isinstance(value, jax.Array) else "np"
+        text = text.replace("nan", f"{module}.nan").replace("inf", f"{module}.inf")
+        return f"{module}.asarray({text}, '{value.dtype}')"
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return f"float('{value}')"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(show, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return repr(value)

@@ -1,0 +1,107 @@
+"""The dtype policy and the arithmetic every rule shares.
+
+Rules compute in at least float32, whatever the params are stored in; hyperparameters are cast to
+the real compute dtype, never to the params' (in bfloat16, 0.999 is 1).
+"""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optfn.core.tree import PyTree
+
+
+@cache
+def compute_dtype(*dtypes: Any) -> np.dtype:
+    """The dtype to compute in: the promotion of these, at least float32."""
+    wide = jnp.dtype(jnp.float32)
+    for dtype in dtypes:
+        wide = jnp.promote_types(wide, dtype)
+    return wide
+
+
+def dtype_of(x: Any) -> np.dtype:
+    """The dtype of an array, or the default one for a Python scalar."""
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """float32 for float32 and complex64, float64 for float64 and complex128."""
+    return jnp.finfo(dtype).dtype
+
+
+def cast(x: Any, dtype: Any) -> jax.Array:
+    """`x` as a strongly typed array of `dtype`; no operation where it already is one.
+
+    A real target for a complex value is an error: the imaginary part would be lost silently.
+    """
+    if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+        return x
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"a complex value cannot be stored as {jnp.dtype(dtype).name}.")
+    return jnp.asarray(x, dtype)
+
+
+def widen(x: jax.Array, compute: Any) -> jax.Array:
+    """A stored slot as the rule sees it: real stays real and complex stays complex."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
+
+
+def cast_numbers(tree: PyTree, dtype: Any) -> PyTree:
+    """Every hyperparameter of an optimizer in one real dtype.
+
+    Known numbers become NumPy scalars, so that what a rule derives from them alone (`1 - b1`) is
+    worked out while tracing, in the arithmetic of `dtype`.
+    """
+    known = np.dtype(dtype).type
+    return jax.tree.map(lambda x: known(x) if isinstance(x, float) else cast(x, dtype), tree)
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|^2, real also for complex x."""
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+@jax.custom_jvp
+def sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with derivative zero at zero.
+
+    A second moment of an entry whose gradient is always zero is exactly zero; with the usual
+    derivative, infinity, one such entry turns every hypergradient into NaN.
+    """
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    positive = x > 0
+    slope = jnp.where(positive, 0.5 / jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return sqrt(x), slope * dx
+
+
+def global_norm(tree: PyTree) -> jax.Array:
+    """The Euclidean norm of all leaves together, scaled by the largest entry.
+
+    Neither 1e25 overflows nor 1e-25 vanishes in float32. NaN and infinity come out as NaN or
+    infinity. An empty tree has norm 0.
+    """
+    leaves = [cast(x, compute_dtype(x.dtype)) for x in map(jnp.asarray, jax.tree.leaves(tree))]
+    leaves = [x for x in leaves if x.size]
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+    largest = jnp.stack([jnp.max(jnp.abs(x)).astype(_common_real(leaves)) for x in leaves]).max()
+    largest = jax.lax.stop_gradient(largest)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * sqrt(sum(jnp.sum(abs_sq(x / scale.astype(real_dtype(x.dtype)))) for x in leaves))
+
+
+def _common_real(leaves: list) -> np.dtype:
+    return real_dtype(jnp.result_type(*leaves))

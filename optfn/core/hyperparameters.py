@@ -1,0 +1,201 @@
+"""Reading, replacing and batching the numbers of an optimizer."""
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from optfn.core.data import Data, as_number
+from optfn.core.transform import State, Transform
+from optfn.core.tree import PyTree
+
+T = TypeVar("T")
+
+
+class Hyperparameters(dict):
+    """Values by qualified name; `h["b1"]` finds `h["scale_by_adam.b1"]` where that is unique."""
+
+    def __missing__(self, name: str) -> Any:
+        return self[_find(name, list(self))]
+
+
+jax.tree_util.register_pytree_with_keys(
+    Hyperparameters,
+    lambda h: (tuple((jax.tree_util.DictKey(k), h[k]) for k in h), tuple(h)),
+    lambda names, values: Hyperparameters(zip(names, values, strict=True)),
+)
+
+
+def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
+    """The values that the next update will use, with every schedule evaluated.
+
+    Args:
+        tx: an optimizer.
+        state: its state; a wrapper that owns an inner state has its schedules read there.
+
+    Returns:
+        A dict from qualified names like `"scale_by_adam.b1"` to scalars. A short name works as a
+        key where it is unique: `hyperparameters(tx, state)["learning_rate"]`. It is a pytree, so a
+        jitted step can return it.
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    resolved = _resolve(tx, state.slots, state.step)
+    return Hyperparameters(zip(_names(resolved), jax.tree.leaves(resolved), strict=True))
+
+
+def replace(tx: T, /, **values: Any) -> T:
+    """The same optimizer with new numbers: same treedef, so a compiled step serves it too.
+
+    Args:
+        tx: an optimizer or a schedule.
+        **values: new values by name. A name may be short where it is unique (`b1`), or qualified
+            (`**{"scale_by_adam.b1": 0.95}`). The arguments of a schedule have names of their own:
+            `**{"learning_rate.peak_value": 1e-3}`.
+
+    Raises:
+        ValueError: no such name, an ambiguous one, or one that holds a schedule.
+    """
+    leaves, treedef = jax.tree.flatten(tx)
+    names = _names(tx)
+    for name, value in values.items():
+        i = names.index(_find(name, names))
+        leaves[i] = _in_form_of(leaves[i], as_number(value, f"replace({name}=...)"))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def as_arrays(tx: T) -> T:
+    """The same optimizer with every number a float32 array.
+
+    For those who trace arrays only and take Python floats for constants: `eqx.filter_jit`,
+    `nnx.data`.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tx)
+
+
+def stack(optimizers: Sequence[T]) -> T:
+    """One optimizer whose numbers are arrays `[n]`, from n optimizers of one structure.
+
+    `jax.vmap` over it runs all of them in one program.
+    """
+    optimizers = list(optimizers)
+    if not optimizers:
+        raise ValueError("stack(...) needs at least one optimizer.")
+    first = jax.tree.structure(optimizers[0])
+    for i, other in enumerate(optimizers):
+        if jax.tree.structure(other) != first:
+            raise ValueError(
+                f"stack(...): optimizer {i} is built of other parts than optimizer 0: "
+                f"{other} against {optimizers[0]}."
+            )
+    return jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x, float) for x in xs]), *optimizers)
+
+
+def unstack(tx: T) -> list[T]:
+    """The inverse of `stack`: the optimizers of a batch, in order."""
+    sizes = {np.shape(x)[0] for x in jax.tree.leaves(tx) if np.ndim(x)}
+    if len(sizes) != 1:
+        raise ValueError(f"unstack(...) needs numbers of one common length, found {sorted(sizes)}.")
+    return [jax.tree.map(lambda x, i=i: x[i] if np.ndim(x) else x, tx) for i in range(sizes.pop())]
+
+
+def in_axes(tx: PyTree) -> PyTree:
+    """The `in_axes` of an optimizer for `jax.vmap`: 0 where a number is an array `[n]`, else None.
+
+    `jax.vmap(train, in_axes=(in_axes(tx), None))(tx, data)`.
+    """
+    return jax.tree.map(lambda x: 0 if np.ndim(x) else None, tx)
+
+
+def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
+    """`tx` with every schedule, also of inner transforms, replaced by its value."""
+    own = slots if tx.name is None else (slots or {}).get(tx.name)
+
+    def resolve(inner: Transform, label: Any = None) -> Transform:
+        return _resolve(inner, *tx.inner(own, step, label))
+
+    changes: dict[str, Any] = {}
+    for field, value in tx.fields("child"):
+        if isinstance(value, dict):
+            changes[field] = {label: resolve(inner, label) for label, inner in value.items()}
+        elif isinstance(value, tuple):
+            changes[field] = tuple(map(resolve, value))
+        else:
+            changes[field] = resolve(value)
+    return tx.resolve(step).rebuilt(**changes)
+
+
+def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
+    """The qualified name of every leaf, in flattening order.
+
+    A transform goes by its name, not by the field that holds it; among siblings of one name each
+    gets a `tag`, its number.
+    """
+    if isinstance(node, Transform) and node.name is not None:
+        prefix = _join(prefix, node.name + tag)
+    if isinstance(node, Data):
+        names = []
+        for field, value in node.fields("number", "numbers", "child"):
+            holds_transforms = isinstance(node, Transform) and field in dict(node.fields("child"))
+            names += _names(value, prefix if holds_transforms else _join(prefix, field))
+        return names
+    if isinstance(node, dict):
+        return [n for label in sorted(node) for n in _names(node[label], _join(prefix, label))]
+    if isinstance(node, tuple) and all(isinstance(x, Transform) for x in node):
+        repeated = {name for name, k in Counter(x.name for x in node).items() if k > 1}
+        seen = Counter()
+        names = []
+        for inner in node:
+            tag = f"[{seen[inner.name]}]" if inner.name in repeated else ""
+            seen[inner.name] += 1
+            names += _names(inner, prefix, tag)
+        return names
+    if isinstance(node, tuple):
+        return [n for i, x in enumerate(node) for n in _names(x, _join(prefix, str(i)))]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
+    return [_join(prefix, jax.tree_util.keystr(path, simple=True, separator=".")) for path in paths]
+
+
+def _join(*parts: str | None) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _find(name: str, names: list[str]) -> str:
+    """The one qualified name that `name` is, or is the end of."""
+    if name in names:
+        return name
+    found = [n for n in names if n.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"'{name}' is ambiguous; say which: {', '.join(found)}.")
+    inside = [n for n in names if f".{name}." in f".{n}"]
+    if inside:
+        raise ValueError(
+            f"'{name}' is no number but a schedule or a transform; its own numbers are: "
+            f"{', '.join(inside)}."
+        )
+    close = difflib.get_close_matches(name, [n.rsplit(".", 1)[-1] for n in names], 1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise ValueError(f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}.")
+
+
+def _in_form_of(old: Any, new: Any) -> Any:
+    """`new` with the dtype and weak type of `old`, so that the same compiled program serves it.
+
+    A batch of values takes the place of a single one.
+    """
+    if isinstance(old, float):
+        return float(new) if np.ndim(new) == 0 and not _is_traced(new) else jnp.asarray(new, float)
+    if getattr(old, "weak_type", False) and np.ndim(new) == 0 and not _is_traced(new):
+        return jnp.asarray(float(new))
+    return jnp.asarray(new, old.dtype)
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, Tracer)

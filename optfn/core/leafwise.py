@@ -1,0 +1,288 @@
+"""The lift: a rule for one array becomes a transform of pytrees, once for all rules."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, final
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from optfn.core.dtypes import (
+    cast,
+    cast_numbers,
+    compute_dtype,
+    dtype_of,
+    real_dtype,
+    widen,
+)
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
+
+# A shape that occurs less often than this is traced in place: calling a jitted function costs about
+# as much as tracing a few operations.
+COMMON = 3
+
+
+class Leafwise(Transform):
+    """A rule about one array, applied to every leaf.
+
+    A subclass lists its hyperparameters as fields and defines `update_leaf` and, if it has state,
+    `Slots` (a NamedTuple type) and `init_leaf`. Inside the rule every number is a scalar array of
+    the real compute dtype, arrays are at least float32, and a `per_leaf` field is this leaf's own
+    value. The state holds one `Slots` whose fields are trees like the params.
+
+    Class attributes a subclass may set, beside those of `Transform`:
+        Slots: the type of the slots; None means stateless.
+        elementary: the rule is about one operation, so there is nothing to gain by tracing it once
+            per shape.
+        random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
+            gets the keyword argument `key`, folded from the seed, the step and the leaf's path.
+    """
+
+    Slots: ClassVar[Any] = None
+    elementary: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    def init_leaf(self, param: jax.Array) -> Any:
+        """The `Slots` for one param, given in the compute dtype."""
+        raise NotImplementedError(f"{type(self).__name__} has Slots and must define init_leaf.")
+
+    def update_leaf(
+        self, g: jax.Array, slots: Any, param: Any, t: jax.Array, /
+    ) -> tuple[jax.Array, Any]:
+        """The new update and slots of one leaf.
+
+        Declared extra args come as keyword arguments, a `"tree"` one as this leaf's entry.
+
+        Args:
+            g: the gradient, or what the stage before made of it.
+            slots: this leaf's `Slots`, None if stateless.
+            param: the param, if the rule `needs_params`, else None.
+            t: the number of this update, 1 at the first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update_leaf.")
+
+    @final
+    def init_slots(self, params: PyTree) -> Any:
+        if self.Slots is None:
+            return None
+        leaves, treedef = jax.tree.flatten(params)
+        slots = []
+        for i, leaf in enumerate(leaves):
+            _check_floating("the param", leaf.dtype, params, i)
+        for i, (rule,) in enumerate(_specialise((self.resolve(0),), params, leaves)):
+            with _naming((self,), params, i):
+                wide = cast(leaves[i], compute_dtype(leaves[i].dtype))
+                new = rule.init_leaf(wide)
+                slots.append([jax.tree.map(lambda x, p=leaves[i]: _place(x, p), s) for s in new])
+        return _as_trees(self.Slots, slots, treedef)
+
+    @final
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        updates, new = apply_run((self,), updates, {self.name: slots}, ctx)
+        return updates, new.get(self.name)
+
+    @property
+    def stateful(self) -> bool:
+        return self.Slots is not None
+
+
+def apply_run(
+    rules: Sequence[Leafwise], updates: PyTree, slots: Mapping[Any, Any], ctx: Context
+) -> tuple[PyTree, dict[Any, Any]]:
+    """Applies consecutive rules leaf by leaf, tracing them once per distinct kind of leaf.
+
+    Args:
+        rules: the stages.
+        updates: a tree in the compute dtype.
+        slots: by stage name.
+        ctx: the context.
+    """
+    rules = tuple(rule.ready(ctx) for rule in rules)
+    leaves, treedef = jax.tree.flatten(updates)
+    params = [None] * len(leaves)
+    if any(rule.needs_params for rule in rules):
+        params = flatten_like(ctx.params, updates, "params", "updates")
+    for i, leaf in enumerate(leaves):
+        _check_floating("the gradient", leaf.dtype, updates, i)
+    own_rules = _specialise(rules, updates if ctx.params is None else ctx.params, leaves)
+    columns = [_columns(rule, slots.get(rule.name), updates) for rule in rules]
+    extras = [_extras(rule, updates, ctx) for rule in rules]
+    count = {dtype: ctx.step.astype(dtype) + 1 for dtype in {real_dtype(x.dtype) for x in leaves}}
+
+    kinds = [_kind(*leaf) for leaf in zip(own_rules, leaves, params, strict=True)]
+    often = Counter(kinds)
+    elementary = all(rule.elementary for rule in rules)
+    traced = isinstance(ctx.step, Tracer)
+
+    new_leaves, new_slots = [], []
+    for i, (leaf, param) in enumerate(zip(leaves, params, strict=True)):
+        in_place = elementary or (traced and often[kinds[i]] < COMMON)
+        run = _run if in_place else _run_jitted
+        with _naming(rules, updates, i):
+            leaf, slot = run(
+                own_rules[i],
+                leaf,
+                [column[i] for column in columns],
+                param,
+                count[real_dtype(leaf.dtype)],
+                [extra[i] for extra in extras],
+            )
+        new_leaves.append(leaf)
+        new_slots.append(slot)
+
+    return treedef.unflatten(new_leaves), {
+        rule.name: _as_trees(rule.Slots, [slot[k] for slot in new_slots], treedef)
+        for k, rule in enumerate(rules)
+        if rule.stateful
+    }
+
+
+def _run(
+    rules: Sequence[Leafwise], update: jax.Array, slots: list, param: Any, t: Any, extras: list
+) -> tuple[jax.Array, list]:
+    """All the rules on one leaf."""
+    compute = update.dtype
+    wide_param = None if param is None else cast(param, compute_dtype(dtype_of(param), compute))
+    new = []
+    for rule, stored, extra in zip(rules, slots, extras, strict=True):
+        wide = stored
+        if rule.Slots is not None:
+            wide = rule.Slots(*(jax.tree.map(lambda x: widen(x, compute), s) for s in stored))
+        update_leaf: Any = rule.update_leaf
+        result, slot = update_leaf(update, wide, wide_param, t, **extra)
+        _check_shape(rule, "the update", result, update)
+        update = cast(result, compute)
+        if rule.Slots is not None:
+            names = rule.Slots._fields
+            slot = [_store(rule, *entry) for entry in zip(names, slot, stored, strict=True)]
+        new.append(slot)
+    return update, new
+
+
+_run_jitted = jax.jit(_run)
+
+
+def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:
+    """A new slot in the form of the old one."""
+
+    def store(x, y):
+        _check_shape(rule, f"its slot {name}", x, y)
+        return cast(x, y.dtype)
+
+    return jax.tree.map(store, new, old)
+
+
+def _check_shape(rule: Leafwise, what: str, new: Any, old: Any) -> None:
+    if jnp.shape(new) != jnp.shape(old):
+        raise ValueError(
+            f"{rule.name} turned {what} of shape {jnp.shape(old)} into shape {jnp.shape(new)}: "
+            "does the state belong to params of these shapes?"
+        )
+
+
+def _specialise(
+    rules: Sequence[Leafwise], tree: PyTree, leaves: Sequence[jax.Array]
+) -> list[tuple[Leafwise, ...]]:
+    """For every leaf the rules as it sees them: per-leaf values its own, numbers in its dtype."""
+    own = [
+        [(k, name, value.values(tree)) for name, value in rule.fields("per_leaf") if value]
+        for k, rule in enumerate(rules)
+    ]
+    own = [entry for entries in own for entry in entries]
+    made: dict[Any, tuple[Leafwise, ...]] = {}
+    out = []
+    for i, leaf in enumerate(leaves):
+        dtype = real_dtype(compute_dtype(leaf.dtype))
+        key = (dtype, *(values[i] for _, _, values in own))
+        if key not in made:
+            new = [cast_numbers(rule, dtype) for rule in rules]
+            for k, name, values in own:
+                new[k] = new[k].rebuilt(**{name: values[i]})
+            made[key] = tuple(new)
+        out.append(made[key])
+    return out
+
+
+def _kind(rules: tuple[Leafwise, ...], update: jax.Array, param: Any) -> tuple:
+    """Leaves of one kind share one trace."""
+    return id(rules), update.shape, update.dtype, None if param is None else dtype_of(param)
+
+
+def _columns(rule: Leafwise, slots: Any, updates: PyTree) -> list:
+    """The slots leaf by leaf."""
+    if rule.Slots is None:
+        return [None] * len(jax.tree.leaves(updates))
+    if not isinstance(slots, rule.Slots):
+        raise ValueError(
+            f"the state's slots for '{rule.name}' are {type(slots).__name__}, this optimizer's are "
+            f"{rule.Slots.__name__}: was the state made by another optimizer?"
+        )
+    trees = [
+        flatten_like(tree, updates, f"the slots {rule.name}.{name}", "updates")
+        for name, tree in zip(rule.Slots._fields, slots, strict=True)
+    ]
+    return list(zip(*trees, strict=True))
+
+
+def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
+    """The inverse of `_columns`."""
+    if slots_type is None:
+        return None
+    columns = zip(*per_leaf, strict=True) if per_leaf else [()] * len(slots_type._fields)
+    return slots_type(*(treedef.unflatten(column) for column in columns))
+
+
+def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
+    """The keyword arguments of `update_leaf`, leaf by leaf."""
+    whole = {k: ctx.extra_args[k] for k, kind in rule.extra_args.items() if kind != "tree"}
+    split = {
+        k: flatten_like(ctx.extra_args[k], updates, f"the extra argument '{k}'", "updates")
+        for k, kind in rule.extra_args.items()
+        if kind == "tree"
+    }
+    if rule.random:
+        seed = jnp.asarray(getattr(rule, "seed")).astype(jnp.uint32)  # noqa: B009
+        key = jax.random.fold_in(jax.random.key(seed), ctx.step)
+        paths = leaf_paths(updates)
+        split["key"] = [jax.random.fold_in(key, zlib.crc32(p.encode())) for p in paths]
+    return [
+        whole | {k: values[i] for k, values in split.items()}
+        for i in range(len(jax.tree.leaves(updates)))
+    ]
+
+
+def _place(slot: Any, param: jax.Array) -> jax.Array:
+    """A slot in a buffer of its own, on the devices of its param.
+
+    Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant comes
+    out replicated, also from `zeros_like`; one that depends on the param takes its sharding, and
+    the compiler still turns it into a constant.
+    """
+    slot = jnp.asarray(slot)
+    slot = cast(slot, slot.dtype)
+    if slot.shape == param.shape:
+        return jnp.where(param == param, slot, slot)
+    return jnp.where(jnp.zeros((), bool), slot, slot)
+
+
+def _check_floating(what: str, dtype: Any, tree: PyTree, i: int) -> None:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{what} {at(leaf_paths(tree)[i])} has dtype {dtype}, but only floating point and "
+            "complex leaves can be optimized. Leave such leaves out with freeze(...)."
+        )
+
+
+@contextmanager
+def _naming(rules: Sequence[Leafwise], tree: PyTree, i: int) -> Iterator[None]:
+    """Adds the stage and the leaf's path to any error."""
+    try:
+        yield
+    except Exception as error:
+        names = " then ".join(str(rule.name) for rule in rules)
+        error.add_note(f"This was in {names}, {at(leaf_paths(tree)[i])}.")
+        raise

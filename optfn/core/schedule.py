@@ -1,0 +1,92 @@
+"""Schedules: pytrees that map a step count to a value."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import Data, child, kind_of, show
+
+
+class Schedule(Data):
+    """A function of the step count whose arguments are pytree leaves.
+
+    To write one, list its arguments as fields and implement `at`:
+
+        class halving(optfn.Schedule):
+            init_value: float
+            every: float
+
+            def at(self, step):
+                return self.init_value * 0.5 ** jnp.floor(step / self.every)
+
+    `at` gets the step and the fields as float arrays. It must be total: `jnp.where` instead of
+    `if`, and no division by an argument that may be zero.
+    """
+
+    def __call__(self, step: Any) -> jax.Array:
+        """The value at `step` (a count from 0, the first update; of any shape, or fractional)."""
+        dtype = jnp.result_type(float)
+        step = jnp.asarray(step, dtype)
+        return jnp.asarray(self._cast(dtype).at(step), dtype)
+
+    def at(self, step: jax.Array) -> Any:
+        """The value at a float step; an array of the shape of `step`."""
+        raise NotImplementedError(f"{type(self).__name__} must define at(step).")
+
+    def _cast(self, dtype: Any) -> "Schedule":
+        changes = {
+            name: jax.tree.map(lambda x: jnp.asarray(x, dtype), value)
+            for name, value in self.fields("number", "numbers")
+        }
+        return self.rebuilt(**changes)
+
+    def _normalise(self, value: Any, field: Any, where: str) -> Any:
+        if kind_of(field) == "child":
+            if isinstance(value, (list, tuple)):
+                return tuple(as_schedule(v, f"{where}, element {i},") for i, v in enumerate(value))
+            return as_schedule(value, where)
+        return super()._normalise(value, field, where)
+
+    def _repr_name(self) -> str:
+        module = type(self).__module__
+        return (
+            f"schedules.{type(self).__name__}"
+            if module.startswith("optfn.")
+            else super()._repr_name()
+        )
+
+
+class custom(Schedule):
+    """Any function `step -> value` as a schedule: an optax schedule, a lambda.
+
+    A number of its own is not a leaf, and a new closure is a new treedef: it compiles again. Give a
+    `jax.tree_util.Partial`, an Equinox module or another callable pytree for one whose arrays are
+    leaves. The function gets the step as it is, an int32 array.
+    """
+
+    function: Any = child()
+
+    def __post_init__(self):
+        if not callable(self.function):
+            raise TypeError(f"custom(function=...) must be callable, found {show(self.function)}.")
+        if jax.tree_util.all_leaves([self.function]):
+            object.__setattr__(self, "function", jax.tree_util.Partial(self.function))
+
+    def __call__(self, step: Any) -> jax.Array:
+        return jnp.asarray(self.function(step))
+
+    def __repr__(self) -> str:
+        function = self.function
+        if type(function) is jax.tree_util.Partial and not (function.args or function.keywords):
+            function = function.func
+        return f"schedules.custom({show(function)})"
+
+
+def as_schedule(value: Any, where: str) -> Schedule:
+    """`value` itself if it is a schedule; a callable becomes `custom`."""
+    if isinstance(value, Schedule):
+        return value
+    if callable(value) and not isinstance(value, Data):
+        return custom(value)
+    raise TypeError(f"{where} must be a schedule, found {type(value).__name__}: {show(value)}.")

@@ -1,0 +1,189 @@
+"""Pytrees as users see them: paths, values per leaf, and mismatches put into words."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+PyTree = Any
+
+
+def path_string(path: tuple) -> str:
+    """`"encoder/0/kernel"` for a key path; the empty string at the root."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_paths(tree: PyTree) -> list[str]:
+    """The path of every leaf, in flattening order."""
+    return [path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def at(path: str) -> str:
+    """How a message says where: `at 'a/b'`, or `at the root` of a tree that is one leaf."""
+    return f"at '{path}'" if path else "at the root"
+
+
+def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
+    """The subtrees of `tree` at the leaves of `like`, or a `ValueError` that names the mismatch."""
+    try:
+        return jax.tree.structure(like).flatten_up_to(tree)
+    except ValueError:
+        reason = mismatch(like, tree, like_what, what) or "they differ in static parts"
+        raise ValueError(f"{what} and {like_what} are different trees: {reason}.") from None
+
+
+def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -> str | None:
+    """Says where the trees `a` and `b` first differ and how, or None if they do not."""
+    where = at(path_string(path))
+    kind_a, kind_b = describe(a), describe(b)
+    if kind_a != kind_b:
+        return f"{where} {a_name} has {kind_a}, {b_name} has {kind_b}"
+    if is_leaf(a):
+        return None
+    children_a, children_b = _children(a), _children(b)
+    for name, more, less in ((a_name, children_a, children_b), (b_name, children_b, children_a)):
+        extra = [key for key in more if key not in less]
+        if extra:
+            return f"only {name} has an entry {at(path_string((*path, *extra[0])))}"
+    for key, value in children_a.items():
+        found = mismatch(value, children_b[key], a_name, b_name, (*path, *key))
+        if found:
+            return found
+    return None
+
+
+def _children(tree: PyTree) -> dict[tuple, PyTree]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0])
+
+
+def is_leaf(tree: PyTree) -> bool:
+    """Whether `tree` is a single leaf; None is not."""
+    return jax.tree_util.all_leaves([tree])
+
+
+def describe(tree: PyTree) -> str:
+    """What stands at a node, for a message."""
+    if tree is None:
+        return "None"
+    return "an array" if is_leaf(tree) else f"a {type(tree).__name__}"
+
+
+class PerLeaf:
+    """A value for each leaf of the params, as a frozen tree or a function; it compares by content.
+
+    It is part of a treedef, so it hashes: a tree is kept as its leaves and its treedef, a function
+    as itself.
+    """
+
+    def __init__(self, function: Callable | None, leaves: tuple, treedef: Any, where: str):
+        self.function, self.leaves, self.treedef, self.where = function, leaves, treedef, where
+
+    @classmethod
+    def of(cls, value: Any, where: str) -> "PerLeaf":
+        """Reads what a user gave; a callable that is a pytree node (a module) is a tree."""
+        if isinstance(value, PerLeaf):
+            return value
+        if callable(value) and is_leaf(value):
+            _check_takes_path_and_leaf(value, where)
+            return cls(value, (), None, where)
+        leaves, treedef = jax.tree.flatten(value)
+        paths = leaf_paths(value)
+        return cls(
+            None,
+            tuple(
+                _as_static(leaf, f"{where} {at(path)}")
+                for leaf, path in zip(leaves, paths, strict=True)
+            ),
+            treedef,
+            where,
+        )
+
+    def values(self, tree: PyTree) -> list:
+        """The value for every leaf of `tree`, in flattening order."""
+        if self.function is not None:
+            return [
+                _as_static(self.function(path_string(path), leaf), f"{self.where} {at_path(path)}")
+                for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+            ]
+        prefix = self.treedef.unflatten(self.leaves)
+        try:
+            subtrees = self.treedef.flatten_up_to(tree)
+        except ValueError:
+            reason = _prefix_mismatch(prefix, tree, self.where) or "they differ in static parts"
+            raise ValueError(f"{self.where} does not fit the params: {reason}.") from None
+        return [
+            value
+            for value, subtree in zip(self.leaves, subtrees, strict=True)
+            for _ in jax.tree.leaves(subtree)
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PerLeaf) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def _content(self) -> tuple:
+        # True == 1 == 1.0 in Python, and a mask is not a multiplier.
+        return self.function, self.leaves, tuple(map(type, self.leaves)), self.treedef
+
+    def __repr__(self) -> str:
+        if self.function is not None:
+            return getattr(self.function, "__qualname__", repr(self.function))
+        return repr(self.treedef.unflatten(self.leaves))
+
+
+def at_path(path: tuple) -> str:
+    return at(path_string(path))
+
+
+def _prefix_mismatch(prefix: PyTree, tree: PyTree, name: str, path: tuple = ()) -> str | None:
+    """Like `mismatch`, but a leaf of `prefix` stands for a whole subtree."""
+    if is_leaf(prefix):
+        return None
+    kind_a, kind_b = describe(prefix), describe(tree)
+    if kind_a != kind_b:
+        return f"{at_path(path)} it has {kind_a}, the params have {kind_b}"
+    children_a, children_b = _children(prefix), _children(tree)
+    for key in children_b:
+        if key not in children_a:
+            return f"it has no value {at_path((*path, *key))}"
+    for key, value in children_a.items():
+        if key not in children_b:
+            return f"it has a value {at_path((*path, *key))}, where the params have no entry"
+        found = _prefix_mismatch(value, children_b[key], name, (*path, *key))
+        if found:
+            return found
+    return None
+
+
+def _as_static(value: Any, where: str) -> Any:
+    """A hashable Python value; concrete array scalars are read out."""
+    if isinstance(value, Tracer):
+        raise TypeError(f"{where} must be known when the program is traced, found a traced array.")
+    if hasattr(value, "shape") and value.shape == () and hasattr(value, "item"):
+        value = value.item()
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{where} must be one hashable value per leaf, found {type(value).__name__}."
+        ) from None
+    return value
+
+
+def _check_takes_path_and_leaf(function: Callable, where: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins may have none
+        return
+    try:
+        signature.bind("path", None)
+    except TypeError:
+        raise TypeError(
+            f"{where} takes a tree or a function (path, leaf) -> value; found the function "
+            f"{getattr(function, '__qualname__', function)}{signature}. For a function of the "
+            "whole params, call it and give the tree it returns."
+        ) from None

@@ -1,0 +1,62 @@
+"""AdaGrad."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class SumOfSquares(NamedTuple):
+    """The sum of all squared gradients."""
+
+    sum_of_squares: PyTree
+
+
+class scale_by_rss(Leafwise):
+    """Divides the gradient by the root of the sum of all squares so far.
+
+        s <- s + |g|^2        u = g / sqrt(s + eps),  and 0 where s is 0
+
+    Args:
+        initial_accumulator_value: the value that s starts from, not negative.
+        eps: added under the root. (torch adds 1e-10 to the root.)
+
+    Source: Duchi et al. 2011.
+    """
+
+    initial_accumulator_value: Any = 0.1
+    eps: Any = 1e-7
+
+    Slots = SumOfSquares
+
+    def init_leaf(self, param):
+        return SumOfSquares(jnp.full_like(param.real, self.initial_accumulator_value))
+
+    def update_leaf(self, g, slots, param, t):
+        s = slots.sum_of_squares + abs_sq(g)
+        # The inner selection keeps derivatives finite where s and eps are both zero.
+        u = jnp.where(s > 0, g / sqrt(jnp.where(s > 0, s, 1) + self.eps), 0)
+        return u, SumOfSquares(s)
+
+
+def adagrad(learning_rate: Any, initial_accumulator_value: Any = 0.1, eps: Any = 1e-7) -> chain:
+    """AdaGrad: rates that shrink with all past gradients, for sparse features and convex losses.
+
+    The rates never recover, so on long runs of networks `rmsprop` or `adam` go further. The rule is
+    `scale_by_rss`, then p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule; 0.01 to 0.1 is usual.
+        initial_accumulator_value: where the sum of squares starts, not negative.
+        eps: added under the root.
+
+    Source: Duchi et al. 2011.
+    """
+    return chain(
+        scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate)
+    )

@@ -1,0 +1,204 @@
+"""Adam, and its forms with decoupled weight decay and with a maximum."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.data import static
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.optimizers.elementwise.moments import (
+    Moments,
+    average,
+    debias,
+    zero_moments,
+    zeros_like_real,
+)
+from optfn.transforms.decay import add_decayed_weights
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class scale_by_adam(Leafwise):
+    """The direction of Adam: the average gradient over the root of its average square.
+
+        mu <- b1 * mu + (1 - b1) * g          mu_hat = mu / (1 - b1^t)
+        nu <- b2 * nu + (1 - b2) * |g|^2      nu_hat = nu / (1 - b2^t)
+        u = mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+    Args:
+        b1: decay of the first moment, a number or a schedule.
+        b2: decay of the second moment, a number or a schedule.
+        eps: added to the root.
+        eps_root: added under the root.
+        nesterov: the look-ahead of Dozat 2016, without its extra factor b2:
+            mu_hat = b1 * mu / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t).
+
+    Source: Kingma and Ba 2015.
+    """
+
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-8
+    eps_root: Any = 0.0
+    nesterov: bool = static(default=False, kw_only=True)
+
+    Slots = Moments
+
+    def init_leaf(self, param):
+        return zero_moments(param)
+
+    def update_leaf(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        nu = average(self.b2, slots.nu, abs_sq(g))
+        if self.nesterov:
+            mu_hat = average(self.b1, debias(mu, self.b1, t + 1), debias(g, self.b1, t))
+        else:
+            mu_hat = debias(mu, self.b1, t)
+        nu_hat = debias(nu, self.b2, t)
+        return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), Moments(mu, nu)
+
+
+def adam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    *,
+    nesterov: bool = False,
+) -> chain:
+    """Adam, the default choice for networks: steps of about the learning rate in every entry.
+
+    For weight decay take `adamw`; added to the gradient, the decay would be divided by the root
+    too. The rule is `scale_by_adam`, then p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule; 1e-3 is a usual start.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+        eps_root: added under the root.
+        nesterov: NAdam's look-ahead.
+
+    Source: Kingma and Ba 2015.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+    *,
+    nesterov: bool = False,
+) -> chain:
+    """Adam with decoupled weight decay, the usual choice for transformers.
+
+    The rule is p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_adam`: the
+    decay is multiplied by the learning rate and follows its schedule, as in optax and torch. (The
+    paper multiplies it by the schedule's factor only.)
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+        eps_root: added under the root.
+        weight_decay: a number or a schedule. (torch's default is 1e-2.)
+        mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        nesterov: NAdam's look-ahead.
+
+    Source: Loshchilov and Hutter 2019.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+class MaxMoments(NamedTuple):
+    """Adam's moments and the largest second moment so far."""
+
+    mu: PyTree
+    nu: PyTree
+    nu_max: PyTree
+
+
+class scale_by_amsgrad(Leafwise):
+    """The direction of AMSGrad: Adam with a second moment that never shrinks.
+
+        nu_max <- max(nu_max, nu_hat)
+        u = mu_hat / (sqrt(nu_max + eps_root) + eps)
+
+    Args:
+        b1: decay of the first moment, a number or a schedule.
+        b2: decay of the second moment, a number or a schedule.
+        eps: added to the root.
+        eps_root: added under the root.
+        bias_correction_mu: use mu / (1 - b1^t); False uses mu, as in the paper.
+        bias_correction_nu: take the maximum of nu / (1 - b2^t); False takes that of nu, as in the
+            paper. (torch takes the maximum of nu and corrects it afterwards.)
+
+    Source: Reddi et al. 2018.
+    """
+
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-8
+    eps_root: Any = 0.0
+    bias_correction_mu: bool = static(default=True)
+    bias_correction_nu: bool = static(default=True)
+
+    Slots = MaxMoments
+
+    def init_leaf(self, param):
+        return MaxMoments(*zero_moments(param), zeros_like_real(param))
+
+    def update_leaf(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        nu = average(self.b2, slots.nu, abs_sq(g))
+        mu_hat = debias(mu, self.b1, t) if self.bias_correction_mu else mu
+        nu_hat = debias(nu, self.b2, t) if self.bias_correction_nu else nu
+        nu_max = jnp.maximum(slots.nu_max, nu_hat)
+        return mu_hat / (sqrt(nu_max + self.eps_root) + self.eps), MaxMoments(mu, nu, nu_max)
+
+
+def amsgrad(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+) -> chain:
+    """AMSGrad: Adam whose per-entry rates never grow, with a convergence proof for convex losses.
+
+    It helps where rare large gradients carry the information that Adam forgets; elsewhere Adam is
+    as good. The rule is `scale_by_amsgrad`, then p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+        eps_root: added under the root.
+        bias_correction_mu: see `scale_by_amsgrad`.
+        bias_correction_nu: see `scale_by_amsgrad`.
+
+    Source: Reddi et al. 2018.
+    """
+    return chain(
+        scale_by_amsgrad(b1, b2, eps, eps_root, bias_correction_mu, bias_correction_nu),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,72 @@
+"""Lion."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.optimizers.elementwise.moments import average
+from optfn.transforms.decay import add_decayed_weights
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class FirstMoment(NamedTuple):
+    """The average gradient."""
+
+    mu: PyTree
+
+
+class scale_by_lion(Leafwise):
+    """The direction of Lion: the sign of an average of gradient and momentum.
+
+        u = sign(b1 * mu + (1 - b1) * g)
+        mu <- b2 * mu + (1 - b2) * g
+
+    Args:
+        b1: the weight of the momentum in the direction, a number or a schedule.
+        b2: decay of the momentum, a number or a schedule.
+
+    Source: Chen et al. 2023.
+    """
+
+    b1: Any = 0.9
+    b2: Any = 0.99
+
+    Slots = FirstMoment
+
+    def init_leaf(self, param):
+        return FirstMoment(jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        u = jnp.sign(average(self.b1, slots.mu, g))
+        return u, FirstMoment(average(self.b2, slots.mu, g))
+
+
+def lion(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    weight_decay: Any = 1e-3,
+    mask: Any = None,
+) -> chain:
+    """Lion: steps of exactly the learning rate in every entry, with one moment to store.
+
+    It takes a rate 3 to 10 times smaller than AdamW's and a decay as many times larger, and larger
+    batches. The rule is p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_lion`.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: the weight of the momentum in the direction.
+        b2: decay of the momentum.
+        weight_decay: a number or a schedule.
+        mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+
+    Source: Chen et al. 2023.
+    """
+    return chain(
+        scale_by_lion(b1, b2),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,33 @@
+"""Running averages with the bias of their zero start, as the Adam family uses them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.tree import PyTree
+
+
+class Moments(NamedTuple):
+    """Averages of the gradient and of its squared magnitude, which is real."""
+
+    mu: PyTree
+    nu: PyTree
+
+
+def zero_moments(param: jax.Array) -> Moments:
+    return Moments(jnp.zeros_like(param), zeros_like_real(param))
+
+
+def zeros_like_real(param: jax.Array) -> jax.Array:
+    return jnp.zeros_like(param.real)
+
+
+def average(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+    """One step of an exponential moving average."""
+    return decay * old + (1 - decay) * new
+
+
+def debias(average: jax.Array, decay: Any, t: Any) -> jax.Array:
+    """The average without the weight of its zero start, after t steps."""
+    return average / (1 - decay**t)

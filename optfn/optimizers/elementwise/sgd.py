@@ -1,0 +1,51 @@
+"""Gradient descent, plain and with momentum."""
+
+from typing import Any
+
+from optfn.compose.chain import chain
+from optfn.transforms.momentum import ema, trace
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> chain:
+    """Stochastic gradient descent, with heavy-ball or Nesterov momentum if asked for.
+
+        p <- p - learning_rate * u        u = g,  or that of `trace(momentum, nesterov)`
+
+    Momentum here is a sum of gradients, as in torch: a constant gradient moves the params at
+    learning_rate / (1 - momentum). For the average, whose speed is the learning rate, take the
+    optimizer `momentum`.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: decay of the sum, 0.9 as a rule; None keeps no state.
+        nesterov: Nesterov's look-ahead; it needs a momentum.
+
+    Raises:
+        ValueError: nesterov without momentum.
+
+    Source: Robbins and Monro 1951; Polyak 1964; Sutskever et al. 2013.
+    """
+    if momentum is None:
+        if nesterov:
+            raise ValueError("sgd(nesterov=True) needs a momentum, as in momentum=0.9.")
+        return chain(scale_by_learning_rate(learning_rate))
+    return chain(trace(momentum, nesterov), scale_by_learning_rate(learning_rate))
+
+
+def momentum(learning_rate: Any, b1: Any = 0.9, *, bias_correction: bool = False) -> chain:
+    """Gradient descent with momentum as an exponential moving average of the gradient.
+
+        v <- b1 * v + (1 - b1) * g        p <- p - learning_rate * v
+
+    The same path as `sgd(learning_rate * (1 - b1), momentum=b1)`, so a rate keeps its meaning when
+    b1 changes.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the average, a number or a schedule.
+        bias_correction: use v / (1 - b1^t), which makes the first steps as large as later ones.
+
+    Source: Polyak 1964, in the averaged form of Ng's lectures, 2017.
+    """
+    return chain(ema(b1, debias=bias_correction), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,441 @@
+"""Schedules: functions of the step count that are pytrees.
+
+Every argument is a number and a leaf, counts of steps too: it may be traced, swept by `vmap`,
+differentiated and replaced without recompilation. Step 0 is the first update; past its end a
+schedule keeps its last value; a transition over zero steps is over at once.
+
+    warmup_cosine(peak_value=3e-4, warmup_steps=100, total_steps=1000)(step)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import child, numbers, static
+from optfn.core.schedule import Schedule as Schedule
+from optfn.core.schedule import custom as custom
+
+
+class constant(Schedule):
+    """The same value at every step.
+
+    A plain number does as well, unless a schedule may take its place later.
+
+    Args:
+        value: the value.
+    """
+
+    value: Any
+
+    def at(self, step):
+        return jnp.broadcast_to(self.value, step.shape)
+
+
+class linear(Schedule):
+    """A straight line from one value to another.
+
+    Args:
+        init_value: the value at step 0.
+        end_value: the value from step `transition_steps` on.
+        transition_steps: the length of the line.
+    """
+
+    init_value: Any
+    end_value: Any
+    transition_steps: Any
+
+    def at(self, step):
+        return mix(self.init_value, self.end_value, progress(step, self.transition_steps))
+
+
+class polynomial(Schedule):
+    """A power of the remaining time: (init - end) * (1 - step / transition_steps)^power + end.
+
+    Args:
+        init_value: the value at step 0.
+        end_value: the value from step `transition_steps` on.
+        power: 1 is a straight line, 2 slows down towards the end.
+        transition_steps: the length of the transition.
+    """
+
+    init_value: Any
+    end_value: Any
+    power: Any
+    transition_steps: Any
+
+    def at(self, step):
+        remaining = 1 - progress(step, self.transition_steps)
+        return mix(self.end_value, self.init_value, remaining**self.power)
+
+
+class exponential(Schedule):
+    """Multiplication by a rate: init_value * decay_rate^(step / transition_steps).
+
+    By epoch it is the lecture's 0.95^epoch * a0; with `staircase` the discrete staircase, as in
+    `exponential(a0, 0.5, transition_steps=1000, staircase=True)`, which halves every 1000 steps.
+
+    Args:
+        init_value: the value at step 0.
+        decay_rate: the factor for every `transition_steps` steps.
+        transition_steps: the steps that one factor takes.
+        staircase: apply the factor at once when its steps are over.
+    """
+
+    init_value: Any
+    decay_rate: Any
+    transition_steps: Any = 1
+    staircase: bool = static(default=False)
+
+    def at(self, step):
+        return self.init_value * self.decay_rate ** elapsed(self, step)
+
+
+class inverse_time(Schedule):
+    """Hyperbolic decay: init_value / (1 + decay_rate * step / transition_steps).
+
+    By epoch it is the lecture's a0 / (1 + decay_rate * epoch); see `per_epoch`.
+
+    Args:
+        init_value: the value at step 0.
+        decay_rate: how much the divisor grows every `transition_steps` steps.
+        transition_steps: the steps that one such growth takes.
+        staircase: let the divisor grow at once when these steps are over.
+    """
+
+    init_value: Any
+    decay_rate: Any
+    transition_steps: Any = 1
+    staircase: bool = static(default=False)
+
+    def at(self, step):
+        return self.init_value / (1 + self.decay_rate * elapsed(self, step))
+
+
+class inverse_sqrt(Schedule):
+    """The lecture's k / sqrt(t) * a0, with t = step + 1: 1 at the first update.
+
+    Args:
+        init_value: a0.
+        k: a factor.
+    """
+
+    init_value: Any
+    k: Any = 1
+
+    def at(self, step):
+        return self.k * self.init_value / jnp.sqrt(step + 1)
+
+
+class piecewise_constant(Schedule):
+    """One value up to each boundary: `values[i]` from step `boundaries[i - 1]` on.
+
+    Args:
+        values: n + 1 values.
+        boundaries: n steps, ascending.
+    """
+
+    values: Sequence[Any] = numbers()
+    boundaries: Sequence[Any] = numbers()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_lengths(self, self.values, "values", self.boundaries)
+
+    def at(self, step):
+        result = jnp.broadcast_to(self.values[0], step.shape)
+        for boundary, value in zip(self.boundaries, self.values[1:], strict=True):
+            result = jnp.where(step >= boundary, value, result)
+        return result
+
+
+class piecewise_linear(Schedule):
+    """Straight lines through points: `values[0]` at step 0, `values[i]` at `boundaries[i - 1]`.
+
+    Args:
+        values: n + 1 values.
+        boundaries: n steps, ascending.
+    """
+
+    values: Sequence[Any] = numbers()
+    boundaries: Sequence[Any] = numbers()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_lengths(self, self.values, "values", self.boundaries)
+
+    def at(self, step):
+        result = jnp.broadcast_to(self.values[0], step.shape)
+        start = 0.0
+        for i, boundary in enumerate(self.boundaries):
+            line = mix(self.values[i], self.values[i + 1], progress(step - start, boundary - start))
+            result = jnp.where(step >= start, line, result)
+            start = boundary
+        return result
+
+
+class cosine(Schedule):
+    """Half a cosine from one value to another.
+
+    Args:
+        init_value: the value at step 0.
+        total_steps: the step from which on it is `end_value`.
+        end_value: the last value. (optax has its share of init_value instead, `alpha`.)
+
+    Source: Loshchilov and Hutter 2017.
+    """
+
+    init_value: Any
+    total_steps: Any
+    end_value: Any = 0.0
+
+    def at(self, step):
+        return mix(self.init_value, self.end_value, ease(progress(step, self.total_steps)))
+
+
+class cosine_restarts(Schedule):
+    """Cosine decay that starts again and again: SGDR, warm restarts.
+
+    Cycle n takes transition_steps * steps_factor^n steps, its start rounded to a whole step, and
+    falls from init_value * value_factor^n to end_value.
+
+    Args:
+        init_value: the value at step 0.
+        transition_steps: the length of the first cycle.
+        end_value: the value each cycle falls towards.
+        steps_factor: each cycle is this much longer than the last; at least 1.
+        value_factor: each cycle starts this much higher than the last.
+
+    Source: Loshchilov and Hutter 2017.
+    """
+
+    init_value: Any
+    transition_steps: Any
+    end_value: Any = 0.0
+    steps_factor: Any = 1.0
+    value_factor: Any = 1.0
+
+    def at(self, step):
+        period, factor = jnp.maximum(self.transition_steps, 1), self.steps_factor
+        grows = factor > 1
+        safe = jnp.where(grows, factor, 2)
+
+        def start(n):
+            geometric = period * (safe**n - 1) / (safe - 1)
+            return jnp.floor(jnp.where(grows, geometric, period * n) + 0.5)
+
+        # The cycle from the closed form is off by one at most, where rounding tips it.
+        n = jnp.where(grows, jnp.log1p(step * (safe - 1) / period) / jnp.log(safe), step / period)
+        n = jnp.floor(jax.lax.stop_gradient(n))
+        n = jnp.where(step < start(n), n - 1, n)
+        n = jnp.where(step >= start(n + 1), n + 1, n)
+        into = progress(step - start(n), start(n + 1) - start(n))
+        return mix(self.init_value * self.value_factor**n, self.end_value, ease(into))
+
+
+class one_cycle(Schedule):
+    """Up to a peak and down again, far below the start: super-convergence.
+
+    With `anneal="cosine"` two phases: up to the peak at `pct_start` of the steps, then down to the
+    end. With `anneal="linear"` three: up, down to the start value again at `pct_final`, then on to
+    the end. The start is peak_value / div_factor and the end is start / final_div_factor.
+
+    Args:
+        peak_value: the highest value.
+        total_steps: the step at which the end is reached.
+        pct_start: the share of the steps that leads up, rounded down to a whole step.
+        pct_final: for linear: the share at which the start value is reached again.
+        div_factor: peak over start.
+        final_div_factor: start over end.
+        anneal: "cosine" or "linear".
+
+    Source: Smith and Topin 2018.
+    """
+
+    peak_value: Any
+    total_steps: Any
+    pct_start: Any = 0.3
+    pct_final: Any = 0.85
+    div_factor: Any = 25.0
+    final_div_factor: Any = 1e4
+    anneal: str = static(default="cosine", choices=("cosine", "linear"))
+
+    def at(self, step):
+        start = self.peak_value / self.div_factor
+        end = start / self.final_div_factor
+        top = jnp.floor(self.pct_start * self.total_steps)
+        if self.anneal == "cosine":
+            up = mix(start, self.peak_value, ease(progress(step, top)))
+            down = ease(progress(step - top, self.total_steps - top))
+            return jnp.where(step < top, up, mix(self.peak_value, end, down))
+        back = jnp.floor(self.pct_final * self.total_steps)
+        return piecewise_linear(
+            (start, self.peak_value, start, end), (top, back, self.total_steps)
+        ).at(step)
+
+
+class warmup_cosine(Schedule):
+    """A straight line up, then half a cosine down: the usual schedule for transformers.
+
+    Args:
+        peak_value: the value at step `warmup_steps`.
+        warmup_steps: the length of the line.
+        total_steps: the step from which on it is `end_value`, warm-up included.
+        init_value: the value at step 0.
+        end_value: the last value.
+    """
+
+    peak_value: Any
+    warmup_steps: Any
+    total_steps: Any
+    init_value: Any = 0.0
+    end_value: Any = 0.0
+
+    def at(self, step):
+        return warmup(self, step, cosine)
+
+
+class warmup_linear(Schedule):
+    """A straight line up, then one down.
+
+    Args:
+        peak_value: the value at step `warmup_steps`.
+        warmup_steps: the length of the first line.
+        total_steps: the step from which on it is `end_value`, warm-up included.
+        init_value: the value at step 0.
+        end_value: the last value.
+    """
+
+    peak_value: Any
+    warmup_steps: Any
+    total_steps: Any
+    init_value: Any = 0.0
+    end_value: Any = 0.0
+
+    def at(self, step):
+        def down(peak_value, steps, end_value):
+            return linear(peak_value, end_value, steps)
+
+        return warmup(self, step, down)
+
+
+class wsd(Schedule):
+    """Warmup, stable, decay: the rate stays at its peak until the last stretch.
+
+    A run can be prolonged, or branched off from, at any point of the stable part.
+
+    Args:
+        peak_value: the value of the stable part.
+        warmup_steps: the length of the straight line up to it.
+        decay_steps: the length of the tail.
+        total_steps: the step at which the tail ends, warm-up included.
+        init_value: the value at step 0.
+        end_value: the last value.
+        tail: the shape of the tail, with x its share that is over: "linear" 1 - x, "cosine", or
+            "sqrt" 1 - sqrt(x).
+
+    Source: Hu et al. 2024 (MiniCPM); the square root: Haegele et al. 2024.
+    """
+
+    peak_value: Any
+    warmup_steps: Any
+    decay_steps: Any
+    total_steps: Any
+    init_value: Any = 0.0
+    end_value: Any = 0.0
+    tail: str = static(default="linear", choices=("linear", "cosine", "sqrt"))
+
+    def at(self, step):
+        up = mix(self.init_value, self.peak_value, progress(step, self.warmup_steps))
+        over = progress(step - (self.total_steps - self.decay_steps), self.decay_steps)
+        if self.tail == "cosine":
+            over = ease(over)
+        if self.tail == "sqrt":
+            # The selection keeps derivatives finite at the start of the tail.
+            over = jnp.where(over > 0, jnp.sqrt(jnp.where(over > 0, over, 1)), 0)
+        return jnp.where(step < self.warmup_steps, up, mix(self.peak_value, self.end_value, over))
+
+
+class join(Schedule):
+    """One schedule after the other, each counting from the boundary where it begins.
+
+    Args:
+        schedules: n + 1 schedules, or functions of the step.
+        boundaries: n steps, ascending.
+    """
+
+    schedules: Sequence[Any] = child()
+    boundaries: Sequence[Any] = numbers()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_lengths(self, self.schedules, "schedules", self.boundaries)
+
+    def at(self, step):
+        result = self.schedules[0](step)
+        for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
+            later = schedule(jnp.maximum(step - boundary, 0))
+            result = jnp.where(step >= boundary, later, result)
+        return result
+
+
+class per_epoch(Schedule):
+    """Any schedule, evaluated on the number of the epoch: the rate stays put during one.
+
+    The first epoch, one pass over the data, has number 0. The lecture counts from 1 where it
+    writes a0 / (1 + decay_rate * epoch) and 0.95^epoch * a0: give `first_epoch=1` for its tables.
+    (`inverse_sqrt` adds 1 by itself.)
+
+    Args:
+        schedule: a schedule of the epoch number.
+        steps_per_epoch: the number of updates in one pass.
+        first_epoch: the number of the first epoch.
+    """
+
+    schedule: Any = child()
+    steps_per_epoch: Any
+    first_epoch: Any = 0
+
+    def at(self, step):
+        epoch = jnp.floor(step / jnp.maximum(self.steps_per_epoch, 1))
+        return self.schedule(epoch + self.first_epoch)
+
+
+def mix(a, b, share):
+    """a at share 0, b at share 1, exactly at both ends."""
+    return (1 - share) * a + share * b
+
+
+def progress(step, steps):
+    """The share of `steps` that is over, from 0 to 1; of no steps at all, all of it."""
+    share = jnp.clip(step / jnp.where(steps > 0, steps, 1), 0, 1)
+    return jnp.where(steps > 0, share, jnp.where(step >= 0, 1.0, 0.0))
+
+
+def ease(share):
+    """Half a cosine from 0 to 1."""
+    return (1 - jnp.cos(jnp.pi * share)) / 2
+
+
+def elapsed(schedule, step):
+    """Steps in units of `transition_steps`, whole ones for a staircase."""
+    units = step / schedule.transition_steps
+    return jnp.floor(units) if schedule.staircase else units
+
+
+def warmup(schedule, step, then):
+    up = mix(schedule.init_value, schedule.peak_value, progress(step, schedule.warmup_steps))
+    rest = schedule.total_steps - schedule.warmup_steps
+    down = then(schedule.peak_value, rest, schedule.end_value)(
+        jnp.maximum(step - schedule.warmup_steps, 0)
+    )
+    return jnp.where(step < schedule.warmup_steps, up, down)
+
+
+def check_lengths(schedule, items, name, boundaries):
+    if len(items) != len(boundaries) + 1:
+        raise ValueError(
+            f"{type(schedule).__name__}(...): {len(boundaries)} boundaries need "
+            f"{len(boundaries) + 1} {name}, found {len(items)}."
+        )

@@ -1,0 +1,74 @@
+"""Averages of past updates: the heavy-ball trace and the exponential moving average."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.core.data import static
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+
+
+class Trace(NamedTuple):
+    """A decaying sum of past updates."""
+
+    trace: PyTree
+
+
+class trace(Leafwise):
+    """The decaying sum of past updates: momentum as torch and most papers on it write it.
+
+        v <- decay * v + g        u = v,  or  g + decay * v  with nesterov
+
+    At a constant gradient it grows to g / (1 - decay); `ema` is the average that does not.
+
+    Args:
+        decay: the share of the sum that is kept, a number or a schedule; 0.9 is usual.
+        nesterov: look ahead by one more step of the sum.
+
+    Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013.
+    """
+
+    decay: Any
+    nesterov: bool = static(default=False)
+
+    Slots = Trace
+
+    def init_leaf(self, param):
+        return Trace(jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        v = self.decay * slots.trace + g
+        return (g + self.decay * v if self.nesterov else v), Trace(v)
+
+
+class Ema(NamedTuple):
+    """An exponential moving average of past updates."""
+
+    ema: PyTree
+
+
+class ema(Leafwise):
+    """The exponential moving average of past updates.
+
+        v <- decay * v + (1 - decay) * g        u = v / (1 - decay^t)  with debias,  else  v
+
+    `trace` is the sum without the factor 1 - decay.
+
+    Args:
+        decay: the share of the average that is kept, a number or a schedule.
+        debias: divide by the weight that the gradients have in the average so far. (Exact for a
+            constant decay.)
+    """
+
+    decay: Any
+    debias: bool = static(default=True)
+
+    Slots = Ema
+
+    def init_leaf(self, param):
+        return Ema(jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        v = self.decay * slots.ema + (1 - self.decay) * g
+        return (v / (1 - self.decay**t) if self.debias else v), Ema(v)
