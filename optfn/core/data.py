@@ -19,15 +19,18 @@ from optfn.core.tree import PerLeaf
 MISSING = dataclasses.MISSING
 
 
-def static(*, default: Any = MISSING, choices: tuple = (), kw_only: bool = False) -> Any:
+def static(
+    *, default: Any = MISSING, choices: tuple = (), kw_only: bool = False, init: bool = True
+) -> Any:
     """Declares a field that changes structure or control flow: hashable, part of the treedef.
 
     Args:
         default: the value when none is given. A bool default admits only bools.
         choices: the admissible values; any hashable value if empty.
         kw_only: whether the field must be given by keyword.
+        init: False leaves the field out of the constructor.
     """
-    return _field("static", default, kw_only, choices=choices)
+    return _field("static", default, kw_only, init, choices=choices)
 
 
 def per_leaf(*, default: Any = MISSING, kw_only: bool = False) -> Any:
@@ -50,8 +53,9 @@ def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
     return _field("numbers", default, kw_only)
 
 
-def _field(kind: str, default: Any, kw_only: bool, **metadata: Any) -> Any:
-    return dataclasses.field(default=default, kw_only=kw_only, metadata={"kind": kind, **metadata})
+def _field(kind: str, default: Any, kw_only: bool, init: bool = True, **metadata: Any) -> Any:
+    metadata["kind"] = kind
+    return dataclasses.field(default=default, kw_only=kw_only, init=init, metadata=metadata)
 
 
 def kind_of(field: dataclasses.Field) -> str:
@@ -113,7 +117,7 @@ class Data:
 
     def _arguments(self) -> list[str]:
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        return [f"{field.name}={show(getattr(self, field.name))}" for field in fields]
+        return [f"{field.name}={show(getattr(self, field.name))}" for field in fields if field.init]
 
     def _repr_name(self) -> str:
         return type(self).__name__

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from optfn.core.data import Data, as_number, kind_of
+from optfn.core.data import Data, as_number, kind_of, static
 from optfn.core.dtypes import cast, compute_dtype, dtype_of
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
@@ -59,7 +59,7 @@ class Transform(Data):
 
     extra_args: ClassVar[Mapping[str, ExtraKind]] = {}
     needs_params: ClassVar[bool] = False
-    _given_name: ClassVar[str | None] = None
+    _given_name: str | None = static(default=None, init=False)
 
     # What an implementer writes.
 

@@ -357,12 +357,18 @@ def classifier(hidden: int = 16, samples: int = 64) -> Problem:
         hidden_key, output_key = jax.random.split(key)
         return {"hidden": layer(hidden_key, 2, hidden), "output": layer(output_key, hidden, 2)}
 
+    def dense(params: Params, inputs: jax.Array) -> jax.Array:
+        return inputs @ params["kernel"] + params["bias"]
+
     def value(params: Params) -> jax.Array:
-        first, second = jax.tree.map(jnp.asarray, (params["hidden"], params["output"]))
-        inputs = jnp.asarray(points, first["kernel"].dtype)
-        activations = jnp.tanh(inputs @ first["kernel"] + first["bias"])
-        log_probabilities = jax.nn.log_softmax(activations @ second["kernel"] + second["bias"])
-        return -jnp.mean(jnp.where(labels > 0, log_probabilities[:, 1], log_probabilities[:, 0]))
+        params = jax.tree.map(jnp.asarray, params)
+
+        def log_probabilities(point: jax.Array) -> jax.Array:
+            features = jnp.tanh(dense(params["hidden"], point))
+            return jax.nn.log_softmax(dense(params["output"], features))
+
+        rows = jax.vmap(log_probabilities)(jnp.asarray(points, params["hidden"]["kernel"].dtype))
+        return -jnp.mean(jnp.where(labels > 0, rows[:, 1], rows[:, 0]))
 
     return Problem(
         name="classifier",

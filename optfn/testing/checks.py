@@ -1,0 +1,561 @@
+"""The conformance kit: what every optimizer must do, as functions that fail with a sentence.
+
+`check_transform(tx)` runs all checks that apply to an optax-style pair of `init` and `update`,
+optfn's or anyone's, and reports every failure. Each check is a plain function of its own.
+"""
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optfn.core.hyperparameters import in_axes, unstack
+from optfn.core.transform import Transform
+from optfn.core.tree import PyTree, leaf_paths
+from optfn.schedules import Schedule, constant
+from optfn.testing import problems as problem_set
+
+
+class NotApplicableError(Exception):
+    """Raised by a check that says nothing about this transform; its text says why."""
+
+
+class Failure(NamedTuple):
+    """A check that failed, and what it found."""
+
+    check: str
+    message: str
+
+
+class ConformanceError(AssertionError):
+    """All the checks that a transform failed.
+
+    Attributes:
+        failures: the failures.
+    """
+
+    def __init__(self, tx: Any, failures: Sequence[Failure]):
+        lines = "".join(f"\n  {f.check}: {f.message}" for f in failures)
+        super().__init__(f"{tx!r} fails {len(failures)} checks:{lines}")
+        self.failures = tuple(failures)
+
+
+class Subject(NamedTuple):
+    """What a check is given.
+
+    Attributes:
+        tx: the transform, anything with `init` and `update`.
+        extra_args: keyword arguments for every `update`.
+        learning_rate: what its updates are multiplied by, with a minus, before they are added;
+            None if they are ready to be added.
+    """
+
+    tx: Any
+    extra_args: Mapping[str, Any]
+    learning_rate: float | None
+
+    def update(self, grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
+        return self.tx.update(grads, state, params, **self.extra_args)
+
+    def step(self, grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
+        """One training step: new params and state."""
+        updates, state = self.update(grads, state, params)
+        rate = self.learning_rate
+        if rate is not None:
+            updates = jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates)
+        return optax.apply_updates(params, updates), state
+
+
+def check_transform(
+    tx: Any,
+    *,
+    extra_args: Mapping[str, Any] | None = None,
+    learning_rate: float | None = None,
+    problems: Sequence[problem_set.Problem] = (),
+    skip: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Runs every check and reports all that fail.
+
+    Args:
+        tx: an optfn transform, an `optax.GradientTransformation`, or any object with `init` and
+            `update` of that form.
+        extra_args: keyword arguments for every `update`, if it needs any; scalars.
+        learning_rate: give it for a stage, whose updates point uphill: the checks that train
+            multiply by minus this.
+        problems: problems of `optfn.testing.problems` on which it must descend; a plain quadratic
+            if none are given.
+        skip: checks to leave out, each with the reason.
+
+    Returns:
+        What became of each check by name: "passed", or why it was left out.
+
+    Raises:
+        ConformanceError: with all the failures.
+        ValueError: `skip` names an unknown check or gives no reason.
+    """
+    skip = dict(skip or {})
+    for name, reason in skip.items():
+        if name not in CHECKS:
+            raise ValueError(f"skip names '{name}'; the checks are: {', '.join(CHECKS)}.")
+        if not reason:
+            raise ValueError(f"skip gives no reason for leaving out '{name}'.")
+    subject = Subject(tx, dict(extra_args or {}), learning_rate)
+    outcome, failures = {}, []
+    for name, check in CHECKS.items():
+        if name in skip:
+            outcome[name] = f"skipped: {skip[name]}"
+            continue
+        try:
+            if check is check_descends:
+                check_descends(subject, problems)
+            else:
+                check(subject)
+            outcome[name] = "passed"
+        except NotApplicableError as reason:
+            outcome[name] = f"not applicable: {reason}"
+        except Exception as error:
+            text = " ".join([str(error), *getattr(error, "__notes__", ())])
+            text = " ".join(f"{type(error).__name__}: {text}".split())
+            failures.append(Failure(name, text[:400]))
+    if failures:
+        raise ConformanceError(tx, failures)
+    return outcome
+
+
+# Params and gradients to try: a matrix, a vector and a scalar, nested.
+
+
+def example_params(dtype: Any = jnp.float32) -> PyTree:
+    """Params of a few shapes; all values are exact in bfloat16."""
+    return {
+        "layer": {
+            "w": jnp.asarray([[1.0, -2.0], [0.5, 0.25], [-1.5, 3.0]], dtype),
+            "b": jnp.asarray([0.125, -0.75], dtype),
+        },
+        "scale": jnp.asarray(2.0, dtype),
+    }
+
+
+def example_grads(params: PyTree, seed: int = 0) -> PyTree:
+    """Gradients like `params` with the first entry of every leaf exactly zero, bfloat16-exact."""
+    rng = np.random.default_rng(seed)
+
+    def draw(p):
+        g = np.asarray(jnp.asarray(rng.normal(size=p.shape), jnp.bfloat16), np.float64)
+        if jnp.iscomplexobj(p):
+            g = g * (0.5 + 1j)
+        g = g.reshape(-1)
+        g[:1] = 0
+        return jnp.asarray(g.reshape(p.shape), p.dtype)
+
+    return jax.tree.map(draw, params)
+
+
+DTYPES = {
+    "float32": (jnp.float32, jnp.float32),
+    "bfloat16": (jnp.bfloat16, jnp.bfloat16),
+    "float16": (jnp.float16, jnp.float16),
+    "bfloat16 params with float32 gradients": (jnp.bfloat16, jnp.float32),
+    "float32 params with bfloat16 gradients": (jnp.float32, jnp.bfloat16),
+}
+
+
+# The checks.
+
+
+def check_fixed_point(subject: Subject) -> None:
+    """Structure, shapes, dtypes and weak types of state and updates never change."""
+    for name, (p_dtype, g_dtype) in {**DTYPES, "complex64": (jnp.complex64, jnp.complex64)}.items():
+        _check_fixed_point(subject, name, example_params(p_dtype), g_dtype)
+
+
+def check_double_precision(subject: Subject) -> None:
+    """The fixed point holds with x64 switched on, for float64 and for float32 trees."""
+    with jax.enable_x64(True):
+        for dtype in (jnp.float64, jnp.float32):
+            name = f"{jnp.dtype(dtype)} under x64"
+            _check_fixed_point(subject, name, example_params(dtype), dtype)
+
+
+def _check_fixed_point(subject: Subject, name: str, params: PyTree, g_dtype: Any) -> None:
+    grads = jax.tree.map(lambda p: p.astype(g_dtype), params)
+    state = jax.eval_shape(subject.tx.init, params)
+    updates, after = jax.eval_shape(subject.update, grads, state, params)
+    _same_form(state, after, f"{name}: the state after an update")
+    _same_form(jax.eval_shape(lambda g: g, grads), updates, f"{name}: the updates")
+
+
+def check_scan_and_cond(subject: Subject) -> None:
+    """It runs inside `lax.scan`, and in one branch of a `lax.cond` beside the identity."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = example_params(dtype)
+        grads = example_grads(params)
+
+        def body(carry, take, grads=grads):
+            params, state = carry
+            updates, state = jax.lax.cond(
+                take,
+                lambda g, s: subject.update(g, s, params),
+                lambda g, s: (g, s),
+                grads,
+                state,
+            )
+            return (params, state), updates
+
+        def run(params):
+            carry = params, subject.tx.init(params)
+            return jax.lax.scan(body, carry, jnp.asarray([True, False, True]))
+
+        jax.eval_shape(run, params)
+
+
+def check_jit_equals_eager(subject: Subject) -> None:
+    """Compiled and op by op it computes the same, up to rounding."""
+    params = example_params()
+    eager, jitted = subject.tx.init(params), jax.jit(subject.tx.init)(params)
+    _close(eager, jitted, 0, "the initial state")
+    update = jax.jit(subject.update)
+    for seed in range(2):
+        grads = example_grads(params, seed)
+        eager_updates, eager = subject.update(grads, eager, params)
+        jitted_updates, jitted = update(grads, jitted, params)
+        _close(eager_updates, jitted_updates, 1e-5, "the updates")
+        _close(eager, jitted, 1e-5, "the state")
+
+
+def check_vmap_equals_loop(subject: Subject) -> None:
+    """A batch of runs under `vmap` equals the runs one by one."""
+    params = example_params()
+    runs = [example_grads(params, seed) for seed in range(3)]
+
+    def run(grads):
+        state = subject.tx.init(params)
+        _, state = subject.update(grads, state, params)
+        return subject.update(grads, state, params)
+
+    run_jitted = jax.jit(run)
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *runs)
+    expected = jax.tree.map(lambda *xs: jnp.stack(xs), *map(run_jitted, runs))
+    _close(expected, jax.jit(jax.vmap(run))(stacked), 1e-5, "the batch")
+
+
+def check_one_trace(subject: Subject) -> None:
+    """New values of the hyperparameters reuse the compiled program."""
+    tx = _as_data(subject)
+    params = example_params()
+    grads = example_grads(params)
+    traced = jax.jit(
+        chex.assert_max_traces(lambda tx, g, s, p: subject._replace(tx=tx).update(g, s, p), n=1)
+    )
+    state = tx.init(params)
+    try:
+        for _ in range(3):
+            _, state = traced(tx, grads, state, params)
+            tx = jax.tree.map(lambda x: x * 0.5, tx)
+    finally:
+        chex.clear_trace_counter()
+
+
+def check_schedule_equals_constant(subject: Subject) -> None:
+    """A constant schedule in place of every number leaves state and result as they are."""
+    tx = _as_data(subject)
+    scheduled = subject._replace(
+        tx=jax.tree.map(
+            lambda x: x if isinstance(x, Schedule) else constant(x),
+            tx,
+            is_leaf=lambda x: isinstance(x, Schedule),
+        )
+    )
+    params = example_params()
+    grads = example_grads(params)
+    state, state_scheduled = tx.init(params), scheduled.tx.init(params)
+    chex.assert_trees_all_equal_structs(state, state_scheduled)
+    for _ in range(2):
+        expected, state = subject.update(grads, state, params)
+        got, state_scheduled = scheduled.update(grads, state_scheduled, params)
+        _close(expected, got, 1e-6, "the updates")
+    _close(state, state_scheduled, 1e-6, "the state")
+
+
+def check_hyperparameters_vmap(subject: Subject) -> None:
+    """`vmap` over every number at once equals a loop over optimizers."""
+    tx = _as_data(subject)
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) * jnp.asarray([1.0, 0.5, 0.9]), tx)
+    params = example_params()
+    grads = example_grads(params)
+
+    def run(tx):
+        one = subject._replace(tx=tx)
+        _, state = one.update(grads, tx.init(params), params)
+        return one.update(grads, state, params)[0]
+
+    run_jitted = jax.jit(run)
+    expected = jax.tree.map(lambda *xs: jnp.stack(xs), *map(run_jitted, unstack(batch)))
+    _close(expected, jax.vmap(run, in_axes=(in_axes(batch),))(batch), 1e-5, "the batch")
+
+
+def check_hypergradients(subject: Subject) -> None:
+    """The derivative by every number is finite, also where a gradient is exactly zero."""
+    tx = _as_data(subject)
+    params = example_params()
+    grads = example_grads(params)
+
+    def total(tx):
+        one = subject._replace(tx=tx)
+        state, p = tx.init(params), params
+        for _ in range(2):
+            p, state = one.step(grads, state, p)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(p))
+
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tx)
+    _finite(jax.jit(jax.grad(total))(arrays), "the derivative by the hyperparameters")
+
+
+def check_zero_gradient(subject: Subject) -> None:
+    """Zero gradients give finite updates and state in every dtype."""
+    for name, (p_dtype, g_dtype) in DTYPES.items():
+        params = example_params(p_dtype)
+        zeros = jax.tree.map(lambda p, g=g_dtype: jnp.zeros(p.shape, g), params)
+        state = subject.tx.init(params)
+        update = jax.jit(subject.update)
+        for _ in range(2):
+            updates, state = update(zeros, state, params)
+            _finite((updates, state), f"{name}: updates or state")
+
+
+def check_low_precision(subject: Subject) -> None:
+    """In bfloat16 and float16 the updates are the float32 ones, rounded."""
+    exact = example_params()
+    wide_state, wide_update = subject.tx.init(exact), jax.jit(subject.update)
+    expected = []
+    for seed in range(3):
+        updates, wide_state = wide_update(example_grads(exact, seed), wide_state, exact)
+        expected.append(updates)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        params = example_params(dtype)
+        state = subject.tx.init(params)
+        # One rounding is half a unit in the last place; the stage may round inside once more.
+        tolerance = 2 * float(jnp.finfo(dtype).eps)
+        smallest = float(jnp.finfo(dtype).smallest_subnormal)
+        update = jax.jit(subject.update)
+        for seed in range(3):
+            updates, state = update(example_grads(params, seed), state, params)
+            _close(expected[seed], updates, tolerance, f"{jnp.dtype(dtype)}: the updates", smallest)
+
+
+def check_odd_leaves(subject: Subject) -> None:
+    """None, 0-d, empty and size-1 leaves, and a tree with no leaf at all."""
+    params = {
+        "none": None,
+        "scalar": jnp.asarray(0.5, jnp.float32),
+        "empty": jnp.zeros((0, 3)),
+        "one": jnp.ones((1,)),
+        "inner": {"nothing": {}, "list": [None, jnp.ones((1, 1))]},
+    }
+    grads = jax.tree.map(lambda p: 0.1 + jnp.zeros_like(p), params)
+    for tree, g in ((params, grads), ({"none": None}, {"none": None}), ({}, {})):
+        state = subject.tx.init(tree)
+        _, state = subject.update(g, state, tree)
+        updates, state = subject.update(g, state, tree)
+        _same_form(jax.eval_shape(lambda x: x, g), jax.eval_shape(lambda x: x, updates), "updates")
+        _finite((updates, state), "updates or state")
+
+
+def check_tree_layout(subject: Subject) -> None:
+    """Nesting and the order of the leaves do not matter."""
+    params = example_params()
+    grads = example_grads(params)
+
+    def relayout(tree):
+        return (tree["scale"], [{"z": tree["layer"]["b"]}, {"a": tree["layer"]["w"]}])
+
+    def run(params, grads):
+        state = subject.tx.init(params)
+        _, state = subject.update(grads, state, params)
+        return subject.update(grads, state, params)[0]
+
+    expected = relayout(jax.jit(run)(params, grads))
+    got = jax.jit(run)(relayout(params), relayout(grads))
+    _close(expected, got, 1e-6, "the updates")
+
+
+def check_abstract_init(subject: Subject) -> None:
+    """`init` runs on `ShapeDtypeStruct`s, through `eval_shape` and directly."""
+    params = example_params(jnp.bfloat16)
+    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    state = jax.eval_shape(lambda s: s, subject.tx.init(params))
+    _same_form(state, jax.eval_shape(subject.tx.init, abstract), "eval_shape of init")
+    direct = jax.eval_shape(lambda s: s, subject.tx.init(abstract))
+    chex.assert_trees_all_equal_structs(state, direct)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, direct)
+
+
+def check_sharding(subject: Subject) -> None:
+    """Slots lie where their params lie, eagerly and under `jit`, and stay there."""
+    if jax.device_count() < 2:
+        raise NotApplicableError("it needs two devices")
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(_AUTO,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {"w": jax.device_put(jnp.ones((4, 6)), spec)}
+    slots = jax.tree.leaves(jax.eval_shape(subject.tx.init, params))
+    if all(slot.shape != (4, 6) for slot in slots):
+        raise NotApplicableError("it has no slots shaped like the params")
+    state = subject.tx.init(params)
+    for how, s in (
+        ("eagerly", state),
+        ("under jit(init)", jax.jit(subject.tx.init)(params)),
+        ("after an update", jax.jit(subject.update)(params, state, params)[1]),
+    ):
+        for path, leaf in zip(leaf_paths(s), jax.tree.leaves(s), strict=True):
+            if leaf.shape == (4, 6) and not leaf.sharding.is_equivalent_to(spec, 2):
+                raise AssertionError(
+                    f"{how}, slot '{path}' has sharding {leaf.sharding} and its param {spec}"
+                )
+
+
+_AUTO = jax.sharding.AxisType.Auto
+
+
+def check_donation(subject: Subject) -> None:
+    """State and params can be donated: no two of them share a buffer, from init or update."""
+    params = jax.tree.map(lambda x: x.copy(), example_params())
+    grads = example_grads(params)
+    state = subject.tx.init(params)
+    expected_params, expected_state = params, state
+    plain = jax.jit(subject.step)
+    for _ in range(2):
+        expected_params, expected_state = plain(grads, expected_state, expected_params)
+    donated = jax.jit(subject.step, donate_argnums=(1, 2))
+    for _ in range(2):
+        _distinct_buffers((state, params))
+        params, state = donated(grads, state, params)
+    _close((expected_params, expected_state), (params, state), 1e-6, "the result")
+
+
+def check_resume(subject: Subject) -> None:
+    """Saved after any step and restored, a run goes on bit for bit as if uninterrupted."""
+    params = example_params()
+    step = jax.jit(subject.step)
+    state = subject.tx.init(params)
+    saved = []
+    for seed in range(3):
+        saved.append(pickle.dumps(jax.device_get((params, state))))
+        params, state = step(example_grads(params, seed), state, params)
+    for start, data in enumerate(saved):
+        p, s = jax.tree.map(jnp.asarray, pickle.loads(data))
+        for seed in range(start, 3):
+            p, s = step(example_grads(p, seed), s, p)
+        chex.assert_trees_all_equal((p, s), (params, state))
+
+
+def check_round_trip(subject: Subject) -> None:
+    """The optimizer as data: flattened, rebuilt and pickled it is the same."""
+    tx = _as_data(subject)
+    leaves, treedef = jax.tree.flatten(tx)
+    for again in (jax.tree.unflatten(treedef, leaves), _pickled(tx)):
+        assert jax.tree.structure(again) == treedef, f"rebuilt it is {again!r}, not {tx!r}"
+        assert jax.tree.leaves(again) == leaves, f"rebuilt it is {again!r}, not {tx!r}"
+    hash(treedef)
+
+
+def check_descends(
+    subject: Subject, problems: Sequence[problem_set.Problem] = (), steps: int = 30
+) -> None:
+    """It gets downhill on the declared problems."""
+    for problem in problems or (problem_set.quadratic(),):
+        params = problem.init(jax.random.key(0))
+
+        def body(carry, _, problem=problem):
+            params, state = carry
+            grads = jax.grad(problem.value)(params)
+            params, state = subject.step(grads, state, params)
+            return (params, state), problem.value(params)
+
+        def run(params, body=body):
+            return jax.lax.scan(body, (params, subject.tx.init(params)), None, steps)[1]
+
+        before, after = float(problem.value(params)), np.asarray(jax.jit(run)(params))
+        if not after.min() < before:
+            raise AssertionError(
+                f"on {problem.name} it went from {before:.6g} to {after[-1]:.6g} in {steps} steps, "
+                f"{after.min():.6g} at best"
+            )
+
+
+CHECKS: dict[str, Callable] = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_") and name != "check_transform"
+}
+
+
+def _as_data(subject: Subject) -> Transform:
+    if not isinstance(subject.tx, Transform):
+        raise NotApplicableError("its hyperparameters are no pytree leaves")
+    if not jax.tree.leaves(subject.tx):
+        raise NotApplicableError("it has no numeric hyperparameters")
+    return subject.tx
+
+
+def _same_form(expected: PyTree, got: PyTree, what: str) -> None:
+    """Structure, shapes, dtypes and weak types of abstract trees."""
+    if jax.tree.structure(expected) != jax.tree.structure(got):
+        raise AssertionError(
+            f"{what}: structure {jax.tree.structure(got)}, expected {jax.tree.structure(expected)}"
+        )
+    paths = leaf_paths(expected)
+    pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
+    for path, a, b in pairs:
+        if (a.shape, a.dtype, a.weak_type) != (b.shape, b.dtype, b.weak_type):
+            raise AssertionError(f"{what}: '{path}' is {_form(b)}, expected {_form(a)}")
+
+
+def _form(x: Any) -> str:
+    return f"{'weak ' if x.weak_type else ''}{x.dtype}{list(x.shape)}"
+
+
+def _close(expected: PyTree, got: PyTree, rtol: float, what: str, atol: float = 1e-12) -> None:
+    paths = leaf_paths(expected)
+    pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
+    for path, a, b in pairs:
+        a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))
+        scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
+        off = ~(np.abs(a - b) <= scale) & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
+        if off.any():
+            i = int(np.argmax(off))
+            raise AssertionError(
+                f"{what} differ at '{path}': {b.reshape(-1)[i]!r}, expected {a.reshape(-1)[i]!r}"
+            )
+
+
+def _comparable(x: Any) -> Any:
+    return np.complex128 if jnp.iscomplexobj(x) else np.float64
+
+
+def _finite(tree: PyTree, what: str) -> None:
+    for path, x in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not bool(jnp.all(jnp.isfinite(x))):
+            raise AssertionError(f"{what} not finite at '{path}': {x}")
+
+
+def _distinct_buffers(tree: PyTree) -> None:
+    seen: dict[int, str] = {}
+    for path, x in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        if isinstance(x, jax.Array) and x.size:
+            pointer = x.unsafe_buffer_pointer()
+            if pointer in seen:
+                raise AssertionError(f"'{path}' and '{seen[pointer]}' share one buffer")
+            seen[pointer] = path
+
+
+def _pickled(tx: Any) -> Any:
+    try:
+        data = pickle.dumps(tx)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise NotApplicableError(f"it holds a function that cannot be pickled ({error})") from None
+    return pickle.loads(data)

@@ -1,0 +1,30 @@
+"""The conformance kit: optfn passes all of it, and it sees what is wrong with others."""
+
+import cases
+import pytest
+
+from optfn.testing import check_transform
+from optfn.testing.checks import CHECKS
+
+# What says nothing about whom: the checks that may not apply, and to which cases.
+WITHOUT_SLOTS = {
+    "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
+    "add_decayed_weights",
+}  # fmt: skip
+NOT_APPLICABLE = {"sharding": WITHOUT_SLOTS}
+
+
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_optimizer_passes(name):
+    _check_all(name, check_transform(cases.OPTIMIZERS[name]))
+
+
+@pytest.mark.parametrize("name", cases.STAGES)
+def test_stage_passes(name):
+    _check_all(name, check_transform(cases.STAGES[name], learning_rate=0.05))
+
+
+def _check_all(name, outcome):
+    assert outcome.keys() == CHECKS.keys()
+    left_out = {check for check, result in outcome.items() if result != "passed"}
+    assert left_out == {check for check, names in NOT_APPLICABLE.items() if name in names}
