@@ -93,6 +93,8 @@ class Data:
                 return _as_vector(value, where)
             case "child":
                 return value
+            case _ if value is None and field.default is None:
+                return None
             case _:
                 return self._as_number(value, where)
 

@@ -18,6 +18,7 @@ from optfn.core.dtypes import (
     real_dtype,
     widen,
 )
+from optfn.core.placement import like_param
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
 
@@ -77,7 +78,9 @@ class Leafwise(Transform):
             with _naming((self,), params, i):
                 wide = cast(leaves[i], compute_dtype(leaves[i].dtype))
                 new = rule.init_leaf(wide)
-                slots.append([jax.tree.map(lambda x, p=leaves[i]: _place(x, p), s) for s in new])
+                slots.append(
+                    [jax.tree.map(lambda x, p=leaves[i]: like_param(x, p), s) for s in new]
+                )
         return _as_trees(self.Slots, slots, treedef)
 
     @final
@@ -253,20 +256,6 @@ def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any
         whole | {k: values[i] for k, values in split.items()}
         for i in range(len(jax.tree.leaves(updates)))
     ]
-
-
-def _place(slot: Any, param: jax.Array) -> jax.Array:
-    """A slot in a buffer of its own, on the devices of its param.
-
-    Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant comes
-    out replicated, also from `zeros_like`; one that depends on the param takes its sharding, and
-    the compiler still turns it into a constant.
-    """
-    slot = jnp.asarray(slot)
-    slot = cast(slot, slot.dtype)
-    if slot.shape == param.shape:
-        return jnp.where(param == param, slot, slot)
-    return jnp.where(jnp.zeros((), bool), slot, slot)
 
 
 def _check_floating(what: str, dtype: Any, tree: PyTree, i: int) -> None:

@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from optfn.core.data import Data, as_number, kind_of, static
 from optfn.core.dtypes import cast, compute_dtype, dtype_of
+from optfn.core.placement import beside
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
 
@@ -110,7 +110,7 @@ class Transform(Data):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
         params = jax.tree.map(jnp.asarray, params)
-        return State(_zero_step(leaves), self.init_named(params))
+        return State(beside(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
 
     @final
     def update(
@@ -336,21 +336,6 @@ def _check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             f"the state has slots {sorted(old)}, this optimizer's are {sorted(new)}: "
             "was the state made by another optimizer?"
         )
-
-
-def _zero_step(leaves: list) -> jax.Array:
-    """The counter on the devices of the params, replicated over their mesh."""
-    step = jnp.zeros((), jnp.int32)
-    for leaf in leaves:
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(leaf, Tracer) or sharding is None:
-            continue
-        if isinstance(sharding, jax.sharding.NamedSharding):
-            spec = jax.sharding.PartitionSpec()
-            return jax.device_put(step, jax.sharding.NamedSharding(sharding.mesh, spec))
-        if leaf.committed:
-            return jax.device_put(step, sharding)
-    return step
 
 
 def _abstract_init(tx: Transform, params: PyTree) -> State:

@@ -1,0 +1,106 @@
+"""Writes the generated tables of the README and the docs anew: `python docs/tables.py`.
+
+Each stands between `<!-- name: python docs/tables.py -->` and `<!-- end -->`; a test compares it
+with what this script would write.
+"""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import optax
+
+import optfn
+from optfn.testing import ConformanceError, check_transform
+from optfn.testing.checks import CHECKS
+
+Table = list[list[str]]
+
+
+def algorithms() -> Table:
+    """The optimizers with their legs."""
+    import legs
+
+    rows = [["algorithm", "stage", "oracle", "optax", "golden", "theorem", "source"]]
+    for name, leg in legs.LEGS.items():
+        source = re.search(r"Source: (.*?)\.?\n", inspect.getdoc(getattr(optfn, name)) + "\n")
+        assert source, f"the docstring of {name} names no source"
+        marks = ["yes" if getattr(leg, kind) else "" for kind in ("oracle", "optax", "golden")]
+        stages = ", ".join(f"`{stage}`" for stage in leg.stages)
+        rows.append([f"`{name}`", stages, *marks, leg.theorem.claim, source.group(1)])
+    return rows
+
+
+def checks() -> Table:
+    """The checks, by their docstrings."""
+    rows = [["check", "what must hold"]]
+    rows += [[f"`{name}`", inspect.getdoc(check) or ""] for name, check in CHECKS.items()]
+    return rows
+
+
+OPTAX = {
+    "sgd": optax.sgd(0.05),
+    "sgd, momentum": optax.sgd(0.01, 0.9),
+    "rmsprop": optax.rmsprop(0.02),
+    "adam": optax.adam(0.1),
+    "adam, injected": optax.inject_hyperparams(optax.adam)(0.1),
+    "lion": optax.lion(0.03),
+    "adafactor": optax.adafactor(0.1),
+    "prodigy": optax.contrib.prodigy(1.0),
+    "schedule_free_adamw": optax.contrib.schedule_free_adamw(0.1),
+}
+
+
+def findings() -> Table:
+    """The checks that some of optax's optimizers fail."""
+    failed = {}
+    for name, tx in OPTAX.items():
+        try:
+            check_transform(tx)
+            failed[name] = set()
+        except ConformanceError as error:
+            failed[name] = {failure.check for failure in error.failures}
+    columns = [check for check in CHECKS if any(check in checks for checks in failed.values())]
+    return [["optax", *(f"`{c}`" for c in columns)]] + [
+        [name, *("fails" if c in checks else "" for c in columns)]
+        for name, checks in failed.items()
+    ]
+
+
+TABLES: dict[tuple[str, str], Callable[[], Table]] = {
+    ("README.md", "algorithms"): algorithms,
+    ("docs/conformance.md", "checks"): checks,
+    ("docs/conformance.md", "findings"): findings,
+}
+
+
+def markdown(table: Table) -> str:
+    header, *rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def section(page: str, name: str) -> re.Pattern:
+    return re.compile(rf"(<!-- {name}: python docs/tables.py -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    for (page, name), table in TABLES.items():
+        path = ROOT / page
+        text = markdown(table())
+        path.write_text(
+            section(page, name).sub(lambda m, t=text: m[1] + t + m[3], path.read_text())
+        )
+        print(f"wrote {name} in {page}")
+
+
+if __name__ == "__main__":
+    main()

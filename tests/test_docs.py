@@ -1,0 +1,42 @@
+"""What the README and the docs say is executed, top to bottom, and their outputs compared."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "docs/write_an_optimizer.md", "docs/coming_from_optax.md"]
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_prints_what_the_page_says(page):
+    blocks = BLOCK.findall((ROOT / page).read_text())
+    assert any(kind == "text" for kind, _ in blocks)
+    namespace: dict = {"__name__": "docs"}
+    printed = ""
+    for i, (kind, text) in enumerate(blocks):
+        if kind == "text":
+            assert _tidy(printed) == _tidy(text), f"{page}, block {i}"
+            printed = ""
+        else:
+            assert not printed.strip(), f"{page}, block {i - 1} printed what the page does not show"
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(compile(text, f"{page}, block {i}", "exec"), namespace)
+            printed = out.getvalue()
+    assert not printed.strip()
+
+
+def _tidy(text):
+    return [" ".join(line.split()) for line in text.strip().splitlines()]
+
+
+def test_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
