@@ -47,7 +47,7 @@ class linear(Schedule):
     transition_steps: Any
 
     def at(self, step):
-        return mix(self.init_value, self.end_value, progress(step, self.transition_steps))
+        return _mix(self.init_value, self.end_value, _progress(step, self.transition_steps))
 
 
 class polynomial(Schedule):
@@ -66,8 +66,8 @@ class polynomial(Schedule):
     transition_steps: Any
 
     def at(self, step):
-        remaining = 1 - progress(step, self.transition_steps)
-        return mix(self.end_value, self.init_value, remaining**self.power)
+        remaining = 1 - _progress(step, self.transition_steps)
+        return _mix(self.end_value, self.init_value, remaining**self.power)
 
 
 class exponential(Schedule):
@@ -89,7 +89,7 @@ class exponential(Schedule):
     staircase: bool = static(default=False)
 
     def at(self, step):
-        return self.init_value * self.decay_rate ** elapsed(self, step)
+        return self.init_value * self.decay_rate ** _elapsed(self, step)
 
 
 class inverse_time(Schedule):
@@ -110,7 +110,7 @@ class inverse_time(Schedule):
     staircase: bool = static(default=False)
 
     def at(self, step):
-        return self.init_value / (1 + self.decay_rate * elapsed(self, step))
+        return self.init_value / (1 + self.decay_rate * _elapsed(self, step))
 
 
 class inverse_sqrt(Schedule):
@@ -141,7 +141,7 @@ class piecewise_constant(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        check_lengths(self, self.values, "values", self.boundaries)
+        _check_lengths(self, self.values, "values", self.boundaries)
 
     def at(self, step):
         result = jnp.broadcast_to(self.values[0], step.shape)
@@ -163,13 +163,15 @@ class piecewise_linear(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        check_lengths(self, self.values, "values", self.boundaries)
+        _check_lengths(self, self.values, "values", self.boundaries)
 
     def at(self, step):
         result = jnp.broadcast_to(self.values[0], step.shape)
         start = 0.0
         for i, boundary in enumerate(self.boundaries):
-            line = mix(self.values[i], self.values[i + 1], progress(step - start, boundary - start))
+            line = _mix(
+                self.values[i], self.values[i + 1], _progress(step - start, boundary - start)
+            )
             result = jnp.where(step >= start, line, result)
             start = boundary
         return result
@@ -191,7 +193,7 @@ class cosine(Schedule):
     end_value: Any = 0.0
 
     def at(self, step):
-        return mix(self.init_value, self.end_value, ease(progress(step, self.total_steps)))
+        return _mix(self.init_value, self.end_value, _ease(_progress(step, self.total_steps)))
 
 
 class cosine_restarts(Schedule):
@@ -230,8 +232,8 @@ class cosine_restarts(Schedule):
         n = jnp.floor(jax.lax.stop_gradient(n))
         n = jnp.where(step < start(n), n - 1, n)
         n = jnp.where(step >= start(n + 1), n + 1, n)
-        into = progress(step - start(n), start(n + 1) - start(n))
-        return mix(self.init_value * self.value_factor**n, self.end_value, ease(into))
+        into = _progress(step - start(n), start(n + 1) - start(n))
+        return _mix(self.init_value * self.value_factor**n, self.end_value, _ease(into))
 
 
 class one_cycle(Schedule):
@@ -266,9 +268,9 @@ class one_cycle(Schedule):
         end = start / self.final_div_factor
         top = jnp.floor(self.pct_start * self.total_steps)
         if self.anneal == "cosine":
-            up = mix(start, self.peak_value, ease(progress(step, top)))
-            down = ease(progress(step - top, self.total_steps - top))
-            return jnp.where(step < top, up, mix(self.peak_value, end, down))
+            up = _mix(start, self.peak_value, _ease(_progress(step, top)))
+            down = _ease(_progress(step - top, self.total_steps - top))
+            return jnp.where(step < top, up, _mix(self.peak_value, end, down))
         back = jnp.floor(self.pct_final * self.total_steps)
         return piecewise_linear(
             (start, self.peak_value, start, end), (top, back, self.total_steps)
@@ -293,7 +295,7 @@ class warmup_cosine(Schedule):
     end_value: Any = 0.0
 
     def at(self, step):
-        return warmup(self, step, cosine)
+        return _warmup(self, step, cosine)
 
 
 class warmup_linear(Schedule):
@@ -317,7 +319,7 @@ class warmup_linear(Schedule):
         def down(peak_value, steps, end_value):
             return linear(peak_value, end_value, steps)
 
-        return warmup(self, step, down)
+        return _warmup(self, step, down)
 
 
 class wsd(Schedule):
@@ -347,14 +349,14 @@ class wsd(Schedule):
     tail: str = static(default="linear", choices=("linear", "cosine", "sqrt"))
 
     def at(self, step):
-        up = mix(self.init_value, self.peak_value, progress(step, self.warmup_steps))
-        over = progress(step - (self.total_steps - self.decay_steps), self.decay_steps)
+        up = _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
+        over = _progress(step - (self.total_steps - self.decay_steps), self.decay_steps)
         if self.tail == "cosine":
-            over = ease(over)
+            over = _ease(over)
         if self.tail == "sqrt":
             # The selection keeps derivatives finite at the start of the tail.
             over = jnp.where(over > 0, jnp.sqrt(jnp.where(over > 0, over, 1)), 0)
-        return jnp.where(step < self.warmup_steps, up, mix(self.peak_value, self.end_value, over))
+        return jnp.where(step < self.warmup_steps, up, _mix(self.peak_value, self.end_value, over))
 
 
 class join(Schedule):
@@ -370,7 +372,7 @@ class join(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        check_lengths(self, self.schedules, "schedules", self.boundaries)
+        _check_lengths(self, self.schedules, "schedules", self.boundaries)
 
     def at(self, step):
         result = self.schedules[0](step)
@@ -402,30 +404,30 @@ class per_epoch(Schedule):
         return self.schedule(epoch + self.first_epoch)
 
 
-def mix(a, b, share):
+def _mix(a, b, share):
     """a at share 0, b at share 1, exactly at both ends."""
     return (1 - share) * a + share * b
 
 
-def progress(step, steps):
+def _progress(step, steps):
     """The share of `steps` that is over, from 0 to 1; of no steps at all, all of it."""
     share = jnp.clip(step / jnp.where(steps > 0, steps, 1), 0, 1)
     return jnp.where(steps > 0, share, jnp.where(step >= 0, 1.0, 0.0))
 
 
-def ease(share):
+def _ease(share):
     """Half a cosine from 0 to 1."""
     return (1 - jnp.cos(jnp.pi * share)) / 2
 
 
-def elapsed(schedule, step):
+def _elapsed(schedule, step):
     """Steps in units of `transition_steps`, whole ones for a staircase."""
     units = step / schedule.transition_steps
     return jnp.floor(units) if schedule.staircase else units
 
 
-def warmup(schedule, step, then):
-    up = mix(schedule.init_value, schedule.peak_value, progress(step, schedule.warmup_steps))
+def _warmup(schedule, step, then):
+    up = _mix(schedule.init_value, schedule.peak_value, _progress(step, schedule.warmup_steps))
     rest = schedule.total_steps - schedule.warmup_steps
     down = then(schedule.peak_value, rest, schedule.end_value)(
         jnp.maximum(step - schedule.warmup_steps, 0)
@@ -433,7 +435,7 @@ def warmup(schedule, step, then):
     return jnp.where(step < schedule.warmup_steps, up, down)
 
 
-def check_lengths(schedule, items, name, boundaries):
+def _check_lengths(schedule, items, name, boundaries):
     if len(items) != len(boundaries) + 1:
         raise ValueError(
             f"{type(schedule).__name__}(...): {len(boundaries)} boundaries need "

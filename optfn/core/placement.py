@@ -1,5 +1,6 @@
 """Where new arrays lie: in buffers of their own, on the devices of the params they belong to."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax.core import Tracer
 
 
 def like_param(slot: Any, param: jax.Array) -> jax.Array:
-    """A slot with a strong type, a buffer of its own and, if it has its shape, its param's sharding.
+    """A slot with a strong type, a buffer of its own and, where shapes agree, its param's sharding.
 
     Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant comes
     out replicated, also from `zeros_like`; one that depends on the param takes its sharding, and
@@ -21,15 +22,21 @@ def like_param(slot: Any, param: jax.Array) -> jax.Array:
     return beside(jnp.where(jnp.zeros((), bool), slot, slot), [param])
 
 
-def beside(x: jax.Array, leaves: list) -> jax.Array:
-    """`x` on the devices of the first of the arrays that is bound to some, replicated on a mesh."""
+def beside(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
+    """`x` on the devices that the arrays `leaves` are bound to; under a trace as it is."""
+    arrays = [leaf for leaf in (x, *leaves) if isinstance(leaf, jax.Array)]
+    if any(isinstance(array, Tracer) for array in arrays):
+        return x
+    sharding = replicated(array for array in arrays if array.committed)
+    return x if sharding is None else jax.device_put(x, sharding)
+
+
+def replicated(leaves: Iterable[Any]) -> Any:
+    """The sharding of a copy on every device of the first leaf that has one, or None."""
     for leaf in leaves:
-        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or isinstance(x, Tracer):
-            continue
-        sharding = leaf.sharding
+        sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, jax.sharding.NamedSharding):
-            spec = jax.sharding.PartitionSpec()
-            return jax.device_put(x, jax.sharding.NamedSharding(sharding.mesh, spec))
-        if leaf.committed:
-            return jax.device_put(x, sharding)
-    return x
+            return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        if sharding is not None:
+            return sharding
+    return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optfn.core.data import Data, as_number, kind_of, static
 from optfn.core.dtypes import cast, compute_dtype, dtype_of
-from optfn.core.placement import beside
+from optfn.core.placement import beside, replicated
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
 
@@ -341,13 +341,15 @@ def _check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def _abstract_init(tx: Transform, params: PyTree) -> State:
     """The state's shapes and dtypes; a slot of its param's shape has its param's sharding."""
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+    elsewhere = replicated(by_path.values())
 
     def place(path: tuple, slot: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = elsewhere
         for start in range(len(path) + 1):
             param = by_path.get(path[start:])
             if param is not None and param.shape == slot.shape:
                 sharding = getattr(param, "sharding", None)
-                return jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding)
-        return slot
+                break
+        return jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
