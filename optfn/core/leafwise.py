@@ -4,10 +4,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from optfn.core.dtypes import (
@@ -120,20 +122,17 @@ def apply_run(
     often = Counter(kinds)
     elementary = all(rule.elementary for rule in rules)
     traced = isinstance(ctx.step, Tracer)
+    distinct = {id(own): own for own in own_rules}
+    split = {key: _Known.split(own, traced) for key, own in distinct.items()}
 
     new_leaves, new_slots = [], []
     for i, (leaf, param) in enumerate(zip(leaves, params, strict=True)):
+        own = own_rules[i]
+        slot = [column[i] for column in columns]
+        args = leaf, slot, param, count[real_dtype(leaf.dtype)], [extra[i] for extra in extras]
         in_place = elementary or (traced and often[kinds[i]] < COMMON)
-        run = _run if in_place else _run_jitted
         with _naming(rules, updates, i):
-            leaf, slot = run(
-                own_rules[i],
-                leaf,
-                [column[i] for column in columns],
-                param,
-                count[real_dtype(leaf.dtype)],
-                [extra[i] for extra in extras],
-            )
+            leaf, slot = _run(own, *args) if in_place else _run_jitted(*split[id(own)], *args)
         new_leaves.append(leaf)
         new_slots.append(slot)
 
@@ -166,7 +165,43 @@ def _run(
     return update, new
 
 
-_run_jitted = jax.jit(_run)
+class _Known:
+    """Rules without the numbers that are traced: what of them a program may be built on.
+
+    Inside a trace, numbers that are known become constants of the program around it anyway; as
+    constants of the inner one they are no operands of its calls. Outside, all numbers are
+    operands, so that a new value does not compile again.
+    """
+
+    def __init__(self, treedef: Any, numbers: tuple):
+        self.treedef, self.numbers = treedef, numbers
+        self._hash = hash((treedef, numbers))
+
+    @classmethod
+    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["_Known", list]:
+        leaves, treedef = jax.tree.flatten(rules)
+        known = [traced and isinstance(x, np.generic) for x in leaves]
+        numbers = tuple(x if k else None for x, k in zip(leaves, known, strict=True))
+        return cls(treedef, numbers), [x for x, k in zip(leaves, known, strict=True) if not k]
+
+    def rules(self, operands: list) -> tuple[Leafwise, ...]:
+        rest = iter(operands)
+        leaves = [next(rest) if number is None else number for number in self.numbers]
+        return self.treedef.unflatten(leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, _Known)
+            and (self.treedef, self.numbers) == (other.treedef, other.numbers)
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_jitted(known: _Known, operands: list, *args: Any) -> tuple[jax.Array, list]:
+    return _run(known.rules(operands), *args)
 
 
 def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:
