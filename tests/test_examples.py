@@ -1,0 +1,352 @@
+"""The examples run, their output says what it should, and what their pictures claim is so."""
+
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from rich.console import Console
+
+import optfn
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+class Ran(NamedTuple):
+    stdout: str
+    folder: Path
+    written: set[str]
+
+
+def run(name: str, folder: Path, *arguments: str) -> Ran:
+    """Runs a copy of an example as a user does, who has no strict settings but sees warnings.
+
+    The copy's default output and the working directory both lie inside `folder`, so that a file
+    written to the wrong place is seen.
+    """
+    script = shutil.copy(EXAMPLES / f"{name}.py", folder)
+    unwanted = ("XLA_FLAGS", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
+    command = [sys.executable, "-W", "error", script, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    return Ran(done.stdout, folder, files - {f"{name}.py"})
+
+
+def load(name: str):
+    """A fresh copy of an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def count_calls(monkeypatch, module, name: str) -> list:
+    """Replaces a function of a module by one that also notes each call, that is, each trace."""
+    function, calls = getattr(module, name), []
+
+    def noted(*args):
+        calls.append(None)
+        return function(*args)
+
+    monkeypatch.setattr(module, name, noted)
+    return calls
+
+
+def check_drawn(path: Path, *colors: str) -> None:
+    """A PNG of reasonable size in which each color covers as much as a curve does."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = imread(path)[..., :3]
+    height, width, _ = pixels.shape
+    assert height >= 250 and width >= 500
+    for color in colors:
+        near = np.abs(pixels - np.array(to_rgb(color))).max(-1) < 0.02
+        assert near.any(axis=0).sum() > 0.1 * width, f"{color} is missing in {path.name}"
+
+
+# train_digits
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return run("train_digits", folder, "--quick", "--output", "here/figure.png")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("train_digits")
+
+
+ROW = re.compile(
+    r"^\s*(?P<algorithm>\S.*?) {2,}(?P<rate>[\d.]+), (?P<kind>constant|decayed)"
+    r" +(?P<loss>\d\.\d{4}) +(?P<accuracy>\d+\.\d) +(?P<seconds>\d+\.\d)\s*$",
+    re.MULTILINE,
+)
+
+
+def test_digits_prints_a_row_for_every_algorithm_and_rate(digits_run, digits):
+    rows = [match.groupdict() for match in ROW.finditer(digits_run.stdout)]
+    assert [(row["algorithm"], row["kind"]) for row in rows] == [
+        (algorithm, kind) for algorithm in digits.ALGORITHMS for kind in ("constant", "decayed")
+    ]
+    for row in rows:
+        assert float(row["rate"]) == digits.ALGORITHMS[row["algorithm"]][1]
+        # Guessing gives log(10) = 2.3 nats and 10 %; five epochs give 0.14 to 0.23 and 92 to 95.
+        assert float(row["loss"]) < 0.5
+        assert 85 < float(row["accuracy"]) <= 100
+
+
+def test_digits_reports_progress_without_a_terminal(digits_run):
+    rows = [match.groupdict() for match in ROW.finditer(digits_run.stdout)]
+    lines = digits_run.stdout.splitlines()
+    for row in rows:
+        name = f"{row['algorithm']}, {row['kind']} rate"
+        assert lines.count(f"{name}: final loss {row['loss']}") == 1
+    assert "\x1b" not in digits_run.stdout
+
+
+def test_digits_writes_its_figure_and_nothing_else(digits_run, digits):
+    assert digits_run.written == {"here/figure.png"}
+    check_drawn(digits_run.folder / "here/figure.png", *digits.COLORS.values())
+
+
+@pytest.mark.parametrize("epochs", ["0", "-3"])
+def test_digits_refuses_fewer_than_one_epoch(digits, monkeypatch, capsys, epochs):
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", "--epochs", epochs])
+    with pytest.raises(SystemExit, match="2"):
+        digits.main()
+    assert "--epochs must be at least 1" in capsys.readouterr().err
+
+
+def train_digits(digits, epochs, seed=0, terminal=False):
+    """The runs, and what the terminal showed."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with digits.progress_bars(console) as progress:
+        runs = digits.train_all(epochs, seed, progress)
+    return runs, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+def test_digits_runs_of_an_algorithm_share_one_program(digits, monkeypatch):
+    traces = count_calls(monkeypatch, digits, "loss_fn")
+    monkeypatch.setattr(digits, "ALGORITHMS", {"gradient descent": (optfn.sgd, 0.5)})
+    with monkeypatch.context() as only_constant:
+        only_constant.setattr(digits, "DECAY_RATES", {"constant": 0.0})
+        train_digits(digits, epochs=1)
+    first = len(traces)
+    assert first > 0
+
+    (constant, decayed), shown = train_digits(digits, epochs=4, terminal=True)
+    assert len(traces) == first
+    assert constant.rates == [0.5] * 4
+    np.testing.assert_allclose(decayed.rates, 0.5 / (1 + 0.2 * np.arange(4)), rtol=1e-6)
+    assert len(constant.losses) == 5 and constant.losses[-1] < constant.losses[0] / 2
+    assert decayed.losses[:2] == constant.losses[:2], "the rates of the first epoch are equal"
+    assert decayed.losses[2:] != constant.losses[2:]
+    for run in (constant, decayed):
+        assert f"epoch 4/4 loss {run.losses[-1]:.4f}" in shown
+
+    again, _ = train_digits(digits, epochs=4)
+    assert [run.losses for run in again] == [constant.losses, decayed.losses]
+    other_seed, _ = train_digits(digits, epochs=4, seed=1)
+    assert other_seed[0].losses != constant.losses
+
+    monkeypatch.setattr(digits, "ALGORITHMS", {"momentum": (optfn.momentum, 0.5)})
+    train_digits(digits, epochs=1)
+    assert len(traces) > first
+
+
+def test_digits_figure_holds_every_run(digits):
+    names = [(a, kind) for a in digits.ALGORITHMS for kind in digits.DECAY_RATES]
+    runs = [
+        digits.Run(*name, [2.0, 1.0, 0.1 * (i + 1)], [0.5, 0.1 * (i + 1)], 0.9, 1.0)
+        for i, name in enumerate(names)
+    ]
+    axes = digits.draw(runs).axes
+    for i, (losses, rates) in enumerate(zip(axes[:4], axes[4:], strict=True)):
+        both = runs[2 * i : 2 * i + 2]
+        for run, line, stairs in zip(both, losses.lines, rates.patches, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), list(enumerate(run.losses)))
+            np.testing.assert_array_equal(stairs.get_data().values, run.rates)
+            np.testing.assert_array_equal(stairs.get_data().edges, [0, 1, 2])
+            assert line.get_color() == digits.COLORS[run.kind]
+            assert to_rgb(stairs.get_edgecolor()) == to_rgb(digits.COLORS[run.kind])
+        assert losses.get_title() == list(digits.ALGORITHMS)[i]
+        assert rates.get_xlabel() == "epoch"
+        assert losses.get_yscale() == rates.get_yscale() == "log"
+    assert axes[0].get_ylabel() == "training loss (nats)"
+    assert axes[4].get_ylabel() == "learning rate"
+    legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert legend == ["constant rate", "decayed rate"]
+
+
+def test_digits_are_standardised_by_the_training_images(digits):
+    train_data, test_data = digits.load_data(seed=3)
+    # The mean of 86,208 entries of size one, in float32.
+    assert abs(float(train_data.images.mean())) < 1e-5
+    assert float(train_data.images.std()) == pytest.approx(1, abs=1e-5)
+    assert abs(float(test_data.images.mean())) > 1e-5
+    assert not np.array_equal(digits.load_data(seed=4)[1].labels, test_data.labels)
+
+
+# plot_lecture
+
+
+@pytest.fixture(scope="module")
+def lecture():
+    return load("plot_lecture")
+
+
+@pytest.fixture(scope="module")
+def walks(lecture):
+    return lecture.zig_zag(steps=60)
+
+
+@pytest.fixture(scope="module")
+def ball(lecture):
+    return lecture.noise_ball(seeds=64, epochs=20)
+
+
+def test_lecture_writes_its_pictures_and_nothing_else(tmp_path, lecture):
+    ran = run("plot_lecture", tmp_path, "--quick", "--output", "here")
+    names = ["zig_zag", "noise_ball", "schedules"]
+    assert ran.stdout.split() == [w for n in names for w in ("Figure:", f"here/{n}.png")]
+    assert ran.written == {f"here/{name}.png" for name in names}
+    for name in names:
+        check_drawn(tmp_path / "here" / f"{name}.png", lecture.BLUE, lecture.VERMILLION)
+
+
+def steep(walks, name):
+    """y at the smaller and at the larger rate."""
+    return walks[name][..., 1]
+
+
+def sign_changes(y):
+    return int((y[1:] * y[:-1] < 0).sum())
+
+
+def test_gradient_descent_goes_as_theory_says(walks, lecture):
+    for path, rate in zip(walks["gradient descent"], (0.19, 0.203), strict=True):
+        steps = np.arange(61)[:, None]
+        exact = lecture.START * (1 - rate * lecture.CURVATURE) ** steps
+        # 60 float32 products, and a rate rounded to float32, whose error the steep axis multiplies
+        # by 10 / |1 - 10 rate| = 11 in each: about 60 * 11 * 6e-8.
+        np.testing.assert_allclose(path, exact, rtol=1e-4)
+
+
+def test_gradient_descent_zig_zags_and_diverges(walks, lecture):
+    low, high = steep(walks, "gradient descent")
+    assert sign_changes(low) == sign_changes(high) == 60
+    assert (np.diff(np.abs(low)) < 0).all()
+    assert (np.diff(np.abs(high)) > 0).all()
+
+
+def test_momentum_goes_as_its_recurrence_says(walks, lecture):
+    for path, rate in zip(walks["momentum"], (0.203, 1.0), strict=True):
+        point, v = lecture.START.copy(), np.zeros(2)
+        exact = [point]
+        for _ in range(60):
+            v = 0.9 * v + 0.1 * lecture.CURVATURE * point
+            point = point - rate * v
+            exact.append(point)
+        # Relative to the size of the path: y passes through zero.
+        np.testing.assert_allclose(path, exact, atol=1e-4)
+
+
+def test_momentum_damps_the_steep_axis_and_bears_a_larger_rate(walks, lecture):
+    zig_zag, (same, larger) = steep(walks, "gradient descent")[1], steep(walks, "momentum")
+    assert np.abs(same[30:]).max() < 0.25 * lecture.START[1] < 0.1 * np.abs(zig_zag[30:]).max()
+    assert sign_changes(same) < 15
+    assert np.abs(larger[1:]).max() < lecture.START[1]
+    slow, fast = walks["gradient descent"][0, :, 0], walks["momentum"][1, :, 0]
+    assert np.abs(fast[40:]).max() < np.abs(slow[40:]).min()
+
+
+def test_rmsprop_is_as_fast_along_both_axes(walks, lecture):
+    first = np.abs(walks["RMSprop"][:, 1] - walks["RMSprop"][:, 0])
+    expected = np.array([[0.1], [0.3]]) / np.sqrt(0.1)
+    np.testing.assert_allclose(first, np.broadcast_to(expected, (2, 2)), rtol=1e-5)
+    low, high = steep(walks, "RMSprop")
+    assert low.min() > -1e-6, "the smaller rate does not overshoot"
+    losses = lecture.bowl(lecture.CURVATURE, walks["RMSprop"][1])
+    lowest = losses.argmin()
+    assert lowest > 0 and losses[lowest:].max() > 1e3 * losses[lowest], "the larger rate hops"
+    assert sign_changes(high[lowest:]) > 0
+
+
+def test_adam_is_as_fast_along_both_axes_and_swings(walks):
+    first = np.abs(walks["Adam"][:, 1] - walks["Adam"][:, 0])
+    np.testing.assert_allclose(first, [[0.2, 0.2], [0.6, 0.6]], rtol=1e-5)
+    for y in steep(walks, "Adam"):
+        assert y.min() < -0.3 and 2 <= sign_changes(y) < 15
+
+
+def test_constant_rate_wanders_as_far_as_theory_says(ball, lecture):
+    # A step p <- p - r h (p - m) with the mean m of B independent examples has the stationary
+    # variance r h / (2 - r h) * var / B. 64 runs of 240 steps that forget within 3 steps: its
+    # estimate is good to sqrt(2 * 6 / 15360) = 3 %.
+    contraction = lecture.RATE * lecture.WEIGHT
+    spread = np.asarray(lecture.make_examples()).var(0) / lecture.BATCH_SIZE
+    settled = ball["constant"][:, 5 * lecture.STEPS_PER_EPOCH :].reshape(-1, 2)
+    expected = contraction / (2 - contraction) * spread
+    np.testing.assert_allclose(settled.var(0), expected, rtol=0.1)
+
+
+def test_decayed_rate_ends_closer_to_the_minimum(ball, lecture):
+    one_epoch = lecture.STEPS_PER_EPOCH
+    distance = {kind: np.linalg.norm(paths, axis=-1).mean(0) for kind, paths in ball.items()}
+    np.testing.assert_array_equal(
+        ball["constant"][:, : one_epoch + 1], ball["decayed"][:, : one_epoch + 1]
+    )
+    constant, decayed = (distance[kind][-one_epoch:].mean() for kind in ("constant", "decayed"))
+    # In theory the noise ball shrinks with the root of the rate, which fell to a twentieth.
+    assert decayed < constant / 4
+    closer = np.linalg.norm(ball["decayed"][:, -one_epoch:], axis=-1).mean(-1) < constant
+    assert closer.all()
+
+
+def test_schedules_are_the_lectures(lecture):
+    epochs = np.arange(100.0)
+    curves = dict(
+        zip([f.title for f in lecture.FAMILIES], lecture.schedule_curves(epochs), strict=True)
+    )
+    values = {f.title: np.array(f.values)[:, None] for f in lecture.FAMILIES}
+    formulas = {
+        "inverse time": lambda d: 1 / (1 + d * epochs),
+        "exponential": lambda d: d**epochs,
+        "inverse root": lambda k: k / np.sqrt(epochs + 1),
+        "staircase": lambda n: 0.5 ** np.floor(epochs / n),
+        "cosine": lambda n: (1 + np.cos(np.pi * np.minimum(epochs / n, 1))) / 2,
+    }
+    for title, curve in curves.items():
+        assert curve.shape == (3, 100)
+        assert curve.min() >= 0 and 0.99 < curve.max() <= 1
+        formula = formulas.pop(title.split(":")[0], None)
+        if formula:
+            # float32: powers and cosines to a few units of 6e-8, absolutely where they vanish.
+            np.testing.assert_allclose(curve, formula(values[title]), rtol=1e-5, atol=1e-6)
+    assert not formulas
+
+
+def test_a_person_decays_the_rate_without_compiling_again(monkeypatch):
+    lecture = load("plot_lecture")  # with nothing compiled yet
+    traces = count_calls(monkeypatch, lecture, "batch_loss")
+    assert lecture.decay_by_hand(epochs=3) == pytest.approx([0.3] * 3)
+    first = len(traces)
+    assert first > 0
+    rates = np.array(lecture.decay_by_hand(epochs=100))
+    assert len(traces) == first
+    expected = np.repeat([0.3, 0.1, 0.03, 0.01], [20, 25, 30, 25])
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
