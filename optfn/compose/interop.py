@@ -1,7 +1,7 @@
 """The border to optax: its transformations as stages here, optimizers from here over there."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import optax
@@ -44,10 +44,13 @@ class from_optax(Transform):
     ):
         if isinstance(transformation, Transform):
             raise TypeError("from_optax(...) got an optfn transform, which needs no conversion.")
-        if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
+        if isinstance(transformation, type) or not (
+            hasattr(transformation, "init") and hasattr(transformation, "update")
+        ):
             raise TypeError(
                 "from_optax(...) must be an optax transformation, found "
-                f"{type(transformation).__name__}."
+                f"{type(transformation).__name__} {getattr(transformation, '__name__', '')}".rstrip()
+                + "."
             )
         if isinstance(extra_args, str):
             extra_args = (extra_args,)
@@ -59,6 +62,12 @@ class from_optax(Transform):
                     f"dict, as in {{'{unknown[0]}': 'scalar'}}."
                 )
             extra_args = {name: KNOWN_KINDS[name] for name in extra_args}
+        for name, kind in extra_args.items():
+            if kind not in get_args(ExtraKind):
+                raise ValueError(
+                    f"from_optax(extra_args=...): the kind of '{name}' must be one of "
+                    f"{get_args(ExtraKind)}, found {kind!r}."
+                )
         object.__setattr__(self, "transformation", transformation)
         object.__setattr__(self, "declared", tuple(sorted(extra_args.items())))
 

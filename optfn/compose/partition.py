@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child, per_leaf
+from optfn.core.inputs import is_float0
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
 
@@ -76,6 +77,10 @@ class partition(Transform):
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return (slots or {}).get(label, {}), step
 
+    def why_not_root(self) -> str | None:
+        reasons = (transform.why_not_root() for transform in self.transforms.values())
+        return next(filter(None, reasons), None)
+
     def _labels(self, tree: PyTree) -> list[str]:
         labels = self.labels.values(tree)
         unknown = {
@@ -96,7 +101,7 @@ class _Selective(Transform):
     """A transform for the leaves that a mask selects."""
 
     transform: Transform = child()
-    mask: Any = per_leaf()
+    mask: Any = per_leaf(of=bool)
     selects = True
 
     def __post_init__(self):
@@ -119,7 +124,7 @@ class _Selective(Transform):
         return merge(own, self._others(updates), mine), new or None
 
     def _mine(self, tree: PyTree) -> list[bool]:
-        return [bool(x) == self.selects for x in self.mask.values(tree)]
+        return [x == self.selects for x in self.mask.values(tree)]
 
     def _others(self, updates: PyTree) -> PyTree:
         raise NotImplementedError
@@ -161,8 +166,11 @@ class freeze(_Selective):
 
     selects = False
 
+    def why_not_root(self) -> str | None:
+        return self.transform.why_not_root()
+
     def _others(self, updates: PyTree) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, updates)
+        return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)
 
 
 def view(tree: PyTree, mine: list[bool]) -> PyTree:

@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 
-from optfn.core.dtypes import cast, dtype_of
+from optfn.core.dtypes import cast
+from optfn.core.inputs import is_float0, matched, to_arrays
 from optfn.core.transform import State, Transform, advance
-from optfn.core.tree import PyTree, flatten_like
+from optfn.core.tree import PyTree
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
@@ -19,8 +20,9 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     Raises:
         ValueError: the trees or shapes differ.
     """
+    params = to_arrays(params, "the param")
     leaves, treedef = jax.tree.flatten(params)
-    updates = flatten_like(updates, params, "updates", "params")
+    updates = matched(to_arrays(updates, "the update"), params, "updates", "params")
     return treedef.unflatten([_add(p, u) for p, u in zip(leaves, updates, strict=True)])
 
 
@@ -47,10 +49,5 @@ def step(
     return apply_updates(params, updates), state
 
 
-def _add(param: Any, update: Any) -> jax.Array:
-    if jax.numpy.shape(param) != jax.numpy.shape(update):
-        raise ValueError(
-            f"an update of shape {jax.numpy.shape(update)} cannot be added to a param of shape "
-            f"{jax.numpy.shape(param)}."
-        )
-    return cast(param + update, dtype_of(param))
+def _add(param: jax.Array, update: Any) -> jax.Array:
+    return param if is_float0(update) else cast(param + update, param.dtype)

@@ -33,14 +33,19 @@ def static(
     return _field("static", default, kw_only, init, choices=choices)
 
 
-def per_leaf(*, default: Any = MISSING, kw_only: bool = False) -> Any:
+def per_leaf(*, default: Any = MISSING, of: type = object, kw_only: bool = False) -> Any:
     """Declares a value per leaf of the params: a mask, a label, a multiplier.
 
     Users give it as a tree (a prefix of the params is enough) or as a function
     `(path, leaf) -> value` with paths like `"encoder/kernel"`; None stands for no value at all.
     In a `Leafwise` rule the field reads as the value of the rule's own leaf.
+
+    Args:
+        default: the value when none is given.
+        of: the type that each value must have.
+        kw_only: whether the field must be given by keyword.
     """
-    return _field("per_leaf", default, kw_only)
+    return _field("per_leaf", default, kw_only, of=of)
 
 
 def child(*, default: Any = MISSING, kw_only: bool = False) -> Any:
@@ -84,7 +89,7 @@ class Data:
             case "static":
                 return _check_static(value, field, where)
             case "per_leaf":
-                return value if value is None else PerLeaf.of(value, where)
+                return value if value is None else PerLeaf.of(value, where, field.metadata["of"])
             case "numbers":
                 if isinstance(value, (list, tuple)):
                     return tuple(
@@ -182,6 +187,28 @@ def _as_vector(value: Any, where: str) -> Any:
     return value
 
 
+def batch_shape(value: Any) -> tuple[int, ...]:
+    """The shape of a number or of the first batched number of a schedule; () for single ones.
+
+    A sequence of numbers kept as one array is a batch from two dimensions on.
+    """
+    if not isinstance(value, Data):
+        return np.shape(value)
+    for name, inner in value.fields("number", "numbers", "child"):
+        many = inner if isinstance(inner, tuple) else (inner,)
+        for x in many:
+            is_sequence = name in dict(value.fields("numbers")) and not isinstance(inner, tuple)
+            if is_sequence:
+                shape = np.shape(x)[:-1]
+            elif isinstance(x, Data) or name in dict(value.fields("number", "numbers")):
+                shape = batch_shape(x)
+            else:
+                shape = ()
+            if shape:
+                return shape
+    return ()
+
+
 def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:
     choices = field.metadata.get("choices")
     if isinstance(field.default, bool):
@@ -194,8 +221,9 @@ def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:
             )
     elif choices and not (isinstance(value, type(choices[0])) and value in choices):
         raise ValueError(f"{where} must be one of {choices}, found {_describe(value)}.")
-    elif isinstance(value, (jax.Array, np.ndarray)):
-        raise TypeError(f"{where} is static and must be a Python value, found an array.")
+    elif isinstance(value, (jax.Array, np.ndarray, Data)):
+        kind = "an array" if not isinstance(value, Data) else f"the schedule {value!r}"
+        raise TypeError(f"{where} is static and must be a Python value, found {kind}.")
     try:
         hash(value)
     except TypeError:
@@ -204,7 +232,8 @@ def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__}: {show(value)}"
+    text = show(value)
+    return f"{type(value).__name__}: {text if len(text) <= 80 else text[:77] + '...'}"
 
 
 def show(value: Any) -> str:
@@ -218,6 +247,8 @@ def show(value: Any) -> str:
         )
         module = "jnp" if isinstance(value, jax.Array) else "np"
         text = text.replace("nan", f"{module}.nan").replace("inf", f"{module}.inf")
+        if getattr(value, "weak_type", False):
+            return f"{module}.asarray({text})"
         return f"{module}.asarray({text}, '{value.dtype}')"
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return f"float('{value}')"

@@ -97,11 +97,9 @@ def global_norm(tree: PyTree) -> jax.Array:
     leaves = [x for x in leaves if x.size]
     if not leaves:
         return jnp.zeros((), jnp.float32)
-    largest = jnp.stack([jnp.max(jnp.abs(x)).astype(_common_real(leaves)) for x in leaves]).max()
-    largest = jax.lax.stop_gradient(largest)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    dtype = real_dtype(jnp.result_type(*leaves))
+    largest = jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in leaves]).max()
+    # The reciprocal of the scale must be a normal number: a compiler may multiply by it.
+    tiny = jnp.finfo(dtype).tiny
+    scale = jax.lax.stop_gradient(jnp.clip(largest, tiny, 1 / tiny))
     return scale * sqrt(sum(jnp.sum(abs_sq(x / scale.astype(real_dtype(x.dtype)))) for x in leaves))
-
-
-def _common_real(leaves: list) -> np.dtype:
-    return real_dtype(jnp.result_type(*leaves))

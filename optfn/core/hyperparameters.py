@@ -11,8 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
-from optfn.core.transform import State, Transform
-from optfn.core.tree import PyTree
+from optfn.core.transform import State, Transform, check_transform_type
 
 T = TypeVar("T")
 
@@ -22,6 +21,12 @@ class Hyperparameters(dict):
 
     def __missing__(self, name: str) -> Any:
         return self[_find(name, list(self))]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or bool(_ending(str(name), list(self)))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default  # noqa: SIM401
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -43,6 +48,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
         key where it is unique: `hyperparameters(tx, state)["learning_rate"]`. It is a pytree, so a
         jitted step can return it.
     """
+    check_transform_type(tx, "hyperparameters(tx, state): tx")
     if not isinstance(state, State):
         raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
     resolved = _resolve(tx, state.slots, state.step)
@@ -98,25 +104,50 @@ def stack(optimizers: Sequence[T]) -> T:
 
 def unstack(tx: T) -> list[T]:
     """The inverse of `stack`: the optimizers of a batch, in order."""
-    sizes = {np.shape(x)[0] for x in jax.tree.leaves(tx) if np.ndim(x)}
+    leaves, treedef = jax.tree.flatten(tx)
+    axes = treedef.flatten_up_to(in_axes(tx))
+    sizes = {np.shape(x)[0] for x, axis in zip(leaves, axes, strict=True) if axis == 0}
     if len(sizes) != 1:
         raise ValueError(f"unstack(...) needs numbers of one common length, found {sorted(sizes)}.")
-    return [jax.tree.map(lambda x, i=i: x[i] if np.ndim(x) else x, tx) for i in range(sizes.pop())]
+    return [
+        treedef.unflatten(
+            [x if axis is None else x[i] for x, axis in zip(leaves, axes, strict=True)]
+        )
+        for i in range(sizes.pop())
+    ]
 
 
-def in_axes(tx: PyTree) -> PyTree:
+def in_axes(tx: T) -> T:
     """The `in_axes` of an optimizer for `jax.vmap`: 0 where a number is an array `[n]`, else None.
 
-    `jax.vmap(train, in_axes=(in_axes(tx), None))(tx, data)`.
+    `jax.vmap(train, in_axes=(in_axes(tx), None))(tx, data)`. A sequence kept as one array, such as
+    the boundaries of a schedule, is a batch where it is `[n, length]`. An array inside a foreign
+    function (`schedules.custom`) counts as a batch.
     """
-    return jax.tree.map(lambda x: 0 if np.ndim(x) else None, tx)
+
+    def axis(x: Any, ndim: int = 0) -> int | None:
+        return 0 if np.ndim(x) > ndim else None
+
+    def axes(node: Any) -> Any:
+        if not isinstance(node, Data):
+            return axis(node)
+        changes = {
+            name: jax.tree.map(axes, value, is_leaf=lambda x: isinstance(x, Data))
+            for name, value in node.fields("number", "numbers", "child")
+        }
+        for name, value in node.fields("numbers"):
+            if not isinstance(value, tuple):
+                changes[name] = axis(value, 1)
+        return node.rebuilt(**changes)
+
+    return jax.tree.map(axes, tx, is_leaf=lambda x: isinstance(x, Data))
 
 
 def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
     """`tx` with every schedule, also of inner transforms, replaced by its value."""
     own = slots if tx.name is None else (slots or {}).get(tx.name)
 
-    def resolve(inner: Transform, label: Any = None) -> Transform:
+    def resolve(inner: Transform, label: str) -> Transform:
         return _resolve(inner, *tx.inner(own, step, label))
 
     changes: dict[str, Any] = {}
@@ -124,26 +155,28 @@ def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
         if isinstance(value, dict):
             changes[field] = {label: resolve(inner, label) for label, inner in value.items()}
         elif isinstance(value, tuple):
-            changes[field] = tuple(map(resolve, value))
+            changes[field] = tuple(resolve(inner, field) for inner in value)
         else:
-            changes[field] = resolve(value)
+            changes[field] = resolve(value, field)
     return tx.resolve(step).rebuilt(**changes)
 
 
 def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
     """The qualified name of every leaf, in flattening order.
 
-    A transform goes by its name, not by the field that holds it; among siblings of one name each
-    gets a `tag`, its number.
+    A transform goes by its name, and not by the field that holds it where that is the only one;
+    among siblings of one name each gets a `tag`, its number.
     """
     if isinstance(node, Transform) and node.name is not None:
         prefix = _join(prefix, node.name + tag)
     if isinstance(node, Data):
-        names = []
-        for field, value in node.fields("number", "numbers", "child"):
-            holds_transforms = isinstance(node, Transform) and field in dict(node.fields("child"))
-            names += _names(value, prefix if holds_transforms else _join(prefix, field))
-        return names
+        holders = [field for field, _ in node.fields("child")]
+        silent = holders if isinstance(node, Transform) and len(holders) == 1 else []
+        return [
+            name
+            for field, value in node.fields("number", "numbers", "child")
+            for name in _names(value, prefix if field in silent else _join(prefix, field))
+        ]
     if isinstance(node, dict):
         return [n for label in sorted(node) for n in _names(node[label], _join(prefix, label))]
     if isinstance(node, tuple) and all(isinstance(x, Transform) for x in node):
@@ -169,12 +202,12 @@ def _find(name: str, names: list[str]) -> str:
     """The one qualified name that `name` is, or is the end of."""
     if name in names:
         return name
-    found = [n for n in names if n.endswith(f".{name}")]
-    if len(found) == 1:
+    found = _ending(name, names)
+    inside = [n for n in names if f".{name}." in f".{n}"]
+    if len(found) == 1 and not inside:
         return found[0]
     if found:
-        raise ValueError(f"'{name}' is ambiguous; say which: {', '.join(found)}.")
-    inside = [n for n in names if f".{name}." in f".{n}"]
+        raise ValueError(f"'{name}' is ambiguous; say which: {', '.join(found + inside)}.")
     if inside:
         raise ValueError(
             f"'{name}' is no number but a schedule or a transform; its own numbers are: "
@@ -185,11 +218,20 @@ def _find(name: str, names: list[str]) -> str:
     raise ValueError(f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}.")
 
 
+def _ending(name: str, names: list[str]) -> list[str]:
+    return [n for n in names if n.endswith(f".{name}")]
+
+
 def _in_form_of(old: Any, new: Any) -> Any:
     """`new` with the dtype and weak type of `old`, so that the same compiled program serves it.
 
-    A batch of values takes the place of a single one.
+    A batch of values takes the place of a single one; an integer array, whose dtype would cut off
+    the fraction, makes way for a float one.
     """
+    if jnp.issubdtype(jnp.result_type(old), jnp.integer):
+        return jnp.asarray(new, float)
+    if isinstance(old, np.ndarray) and not _is_traced(new):
+        return np.asarray(new, old.dtype)
     if isinstance(old, float):
         return float(new) if np.ndim(new) == 0 and not _is_traced(new) else jnp.asarray(new, float)
     if getattr(old, "weak_type", False) and np.ndim(new) == 0 and not _is_traced(new):

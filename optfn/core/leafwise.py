@@ -20,9 +20,10 @@ from optfn.core.dtypes import (
     real_dtype,
     widen,
 )
+from optfn.core.inputs import check_floating
 from optfn.core.placement import like_param
 from optfn.core.transform import Context, Transform
-from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
+from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
 
 # A shape that occurs less often than this is traced in place: calling a jitted function costs about
 # as much as tracing a few operations.
@@ -74,8 +75,7 @@ class Leafwise(Transform):
             return None
         leaves, treedef = jax.tree.flatten(params)
         slots = []
-        for i, leaf in enumerate(leaves):
-            _check_floating("the param", leaf.dtype, params, i)
+        check_floating("the param", params)
         for i, (rule,) in enumerate(_specialise((self.resolve(0),), params, leaves)):
             with _naming((self,), params, i):
                 wide = cast(leaves[i], compute_dtype(leaves[i].dtype))
@@ -111,8 +111,7 @@ def apply_run(
     params = [None] * len(leaves)
     if any(rule.needs_params for rule in rules):
         params = flatten_like(ctx.params, updates, "params", "updates")
-    for i, leaf in enumerate(leaves):
-        _check_floating("the gradient", leaf.dtype, updates, i)
+    check_floating("the gradient", updates)
     own_rules = _specialise(rules, updates if ctx.params is None else ctx.params, leaves)
     columns = [_columns(rule, slots.get(rule.name), updates) for rule in rules]
     extras = [_extras(rule, updates, ctx) for rule in rules]
@@ -263,7 +262,16 @@ def _columns(rule: Leafwise, slots: Any, updates: PyTree) -> list:
         flatten_like(tree, updates, f"the slots {rule.name}.{name}", "updates")
         for name, tree in zip(rule.Slots._fields, slots, strict=True)
     ]
-    return list(zip(*trees, strict=True))
+    columns = list(zip(*trees, strict=True))
+    for i, column in enumerate(columns):
+        for name, slot in zip(rule.Slots._fields, column, strict=True):
+            if not (is_leaf(slot) or isinstance(slot, tuple)):
+                raise ValueError(
+                    f"{at(leaf_paths(updates)[i])} updates have an array, the slots "
+                    f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
+                    "params?"
+                )
+    return columns
 
 
 def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
@@ -276,29 +284,25 @@ def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
 
 def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
     """The keyword arguments of `update_leaf`, leaf by leaf."""
-    whole = {k: ctx.extra_args[k] for k, kind in rule.extra_args.items() if kind != "tree"}
+    leaves = jax.tree.leaves(updates)
+    args = {k: (kind, ctx.extra_args[k]) for k, kind in rule.extra_args.items()}
+    whole = {k: value for k, (kind, value) in args.items() if kind in ("function", "key")}
     split = {
-        k: flatten_like(ctx.extra_args[k], updates, f"the extra argument '{k}'", "updates")
-        for k, kind in rule.extra_args.items()
-        if kind == "tree"
+        k: [cast(value, real_dtype(g.dtype)) for g in leaves]
+        if kind == "scalar"
+        else [
+            cast(x, compute_dtype(x.dtype, g.dtype))
+            for x, g in zip(jax.tree.leaves(value), leaves, strict=True)
+        ]
+        for k, (kind, value) in args.items()
+        if kind in ("scalar", "tree")
     }
     if rule.random:
         seed = jnp.asarray(getattr(rule, "seed")).astype(jnp.uint32)  # noqa: B009
         key = jax.random.fold_in(jax.random.key(seed), ctx.step)
         paths = leaf_paths(updates)
         split["key"] = [jax.random.fold_in(key, zlib.crc32(p.encode())) for p in paths]
-    return [
-        whole | {k: values[i] for k, values in split.items()}
-        for i in range(len(jax.tree.leaves(updates)))
-    ]
-
-
-def _check_floating(what: str, dtype: Any, tree: PyTree, i: int) -> None:
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"{what} {at(leaf_paths(tree)[i])} has dtype {dtype}, but only floating point and "
-            "complex leaves can be optimized. Leave such leaves out with freeze(...)."
-        )
+    return [whole | {k: values[i] for k, values in split.items()} for i in range(len(leaves))]
 
 
 @contextmanager

@@ -6,11 +6,18 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 import jax
 import jax.numpy as jnp
 
-from optfn.core.data import Data, as_number, kind_of, static
-from optfn.core.dtypes import cast, compute_dtype, dtype_of
+from optfn.core.data import Data, as_number, batch_shape, kind_of, static
+from optfn.core.dtypes import cast
+from optfn.core.inputs import (
+    check_floating,
+    checked_extra_args,
+    is_float0,
+    to_arrays,
+    widened,
+)
 from optfn.core.placement import beside, replicated
 from optfn.core.schedule import Schedule, as_schedule
-from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
+from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
 
 ExtraKind = Literal["scalar", "tree", "function", "key"]
 
@@ -82,7 +89,8 @@ class Transform(Data):
         Args:
             slots: this transform's slots.
             step: this transform's step.
-            label: the key of the inner transform, where several are held in a dict.
+            label: the key of the inner transform, where several are held in a dict, or the name of
+                the field that holds it.
         """
         return slots, step
 
@@ -109,7 +117,7 @@ class Transform(Data):
         leaves = jax.tree.leaves(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
-        params = jax.tree.map(jnp.asarray, params)
+        params = to_arrays(params, "the param")
         return State(beside(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
 
     @final
@@ -132,6 +140,7 @@ class Transform(Data):
             TypeError: an extra argument that no stage declares, or a declared one missing.
             ValueError: trees or shapes that do not fit each other.
         """
+        updates = to_arrays(updates, "the gradient")
         wide, state = advance(self, updates, state, params, extra_args)
         return cast_like(wide, updates), state
 
@@ -145,7 +154,12 @@ class Transform(Data):
         declared = dict(self.extra_args)
         for _, value in self.fields("child"):
             for inner in transforms_in(value):
-                declared |= inner.declared_extra_args()
+                for name, kind in inner.declared_extra_args().items():
+                    if declared.setdefault(name, kind) != kind:
+                        raise ValueError(
+                            f"the extra argument '{name}' is declared as '{declared[name]}' and as "
+                            f"'{kind}'; one name has one kind."
+                        )
         return declared
 
     def named(self, name: str) -> Self:
@@ -170,6 +184,7 @@ class Transform(Data):
     @final
     def init_named(self, params: PyTree) -> dict[str, Any]:
         """`{name: slots}`, without an entry for stages that have no state."""
+        self.check_scalars()
         slots = self.init_slots(params)
         if self.name is None:
             return slots or {}
@@ -186,6 +201,8 @@ class Transform(Data):
                 f"the state has no slots for '{self.name}', only for {sorted(slots)}: was it made "
                 "by another optimizer?"
             )
+        if not any(True for _ in self.fields("child")):
+            check_floating("the gradient", updates)
         new_updates, new = self.ready(ctx).apply(updates, own, ctx)
         new_updates = _check_same_form(new_updates, updates, self.name or type(self).__name__)
         if self.name is None:
@@ -197,23 +214,32 @@ class Transform(Data):
         """This stage with the schedules of its own resolved at the step of `ctx`."""
         if self.needs_params and ctx.params is None:
             raise ValueError(f"{self.name} needs the params: call update(grads, state, params).")
+        self.check_scalars()
         resolved = self.resolve(ctx.step)
-        for name, value in resolved.fields("number"):
-            if jnp.ndim(value):
-                raise ValueError(
-                    f"{self.name}.{name} has shape {jnp.shape(value)}, but a hyperparameter is a "
-                    "scalar: to run many values at once, vmap over the optimizer with in_axes(tx)."
-                )
+        resolved.check_scalars()
         return resolved
 
     def resolve(self, step: Any) -> Self:
         """This stage with every schedule of its own replaced by the value at `step`."""
-        changes = {
-            name: value(step)
-            for name, value in self.fields("number")
-            if isinstance(value, Schedule)
-        }
+        changes = {}
+        for name, value in self.fields("number"):
+            if isinstance(value, Schedule):
+                try:
+                    changes[name] = value(step)
+                except Exception as error:
+                    error.add_note(f"This was the schedule {self.name}.{name}: {value!r}.")
+                    raise
         return self.rebuilt(**changes) if changes else self
+
+    def check_scalars(self) -> None:
+        """Refuses numbers that are arrays: they would broadcast against the params."""
+        for name, value in self.fields("number"):
+            shape = batch_shape(value)
+            if shape:
+                raise ValueError(
+                    f"{self.name}.{name} has shape {shape}, but a hyperparameter is a scalar: to "
+                    "run many values at once, vmap over the optimizer with in_axes(tx)."
+                )
 
     def _as_number(self, value: Any, where: str) -> Any:
         if callable(value) and not isinstance(value, Transform):
@@ -238,13 +264,15 @@ def advance(
 ) -> tuple[PyTree, State]:
     """One update with the result left in the compute dtype."""
     tx._check_root()
-    _check_extra_args(tx, extra_args)
     if not isinstance(state, State):
         raise TypeError(
             f"state must be the State that init returns, found {type(state).__name__}; "
             "the order is update(grads, state, params)."
         )
-    wide = _widen_updates(updates, params)
+    updates = to_arrays(updates, "the gradient")
+    params = None if params is None else to_arrays(params, "the param")
+    wide = widened(updates, params)
+    extra_args = checked_extra_args(extra_args, tx.declared_extra_args(), wide)
     wide, slots = tx.apply_named(wide, state.slots, Context(params, state.step, extra_args))
     _check_slot_names(state.slots, slots)
     step = jnp.where(state.step < MAX_STEP, state.step + 1, MAX_STEP)
@@ -253,15 +281,19 @@ def advance(
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Every leaf of `tree` in the dtype of its counterpart."""
-    return jax.tree.map(lambda x, y: cast(x, dtype_of(y)), tree, like)
+    return jax.tree.map(lambda x, y: x if is_float0(y) else cast(x, y.dtype), tree, like)
 
 
 def check_transform_type(value: Any, where: str) -> None:
     """Refuses what is not an optfn transform, and names the way to make one of it."""
     if isinstance(value, Transform):
         return
-    hint = "; use from_optax(...) for an optax transformation" if hasattr(value, "update") else ""
-    raise TypeError(f"{where} must be an optfn transform, found {type(value).__name__}{hint}.")
+    found, hint = type(value).__name__, ""
+    if callable(value) and hasattr(value, "__name__"):
+        found, hint = f"{found} {value.__name__}", f"; call it, as in {value.__name__}(...)"
+    elif hasattr(value, "init") and hasattr(value, "update"):
+        hint = "; use from_optax(...) for an optax transformation"
+    raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
 
 def transforms_in(value: Any) -> list:
@@ -269,50 +301,6 @@ def transforms_in(value: Any) -> list:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if type(value) in (list, tuple) else [value]
-
-
-def _check_extra_args(tx: Transform, extra_args: Mapping[str, Any]) -> None:
-    accepted = tx.declared_extra_args()
-    wanted = ", ".join(sorted(accepted)) or "none"
-    unknown = sorted(set(extra_args) - set(accepted))
-    if unknown:
-        raise TypeError(
-            f"update() got the extra argument '{unknown[0]}', which no stage declares; "
-            f"declared: {wanted}."
-        )
-    missing = sorted(set(accepted) - set(extra_args))
-    if missing:
-        raise TypeError(f"update() misses the extra argument '{missing[0]}'; declared: {wanted}.")
-
-
-def _widen_updates(updates: PyTree, params: PyTree | None) -> PyTree:
-    """The updates in their compute dtype, checked against the params."""
-    leaves, treedef = jax.tree.flatten(updates)
-    if params is None:
-        others: list[Any] = [None] * len(leaves)
-    else:
-        others = flatten_like(params, updates, "params", "updates")
-    wide = []
-    for i, (leaf, param) in enumerate(zip(leaves, others, strict=True)):
-        dtype = dtype_of(leaf)
-        if params is None:
-            wide.append(_widen(leaf, dtype))
-            continue
-        if not is_leaf(param) or jnp.shape(param) != jnp.shape(leaf):
-            found = f"shape {jnp.shape(param)}" if is_leaf(param) else describe(param)
-            raise ValueError(
-                f"{at(leaf_paths(updates)[i])} updates have shape {jnp.shape(leaf)}, params have "
-                f"{found}; each gradient must have the shape of its param."
-            )
-        wide.append(_widen(leaf, dtype, dtype_of(param)))
-    return treedef.unflatten(wide)
-
-
-def _widen(leaf: Any, dtype: Any, *others: Any) -> jax.Array:
-    """Integers are left for the stage that meets them to refuse: they may be frozen."""
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return leaf
-    return cast(leaf, compute_dtype(dtype, *(x for x in others if jnp.issubdtype(x, jnp.inexact))))
 
 
 def _check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
@@ -326,7 +314,7 @@ def _check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
                 f"{name} {at(leaf_paths(old)[i])} turned updates of shape {jnp.shape(y)} into "
                 f"shape {jnp.shape(x)}."
             )
-        out.append(cast(x, y.dtype))
+        out.append(x if is_float0(y) else cast(x, y.dtype))
     return treedef.unflatten(out)
 
 

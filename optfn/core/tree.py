@@ -1,6 +1,7 @@
 """Pytrees as users see them: paths, values per leaf, and mismatches put into words."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,13 @@ PyTree = Any
 
 
 def path_string(path: tuple) -> str:
-    """`"encoder/0/kernel"` for a key path; the empty string at the root."""
+    """`"encoder/0/kernel"` for a key path; the empty string at the root.
+
+    The `value` of a boxed param (an NNX variable) is left out: some calls get the box, some what is
+    in it, and both must see one path.
+    """
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -77,34 +84,38 @@ class PerLeaf:
     as itself.
     """
 
-    def __init__(self, function: Callable | None, leaves: tuple, treedef: Any, where: str):
-        self.function, self.leaves, self.treedef, self.where = function, leaves, treedef, where
+    def __init__(
+        self, function: Callable | None, leaves: tuple, treedef: Any, where: str, kind: type
+    ):
+        self.function, self.leaves, self.treedef = function, leaves, treedef
+        self.where, self.kind = where, kind
 
     @classmethod
-    def of(cls, value: Any, where: str) -> "PerLeaf":
+    def of(cls, value: Any, where: str, kind: type = object) -> "PerLeaf":
         """Reads what a user gave; a callable that is a pytree node (a module) is a tree."""
         if isinstance(value, PerLeaf):
             return value
         if callable(value) and is_leaf(value):
             _check_takes_path_and_leaf(value, where)
-            return cls(value, (), None, where)
+            return cls(value, (), None, where, kind)
         leaves, treedef = jax.tree.flatten(value)
         paths = leaf_paths(value)
         return cls(
             None,
             tuple(
-                _as_static(leaf, f"{where} {at(path)}")
+                _as_static(leaf, f"{where} {at(path)}", kind)
                 for leaf, path in zip(leaves, paths, strict=True)
             ),
             treedef,
             where,
+            kind,
         )
 
     def values(self, tree: PyTree) -> list:
         """The value for every leaf of `tree`, in flattening order."""
         if self.function is not None:
             return [
-                _as_static(self.function(path_string(path), leaf), f"{self.where} {at_path(path)}")
+                self._call(self.function, path_string(path), leaf)
                 for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
             ]
         prefix = self.treedef.unflatten(self.leaves)
@@ -119,6 +130,14 @@ class PerLeaf:
             for _ in jax.tree.leaves(subtree)
         ]
 
+    def _call(self, function: Callable, path: str, leaf: Any) -> Any:
+        try:
+            value = function(path, leaf)
+        except Exception as error:
+            error.add_note(f"This was {self.where} {at(path)}.")
+            raise
+        return _as_static(value, f"{self.where} {at(path)}", self.kind)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PerLeaf) and self._content() == other._content()
 
@@ -132,7 +151,18 @@ class PerLeaf:
     def __repr__(self) -> str:
         if self.function is not None:
             return getattr(self.function, "__qualname__", repr(self.function))
-        return repr(self.treedef.unflatten(self.leaves))
+        return repr(self.treedef.unflatten(map(_Literal, self.leaves)))
+
+
+class _Literal:
+    """Prints as Python text that gives the value back; `inf` and `nan` are no Python names."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __repr__(self) -> str:
+        is_odd = isinstance(self.value, float) and not math.isfinite(self.value)
+        return f"float('{self.value}')" if is_odd else repr(self.value)
 
 
 def at_path(path: tuple) -> str:
@@ -159,8 +189,8 @@ def _prefix_mismatch(prefix: PyTree, tree: PyTree, name: str, path: tuple = ()) 
     return None
 
 
-def _as_static(value: Any, where: str) -> Any:
-    """A hashable Python value; concrete array scalars are read out."""
+def _as_static(value: Any, where: str, kind: type) -> Any:
+    """A hashable Python value of this type; concrete array scalars are read out."""
     if isinstance(value, Tracer):
         raise TypeError(f"{where} must be known when the program is traced, found a traced array.")
     if hasattr(value, "shape") and value.shape == () and hasattr(value, "item"):
@@ -171,6 +201,8 @@ def _as_static(value: Any, where: str) -> Any:
         raise TypeError(
             f"{where} must be one hashable value per leaf, found {type(value).__name__}."
         ) from None
+    if not isinstance(value, kind):
+        raise TypeError(f"{where} must be a {kind.__name__}, found {value!r}.")
     return value
 
 

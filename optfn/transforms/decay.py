@@ -30,7 +30,7 @@ class add_decayed_weights(Leafwise):
     needs_params = True
 
     weight_decay: Any = 0.0
-    mask: Any = per_leaf(default=None)
+    mask: Any = per_leaf(default=None, of=bool)
 
     def update_leaf(self, g, slots, param, t):
         if self.mask is not None and not self.mask:

@@ -1,0 +1,108 @@
+"""What callers hand in: made arrays of, matched leaf by leaf, cast to the compute dtype."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
+
+
+def to_arrays(tree: PyTree, what: str) -> PyTree:
+    """The tree with its leaves as jax arrays; Python and NumPy numbers are converted.
+
+    Gradients of integers, which jax gives as arrays of dtype float0, are left as they are.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.Array) or is_float0(leaf):
+            continue
+        try:
+            leaves[i] = jnp.asarray(leaf)
+        except TypeError:
+            path = at(leaf_paths(tree)[i])
+            raise TypeError(
+                f"{what} {path} must be an array, found {type(leaf).__name__}."
+            ) from None
+    return treedef.unflatten(leaves)
+
+
+def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
+    """The leaves of `tree`, which must have the structure and the shapes of `like`."""
+    leaves = flatten_like(tree, like, what, like_what)
+    for i, (x, y) in enumerate(zip(leaves, jax.tree.leaves(like), strict=True)):
+        if not is_leaf(x) or jnp.shape(x) != jnp.shape(y):
+            found = f"shape {jnp.shape(x)}" if is_leaf(x) else describe(x)
+            have = "have" if what.endswith("s") else "has"
+            raise ValueError(
+                f"{at(leaf_paths(like)[i])} {like_what} have shape {jnp.shape(y)}, {what} {have} "
+                f"{found}; they must have the same shape."
+            )
+    return leaves
+
+
+def widened(updates: PyTree, params: PyTree | None) -> PyTree:
+    """The updates in their compute dtype, checked against the params.
+
+    Integers are left for the stage that meets them to refuse: they may be frozen.
+    """
+    leaves, treedef = jax.tree.flatten(updates)
+    others = leaves if params is None else matched(params, updates, "params", "updates")
+    for i, (leaf, param) in enumerate(zip(leaves, others, strict=True)):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(param):
+            raise TypeError(
+                f"{at(leaf_paths(updates)[i])} the update is complex, the param is real."
+            )
+        floating = jnp.issubdtype(param.dtype, jnp.inexact)
+        dtypes = (leaf.dtype, param.dtype) if floating else (leaf.dtype,)
+        leaves[i] = cast(leaf, compute_dtype(*dtypes))
+    return treedef.unflatten(leaves)
+
+
+def checked_extra_args(
+    extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
+) -> dict[str, Any]:
+    """The extra arguments, all of them declared and of their declared kinds."""
+    wanted = ", ".join(sorted(declared)) or "none"
+    unknown = sorted(set(extra_args) - set(declared))
+    if unknown:
+        raise TypeError(
+            f"update() got the extra argument '{unknown[0]}', which no stage declares; "
+            f"declared: {wanted}."
+        )
+    missing = sorted(set(declared) - set(extra_args))
+    if missing:
+        raise TypeError(
+            f"update() misses the extra argument '{missing[0]}'; declared: {wanted}. Inside "
+            "optax's combinators, to_optax(...) lets extra arguments through."
+        )
+    checked = dict(extra_args)
+    for name, value in extra_args.items():
+        what = f"the extra argument '{name}'"
+        if declared[name] == "tree":
+            checked[name] = to_arrays(value, what)
+            matched(checked[name], updates, what, "updates")
+        elif declared[name] == "scalar" and jnp.ndim(value):
+            raise ValueError(f"{what} must be a scalar, found shape {jnp.shape(value)}.")
+        elif declared[name] == "function" and not callable(value):
+            raise TypeError(f"{what} must be a function of the params, found {describe(value)}.")
+    return checked
+
+
+def check_floating(what: str, tree: PyTree) -> None:
+    """Refuses leaves that no rule can compute with."""
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            name = "float0" if is_float0(leaf) else leaf.dtype
+            raise TypeError(
+                f"{what} {at(leaf_paths(tree)[i])} has dtype {name}, but only floating point and "
+                "complex leaves can be optimized. Leave such leaves out with freeze(...)."
+            )
+
+
+def is_float0(x: Any) -> bool:
+    return getattr(x, "dtype", None) == jax.dtypes.float0

@@ -1,0 +1,163 @@
+"""The shared arithmetic: the safe root, the scaled norm, and the dtype policy."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from optfn.core.dtypes import abs_sq, cast, cast_numbers, compute_dtype, global_norm, sqrt
+from optfn.optimizers.elementwise.adam import scale_by_adam
+
+EPS = float(jnp.finfo(jnp.float32).eps)
+
+
+# The safe square root.
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-30, 0.25, 4.0, 1e30, jnp.inf])
+def test_sqrt_is_the_square_root(x):
+    # One ulp: XLA's root need not be correctly rounded.
+    np.testing.assert_allclose(sqrt(jnp.float32(x)), np.sqrt(np.float32(x)), rtol=EPS)
+
+
+def test_sqrt_of_nan_and_of_a_negative_number_is_visible():
+    assert jnp.isnan(sqrt(jnp.nan))
+    assert jnp.isnan(sqrt(-1.0))
+
+
+def test_the_derivatives_of_sqrt_are_zero_at_zero_and_right_elsewhere():
+    x = jnp.asarray([0.0, 0.25, 4.0])
+    first = jax.vmap(jax.grad(sqrt))(x)
+    second = jax.vmap(jax.grad(jax.grad(sqrt)))(x)
+    forward = jax.vmap(lambda x: jax.jvp(jax.grad(sqrt), (x,), (1.0,))[1])(x)
+    np.testing.assert_allclose(first, [0, 1, 0.25], rtol=4 * EPS)
+    # -1 / (4 x^1.5)
+    np.testing.assert_allclose(second, [0, -2, -1 / 32], rtol=4 * EPS)
+    np.testing.assert_array_equal(forward, second)
+
+
+def test_a_root_of_an_always_zero_moment_has_finite_derivatives_of_both_orders():
+    """The usual root gives NaN here: infinity times zero."""
+
+    def update(b2, root):
+        return (1e-3 / (root(b2 * jnp.zeros(())) + 1e-8)).sum()
+
+    for order in (jax.grad(update), jax.grad(jax.grad(update))):
+        assert jnp.isfinite(order(0.999, sqrt))
+    assert jnp.isnan(jax.grad(update)(0.999, jnp.sqrt))
+
+
+def test_abs_sq_is_real_also_for_complex_numbers():
+    square = abs_sq(jnp.asarray([3 + 4j, -2j]))
+    assert square.dtype == jnp.float32
+    np.testing.assert_array_equal(square, [25, 4])
+
+
+# The scaled norm.
+
+
+eager_and_jitted = pytest.mark.parametrize("norm", [global_norm, jax.jit(global_norm)])
+entries = st.floats(-9, 9, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+norm_jitted = jax.jit(global_norm)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(st.lists(entries, min_size=8, max_size=8), st.integers(-30, 36))
+def test_global_norm_equals_numpys_in_double_precision_at_any_scale(values, exponent):
+    values = np.asarray(values, np.float32) * np.float32(10.0**exponent)
+    norm = norm_jitted({"a": values[:3], "b": [values[3:7].reshape(2, 2), values[7]]})
+    assert norm.dtype == jnp.float32
+    # Eight squares, their sum, the root and two scalings, of half an ulp each.
+    np.testing.assert_allclose(norm, np.linalg.norm(values.astype(np.float64)), rtol=8 * EPS)
+
+
+@eager_and_jitted
+@pytest.mark.parametrize("value", [1e25, 1e-25, 1e37, 1e38, 2e-38])
+def test_global_norm_neither_overflows_nor_vanishes(norm, value):
+    tree = {"a": jnp.full((2, 2), value, jnp.float32), "b": jnp.zeros(3)}
+    np.testing.assert_allclose(norm(tree), 2 * value, rtol=1e-6)
+
+
+@eager_and_jitted
+@pytest.mark.parametrize(
+    "tree", [{}, None, {"a": None, "b": jnp.zeros((0, 3))}, {"z": jnp.zeros(2)}]
+)
+def test_global_norm_of_nothing_and_of_zeros_is_zero(norm, tree):
+    result = norm(tree)
+    assert result.shape == ()
+    assert result.dtype == jnp.float32
+    assert result == 0.0
+
+
+@eager_and_jitted
+def test_global_norm_shows_what_is_not_finite(norm):
+    assert norm({"a": jnp.asarray([1.0, jnp.inf])}) == jnp.inf
+    assert norm({"a": jnp.asarray([1.0, -jnp.inf])}) == jnp.inf
+    assert jnp.isnan(norm({"a": jnp.asarray([1.0, jnp.nan]), "b": jnp.ones(2)}))
+    assert jnp.isnan(norm({"a": jnp.asarray([jnp.inf]), "b": jnp.asarray([jnp.nan])}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "wide"),
+    [
+        (jnp.float16, 6e4, jnp.float32),
+        (jnp.bfloat16, 2.0**100, jnp.float32),
+        (jnp.complex64, 3e25 + 4e25j, jnp.float32),
+    ],
+)
+def test_global_norm_is_taken_in_at_least_float32(dtype, value, wide):
+    leaf = jnp.full(4, value, dtype)
+    norm = global_norm([leaf])
+    assert norm.dtype == wide
+    np.testing.assert_allclose(norm, 2 * abs(np.asarray(leaf[0], np.complex128)), rtol=1e-6)
+
+
+def test_global_norm_of_mixed_precision_is_the_widest(x64):
+    tree = [jnp.asarray([3.0], jnp.bfloat16), jnp.asarray([4.0], jnp.float64)]
+    assert global_norm(tree).dtype == jnp.float64
+    assert global_norm(tree[:1]).dtype == jnp.float32
+
+
+def test_the_derivative_of_global_norm_is_the_direction_and_zero_at_zero():
+    gradient = jax.grad(global_norm)
+    for scale in (1e-25, 1.0, 1e25):
+        direction = gradient({"a": jnp.asarray([3.0, 0.0]) * scale, "b": -4.0 * scale})
+        np.testing.assert_allclose(direction["a"], [0.6, 0], rtol=1e-6)
+        np.testing.assert_allclose(direction["b"], -0.8, rtol=1e-6)
+    assert not gradient({"a": jnp.zeros(2)})["a"].any()
+
+
+# The policy.
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ([], "float32"),
+        (["bfloat16"], "float32"),
+        (["float16", "bfloat16"], "float32"),
+        (["bfloat16", "float64"], "float64"),
+        (["complex64", "float16"], "complex64"),
+        (["complex64", "float64"], "complex128"),
+    ],
+)
+def test_compute_dtype(dtypes, expected, x64):
+    assert compute_dtype(*map(jnp.dtype, dtypes)) == expected
+
+
+def test_cast_is_strong_and_free_where_nothing_changes():
+    x = jnp.ones(3)
+    assert cast(x, x.dtype) is x
+    weak = jnp.asarray(1.0)
+    assert weak.weak_type and not cast(weak, weak.dtype).weak_type
+
+
+def test_known_numbers_are_worked_out_while_tracing():
+    """`1 - b1` of a constant costs no operation in the program."""
+    rule = cast_numbers(scale_by_adam(b1=0.9, b2=jnp.float32(0.99)), jnp.float32)
+    assert isinstance(rule.b1, np.float32)
+    assert isinstance(1 - rule.b1, np.float32)
+    assert rule.b2.dtype == jnp.float32
+    assert rule.nesterov is False

@@ -1,0 +1,354 @@
+"""Every algorithm with its options, as optfn, the oracle and optax write it, and problems for them.
+
+A `Case` is one algorithm with one choice of options. `CASES` are optimizers, whose oracle gives
+params; `STAGES` are stages, whose oracle gives updates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import oracles
+
+import optfn
+from optfn import schedules
+
+STEPS = 100
+RATE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """One argument in the words of each: a schedule is an array of its values for an oracle."""
+
+    here: Any
+    oracle: Any
+    optax: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An optimizer: its name, which the three share, and its options."""
+
+    algorithm: str
+    options: dict = field(default_factory=dict)
+    learning_rate: Any = RATE
+    # The updates grow with the gradients, and so do their roundings.
+    linear: bool = False
+    # After a single gradient the centred and debiased second moment is 0, up to rounding, which is
+    # all that is left of it. After a zero and a gradient it is no such difference.
+    first_step_zero: bool = False
+
+    def __repr__(self) -> str:
+        """The name of a test."""
+        words = [name if value is True else f"{name}={value}" for name, value in self._labels()]
+        return " ".join([self.algorithm, *words])
+
+    def _labels(self):
+        options = {"learning_rate": self.learning_rate, **self.options}
+        for name, value in options.items():
+            if isinstance(value, Written):
+                yield name, type(value.here).__name__
+            elif (name, value) != ("learning_rate", RATE):
+                yield name, value
+
+    def here(self) -> optfn.Transform:
+        return getattr(optfn, self.algorithm)(**self._arguments("here"))
+
+    def there(self) -> optax.GradientTransformation:
+        return OPTAX.get(self.algorithm, getattr(optax, self.algorithm, None))(
+            **self._arguments("optax")
+        )
+
+    def oracle(self, params: dict, grads: dict) -> dict:
+        """The params after each step."""
+        arguments = self._arguments("oracle")
+        rate, mask = arguments.pop("learning_rate"), arguments.pop("mask", None)
+        path = getattr(oracles, self.algorithm)
+
+        def decay(name):
+            return {"weight_decay": 0.0} if mask and not mask[name] else {}
+
+        return {
+            name: path(params[name], grads[name], rate, **arguments | decay(name))
+            for name in params
+        }
+
+    def _arguments(self, who: str) -> dict:
+        options = {"learning_rate": self.learning_rate, **self.options}
+        return {k: getattr(v, who) if isinstance(v, Written) else v for k, v in options.items()}
+
+
+def averaged_momentum(learning_rate, b1=0.9, bias_correction=False):
+    """The lecture's momentum, which optax has in two pieces."""
+    return optax.chain(
+        optax.ema(b1, debias=bias_correction), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+OPTAX = {"momentum": averaged_momentum}
+
+RISING_FALLING = Written(
+    schedules.warmup_cosine(RATE, 10, 80, init_value=1e-4, end_value=1e-5),
+    np.array(
+        [oracles.schedule_warmup_cosine(t, RATE, 10, 80, 1e-4, 1e-5) for t in range(STEPS)],
+    ),
+    optax.warmup_cosine_decay_schedule(1e-4, RATE, 10, 80, 1e-5),
+)
+FADING = Written(
+    schedules.linear(0.5, 0.1, 60),
+    np.array([oracles.schedule_linear(t, 0.5, 0.1, 60) for t in range(STEPS)]),
+    optax.linear_schedule(0.5, 0.1, 60),
+)
+MASK = dict.fromkeys(("ordinary", "tiny"), True) | dict.fromkeys(
+    ("mixed", "huge", "complex"), False
+)
+
+CASES = [
+    *(
+        Case("sgd", options, rate, linear=True)
+        for options, rate in (
+            ({}, RATE),
+            ({}, RISING_FALLING),
+            ({"momentum": 0.9}, RATE),
+            ({"momentum": 0.9, "nesterov": True}, RATE),
+            ({"momentum": 0.9}, RISING_FALLING),
+        )
+    ),
+    Case("momentum", linear=True),
+    Case("momentum", {"b1": 0.8, "bias_correction": True}, linear=True),
+    *(
+        Case("rmsprop", {"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction})
+        for eps_in_sqrt in (True, False)
+        for bias_correction in (True, False)
+    ),
+    *(
+        Case(
+            "rmsprop",
+            {
+                "centered": True,
+                "eps": 1e-3,
+                "eps_in_sqrt": eps_in_sqrt,
+                "bias_correction": bias_correction,
+            },
+            first_step_zero=bias_correction,
+        )
+        for eps_in_sqrt in (True, False)
+        for bias_correction in (True, False)
+    ),
+    Case("rmsprop", {"initial_scale": 1.0}),
+    Case("rmsprop", {"decay": 0.99, "momentum": 0.9}),
+    Case("rmsprop", {"momentum": 0.9, "nesterov": True}, RISING_FALLING),
+    Case("rmsprop", {"centered": True, "eps": 1e-3, "momentum": 0.9}),
+    Case("adagrad"),
+    Case("adagrad", {"initial_accumulator_value": 0.0, "eps": 0.0}),
+    Case("adagrad", learning_rate=RISING_FALLING),
+    Case("adam"),
+    Case("adam", {"b1": 0.0, "b2": 0.9}),
+    Case("adam", {"eps_root": 1e-6}),
+    Case("adam", {"nesterov": True}),
+    Case("adam", learning_rate=RISING_FALLING),
+    Case("adamw"),
+    Case("adamw", {"weight_decay": 0.5, "mask": Written(MASK, MASK, MASK)}),
+    Case("adamw", {"weight_decay": FADING}, RISING_FALLING),
+    Case("adamw", {"weight_decay": 0.5, "nesterov": True}),
+    *(
+        Case("amsgrad", {"b2": 0.95, "bias_correction_mu": mu, "bias_correction_nu": nu})
+        for mu in (True, False)
+        for nu in (True, False)
+    ),
+    Case("lion"),
+    Case("lion", {"b1": 0.95, "b2": 0.98, "mask": Written(MASK, MASK, MASK)}),
+    Case("lion", {"weight_decay": FADING}, RISING_FALLING),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A stage, what NumPy makes of the gradients of all steps, and optax's stage."""
+
+    name: str
+    here: Callable[[], optfn.Transform]
+    oracle: Callable[[dict], dict]
+    there: Callable[[], optax.GradientTransformation]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def on_each(function: Callable) -> Callable:
+    """A function of one leaf as one of a dict of them."""
+    return lambda grads: {name: function(g) for name, g in grads.items()}
+
+
+def clipped(g, limit):
+    if np.iscomplexobj(g):
+        return clipped(g.real, limit) + 1j * clipped(g.imag, limit)
+    return np.clip(g, -limit, limit)
+
+
+def clipped_by_norm(grads, limits):
+    """Limits per step."""
+    norms = np.sqrt(sum(np.sum(abs(g) ** 2, axis=1) for g in grads.values()))
+    shares = np.minimum(1, np.divide(limits, norms, out=np.ones(STEPS), where=norms > 0))
+    return {name: g * shares[:, None] for name, g in grads.items()}
+
+
+STAGES = [
+    Stage(
+        "trace",
+        lambda: optfn.trace(0.9),
+        on_each(lambda g: oracles.trace(g, 0.9)),
+        lambda: optax.trace(0.9),
+    ),
+    Stage(
+        "trace nesterov",
+        lambda: optfn.trace(0.9, nesterov=True),
+        on_each(lambda g: oracles.trace(g, 0.9, nesterov=True)),
+        lambda: optax.trace(0.9, nesterov=True),
+    ),
+    Stage(
+        "ema",
+        lambda: optfn.ema(0.9),
+        on_each(lambda g: oracles.ema(g, 0.9)),
+        lambda: optax.ema(0.9),
+    ),
+    Stage(
+        "ema biased",
+        lambda: optfn.ema(0.9, debias=False),
+        on_each(lambda g: oracles.ema(g, 0.9, debias=False)),
+        lambda: optax.ema(0.9, debias=False),
+    ),
+    Stage(
+        "clip",
+        lambda: optfn.clip(0.5),
+        on_each(lambda g: clipped(g, 0.5)),
+        lambda: optax.clip(0.5),
+    ),
+    Stage(
+        "clip_by_global_norm",
+        lambda: optfn.clip_by_global_norm(1e10),
+        lambda grads: clipped_by_norm(grads, 1e10),
+        lambda: optax.clip_by_global_norm(1e10),
+    ),
+    Stage(
+        "clip_by_global_norm low",
+        lambda: optfn.clip_by_global_norm(1.0),
+        lambda grads: clipped_by_norm(grads, 1.0),
+        lambda: optax.clip_by_global_norm(1.0),
+    ),
+    Stage(
+        "clip_by_global_norm scheduled",
+        lambda: optfn.clip_by_global_norm(FADING.here),
+        lambda grads: clipped_by_norm(grads, FADING.oracle),
+        lambda: optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=FADING.optax),
+    ),
+    Stage(
+        "scale",
+        lambda: optfn.scale(-3.0),
+        on_each(lambda g: -3.0 * g),
+        lambda: optax.scale(-3.0),
+    ),
+    Stage(
+        "scale_by_schedule",
+        lambda: optfn.scale_by_schedule(FADING.here),
+        on_each(lambda g: FADING.oracle[:, None] * g),
+        lambda: optax.scale_by_schedule(FADING.optax),
+    ),
+    Stage(
+        "scale_by_learning_rate ascending",
+        lambda: optfn.scale_by_learning_rate(0.1, flip_sign=False),
+        on_each(lambda g: 0.1 * g),
+        lambda: optax.scale_by_learning_rate(0.1, flip_sign=False),
+    ),
+]
+
+
+def problem(largest: float, *, first_step_zero: bool = False) -> tuple[dict, dict]:
+    """Params `{name: [4]}` and the gradients of all steps `{name: [STEPS, 4]}`, in float64.
+
+    Every leaf has an entry that is always zero, single zeros and a step of zeros. The leaves are of
+    ordinary size, real and complex, of size 1e-20, of sizes from 1e3 to `largest`, and of all these
+    sizes mixed. Params that move by little start at zero, where every digit of it shows.
+    """
+    rng = np.random.default_rng(0)
+    shape = (STEPS, 4)
+
+    def powers_of_ten(low):
+        return 10.0 ** rng.uniform(low, np.log10(largest), size=shape)
+
+    grads = {
+        "ordinary": rng.normal(size=shape),
+        "tiny": rng.normal(size=shape) * 1e-20,
+        "huge": rng.normal(size=shape) * powers_of_ten(3),
+        "mixed": rng.normal(size=shape) * powers_of_ten(-20),
+        "complex": rng.normal(size=shape) + 1j * rng.normal(size=shape),
+    }
+    for g in grads.values():
+        g[rng.uniform(size=shape) < 0.1] = 0
+        g[:, 0] = 0
+        g[50] = 0
+        if first_step_zero:
+            g[0] = 0
+    params = {
+        "ordinary": rng.uniform(-1, 1, size=4),
+        "tiny": np.zeros(4),
+        "huge": rng.uniform(-1, 1, size=4),
+        "mixed": np.zeros(4),
+        "complex": rng.uniform(-1, 1, size=4) + 1j * rng.uniform(-1, 1, size=4),
+    }
+    return params, grads
+
+
+def run(tx, params, grads):
+    """The params after each step, and the updates, of an optimizer of either library."""
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        params = optfn.apply_updates(params, updates)
+        return (params, state), (params, updates)
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+
+
+# Optimizers that are built alike share one compilation.
+run_as_data = jax.jit(run)
+
+
+def run_closed_over(tx, params, grads):
+    """The same with the hyperparameters as constants of the program."""
+    return jax.jit(lambda params, grads: run(tx, params, grads))(params, grads)
+
+
+def centring_error(
+    grads: np.ndarray,
+    rate: float,
+    rounding: float,
+    *,
+    decay: float = 0.9,
+    eps: float = 1e-8,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+    momentum: float | None = None,
+    centered: bool = True,
+) -> np.ndarray:
+    """How far rounding may move the steps of centred RMSprop, [T, ...].
+
+    The variance is a difference, nu - |mu|^2, so an error of `rounding * nu`, small against both
+    moments, may be large against it. The step g / D lies between its values at the ends of that
+    interval, and a momentum sums the errors up as it sums the steps.
+    """
+    nu = oracles.ema(abs(grads) ** 2, decay, bias_correction)
+    variance = np.maximum(nu - abs(oracles.ema(grads, decay, bias_correction)) ** 2, 0)
+
+    def divisor(x):
+        return np.sqrt(x + eps) if eps_in_sqrt else np.sqrt(x) + eps
+
+    low = divisor(np.maximum(variance - rounding * nu, 0))
+    high = divisor(variance + rounding * nu)
+    errors = rate * abs(grads) * (1 / low - 1 / high)
+    return errors if momentum is None else oracles.trace(errors, momentum)

@@ -1,0 +1,196 @@
+"""The benchmarks run and count rightly; how fast anything is, is for their records to tell."""
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+harness, step_time = map(import_module, ("harness", "step_time"))
+
+# Forms of cells.
+COUNT = r"[\d,]+ [+-][\d,]+"
+NUMBER = r"\d+(\.\d+)?"
+JUDGED = r"\d+\.\d+ (pass|MISS)"
+
+
+def run(script: str, *options: str) -> str:
+    """The report that a script prints."""
+    command = [sys.executable, "-W", "error", str(BENCHMARKS / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def table(report: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its header."""
+    section = report.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def matches(row: list[str], *patterns: str) -> bool:
+    return all(re.fullmatch(p, cell) for p, cell in zip(patterns, row, strict=True))
+
+
+# The numbers.
+
+
+@pytest.mark.parametrize("algorithm", step_time.ALGORITHMS)
+def test_compiled_facts_are_no_worse_than_optax(algorithm):
+    for how, (ours, theirs, counting) in step_time.measure_facts(algorithm, "tiny").items():
+        for name, a, b, allowed in zip(ours._fields, ours, theirs, counting, strict=True):
+            assert a <= b + allowed, (how, name)
+
+
+def test_only_the_step_counter_is_an_excuse():
+    """It is one fusion of scalars, and where optax counts its steps too there is no excuse."""
+    counting = {a: step_time.measure_facts(a, "scalar")["closed over"][2] for a in ("sgd", "adam")}
+    assert counting["adam"] == (0, 0, 0)
+    assert 0 < counting["sgd"].bytes_accessed <= 32
+    assert counting["sgd"][1:] == (1, 0)
+
+
+def test_facts_of_known_programs():
+    """One pass over three arrays; and two results each of which needs the other's old value."""
+
+    def descend(grads, state, params):
+        return params - grads, state
+
+    def exchange(grads, state, params):
+        return params - state, params + grads
+
+    shape = jax.ShapeDtypeStruct((64,), jnp.float32)
+    size = 64 * 4
+    facts = step_time.facts_of(step_time.Variant(lambda params: (), descend), shape)
+    assert facts == (3 * size, 1, 0) or facts == (3 * size, 0, 0)
+    facts = step_time.facts_of(step_time.Variant(lambda params: params, exchange), shape)
+    assert facts.temporaries == size
+    assert facts.bytes_accessed >= 6 * size
+
+
+def test_the_targets_are_those_that_were_set():
+    assert step_time.trace_target("amsgrad", "equal_16") == 0.5
+    assert step_time.trace_target("adamw", "gpt2") == 0.7
+    assert step_time.trace_target("sgd", "gpt2") == 1.3
+    assert step_time.trace_target("lion", "distinct") == 1.5
+    assert step_time.trace_target("adam", "one_16m") is None
+
+
+def test_trees_are_what_their_names_say():
+    leaves = {name: jax.tree.leaves(make()) for name, make in harness.TREES.items()}
+    sizes = {name: sum(math.prod(leaf.shape) for leaf in tree) for name, tree in leaves.items()}
+    assert sizes["one_16m"] == 2**24
+    assert [leaf.shape for leaf in leaves["equal_64x64"]] == [(64, 64)] * 400
+    assert [leaf.shape for leaf in leaves["equal_16"]] == [(16,)] * 400
+    assert len({leaf.shape for leaf in leaves["distinct"]}) == len(leaves["distinct"]) == 400
+    # GPT-2 has 12 width^2 + 13 width numbers a layer, two embeddings and a last norm.
+    assert sizes["gpt2"] == 12 * (12 * 128**2 + 13 * 128) + (50257 + 1024) * 128 + 2 * 128
+
+
+def test_interleaved_takes_turns_in_changing_order():
+    turns = []
+
+    def timer(name, seconds):
+        return lambda: turns.append(name) or seconds
+
+    seconds = harness.interleaved({"a": timer("a", 1.0), "b": timer("b", 2.0)}, 20)
+    assert seconds == {"a": [1.0] * 20, "b": [2.0] * 20}
+    rounds = list(zip(turns[::2], turns[1::2], strict=True))
+    assert set(rounds) == {("a", "b"), ("b", "a")}
+
+
+def test_ratio_compares_within_a_round():
+    """A round that is slow for both and one that is slow for the peer alone change nothing."""
+    seconds = {"a": [2.0, 300.0, 2.0], "b": [1.0, 150.0, 100.0]}
+    assert harness.ratio(seconds, "a", "b") == 2.0
+
+
+def test_spread_is_the_largest_factor_either_way():
+    assert harness.spread([0.8, 1.1]) == pytest.approx(1.25)
+    assert harness.spread([0.95, 1.25]) == pytest.approx(1.25)
+    assert harness.spread([1.0]) == 1.0
+
+
+def test_fresh_process_tells_the_error():
+    with pytest.raises(RuntimeError, match="KeyError: 'no such tree'"):
+        harness.in_fresh_process(step_time.measure_facts, "sgd", "no such tree")
+
+
+def test_a_choice_names_what_it_does_not_know():
+    choice = harness.listed(["oak", "elm"])
+    assert choice("elm,oak") == ["elm", "oak"]
+    with pytest.raises(argparse.ArgumentTypeError, match="'ash' is none of oak, elm"):
+        choice("oak,ash")
+
+
+def test_report_says_first_what_fell_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--record=/some/where/else.md", "x"])
+    report = harness.Report("Title")
+    cells = [report.judge(True, "good"), report.judge(False, "bad")]
+    report.add_table("Table", "Note.", ["one", "two"], [cells])
+    report.publish(tmp_path / "record.md")
+    text = (tmp_path / "record.md").read_text()
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert table(text, "Table") == [["pass", "MISS"]]
+    assert text.index("- bad") < text.index("## Table")
+    assert "good" not in text
+    assert "`python benchmarks/script.py --record=else.md x`" in text
+    assert "some" not in text
+
+
+# The scripts.
+
+
+@pytest.fixture(scope="module")
+def step_time_report():
+    return run("step_time.py", "--quick", "--algorithms", "adam")
+
+
+def test_step_time_names_its_conditions(step_time_report):
+    assert "`python benchmarks/step_time.py --quick --algorithms adam`" in step_time_report
+    for part in ("Date: 20", "Python 3.", "jax ", "jaxlib ", "optax ", "optfn ", "cores"):
+        assert part in step_time_report.split("## What fell short")[0]
+
+
+@pytest.mark.parametrize("how", ["closed over", "as data"])
+def test_step_time_reports_facts(step_time_report, how):
+    (row,) = table(step_time_report, f"Compiled facts, hyperparameters {how}")
+    assert matches(row, "tiny", "adam", COUNT, COUNT, COUNT, "pass|MISS|counter")
+
+
+def test_step_time_reports_seconds(step_time_report):
+    (row,) = table(step_time_report, "Step time")
+    assert matches(row, "tiny", "adam", NUMBER, NUMBER, JUDGED, JUDGED)
+    (row,) = table(step_time_report, "Trace and lowering")
+    assert matches(row, "tiny", "adam", NUMBER, "none", NUMBER, NUMBER)
+    (row,) = table(step_time_report, "Dispatch")
+    assert matches(row, "adam", *[NUMBER] * 4, JUDGED, JUDGED)
+
+
+def test_step_time_says_every_miss_first(step_time_report):
+    short = step_time_report.split("## What fell short")[1].split("\n## ")[0]
+    assert short.count("\n- ") == max(1, step_time_report.count("MISS"))
+
+
+def test_recompiles_counts_traces_and_compilations():
+    """In optfn one trace whatever the form; in optax one for each rate, if it is closed over."""
+    heading = "Traces / compilations / seconds"
+    rows = {row[0]: row[1:] for row in table(run("recompiles.py", "--quick"), heading)}
+    for name, cells in rows.items():
+        counts = [tuple(re.findall(r"(\d+) /", cell)) for cell in cells]
+        if name.startswith("optfn"):
+            assert counts == [("1", "1")] * 4, name
+    closed_over = [cell.split()[0] for cell in rows["optax, jax.jit, closed over"]]
+    assert closed_over == ["3"] * 4
+    *numbers, peak = rows["optax, jax.jit, inject_hyperparams"]
+    assert [cell.split()[0] for cell in numbers] == ["1"] * 3
+    assert peak == "refused: TracerBoolConversionError"

@@ -1,0 +1,753 @@
+"""Schedules against their oracles, optax's schedules, the lecture's tables and their own laws."""
+
+import dataclasses
+import functools
+import re
+
+import equinox as eqx
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from hypothesis import strategies as st
+
+import optfn
+from optfn import schedules
+
+# Short ones, so that all steps up to the last edge, and beyond, can be looked at. No part of them
+# ends on a rounded half step, where an argument's derivative would be that of a jump.
+CASES = [
+    schedules.constant(0.3),
+    schedules.linear(0.1, 0.01, 10),
+    schedules.linear(0.0, 0.2, 7),
+    schedules.polynomial(0.3, 0.05, 2.0, 20),
+    schedules.polynomial(0.3, 0.05, 0.5, 20),
+    schedules.exponential(0.2, 0.95),
+    schedules.exponential(0.2, 0.5, 11),
+    schedules.exponential(0.2, 0.5, 11, staircase=True),
+    schedules.inverse_time(0.2, 1.0),
+    schedules.inverse_time(0.2, 0.5, 7, staircase=True),
+    schedules.inverse_sqrt(0.2),
+    schedules.inverse_sqrt(0.2, k=3),
+    schedules.piecewise_constant((0.3, 0.1, 0.2), (4, 9)),
+    schedules.piecewise_linear((0.1, 0.3, 0.02), (4, 17)),
+    schedules.cosine(0.2, 30),
+    schedules.cosine(0.2, 30, 0.05),
+    schedules.cosine_restarts(0.2, 9),
+    schedules.cosine_restarts(0.2, 5, 0.01, 2.0, 0.5),
+    schedules.cosine_restarts(0.2, 7, 0.01, 1.25, 0.8),
+    schedules.one_cycle(0.2, 47),
+    schedules.one_cycle(0.2, 47, 0.25, 0.8, 10.0, 100.0, anneal="linear"),
+    schedules.warmup_cosine(0.2, 5, 40),
+    schedules.warmup_cosine(0.2, 5, 40, 0.01, 0.02),
+    schedules.warmup_linear(0.2, 5, 40, 0.01, 0.02),
+    schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02),
+    schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02, tail="cosine"),
+    schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02, tail="sqrt"),
+    schedules.join((schedules.linear(0.0, 0.2, 5), schedules.exponential(0.2, 0.9)), (5,)),
+    schedules.per_epoch(schedules.inverse_time(0.2, 1.0), 4),
+    schedules.per_epoch(schedules.exponential(0.2, 0.95), 4, first_epoch=1),
+]
+
+# Parts without length. A transition over no steps is over.
+EMPTY = [
+    schedules.linear(0.1, 0.01, 0),
+    schedules.polynomial(0.3, 0.05, 2.0, 0),
+    schedules.polynomial(0.3, 0.05, 0.0, 10),
+    schedules.exponential(0.2, 0.0),
+    schedules.piecewise_constant((0.3, 0.1, 0.2), (0, 0)),
+    schedules.piecewise_constant((0.3,), ()),
+    schedules.piecewise_linear((0.1, 0.3, 0.02), (0, 17)),
+    schedules.piecewise_linear((0.1, 0.3, 0.02), (4, 4)),
+    schedules.piecewise_linear((0.1,), ()),
+    schedules.cosine(0.2, 0, 0.05),
+    schedules.cosine_restarts(0.2, 1),
+    schedules.cosine_restarts(0.2, 1, 0.01, 1.0, 0.0),
+    schedules.one_cycle(0.2, 0),
+    schedules.one_cycle(0.2, 1),
+    schedules.one_cycle(0.2, 3, 0.0, 1.0),
+    schedules.one_cycle(0.2, 1, anneal="linear"),
+    schedules.one_cycle(0.2, 10, 0.0, 1.0, anneal="linear"),
+    schedules.warmup_cosine(0.2, 0, 10),
+    schedules.warmup_cosine(0.2, 10, 10, 0.01, 0.02),
+    schedules.warmup_cosine(0.2, 0, 0),
+    schedules.warmup_linear(0.2, 0, 10),
+    schedules.warmup_linear(0.2, 10, 5),
+    schedules.wsd(0.2, 0, 0, 0),
+    schedules.wsd(0.2, 0, 0, 10, tail="sqrt"),
+    schedules.wsd(0.2, 5, 0, 5, tail="cosine"),
+    schedules.wsd(0.2, 0, 10, 10, tail="sqrt"),
+    schedules.join((schedules.constant(0.1), schedules.linear(0.2, 0.1, 0)), (0,)),
+    schedules.join((schedules.constant(0.1),), ()),
+    schedules.per_epoch(schedules.inverse_time(0.0, 0.0), 1),
+]
+
+# Every step of the cases, and some far after their end.
+STEPS = np.array([*range(61), 100, 1000, 10_000])
+LAST_STEP = 2**31 - 1
+
+
+def by_schedule(cases):
+    return pytest.mark.parametrize("schedule", cases, ids=lambda schedule: type(schedule).__name__)
+
+
+each = by_schedule(CASES)
+each_with_empty = by_schedule(CASES + EMPTY)
+
+# The schedule is an argument: one compilation for all that are built alike.
+values = jax.jit(jax.vmap(lambda schedule, step: schedule(step), (None, 0)))
+slopes = jax.jit(jax.vmap(jax.grad(lambda schedule, step: schedule(step)), (None, 0)))
+
+
+def oracle_of(schedule):
+    """The oracle with the arguments of a schedule, a function of one step."""
+
+    def plain(argument):
+        if isinstance(argument, optfn.Schedule):
+            return oracle_of(argument)
+        return tuple(map(plain, argument)) if isinstance(argument, tuple) else argument
+
+    arguments = {f.name: plain(getattr(schedule, f.name)) for f in dataclasses.fields(schedule)}
+    return functools.partial(getattr(oracles, f"schedule_{type(schedule).__name__}"), **arguments)
+
+
+def expected(schedule, steps=STEPS):
+    return np.array([oracle_of(schedule)(step) for step in np.asarray(steps).tolist()])
+
+
+def assert_equal_in_x64(found, schedule, steps=STEPS):
+    """At 1e-12, or at a few roundings of the largest value where two large ones cancel."""
+    wanted = expected(schedule, steps)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15 * abs(wanted).max())
+
+
+def test_every_schedule_is_among_the_cases():
+    classes = {
+        name
+        for name, value in vars(schedules).items()
+        if isinstance(value, type) and value.__module__ == schedules.__name__
+    }
+    assert {type(schedule).__name__ for schedule in CASES} == classes
+
+
+@each_with_empty
+def test_equals_the_oracle(schedule, x64):
+    assert_equal_in_x64(values(schedule, STEPS), schedule)
+
+
+@each_with_empty
+def test_a_constant_of_the_program_equals_an_argument(schedule):
+    """Float32, where a compiler that divides by multiplying would show."""
+    closed_over = jax.jit(lambda steps: jax.vmap(schedule)(steps))(STEPS)
+    one_by_one = jnp.stack([schedule(step) for step in STEPS[:60:20]])
+    scale = abs(expected(schedule)).max()
+    np.testing.assert_allclose(closed_over, values(schedule, STEPS), rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(closed_over[:60:20], one_by_one, rtol=1e-6, atol=1e-6 * scale)
+    assert closed_over.dtype == one_by_one.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "halving",
+    [
+        lambda steps: schedules.exponential(1.0, 0.5, steps, staircase=True),
+        lambda steps: schedules.per_epoch(schedules.exponential(1.0, 0.5), steps),
+    ],
+    ids=["staircase", "per_epoch"],
+)
+def test_stairs_fall_at_whole_multiples_of_any_length(halving):
+    """Multiplied by the rounded reciprocal of 41, 41 is less than 1."""
+    lengths, stairs = range(1, 200), np.arange(20)
+    wanted = 0.5 ** np.repeat(stairs, 2)  # at the first and at the last step of each stair
+
+    def steps(length):
+        return np.stack([stairs * length, (stairs + 1) * length - 1], axis=1).ravel()
+
+    wrong = [n for n in lengths if not np.allclose(values(halving(n), steps(n)), wanted, rtol=1e-5)]
+    assert wrong == [], "as an argument"
+
+    lengths = (3, 7, 10, 41, 47, 55, 61, 82, 83, 97, 109)
+    constants = jax.jit(lambda: [jax.vmap(halving(n))(jnp.asarray(steps(n))) for n in lengths])()
+    found = zip(lengths, constants, strict=True)
+    assert [n for n, x in found if not np.allclose(x, wanted, rtol=1e-5)] == [], "as a constant"
+
+
+def test_transitions_of_any_length_end_at_their_end():
+    """In float32 under jit, 37 * (1 / 37) is more than 1, and what is left a negative number."""
+    for n in range(1, 200):
+        found = values(schedules.polynomial(1.0, 0.5, 1.7, n), np.arange(n, n + 5))
+        assert (found == 0.5).all(), n
+
+
+# Peers in optax, in float32 over all steps.
+
+
+PEERS = {
+    "constant": (schedules.constant(0.3), optax.constant_schedule(0.3)),
+    "linear": (schedules.linear(0.1, 0.01, 37), optax.linear_schedule(0.1, 0.01, 37)),
+    "polynomial": (
+        # After 37 steps optax has NaN here: under jit, 1 - 37 * (1 / 37) is negative.
+        schedules.polynomial(0.3, 0.05, 1.7, 32),
+        optax.polynomial_schedule(0.3, 0.05, 1.7, 32),
+    ),
+    "exponential": (
+        schedules.exponential(0.2, 0.9, 11),
+        optax.exponential_decay(0.2, 11, 0.9),
+    ),
+    "staircase": (
+        schedules.exponential(0.2, 0.9, 11, staircase=True),
+        optax.exponential_decay(0.2, 11, 0.9, staircase=True),
+    ),
+    "piecewise_constant": (
+        schedules.piecewise_constant((0.4, 0.2, 0.02), (5, 23)),
+        optax.piecewise_constant_schedule(0.4, {5: 0.5, 23: 0.1}),
+    ),
+    "piecewise_linear": (
+        schedules.piecewise_linear((0.1, 0.4, 0.04), (5, 23)),
+        optax.piecewise_interpolate_schedule("linear", 0.1, {5: 4.0, 23: 0.1}),
+    ),
+    "cosine": (
+        schedules.cosine(0.2, 37, 0.05),
+        optax.cosine_decay_schedule(0.2, 37, alpha=0.25),
+    ),
+    "cosine_restarts": (
+        schedules.cosine_restarts(0.2, 9, 0.01, 2.0, 0.5),
+        optax.sgdr_schedule(
+            [
+                {
+                    "init_value": 0.2 * 0.5**n,
+                    "peak_value": 0.2 * 0.5**n,
+                    "warmup_steps": 0,
+                    "decay_steps": 9 * 2**n,
+                    "end_value": 0.01,
+                }
+                for n in range(4)
+            ]
+        ),
+    ),
+    "one_cycle": (
+        schedules.one_cycle(0.2, 47, 0.25, div_factor=10.0, final_div_factor=100.0),
+        optax.cosine_onecycle_schedule(47, 0.2, 0.25, 10.0, 100.0),
+    ),
+    "one_cycle defaults": (
+        schedules.one_cycle(0.2, 50),
+        optax.cosine_onecycle_schedule(50, 0.2),
+    ),
+    "one_cycle linear": (
+        schedules.one_cycle(0.2, 47, 0.25, 0.8, 10.0, 100.0, anneal="linear"),
+        optax.linear_onecycle_schedule(47, 0.2, 0.25, 0.8, 10.0, 100.0),
+    ),
+    "one_cycle linear defaults": (
+        schedules.one_cycle(0.2, 50, anneal="linear"),
+        optax.linear_onecycle_schedule(50, 0.2),
+    ),
+    "warmup_constant": (
+        schedules.linear(0.0, 0.2, 7),
+        optax.warmup_constant_schedule(0.0, 0.2, 7),
+    ),
+    "warmup_cosine": (
+        schedules.warmup_cosine(0.2, 7, 47, 0.01, 0.02),
+        optax.warmup_cosine_decay_schedule(0.01, 0.2, 7, 47, 0.02),
+    ),
+    "warmup_cosine without warm-up": (
+        schedules.warmup_cosine(0.2, 0, 47),
+        optax.warmup_cosine_decay_schedule(0.0, 0.2, 0, 47),
+    ),
+    "join": (
+        schedules.join((schedules.linear(0.0, 0.2, 7), schedules.exponential(0.2, 0.9, 5)), (7,)),
+        optax.warmup_exponential_decay_schedule(0.0, 0.2, 7, 5, 0.9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_equals_optax_at_all_steps(name):
+    """To a few roundings: each side rounds about four times, relative to its largest value."""
+    schedule, peer = PEERS[name]
+    steps = jnp.arange(100)
+    wanted = jax.jit(jax.vmap(lambda step: jnp.asarray(peer(step), float)))(steps)
+    atol = 8 * 2.0**-24 * abs(wanted).max()
+    np.testing.assert_allclose(values(schedule, steps), wanted, rtol=2e-6, atol=atol)
+
+
+@pytest.mark.parametrize("anneal", ["cosine", "linear"])
+def test_one_cycle_turns_at_optax_steps_for_every_length(anneal):
+    """The turning points are products in float32 here and in Python's floats there."""
+    totals = range(1, 300)
+    found = np.stack([values(schedules.one_cycle(1.0, n, anneal=anneal), STEPS) for n in totals])
+    wanted = np.stack([expected(schedules.one_cycle(1.0, n, anneal=anneal)) for n in totals])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+# Every argument is a leaf.
+
+
+COUNTS = {
+    "transition_steps",
+    "total_steps",
+    "warmup_steps",
+    "decay_steps",
+    "boundaries",
+    "steps_per_epoch",
+    "first_epoch",
+}
+
+
+def variations(schedule):
+    """Schedules that differ from this one in one argument each, and all of them as one batch.
+
+    Counts are integers in the batch.
+    """
+    paths, treedef = jax.tree.flatten_with_path(schedule)
+    leaves = [leaf for _, leaf in paths]
+    rows, dtypes = [leaves], []
+    for i, (path, leaf) in enumerate(paths):
+        is_count = bool({getattr(key, "name", None) for key in path} & COUNTS)
+        dtypes.append(np.int32 if is_count else np.float64)
+        others = (leaf + 1, leaf + 3) if is_count else (1.05 * leaf, 1.1 * leaf)
+        rows += [[*leaves[:i], x, *leaves[i + 1 :]] for x in others]
+    columns = zip(*rows, strict=True)
+    batch = [np.asarray(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+    return [treedef.unflatten(row) for row in rows], treedef.unflatten(batch)
+
+
+@each
+def test_vmap_over_the_arguments_equals_a_loop(schedule, x64):
+    alone, batch = variations(schedule)
+    for row, other in zip(jax.vmap(values, (0, None))(batch, STEPS), alone, strict=True):
+        assert_equal_in_x64(row, other)
+
+
+@each
+def test_one_program_serves_every_value(schedule):
+    traces = 0
+
+    @jax.jit
+    def value(schedule, step):
+        nonlocal traces
+        traces += 1
+        return schedule(step)
+
+    for factor in (1, 1.05, 1.1):
+        other = jax.tree.map(lambda x: factor * x, schedule)  # noqa: B023
+        np.testing.assert_allclose(value(other, 3), other(3), rtol=1e-6)
+    assert traces == 1
+
+
+@each
+def test_derivatives_are_those_of_the_oracle(schedule, x64):
+    """Between the steps, where no kink is; a count changes the value there too."""
+    steps = np.arange(60) + 0.3
+    h = 1e-6
+    leaves, treedef = jax.tree.flatten(schedule)
+    found = jax.tree.leaves(slopes(schedule, steps))
+    for i, slope in enumerate(found):
+        up, down = (
+            expected(jax.tree.unflatten(treedef, [*leaves[:i], x, *leaves[i + 1 :]]), steps)
+            for x in (leaves[i] + h, leaves[i] - h)
+        )
+        # Truncation is h^2 times a third derivative, rounding 2^-53 / h.
+        np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+# A decay over no steps at all has no value that the oracle could give, but a number.
+NO_STEPS = [
+    schedules.exponential(0.2, 0.5, 0),
+    schedules.exponential(0.2, 0.5, 0, staircase=True),
+    schedules.inverse_time(0.2, 0.5, 0),
+    schedules.cosine_restarts(0.2, 0),
+    schedules.per_epoch(schedules.exponential(0.2, 0.95), 0),
+    schedules.polynomial(0.3, 0.05, 0.5, 0),
+    schedules.one_cycle(0.2, 0, anneal="linear"),
+]
+
+
+@by_schedule(CASES + EMPTY + NO_STEPS)
+def test_values_and_derivatives_are_finite_everywhere(schedule):
+    steps = np.append(STEPS, LAST_STEP)
+    paths, _ = jax.tree.flatten_with_path(slopes(schedule, steps))
+    numbers = {"value": values(schedule, steps)}
+    numbers |= {f"derivative by {jax.tree_util.keystr(path)}": slope for path, slope in paths}
+    others = {name: steps[~np.isfinite(x)].tolist() for name, x in numbers.items()}
+    assert {name: steps for name, steps in others.items() if steps} == {}
+
+
+def test_a_part_that_is_over_does_not_spoil_derivatives():
+    """Long after its end, a growing part of a join has overflowed."""
+    find_rate = schedules.exponential(1e-5, 10.0)
+    schedule = schedules.join((find_rate, schedules.constant(0.1)), (5,))
+    slope = jax.grad(lambda schedule: schedule(1000))(schedule)
+    np.testing.assert_array_equal(jax.tree.leaves(slope), [0, 0, 0, 1, 0])
+
+
+# Text.
+
+
+@each_with_empty
+def test_repr_is_the_recipe(schedule):
+    for original in (
+        schedule,
+        optfn.as_arrays(schedule),
+        jax.tree.map(lambda x: np.array([x, x / 3]), schedule),
+    ):
+        names = {"schedules": schedules, "jnp": jnp, "np": np}
+        copy = eval(repr(original), names)
+        assert jax.tree.structure(copy) == jax.tree.structure(original)
+        for a, b in zip(jax.tree.leaves(copy), jax.tree.leaves(original), strict=True):
+            assert type(a) is type(b)
+            np.testing.assert_array_equal(a, b, strict=True)
+
+
+# Any function of the step.
+
+
+class Learned(eqx.Module):
+    """A rate that is a model of its own."""
+
+    log_rate: jax.Array
+
+    def __call__(self, step):
+        return jnp.exp(self.log_rate) / (1 + step)
+
+
+def hyperbola(rate, step):
+    return rate / (1 + step)
+
+
+FUNCTIONS = {
+    "optax": (optax.linear_schedule(0.1, 0.0, 10), lambda t: 0.1 * (1 - t / 10)),
+    "lambda": (lambda step: 0.1 / (1 + step), lambda t: 0.1 / (1 + t)),
+    "table": (lambda step: jnp.asarray([0.3, 0.2, 0.1])[step], lambda t: 0.3 - 0.1 * t),
+    "number": (lambda step: 0.1, lambda t: 0.1),
+    "partial": (functools.partial(hyperbola, 0.1), lambda t: 0.1 / (1 + t)),
+    "Partial": (jax.tree_util.Partial(hyperbola, jnp.asarray(0.1)), lambda t: 0.1 / (1 + t)),
+    "module": (Learned(jnp.log(0.1)), lambda t: 0.1 / (1 + t)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_function_of_the_step_is_a_learning_rate(name):
+    function, rate = FUNCTIONS[name]
+    tx = optfn.sgd(function)
+    state = tx.init(jnp.zeros(3))
+    for t in range(3):
+        updates, state = tx.update(jnp.ones(3), state)
+        np.testing.assert_allclose(updates, np.full(3, -rate(t)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate: jax.tree_util.Partial(hyperbola, jnp.asarray(rate)),
+        lambda rate: Learned(jnp.log(rate)),
+    ],
+    ids=["Partial", "module"],
+)
+def test_arrays_in_a_callable_pytree_are_leaves(make):
+    traces = 0
+
+    @jax.jit
+    def update(tx):
+        nonlocal traces
+        traces += 1
+        return tx.update(jnp.ones(()), tx.init(jnp.zeros(())))[0]
+
+    for rate in (0.1, 0.2, 0.3):
+        tx = optfn.sgd(make(rate))
+        assert len(jax.tree.leaves(tx)) == 1
+        np.testing.assert_allclose(update(tx), -rate, rtol=1e-6)
+    assert traces == 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.join((schedules.constant(0.4), lambda step: jnp.asarray([0.3, 0.2])[step]), (1,)),
+        schedules.per_epoch(lambda epoch: jnp.asarray([0.4, 0.3, 0.2])[epoch], 1),
+    ],
+    ids=["join", "per_epoch"],
+)
+def test_a_function_inside_a_schedule_gets_a_whole_step(schedule):
+    """It can look the rate up in a table there too."""
+    np.testing.assert_allclose([schedule(t) for t in range(3)], [0.4, 0.3, 0.2], rtol=1e-6)
+
+
+# The lecture.
+
+
+def by_epoch(schedule, epochs):
+    """The rates in the middle of epochs of 10 steps."""
+    return np.asarray([schedule(10 * epoch + 5) for epoch in range(epochs)])
+
+
+def test_the_lecture_s_decay_by_epoch():
+    """Rates 0.1, 0.067, 0.05 and 0.04 in epochs 1 to 4, from a0 = 0.2 with decay rate 1."""
+    rates = by_epoch(
+        schedules.per_epoch(schedules.inverse_time(0.2, decay_rate=1), 10, first_epoch=1), 4
+    )
+    assert rates.round(3).tolist() == np.asarray([0.1, 0.067, 0.05, 0.04], np.float32).tolist()
+
+
+def test_the_lecture_s_other_decays():
+    a0, k, epoch = 0.2, 0.5, np.arange(1, 6)
+
+    exponential = schedules.per_epoch(schedules.exponential(a0, 0.95), 10, first_epoch=1)
+    np.testing.assert_allclose(by_epoch(exponential, 5), 0.95**epoch * a0, rtol=1e-6)
+
+    root_of_epoch = schedules.per_epoch(schedules.inverse_sqrt(a0, k), 10)
+    np.testing.assert_allclose(by_epoch(root_of_epoch, 5), k / np.sqrt(epoch) * a0, rtol=1e-6)
+
+    t = np.arange(1, 60)
+    root_of_step = values(schedules.inverse_sqrt(a0, k), t - 1)
+    np.testing.assert_allclose(root_of_step, k / np.sqrt(t) * a0, rtol=1e-6)
+
+    staircase = values(schedules.exponential(a0, 0.5, 20, staircase=True), np.arange(60))
+    np.testing.assert_allclose(staircase, np.repeat([a0, a0 / 2, a0 / 4], 20), rtol=1e-6)
+
+
+def test_the_lecture_s_manual_decay_is_a_new_leaf():
+    schedule = schedules.constant(0.2)
+    assert jax.tree.leaves(optfn.replace(schedule, value=0.05)) == [0.05]
+
+
+# What holds for all arguments.
+
+
+everywhere = hypothesis.settings(
+    deadline=None, derandomize=True, database=None, max_examples=100, print_blob=False
+)
+rates = st.floats(1e-6, 10.0)
+shares = st.floats(0.0, 1.0)
+counts = st.integers(0, 80)
+flags = st.booleans()
+
+
+@st.composite
+def decays(draw):
+    """A schedule that falls, and the limits between which it stays."""
+    low, high = sorted((draw(rates), draw(rates)))
+    steps, share, flag = draw(counts), draw(shares), draw(flags)
+    start = draw(counts)
+    ends = tuple(sorted((steps, start)))
+    fall = draw(
+        st.sampled_from(
+            [
+                schedules.constant(high),
+                schedules.linear(high, low, steps),
+                schedules.polynomial(high, low, draw(st.floats(0.25, 4.0)), steps),
+                schedules.cosine(high, steps, low),
+                schedules.warmup_cosine(high, 0, steps, end_value=low),
+                schedules.warmup_linear(high, 0, steps, end_value=low),
+                schedules.piecewise_constant((high, (low + high) / 2, low), ends),
+                schedules.piecewise_linear((high, (low + high) / 2, low), ends),
+                *(
+                    schedules.wsd(high, 0, steps, steps + start, end_value=low, tail=tail)
+                    for tail in ("linear", "cosine", "sqrt")
+                ),
+            ]
+        )
+    )
+    fade = draw(
+        st.sampled_from(
+            [
+                schedules.exponential(high, share, 1 + steps, flag),
+                schedules.inverse_time(high, share, 1 + steps, flag),
+                schedules.inverse_sqrt(high),
+            ]
+        )
+    )
+    return draw(st.sampled_from([(fall, low, high), (fade, 0.0, high)]))
+
+
+@everywhere
+@hypothesis.given(decays())
+def test_a_decay_never_rises_and_keeps_its_limits(drawn):
+    """In float32, up to its rounding."""
+    schedule, low, high = drawn
+    found = np.asarray(values(schedule, STEPS), float)
+    slack = 4 * 2.0**-24 * high
+    assert np.diff(found).max() <= slack
+    assert low - slack <= found.min() <= found.max() <= high + slack
+
+
+@st.composite
+def compositions(draw):
+    """A schedule of several parts, which may be empty or out of order."""
+    peak, init, end, share = draw(rates), draw(rates), draw(rates), draw(shares)
+    warmup, decay, total = draw(counts), draw(counts), draw(counts)
+    bounds = tuple(sorted((warmup, decay, total)))
+    return draw(
+        st.sampled_from(
+            [
+                schedules.warmup_cosine(peak, warmup, total, init, end),
+                schedules.warmup_linear(peak, warmup, total, init, end),
+                *(
+                    schedules.wsd(peak, warmup, decay, total, init, end, tail)
+                    for tail in ("linear", "cosine", "sqrt")
+                ),
+                schedules.one_cycle(peak, total, share),
+                schedules.piecewise_constant((peak, init, end, share), bounds),
+                schedules.join(
+                    (
+                        schedules.linear(init, peak, warmup),
+                        schedules.cosine(peak, decay, end),
+                        schedules.exponential(end, share, 1 + decay),
+                    ),
+                    (warmup, warmup + decay),
+                ),
+                schedules.per_epoch(schedules.cosine(peak, decay, end), 1 + total, warmup),
+            ]
+        )
+    )
+
+
+@everywhere
+@hypothesis.given(compositions())
+def test_compositions_equal_their_oracles(schedule):
+    with jax.enable_x64(True):
+        assert_equal_in_x64(values(schedule, STEPS), schedule)
+
+
+@everywhere
+@hypothesis.given(
+    period=st.integers(1, 300),
+    factor=st.one_of(st.just(1.0), st.floats(1.001, 4.0)),
+    value_factor=st.floats(0.0, 1.5),
+    end=shares,
+)
+def test_cosine_restarts_where_its_oracle_does(period, factor, value_factor, end):
+    """At every step. A start that falls on half a step may be rounded either way."""
+    start, length = 0.0, float(period)
+    while start < 600:
+        hypothesis.assume(abs(start % 1 - 0.5) > 1e-9)
+        start, length = start + length, length * factor
+    schedule = schedules.cosine_restarts(1.0, period, end, factor, value_factor)
+    with jax.enable_x64(True):
+        steps = np.arange(600)
+        found, wanted = values(schedule, steps), expected(schedule, steps)
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (
+            lambda: schedules.cosine(float("nan"), 10),
+            ValueError,
+            "cosine(init_value=...) is NaN",
+        ),
+        (
+            lambda: schedules.linear(0.1, np.array([0.1, np.nan]), 10),
+            ValueError,
+            "linear(end_value=...) holds a NaN",
+        ),
+        (
+            lambda: schedules.piecewise_constant((0.1, float("nan")), (5,)),
+            ValueError,
+            "piecewise_constant(values=...), element 1, is NaN",
+        ),
+        (
+            lambda: schedules.constant("0.1"),
+            TypeError,
+            "constant(value=...) must be a number or an array, found str: '0.1'",
+        ),
+        (
+            lambda: schedules.constant(None),
+            TypeError,
+            "constant(value=...) must be a number or an array, found NoneType",
+        ),
+        (
+            lambda: schedules.constant(True),
+            TypeError,
+            "constant(value=...) is a number, found the bool True",
+        ),
+        (
+            lambda: schedules.constant(1j * np.ones(2)),
+            TypeError,
+            "constant(value=...) must be a real number, found an array of complex128",
+        ),
+        (
+            lambda: schedules.linear(schedules.constant(0.1), 0.0, 10),
+            TypeError,
+            "linear(init_value=...) must be a number or an array, found constant",
+        ),
+        (
+            lambda: schedules.piecewise_constant((0.1, 0.2), (5, 10)),
+            ValueError,
+            "piecewise_constant(...): 2 boundaries need 3 values, found 2",
+        ),
+        (
+            lambda: schedules.piecewise_linear((0.1, 0.2, 0.3), (5,)),
+            ValueError,
+            "piecewise_linear(...): 1 boundaries need 2 values, found 3",
+        ),
+        (
+            lambda: schedules.piecewise_linear((0.1, 0.2), 5),
+            TypeError,
+            "piecewise_linear(boundaries=...) must be a sequence of numbers, found float: 5.0",
+        ),
+        (
+            lambda: schedules.piecewise_constant({5: 0.1}, (5,)),
+            TypeError,
+            "piecewise_constant(values=...) must be a number or an array, found dict",
+        ),
+        (
+            lambda: schedules.join((schedules.constant(0.1),), (5,)),
+            ValueError,
+            "join(...): 1 boundaries need 2 schedules, found 1",
+        ),
+        (
+            lambda: schedules.join((schedules.constant(0.1), 0.2), (5,)),
+            TypeError,
+            "join(schedules=...), element 1, must be a schedule, found float: 0.2",
+        ),
+        (
+            lambda: schedules.per_epoch(0.1, 10),
+            TypeError,
+            "per_epoch(schedule=...) must be a schedule, found float: 0.1",
+        ),
+        (
+            lambda: schedules.custom(0.1),
+            TypeError,
+            "custom(function=...) must be callable, found 0.1",
+        ),
+        (
+            lambda: schedules.wsd(0.1, 1, 2, 3, tail="square"),
+            ValueError,
+            "wsd(tail=...) must be one of ('linear', 'cosine', 'sqrt'), found str: 'square'",
+        ),
+        (
+            lambda: schedules.one_cycle(0.1, 10, anneal="cos"),
+            ValueError,
+            "one_cycle(anneal=...) must be one of ('cosine', 'linear'), found str: 'cos'",
+        ),
+        (
+            lambda: schedules.exponential(0.1, 0.5, staircase=schedules.constant(1.0)),
+            TypeError,
+            "exponential(staircase=...) is a switch that changes the program",
+        ),
+        (
+            lambda: schedules.inverse_time(0.1, 0.5, staircase=1),
+            TypeError,
+            "it must be True or False, found int: 1",
+        ),
+        (
+            lambda: schedules.wsd(0.1, 1, 2, 3, tail=schedules.cosine(0.1, 10)),
+            ValueError,
+            "wsd(tail=...) must be one of",
+        ),
+        (
+            lambda: optfn.sgd(optfn.adam(0.1)),
+            TypeError,
+            "scale_by_learning_rate(learning_rate=...) must be a number",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(build, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build()
