@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import optax
+from legs import LEGS
 
 import optfn
 from optfn.testing import ConformanceError, check_transform
@@ -27,15 +28,13 @@ Table = list[list[str]]
 
 def algorithms() -> Table:
     """The optimizers with their legs."""
-    import legs
-
     rows = [["algorithm", "stage", "oracle", "optax", "golden", "theorem", "source"]]
-    for name, leg in legs.LEGS.items():
+    for name, leg in LEGS.items():
         source = re.search(r"Source: (.*?)\.?\n", inspect.getdoc(getattr(optfn, name)) + "\n")
         assert source, f"the docstring of {name} names no source"
         marks = ["yes" if getattr(leg, kind) else "" for kind in ("oracle", "optax", "golden")]
         stages = ", ".join(f"`{stage}`" for stage in leg.stages)
-        rows.append([f"`{name}`", stages, *marks, leg.theorem.claim, source.group(1)])
+        rows.append([f"`{name}`", stages, *marks, leg.claim, source.group(1)])
     return rows
 
 

@@ -4,6 +4,7 @@
 from optfn.core.apply import apply_updates as apply_updates
 from optfn.core.apply import step as step
 from optfn.core.data import child as child
+from optfn.core.data import numbers as numbers
 from optfn.core.data import per_leaf as per_leaf
 from optfn.core.data import static as static
 from optfn.core.hyperparameters import Hyperparameters as Hyperparameters

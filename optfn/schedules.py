@@ -2,7 +2,8 @@
 
 Every argument is a number and a leaf, counts of steps too: it may be traced, swept by `vmap`,
 differentiated and replaced without recompilation. Step 0 is the first update; past its end a
-schedule keeps its last value; a transition over zero steps is over at once.
+schedule keeps its last value; a transition over zero steps is over at once. (A decay per zero
+`transition_steps` counts as one per step.)
 
     warmup_cosine(peak_value=3e-4, warmup_steps=100, total_steps=1000)(step)
 """
@@ -67,7 +68,9 @@ class polynomial(Schedule):
 
     def at(self, step):
         remaining = 1 - _progress(step, self.transition_steps)
-        return _mix(self.end_value, self.init_value, remaining**self.power)
+        # The selections keep the end exact and its derivatives finite for every power.
+        share = jnp.where(remaining > 0, remaining, 1) ** self.power
+        return _mix(self.end_value, self.init_value, jnp.where(remaining > 0, share, 0))
 
 
 class exponential(Schedule):
@@ -400,7 +403,7 @@ class per_epoch(Schedule):
     first_epoch: Any = 0
 
     def at(self, step):
-        epoch = jnp.floor(step / jnp.maximum(self.steps_per_epoch, 1))
+        epoch = _whole(step, jnp.maximum(self.steps_per_epoch, 1))
         return self.schedule(epoch + self.first_epoch)
 
 
@@ -422,8 +425,15 @@ def _ease(share):
 
 def _elapsed(schedule, step):
     """Steps in units of `transition_steps`, whole ones for a staircase."""
-    units = step / schedule.transition_steps
-    return jnp.floor(units) if schedule.staircase else units
+    unit = jnp.where(schedule.transition_steps > 0, schedule.transition_steps, 1)
+    return _whole(step, unit) if schedule.staircase else step / unit
+
+
+def _whole(step, unit):
+    """How many whole units are over, exactly: a compiler may divide by a rounded reciprocal."""
+    n = jnp.floor(step / unit)
+    n = jnp.where(step < n * unit, n - 1, n)
+    return jnp.where(step >= (n + 1) * unit, n + 1, n)
 
 
 def _warmup(schedule, step, then):
@@ -440,4 +450,9 @@ def _check_lengths(schedule, items, name, boundaries):
         raise ValueError(
             f"{type(schedule).__name__}(...): {len(boundaries)} boundaries need "
             f"{len(boundaries) + 1} {name}, found {len(items)}."
+        )
+    known = [x for x in boundaries if isinstance(x, float)] if type(boundaries) is tuple else []
+    if known != sorted(known):
+        raise ValueError(
+            f"{type(schedule).__name__}(boundaries=...) must ascend, found {boundaries}."
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from core.stages import add_noise, every_kth, newton
+from core.stages import add_noise, every_kth, halve_until_lower, newton
 from flax.core import FrozenDict
 
 import optfn
@@ -107,6 +107,13 @@ OTHER_TREES = {
         "at 'layer'",
         "scale_by_adam.mu",
         "dict",
+    ),
+    "an array for a tuple, without params": (
+        lambda: ADAM.update({"a": jnp.ones(2)}, ADAM.init({"a": (jnp.ones(2), jnp.ones(2))})),
+        ValueError,
+        "at 'a'",
+        "scale_by_adam.mu",
+        "tuple",
     ),
     "a list for a tuple": (
         lambda: optfn.sgd(0.1).update([GRADS], optfn.sgd(0.1).init((PARAMS,)), (PARAMS,)),
@@ -304,6 +311,26 @@ def test_a_scalar_argument_that_is_an_array(silent_promotion):
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "found"), [(None, "None"), ("loss", "str"), (0.5j, "complex"), ({}, "dict")]
+)
+def test_a_scalar_argument_that_is_no_number(value, found):
+    check(
+        lambda: update(newton(), curvature=GRADS, damping=value),
+        (ValueError, TypeError),
+        "the extra argument 'damping'",
+        found,
+    )
+
+
+def test_a_function_argument_that_is_no_function():
+    check(
+        lambda: update(halve_until_lower(), value_fn=jnp.ones(())),
+        TypeError,
+        "the extra argument 'value_fn' must be a function",
+    )
+
+
 @shapes
 def test_updates_of_another_shape_than_the_params(shape, silent_promotion):
     check(
@@ -396,9 +423,10 @@ def test_numpy_arrays_are_served_quietly():
     assert optfn.apply_updates(params, grads)["s"] == np.float32(1.1)
 
 
-def test_complex_gradients_of_real_params():
+@pytest.mark.parametrize("tx", [ADAM, optfn.sgd(0.1)], ids=["adam", "sgd"])
+def test_complex_gradients_of_real_params(tx):
     check(
-        lambda: update(grads=put(GRADS, "layer/b", 1j * jnp.ones(4))),
+        lambda: update(tx, grads=put(GRADS, "layer/b", 1j * jnp.ones(4))),
         (TypeError, ValueError),
         "'layer/b'",
         "complex",
@@ -734,8 +762,9 @@ def test_a_function_that_is_no_schedule(name):
     ids=["stack", "array", "cosine", "constant", "warmup", "piecewise"],
 )
 def test_a_stacked_optimizer_needs_vmap(tx):
+    state = optfn.sgd(0.1).init(PARAMS)
     check(
-        lambda: update(tx),
+        lambda: update(tx, state=state),
         ValueError,
         "scale_by_learning_rate.learning_rate has shape (2,), but a hyperparameter is a scalar",
         "vmap over the optimizer with in_axes(tx)",

@@ -56,7 +56,6 @@ CASES = [
 EMPTY = [
     schedules.linear(0.1, 0.01, 0),
     schedules.polynomial(0.3, 0.05, 2.0, 0),
-    schedules.polynomial(0.3, 0.05, 0.0, 10),
     schedules.exponential(0.2, 0.0),
     schedules.piecewise_constant((0.3, 0.1, 0.2), (0, 0)),
     schedules.piecewise_constant((0.3,), ()),
@@ -352,8 +351,21 @@ def test_derivatives_are_those_of_the_oracle(schedule, x64):
         np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
-# A decay over no steps at all has no value that the oracle could give, but a number.
-NO_STEPS = [
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.uint8])
+def test_arguments_of_any_dtype_are_computed_with_in_float32(dtype):
+    for schedule in (
+        schedules.warmup_linear(2, 20, 10, 1, 3),
+        schedules.one_cycle(2, 200, 1, 1, 8, 2),
+        schedules.wsd(2, 30, 20, 40, 1, 3),
+    ):
+        narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), schedule)
+        np.testing.assert_array_equal(values(narrow, STEPS), values(schedule, STEPS))
+        assert narrow(3).dtype == jnp.float32
+
+
+# Where the formula says 0 / 0 or 0^0, any number will do.
+UNDEFINED = [
+    schedules.polynomial(0.3, 0.05, 0.0, 10),
     schedules.exponential(0.2, 0.5, 0),
     schedules.exponential(0.2, 0.5, 0, staircase=True),
     schedules.inverse_time(0.2, 0.5, 0),
@@ -364,7 +376,7 @@ NO_STEPS = [
 ]
 
 
-@by_schedule(CASES + EMPTY + NO_STEPS)
+@by_schedule(CASES + EMPTY + UNDEFINED)
 def test_values_and_derivatives_are_finite_everywhere(schedule):
     steps = np.append(STEPS, LAST_STEP)
     paths, _ = jax.tree.flatten_with_path(slopes(schedule, steps))
@@ -633,121 +645,123 @@ def test_cosine_restarts_where_its_oracle_does(period, factor, value_factor, end
 # Bad arguments.
 
 
+BAD = [
+    (
+        ValueError,
+        "cosine(init_value=...) is NaN",
+        lambda: schedules.cosine(float("nan"), 10),
+    ),
+    (
+        ValueError,
+        "linear(end_value=...) holds a NaN",
+        lambda: schedules.linear(0.1, np.array([0.1, np.nan]), 10),
+    ),
+    (
+        ValueError,
+        "piecewise_constant(values=...), element 1, is NaN",
+        lambda: schedules.piecewise_constant((0.1, float("nan")), (5,)),
+    ),
+    (
+        TypeError,
+        "constant(value=...) must be a number or an array, found str: '0.1'",
+        lambda: schedules.constant("0.1"),
+    ),
+    (
+        TypeError,
+        "constant(value=...) must be a number or an array, found NoneType",
+        lambda: schedules.constant(None),
+    ),
+    (
+        TypeError,
+        "constant(value=...) is a number, found the bool True",
+        lambda: schedules.constant(True),
+    ),
+    (
+        TypeError,
+        "constant(value=...) must be a real number, found an array of complex128",
+        lambda: schedules.constant(1j * np.ones(2)),
+    ),
+    (
+        TypeError,
+        "linear(init_value=...) must be a number or an array, found constant",
+        lambda: schedules.linear(schedules.constant(0.1), 0.0, 10),
+    ),
+    (
+        ValueError,
+        "piecewise_constant(...): 2 boundaries need 3 values, found 2",
+        lambda: schedules.piecewise_constant((0.1, 0.2), (5, 10)),
+    ),
+    (
+        ValueError,
+        "piecewise_linear(...): 1 boundaries need 2 values, found 3",
+        lambda: schedules.piecewise_linear((0.1, 0.2, 0.3), (5,)),
+    ),
+    (
+        TypeError,
+        "piecewise_linear(boundaries=...) must be a sequence of numbers, found float: 5.0",
+        lambda: schedules.piecewise_linear((0.1, 0.2), 5),
+    ),
+    (
+        TypeError,
+        "piecewise_constant(values=...) must be a number or an array, found dict",
+        lambda: schedules.piecewise_constant({5: 0.1}, (5,)),
+    ),
+    (
+        ValueError,
+        "join(...): 1 boundaries need 2 schedules, found 1",
+        lambda: schedules.join((schedules.constant(0.1),), (5,)),
+    ),
+    (
+        TypeError,
+        "join(schedules=...), element 1, must be a schedule, found float: 0.2",
+        lambda: schedules.join((schedules.constant(0.1), 0.2), (5,)),
+    ),
+    (
+        TypeError,
+        "per_epoch(schedule=...) must be a schedule, found float: 0.1",
+        lambda: schedules.per_epoch(0.1, 10),
+    ),
+    (
+        TypeError,
+        "custom(function=...) must be callable, found 0.1",
+        lambda: schedules.custom(0.1),
+    ),
+    (
+        ValueError,
+        "wsd(tail=...) must be one of ('linear', 'cosine', 'sqrt'), found str: 'square'",
+        lambda: schedules.wsd(0.1, 1, 2, 3, tail="square"),
+    ),
+    (
+        ValueError,
+        "one_cycle(anneal=...) must be one of ('cosine', 'linear'), found str: 'cos'",
+        lambda: schedules.one_cycle(0.1, 10, anneal="cos"),
+    ),
+    (
+        TypeError,
+        "exponential(staircase=...) is a switch that changes the program",
+        lambda: schedules.exponential(0.1, 0.5, staircase=schedules.constant(1.0)),
+    ),
+    (
+        TypeError,
+        "it must be True or False, found int: 1",
+        lambda: schedules.inverse_time(0.1, 0.5, staircase=1),
+    ),
+    (
+        ValueError,
+        "wsd(tail=...) must be one of",
+        lambda: schedules.wsd(0.1, 1, 2, 3, tail=schedules.cosine(0.1, 10)),
+    ),
+    (
+        TypeError,
+        "scale_by_learning_rate(learning_rate=...) must be a number",
+        lambda: optfn.sgd(optfn.adam(0.1)),
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("build", "error", "message"),
-    [
-        (
-            lambda: schedules.cosine(float("nan"), 10),
-            ValueError,
-            "cosine(init_value=...) is NaN",
-        ),
-        (
-            lambda: schedules.linear(0.1, np.array([0.1, np.nan]), 10),
-            ValueError,
-            "linear(end_value=...) holds a NaN",
-        ),
-        (
-            lambda: schedules.piecewise_constant((0.1, float("nan")), (5,)),
-            ValueError,
-            "piecewise_constant(values=...), element 1, is NaN",
-        ),
-        (
-            lambda: schedules.constant("0.1"),
-            TypeError,
-            "constant(value=...) must be a number or an array, found str: '0.1'",
-        ),
-        (
-            lambda: schedules.constant(None),
-            TypeError,
-            "constant(value=...) must be a number or an array, found NoneType",
-        ),
-        (
-            lambda: schedules.constant(True),
-            TypeError,
-            "constant(value=...) is a number, found the bool True",
-        ),
-        (
-            lambda: schedules.constant(1j * np.ones(2)),
-            TypeError,
-            "constant(value=...) must be a real number, found an array of complex128",
-        ),
-        (
-            lambda: schedules.linear(schedules.constant(0.1), 0.0, 10),
-            TypeError,
-            "linear(init_value=...) must be a number or an array, found constant",
-        ),
-        (
-            lambda: schedules.piecewise_constant((0.1, 0.2), (5, 10)),
-            ValueError,
-            "piecewise_constant(...): 2 boundaries need 3 values, found 2",
-        ),
-        (
-            lambda: schedules.piecewise_linear((0.1, 0.2, 0.3), (5,)),
-            ValueError,
-            "piecewise_linear(...): 1 boundaries need 2 values, found 3",
-        ),
-        (
-            lambda: schedules.piecewise_linear((0.1, 0.2), 5),
-            TypeError,
-            "piecewise_linear(boundaries=...) must be a sequence of numbers, found float: 5.0",
-        ),
-        (
-            lambda: schedules.piecewise_constant({5: 0.1}, (5,)),
-            TypeError,
-            "piecewise_constant(values=...) must be a number or an array, found dict",
-        ),
-        (
-            lambda: schedules.join((schedules.constant(0.1),), (5,)),
-            ValueError,
-            "join(...): 1 boundaries need 2 schedules, found 1",
-        ),
-        (
-            lambda: schedules.join((schedules.constant(0.1), 0.2), (5,)),
-            TypeError,
-            "join(schedules=...), element 1, must be a schedule, found float: 0.2",
-        ),
-        (
-            lambda: schedules.per_epoch(0.1, 10),
-            TypeError,
-            "per_epoch(schedule=...) must be a schedule, found float: 0.1",
-        ),
-        (
-            lambda: schedules.custom(0.1),
-            TypeError,
-            "custom(function=...) must be callable, found 0.1",
-        ),
-        (
-            lambda: schedules.wsd(0.1, 1, 2, 3, tail="square"),
-            ValueError,
-            "wsd(tail=...) must be one of ('linear', 'cosine', 'sqrt'), found str: 'square'",
-        ),
-        (
-            lambda: schedules.one_cycle(0.1, 10, anneal="cos"),
-            ValueError,
-            "one_cycle(anneal=...) must be one of ('cosine', 'linear'), found str: 'cos'",
-        ),
-        (
-            lambda: schedules.exponential(0.1, 0.5, staircase=schedules.constant(1.0)),
-            TypeError,
-            "exponential(staircase=...) is a switch that changes the program",
-        ),
-        (
-            lambda: schedules.inverse_time(0.1, 0.5, staircase=1),
-            TypeError,
-            "it must be True or False, found int: 1",
-        ),
-        (
-            lambda: schedules.wsd(0.1, 1, 2, 3, tail=schedules.cosine(0.1, 10)),
-            ValueError,
-            "wsd(tail=...) must be one of",
-        ),
-        (
-            lambda: optfn.sgd(optfn.adam(0.1)),
-            TypeError,
-            "scale_by_learning_rate(learning_rate=...) must be a number",
-        ),
-    ],
+    ("error", "message", "build"), BAD, ids=[message.split("(")[0] for _, message, _ in BAD]
 )
-def test_bad_arguments_are_named(build, error, message):
+def test_bad_arguments_are_named(error, message, build):
     with pytest.raises(error, match=re.escape(message)):
         build()

@@ -1,10 +1,14 @@
-"""What goes wrong elsewhere, one test a row: optax 0.2.8 as the peer that does it, optfn not.
+"""What goes wrong elsewhere, one test a row: optax 0.2.8 does it, optfn does not.
+
+That optax does is asserted for this version alone; a later one may have mended it.
 
 Rows that wait for what does not exist here yet: gradient accumulation (a NaN micro-gradient that
 poisons it for ever; an inner update on every micro-step), metrics whose state changes structure,
 reduce-on-plateau with a negative loss, schedule-free that skips the schedule's step 0, and the
 `argmin` of a sweep that returns the NaN trial.
 """
+
+import contextlib
 
 import equinox as eqx
 import jax
@@ -18,6 +22,16 @@ from optfn import schedules
 
 PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.25, -1.0])}
 GRADS = jax.tree.map(lambda p: 0.5 * p + 0.1, PARAMS)
+
+
+def wrong_in_optax(observed):
+    assert observed or optax.__version__ != "0.2.8"
+
+
+def error_in_optax(*args, **kwargs):
+    if optax.__version__ != "0.2.8":
+        return contextlib.suppress(args[0])
+    return pytest.raises(*args, **kwargs)
 
 
 def in_dtype(tree, dtype):
@@ -47,7 +61,7 @@ def paths(state):
 def test_bfloat16_params_do_not_round_b2_to_one():
     params, grads = in_dtype(PARAMS, jnp.bfloat16), in_dtype(GRADS, jnp.bfloat16)
     theirs, _ = run(optax.inject_hyperparams(optax.adam)(0.1), params, grads)
-    assert not finite(theirs)
+    wrong_in_optax(not finite(theirs))
 
     updates = jax.jit(lambda tx: run(tx, params, grads)[0])(optfn.adam(0.1))
     jax.tree.map(
@@ -68,7 +82,7 @@ def test_second_moments_of_bfloat16_params_decay():
         return np.asarray(last["b"] / first["b"], float)
 
     theirs = decayed(optax.scale_by_adam(), lambda state: state.nu)
-    np.testing.assert_array_equal(theirs, 1.0)
+    wrong_in_optax((theirs == 1.0).all())
 
     ours = decayed(optfn.scale_by_adam(), lambda state: state.slots["scale_by_adam"].nu)
     # Four multiplications and a division in float32.
@@ -83,7 +97,7 @@ def test_float32_gradients_of_bfloat16_params_do_not_change_the_states_dtype():
         return [[x.dtype for x in jax.tree.leaves(s)] for s in (state, run(tx, params, GRADS)[1])]
 
     before, after = dtypes(optax.adam(0.1))
-    assert before != after
+    wrong_in_optax(before != after)
     before, after = dtypes(optfn.adam(0.1))
     assert before == after
 
@@ -91,7 +105,7 @@ def test_float32_gradients_of_bfloat16_params_do_not_change_the_states_dtype():
 def test_a_zero_float16_gradient_gives_a_zero_update():
     params = in_dtype(PARAMS, jnp.float16)
     theirs, _ = run(optax.adam(0.1), params, zeros_like(params))
-    assert not finite(theirs)
+    wrong_in_optax(not finite(theirs))
     updates, state = run(optfn.adam(0.1), params, zeros_like(params), zeros_like(params))
     assert finite(state)
     assert all(not u.any() for u in jax.tree.leaves(updates))
@@ -99,7 +113,7 @@ def test_a_zero_float16_gradient_gives_a_zero_update():
 
 def test_clipping_a_zero_gradient_to_norm_zero_gives_zero():
     theirs, _ = run(optax.clip_by_global_norm(0.0), PARAMS, zeros_like(GRADS))
-    assert not finite(theirs)
+    wrong_in_optax(not finite(theirs))
     for grads in (zeros_like(GRADS), GRADS):
         updates, _ = run(optfn.clip_by_global_norm(0.0), PARAMS, grads)
         assert all(not u.any() for u in jax.tree.leaves(updates))
@@ -116,7 +130,7 @@ def test_a_mask_function_is_not_taken_for_a_schedule():
         PARAMS,
         zeros_like(GRADS),
     )
-    assert all(not u.any() for u in jax.tree.leaves(theirs))
+    wrong_in_optax(all(not u.any() for u in jax.tree.leaves(theirs)))
 
     for mask in (lambda path, leaf: leaf.ndim > 1, kernels(PARAMS)):
         tx = optfn.adamw(0.1, weight_decay=0.5, mask=mask)
@@ -128,7 +142,11 @@ def test_a_mask_function_is_not_taken_for_a_schedule():
 
 
 def test_a_misspelled_extra_argument_is_refused():
-    run(optax.chain(optax.adam(0.1)), PARAMS, GRADS, vaule=1.0)
+    try:
+        theirs = run(optax.chain(optax.adam(0.1)), PARAMS, GRADS, vaule=1.0)
+    except TypeError:
+        theirs = None
+    wrong_in_optax(theirs is not None)
     declared = optfn.from_optax(optax.polyak_sgd(), ["value"])
     with pytest.raises(TypeError, match=r"'vaule', which no stage declares; declared: value"):
         run(declared, PARAMS, GRADS, vaule=1.0)
@@ -139,7 +157,7 @@ def test_a_misspelled_extra_argument_is_refused():
 def test_leaves_that_are_not_selected_do_not_climb():
     mask = {"w": True, "b": False}
     theirs, _ = run(optax.masked(optax.sgd(0.1), mask), PARAMS, GRADS)
-    np.testing.assert_array_equal(theirs["b"], GRADS["b"])
+    wrong_in_optax((theirs["b"] == GRADS["b"]).all())
     with pytest.raises(ValueError, match=r"masked\(...\) alone is no optimizer.*Use freeze"):
         run(optfn.masked(optfn.sgd(0.1), mask), PARAMS, GRADS)
     updates, _ = run(optfn.freeze(optfn.sgd(0.1), {"w": False, "b": True}), PARAMS, GRADS)
@@ -160,7 +178,7 @@ def test_warmup_cosine_can_be_traced_in_its_peak_and_its_step_counts(name):
         return schedules.warmup_cosine(**{**numbers, name: value})(10)
 
     values = jnp.asarray([1, 2, 3]) * numbers[name]
-    with pytest.raises(jax.errors.TracerBoolConversionError):
+    with error_in_optax(jax.errors.TracerBoolConversionError):
         jax.vmap(optaxs)(values)
     expected = [optaxs(float(v) if name == "peak_value" else int(v)) for v in values]
     got, slopes = jax.jit(jax.vmap(jax.value_and_grad(ours)))(values.astype(float))
@@ -170,8 +188,9 @@ def test_warmup_cosine_can_be_traced_in_its_peak_and_its_step_counts(name):
 
 def test_a_clip_or_a_schedule_leaves_every_checkpoint_path():
     bare = paths(optax.adam(0.1).init(PARAMS))
-    assert not bare & paths(optax.chain(optax.clip(1.0), optax.adam(0.1)).init(PARAMS))
-    assert bare != paths(optax.adam(optax.constant_schedule(0.1)).init(PARAMS))
+    clipped = optax.chain(optax.clip(1.0), optax.adam(0.1))
+    wrong_in_optax(not bare & paths(clipped.init(PARAMS)))
+    wrong_in_optax(bare != paths(optax.adam(optax.constant_schedule(0.1)).init(PARAMS)))
 
     state = optfn.adam(0.1).init(PARAMS)
     later = optfn.chain(
@@ -195,7 +214,7 @@ def test_a_partition_carries_the_extra_arguments_of_a_line_search():
     labels = {"w": "search", "b": "sgd"}
 
     theirs = optax.partition({"search": search, "sgd": optax.sgd(0.1)}, labels)
-    with pytest.raises(ValueError, match="pytree structure error"):
+    with error_in_optax(ValueError, match="pytree structure error"):
         run(theirs, PARAMS, grads, **given)
 
     stage = optfn.from_optax(search, ["value", "grad", "value_fn"])
@@ -221,8 +240,8 @@ class Layer(eqx.Module):
 def test_a_callable_module_is_a_tree_and_no_function():
     params = Layer(jnp.ones((2, 2)), jnp.ones(2))
     labels = Layer("fast", "slow")
-    with pytest.raises(RuntimeError, match="a module of labels was called"):
-        run(optax.partition({"fast": optax.sgd(2.0), "slow": optax.sgd(1.0)}, labels), params)
+    with error_in_optax(RuntimeError, match="a module of labels was called"):
+        optax.partition({"fast": optax.sgd(2.0), "slow": optax.sgd(1.0)}, labels).init(params)
 
     tx = optfn.partition({"fast": optfn.sgd(2.0), "slow": optfn.sgd(1.0)}, labels)
     updates, _ = run(tx, params, params)
@@ -249,7 +268,7 @@ ABSTRACT = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), PARAMS
 def test_an_abstract_init_works(tx):
     """Outside of `eval_shape` too, as a restore needs it."""
     expected = jax.eval_shape(lambda: tx.init(PARAMS))
-    assert jax.eval_shape(lambda: tx.init(PARAMS)) == jax.eval_shape(tx.init, ABSTRACT)
+    assert jax.eval_shape(tx.init, ABSTRACT) == expected
     state = tx.init(ABSTRACT)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), expected
@@ -260,7 +279,7 @@ def test_an_abstract_init_works(tx):
 def test_no_value_decides_what_the_program_is():
     """So every number can be swept, zero and one included."""
     b2 = jnp.asarray([0.9, 1.0])
-    with pytest.raises(jax.errors.TracerBoolConversionError):
+    with error_in_optax(jax.errors.TracerBoolConversionError):
         jax.vmap(lambda b2: run(optax.scale_by_sm3(0.9, b2), PARAMS, GRADS)[0])(b2)
 
     def tx(number):

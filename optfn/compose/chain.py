@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, check_transform_type
+from optfn.core.transform import Context, Transform, check_transform_type, transforms_in
 from optfn.core.tree import PyTree
 
 
@@ -68,8 +68,20 @@ class chain(Transform):
         return updates, new or None
 
     def why_not_root(self) -> str | None:
-        reasons = [stage.why_not_root() for stage in self.stages]
-        return reasons[0] if reasons and all(reasons) else None
+        partial = [stage for stage in self.stages if stage.why_not_root()]
+        if not partial or self.finishes:
+            return None
+        alone = len(partial) == len(self.stages) or any(map(finishes_inside, partial))
+        return partial[0].why_not_root() if alone else None
 
     def _arguments(self) -> list[str]:
         return list(map(repr, self.stages))
+
+
+def finishes_inside(transform: Transform) -> bool:
+    """Whether a learning rate is applied to some leaves or to all."""
+    return transform.finishes or any(
+        finishes_inside(inner)
+        for _, value in transform.fields("child")
+        for inner in transforms_in(value)
+    )

@@ -47,10 +47,10 @@ class from_optax(Transform):
         if isinstance(transformation, type) or not (
             hasattr(transformation, "init") and hasattr(transformation, "update")
         ):
+            found = [type(transformation).__name__, getattr(transformation, "__name__", "")]
             raise TypeError(
                 "from_optax(...) must be an optax transformation, found "
-                f"{type(transformation).__name__} {getattr(transformation, '__name__', '')}".rstrip()
-                + "."
+                f"{' '.join(filter(None, found))}."
             )
         if isinstance(extra_args, str):
             extra_args = (extra_args,)

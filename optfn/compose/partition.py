@@ -77,10 +77,6 @@ class partition(Transform):
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return (slots or {}).get(label, {}), step
 
-    def why_not_root(self) -> str | None:
-        reasons = (transform.why_not_root() for transform in self.transforms.values())
-        return next(filter(None, reasons), None)
-
     def _labels(self, tree: PyTree) -> list[str]:
         labels = self.labels.values(tree)
         unknown = {
@@ -142,11 +138,16 @@ class masked(_Selective):
             `(path, leaf) -> bool`.
     """
 
+    @property
+    def finishes(self) -> bool:
+        return False
+
     def why_not_root(self) -> str | None:
         return (
             "masked(...) alone is no optimizer: where the mask is False the raw gradients would "
-            "become updates. Use freeze(transform, mask) to leave params as they are, or put "
-            "masked into a chain."
+            "become updates. Use freeze(transform, mask) to leave params as they are, "
+            "partition(...) for several optimizers, or put masked before the learning rate of a "
+            "chain."
         )
 
     def _others(self, updates: PyTree) -> PyTree:
@@ -165,9 +166,6 @@ class freeze(_Selective):
     """
 
     selects = False
-
-    def why_not_root(self) -> str | None:
-        return self.transform.why_not_root()
 
     def _others(self, updates: PyTree) -> PyTree:
         return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from optfn.core.dtypes import cast
-from optfn.core.inputs import is_float0, matched, to_arrays
+from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
 from optfn.core.transform import State, Transform, advance
 from optfn.core.tree import PyTree
 
@@ -23,6 +23,7 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     params = to_arrays(params, "the param")
     leaves, treedef = jax.tree.flatten(params)
     updates = matched(to_arrays(updates, "the update"), params, "updates", "params")
+    check_addable(params, updates)
     return treedef.unflatten([_add(p, u) for p, u in zip(leaves, updates, strict=True)])
 
 

@@ -19,7 +19,9 @@ def compute_dtype(*dtypes: Any) -> np.dtype:
     """The dtype to compute in: the promotion of these, at least float32."""
     wide = jnp.dtype(jnp.float32)
     for dtype in dtypes:
-        wide = jnp.promote_types(wide, dtype)
+        # Types of 8 and 16 bits fit into float32, and jax promotes the former to nothing by itself.
+        if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.finfo(dtype).bits >= 32:
+            wide = jnp.promote_types(wide, dtype)
     return wide
 
 
@@ -88,18 +90,25 @@ def _sqrt_jvp(primals, tangents):
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of all leaves together, scaled by the largest entry.
+    """The Euclidean norm of all leaves together; an empty tree has norm 0.
 
     Neither 1e25 overflows nor 1e-25 vanishes in float32. NaN and infinity come out as NaN or
-    infinity. An empty tree has norm 0.
+    infinity.
     """
+    scale, relative = scaled_norm(tree)
+    return scale * relative
+
+
+def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
+    """The norm as a product of two numbers, of which the first is about the largest entry."""
     leaves = [cast(x, compute_dtype(x.dtype)) for x in map(jnp.asarray, jax.tree.leaves(tree))]
     leaves = [x for x in leaves if x.size]
     if not leaves:
-        return jnp.zeros((), jnp.float32)
+        return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
     dtype = real_dtype(jnp.result_type(*leaves))
     largest = jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in leaves]).max()
     # The reciprocal of the scale must be a normal number: a compiler may multiply by it.
     tiny = jnp.finfo(dtype).tiny
     scale = jax.lax.stop_gradient(jnp.clip(largest, tiny, 1 / tiny))
-    return scale * sqrt(sum(jnp.sum(abs_sq(x / scale.astype(real_dtype(x.dtype)))) for x in leaves))
+    squares = (jnp.sum(abs_sq(x / scale.astype(real_dtype(x.dtype)))) for x in leaves)
+    return scale, sqrt(sum(squares))

@@ -16,6 +16,12 @@ from optfn.core.transform import State, Transform, check_transform_type
 T = TypeVar("T")
 
 
+class HyperparameterNameError(KeyError, ValueError):
+    """A name that is no hyperparameter's, or several's."""
+
+    __str__ = ValueError.__str__
+
+
 class Hyperparameters(dict):
     """Values by qualified name; `h["b1"]` finds `h["scale_by_adam.b1"]` where that is unique."""
 
@@ -23,7 +29,7 @@ class Hyperparameters(dict):
         return self[_find(name, list(self))]
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or bool(_ending(str(name), list(self)))
+        return super().__contains__(name) or len(_ending(str(name), list(self))) == 1
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default  # noqa: SIM401
@@ -207,15 +213,19 @@ def _find(name: str, names: list[str]) -> str:
     if len(found) == 1 and not inside:
         return found[0]
     if found:
-        raise ValueError(f"'{name}' is ambiguous; say which: {', '.join(found + inside)}.")
+        raise HyperparameterNameError(
+            f"'{name}' is ambiguous; say which: {', '.join(found + inside)}."
+        )
     if inside:
-        raise ValueError(
+        raise HyperparameterNameError(
             f"'{name}' is no number but a schedule or a transform; its own numbers are: "
             f"{', '.join(inside)}."
         )
     close = difflib.get_close_matches(name, [n.rsplit(".", 1)[-1] for n in names], 1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise ValueError(f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}.")
+    raise HyperparameterNameError(
+        f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}."
+    )
 
 
 def _ending(name: str, names: list[str]) -> list[str]:

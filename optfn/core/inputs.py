@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
@@ -86,8 +87,15 @@ def checked_extra_args(
         if declared[name] == "tree":
             checked[name] = to_arrays(value, what)
             matched(checked[name], updates, what, "updates")
-        elif declared[name] == "scalar" and jnp.ndim(value):
-            raise ValueError(f"{what} must be a scalar, found shape {jnp.shape(value)}.")
+        elif declared[name] == "scalar":
+            if not is_leaf(value) or not isinstance(
+                value, (jax.Array, np.ndarray, np.generic, complex, float, int)
+            ):
+                raise TypeError(f"{what} must be a number, found {type(value).__name__}.")
+            if jnp.ndim(value):
+                raise ValueError(f"{what} must be a scalar, found shape {jnp.shape(value)}.")
+            if jnp.iscomplexobj(value):
+                raise TypeError(f"{what} must be a real number, found a complex one.")
         elif declared[name] == "function" and not callable(value):
             raise TypeError(f"{what} must be a function of the params, found {describe(value)}.")
     return checked
@@ -101,6 +109,16 @@ def check_floating(what: str, tree: PyTree) -> None:
             raise TypeError(
                 f"{what} {at(leaf_paths(tree)[i])} has dtype {name}, but only floating point and "
                 "complex leaves can be optimized. Leave such leaves out with freeze(...)."
+            )
+
+
+def check_addable(params: PyTree, updates: list) -> None:
+    """Refuses updates whose fraction would be cut off."""
+    for i, (p, u) in enumerate(zip(jax.tree.leaves(params), updates, strict=True)):
+        if jnp.issubdtype(p.dtype, jnp.integer) and jnp.issubdtype(u.dtype, jnp.inexact):
+            raise TypeError(
+                f"{at(leaf_paths(params)[i])} the param has dtype {p.dtype}, the update {u.dtype}: "
+                "its fraction would be lost."
             )
 
 

@@ -43,7 +43,8 @@ class Leafwise(Transform):
         elementary: the rule is about one operation, so there is nothing to gain by tracing it once
             per shape.
         random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
-            gets the keyword argument `key`, folded from the seed, the step and the leaf's path.
+            gets the keyword argument `key`, folded from the seed, the step, the stage's name and
+            the leaf's path.
     """
 
     Slots: ClassVar[Any] = None
@@ -59,7 +60,8 @@ class Leafwise(Transform):
     ) -> tuple[jax.Array, Any]:
         """The new update and slots of one leaf.
 
-        Declared extra args come as keyword arguments, a `"tree"` one as this leaf's entry.
+        Declared extra args come as keyword arguments, a `"tree"` one as this leaf's entry and a
+        `"key"` one folded for this leaf.
 
         Args:
             g: the gradient, or what the stage before made of it.
@@ -69,9 +71,21 @@ class Leafwise(Transform):
         """
         raise NotImplementedError(f"{type(self).__name__} must define update_leaf.")
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if cls.Slots is None and cls.init_leaf is not Leafwise.init_leaf:
+            raise TypeError(
+                f"{cls.__name__} defines init_leaf, so it must name the type of its Slots."
+            )
+        if cls.random and "key" in cls.extra_args:
+            raise TypeError(f"{cls.__name__} is random: it gets its key without declaring one.")
+
     @final
     def init_slots(self, params: PyTree) -> Any:
         if self.Slots is None:
+            for _, value in self.fields("per_leaf"):
+                if value is not None:
+                    value.values(params)
             return None
         leaves, treedef = jax.tree.flatten(params)
         slots = []
@@ -80,6 +94,7 @@ class Leafwise(Transform):
             with _naming((self,), params, i):
                 wide = cast(leaves[i], compute_dtype(leaves[i].dtype))
                 new = rule.init_leaf(wide)
+                _check_slots(rule, "init_leaf", new)
                 slots.append(
                     [jax.tree.map(lambda x, p=leaves[i]: like_param(x, p), s) for s in new]
                 )
@@ -113,8 +128,15 @@ def apply_run(
         params = flatten_like(ctx.params, updates, "params", "updates")
     check_floating("the gradient", updates)
     own_rules = _specialise(rules, updates if ctx.params is None else ctx.params, leaves)
-    columns = [_columns(rule, slots.get(rule.name), updates) for rule in rules]
-    extras = [_extras(rule, updates, ctx) for rule in rules]
+    columns = [
+        _columns([own[k] for own in own_rules], rule, slots.get(rule.name), updates)
+        for k, rule in enumerate(rules)
+    ]
+    names = [rule.name for rule in rules]
+    extras = [
+        _extras(rule, f"{names[k]}{names[:k].count(names[k])}", updates, ctx)
+        for k, rule in enumerate(rules)
+    ]
     count = {dtype: ctx.step.astype(dtype) + 1 for dtype in {real_dtype(x.dtype) for x in leaves}}
 
     kinds = [_kind(*leaf) for leaf in zip(own_rules, leaves, params, strict=True)]
@@ -154,7 +176,8 @@ def _run(
         if rule.Slots is not None:
             wide = rule.Slots(*(jax.tree.map(lambda x: widen(x, compute), s) for s in stored))
         update_leaf: Any = rule.update_leaf
-        result, slot = update_leaf(update, wide, wide_param, t, **extra)
+        returned = update_leaf(update, wide, wide_param if rule.needs_params else None, t, **extra)
+        result, slot = _check_returned(rule, returned)
         _check_shape(rule, "the update", result, update)
         update = cast(result, compute)
         if rule.Slots is not None:
@@ -213,6 +236,24 @@ def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:
     return jax.tree.map(store, new, old)
 
 
+def _check_returned(rule: Leafwise, returned: Any) -> tuple[Any, Any]:
+    if not (type(returned) is tuple and len(returned) == 2):
+        raise TypeError(
+            f"{rule.name}.update_leaf must return (update, slots), found {type(returned).__name__}."
+        )
+    if rule.Slots is not None:
+        _check_slots(rule, "update_leaf", returned[1])
+    return returned
+
+
+def _check_slots(rule: Leafwise, method: str, slots: Any) -> None:
+    if not isinstance(slots, rule.Slots):
+        raise TypeError(
+            f"{rule.name}.{method} must give slots of type {rule.Slots.__name__}, found "
+            f"{type(slots).__name__}."
+        )
+
+
 def _check_shape(rule: Leafwise, what: str, new: Any, old: Any) -> None:
     if jnp.shape(new) != jnp.shape(old):
         raise ValueError(
@@ -249,7 +290,7 @@ def _kind(rules: tuple[Leafwise, ...], update: jax.Array, param: Any) -> tuple:
     return id(rules), update.shape, update.dtype, None if param is None else dtype_of(param)
 
 
-def _columns(rule: Leafwise, slots: Any, updates: PyTree) -> list:
+def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) -> list:
     """The slots leaf by leaf."""
     if rule.Slots is None:
         return [None] * len(jax.tree.leaves(updates))
@@ -263,14 +304,18 @@ def _columns(rule: Leafwise, slots: Any, updates: PyTree) -> list:
         for name, tree in zip(rule.Slots._fields, slots, strict=True)
     ]
     columns = list(zip(*trees, strict=True))
-    for i, column in enumerate(columns):
-        for name, slot in zip(rule.Slots._fields, column, strict=True):
-            if not (is_leaf(slot) or isinstance(slot, tuple)):
-                raise ValueError(
-                    f"{at(leaf_paths(updates)[i])} updates have an array, the slots "
-                    f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
-                    "params?"
-                )
+    for i, (column, leaf) in enumerate(zip(columns, jax.tree.leaves(updates), strict=True)):
+        if not all(map(is_leaf, column)):
+            expected = jax.eval_shape(
+                own[i].init_leaf, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            )
+            for name, slot, like in zip(rule.Slots._fields, column, expected, strict=True):
+                if jax.tree.structure(slot) != jax.tree.structure(like):
+                    raise ValueError(
+                        f"{at(leaf_paths(updates)[i])} updates have an array, the slots "
+                        f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
+                        "params?"
+                    )
     return columns
 
 
@@ -282,11 +327,11 @@ def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
     return slots_type(*(treedef.unflatten(column) for column in columns))
 
 
-def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
+def _extras(rule: Leafwise, identity: str, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
     """The keyword arguments of `update_leaf`, leaf by leaf."""
     leaves = jax.tree.leaves(updates)
     args = {k: (kind, ctx.extra_args[k]) for k, kind in rule.extra_args.items()}
-    whole = {k: value for k, (kind, value) in args.items() if kind in ("function", "key")}
+    whole = {k: value for k, (kind, value) in args.items() if kind == "function"}
     split = {
         k: [cast(value, real_dtype(g.dtype)) for g in leaves]
         if kind == "scalar"
@@ -297,12 +342,20 @@ def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any
         for k, (kind, value) in args.items()
         if kind in ("scalar", "tree")
     }
+    keys = {k: value for k, (kind, value) in args.items() if kind == "key"}
     if rule.random:
-        seed = jnp.asarray(getattr(rule, "seed")).astype(jnp.uint32)  # noqa: B009
-        key = jax.random.fold_in(jax.random.key(seed), ctx.step)
-        paths = leaf_paths(updates)
-        split["key"] = [jax.random.fold_in(key, zlib.crc32(p.encode())) for p in paths]
+        keys["key"] = jax.random.fold_in(jax.random.key(_seed(rule)), ctx.step)
+    for k, key in keys.items():
+        paths = [f"{identity}/{path}" for path in leaf_paths(updates)]
+        split[k] = [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in paths]
     return [whole | {k: values[i] for k, values in split.items()} for i in range(len(leaves))]
+
+
+def _seed(rule: Leafwise) -> Any:
+    seed: Any = getattr(rule, "seed")  # noqa: B009
+    if isinstance(seed, np.generic) and not (0 <= float(seed) < 2**24 and float(seed).is_integer()):
+        raise ValueError(f"{rule.name}.seed must be a whole number below 2**24, found {seed}.")
+    return jnp.asarray(seed).astype(jnp.uint32)
 
 
 @contextmanager

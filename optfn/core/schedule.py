@@ -62,7 +62,8 @@ class custom(Schedule):
 
     A number of its own is not a leaf, and a new closure is a new treedef: it compiles again. Give a
     `jax.tree_util.Partial`, an Equinox module or another callable pytree for one whose arrays are
-    leaves. The function gets the step as it is, an int32 array.
+    leaves. The function gets the step as it is, an int32 array, and inside `join` and `per_epoch` a
+    float one.
     """
 
     function: Any = child()
@@ -87,6 +88,10 @@ def as_schedule(value: Any, where: str) -> Schedule:
     """`value` itself if it is a schedule; a callable becomes `custom`."""
     if isinstance(value, Schedule):
         return value
+    if isinstance(value, type) and issubclass(value, Data):
+        raise TypeError(
+            f"{where} found the class {value.__name__}; call it, as in {value.__name__}(...)."
+        )
     if callable(value) and not isinstance(value, Data):
         return custom(value)
     raise TypeError(f"{where} must be a schedule, found {type(value).__name__}: {show(value)}.")

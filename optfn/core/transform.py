@@ -42,7 +42,7 @@ class Context(NamedTuple):
     Attributes:
         params: the params in their stored dtype, or None if the caller gave none.
         step: int32 scalar, 0 at the first update.
-        extra_args: the caller's keyword arguments, all of them declared by some stage.
+        extra_args: of the caller's keyword arguments those that the stage declares.
     """
 
     params: PyTree | None
@@ -84,7 +84,7 @@ class Transform(Data):
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         """Where an inner transform finds its named slots and its step, given this one's slots.
 
-        A wrapper that may not run its inner transform owns an inner `State` and answers with that.
+        A wrapper whose slots are an inner `State` need not override this.
 
         Args:
             slots: this transform's slots.
@@ -92,7 +92,14 @@ class Transform(Data):
             label: the key of the inner transform, where several are held in a dict, or the name of
                 the field that holds it.
         """
-        return slots, step
+        return (slots.slots, slots.step) if isinstance(slots, State) else (slots, step)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether a learning rate is applied inside, so that the updates can be added."""
+        return any(
+            inner.finishes for _, value in self.fields("child") for inner in transforms_in(value)
+        )
 
     @property
     def stateful(self) -> bool:
@@ -101,7 +108,8 @@ class Transform(Data):
 
     def why_not_root(self) -> str | None:
         """Why this stage alone makes no optimizer, or None if it does."""
-        return None
+        inner = [i for _, value in self.fields("child") for i in transforms_in(value)]
+        return next(filter(None, (i.why_not_root() for i in inner)), None)
 
     # What a user calls.
 
@@ -196,13 +204,16 @@ class Transform(Data):
     ) -> tuple[PyTree, dict[str, Any]]:
         """`apply` on this transform's entries of `slots`; gives back these entries, renewed."""
         own = slots if self.name is None else slots.get(self.name)
-        if self.stateful and own is None:
+        has_inner = any(True for _ in self.fields("child"))
+        if self.stateful and own is None and not has_inner:
             raise ValueError(
                 f"the state has no slots for '{self.name}', only for {sorted(slots)}: was it made "
                 "by another optimizer?"
             )
-        if not any(True for _ in self.fields("child")):
+        if not has_inner:
             check_floating("the gradient", updates)
+        declared = self.declared_extra_args()
+        ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
         new_updates, new = self.ready(ctx).apply(updates, own, ctx)
         new_updates = _check_same_form(new_updates, updates, self.name or type(self).__name__)
         if self.name is None:
@@ -271,11 +282,12 @@ def advance(
         )
     updates = to_arrays(updates, "the gradient")
     params = None if params is None else to_arrays(params, "the param")
+    count = jnp.asarray(state.step, jnp.int32)
     wide = widened(updates, params)
     extra_args = checked_extra_args(extra_args, tx.declared_extra_args(), wide)
-    wide, slots = tx.apply_named(wide, state.slots, Context(params, state.step, extra_args))
+    wide, slots = tx.apply_named(wide, state.slots, Context(params, count, extra_args))
     _check_slot_names(state.slots, slots)
-    step = jnp.where(state.step < MAX_STEP, state.step + 1, MAX_STEP)
+    step = jnp.where(count < MAX_STEP, count + 1, MAX_STEP)
     return wide, State(step, slots)
 
 

@@ -12,19 +12,22 @@ PyTree = Any
 
 
 def path_string(path: tuple) -> str:
-    """`"encoder/0/kernel"` for a key path; the empty string at the root.
-
-    The `value` of a boxed param (an NNX variable) is left out: some calls get the box, some what is
-    in it, and both must see one path.
-    """
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
+    """`"encoder/0/kernel"` for a key path; the empty string at the root."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaf_paths(tree: PyTree) -> list[str]:
-    """The path of every leaf, in flattening order."""
-    return [path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    """The path of every leaf, in flattening order.
+
+    A box around a param (Flax's variables and metadata) has no part in it: some calls get the box,
+    some what is in it, and both must see one path.
+    """
+    entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]
+    return [path_string(path) for path, box in entries for _ in jax.tree.leaves(box)]
+
+
+def _is_box(node: PyTree) -> bool:
+    return hasattr(node, "get_metadata") or hasattr(node, "unbox")
 
 
 def at(path: str) -> str:
@@ -114,10 +117,8 @@ class PerLeaf:
     def values(self, tree: PyTree) -> list:
         """The value for every leaf of `tree`, in flattening order."""
         if self.function is not None:
-            return [
-                self._call(self.function, path_string(path), leaf)
-                for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-            ]
+            leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+            return [self._call(self.function, path, leaf) for path, leaf in leaves]
         prefix = self.treedef.unflatten(self.leaves)
         try:
             subtrees = self.treedef.flatten_up_to(tree)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.dtypes import global_norm, real_dtype
+from optfn.core.dtypes import real_dtype, scaled_norm
 from optfn.core.leafwise import Leafwise
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -48,9 +48,14 @@ class clip_by_global_norm(Transform):
     max_norm: Any
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        norm = global_norm(updates)
-        within = norm <= self.max_norm
+        scale, relative = scaled_norm(updates)
+        within = scale * relative <= self.max_norm
         # Where nothing is to be clipped the divisor is 1, so that a zero gradient has a derivative.
-        factor = jnp.where(within, 1, self.max_norm / jnp.where(within, 1, norm))
-        factor = jnp.where(jnp.isfinite(norm), factor, jnp.nan)
-        return jax.tree.map(lambda g: g * factor.astype(real_dtype(g.dtype)), updates), slots
+        shrink = self.max_norm / jnp.where(within, 1, relative)
+        shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
+
+        def clipped(g):
+            real = real_dtype(g.dtype)
+            return jnp.where(within, g, g / scale.astype(real) * shrink.astype(real))
+
+        return jax.tree.map(clipped, updates), slots

@@ -40,6 +40,10 @@ class scale_by_learning_rate(Leafwise):
         rate = -self.learning_rate if self.flip_sign else self.learning_rate
         return rate * update, slots
 
+    @property
+    def finishes(self) -> bool:
+        return True
+
 
 def scale_by_schedule(step_size_fn: Any) -> scale:
     """`scale` under the name optax gives it where the step size is a schedule."""

@@ -67,27 +67,44 @@ def test_stateless_stages_of_one_name_are_numbered():
     assert values_of(optfn.replace(tx, **{"scale[1].step_size": 5.0}))["scale[1].step_size"] == 5.0
 
 
-class both(optfn.Transform):
-    """Two inner transforms, in fields of their own."""
+class alternate(optfn.Transform):
+    """Two inner transforms in fields of their own, which take turns: each has its own State."""
 
     first: optfn.Transform = optfn.child()
     second: optfn.Transform = optfn.child()
 
     def init_slots(self, params):
-        return {"first": self.first.init_named(params), "second": self.second.init_named(params)}
+        return {"first": self.first.init(params), "second": self.second.init(params)}
 
     def apply(self, updates, slots, ctx):
-        one, first = self.first.apply_named(updates, slots["first"], ctx)
-        two, second = self.second.apply_named(updates, slots["second"], ctx)
-        return jax.tree.map(jnp.add, one, two), {"first": first, "second": second}
+        def turn(name):
+            updates_of = getattr(self, name).update(updates, slots[name], ctx.params)
+            return updates_of[0], {**slots, name: updates_of[1]}
+
+        return jax.lax.cond(ctx.step % 2 == 0, lambda: turn("first"), lambda: turn("second"))
 
     def inner(self, slots, step, label):
-        return slots, step
+        return slots[label].slots, slots[label].step
 
 
 def test_two_inner_transforms_of_one_name_keep_all_their_values():
-    values = values_of(both(optfn.sgd(1.0), optfn.sgd(2.0)))
+    tx = alternate(optfn.sgd(1.0), optfn.sgd(2.0))
+    values = values_of(tx)
     assert sorted(values.values()) == [1.0, 2.0]
+    for name, value in values.items():
+        assert values_of(optfn.replace(tx, **{name: 5.0})) == values | {name: 5.0}, value
+    with pytest.raises(ValueError, match="'learning_rate' is ambiguous"):
+        optfn.replace(tx, learning_rate=5.0)
+
+
+def test_two_inner_transforms_are_read_at_their_own_steps():
+    rate = schedules.linear(10.0, 0.0, 10)
+    tx = alternate(optfn.sgd(rate), optfn.sgd(rate))
+    state, seen = tx.init(PARAMS), []
+    for _ in range(4):
+        seen.append([float(x) for x in optfn.hyperparameters(tx, state).values()])
+        _, state = tx.update(GRADS, state)
+    assert seen == [[10, 10], [9, 10], [9, 9], [8, 9]]
 
 
 # Parts that lead to a number and parts that are one, so that no name is in the middle of another.

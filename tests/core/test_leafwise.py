@@ -125,6 +125,18 @@ def test_rules_of_one_operation_are_traced_in_place(calls):
     assert calls_in(optfn.adam(0.1), leaves(10)) == 10
 
 
+@pytest.mark.parametrize("convert", [lambda tx: tx, optfn.as_arrays], ids=["floats", "arrays"])
+def test_new_numbers_are_no_new_trace_of_an_eager_update(convert, calls):
+    params = {name: jnp.ones((2, 3)) for name in leaves(2)}
+    for number in (1.0, 2.0, 3.0):
+        tx = convert(recorder(number))
+        state = tx.init(params)
+        calls.clear()
+        updates, _ = tx.update(params, state, params)
+        np.testing.assert_allclose(updates["leaf0"], 1 + number)
+        assert len(calls) == (1 if number == 1.0 else 0)
+
+
 def test_new_numbers_are_no_new_trace_of_the_rule(calls):
     params = {name: jnp.ones((2, 3)) for name in leaves(5)}
     update = jax.jit(lambda tx, *args: tx.update(*args))
@@ -293,7 +305,14 @@ class keeps_constants(recorder):
         return Kept(zero, zero)
 
 
-@pytest.mark.parametrize("rule", [keeps_the_same_twice, keeps_constants, recorder])
+class keeps_one_scalar(recorder):
+    zero = jnp.zeros(())
+
+    def init_leaf(self, param):
+        return Kept(param, self.zero)
+
+
+@pytest.mark.parametrize("rule", [keeps_the_same_twice, keeps_constants, keeps_one_scalar])
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
 def test_every_slot_has_a_buffer_of_its_own(rule, transform):
     """One that is shared, with another slot or with the param, could not be donated."""
@@ -305,6 +324,41 @@ def test_every_slot_has_a_buffer_of_its_own(rule, transform):
     expected = params if rule is not keeps_constants else jax.tree.map(jnp.zeros_like, params)
     chex.assert_trees_all_equal(first, expected)
     np.testing.assert_array_equal(np.signbit(first["w"]), np.signbit(expected["w"]))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda p: None,
+        lambda p: [p, p.sum(0)],
+        lambda p: (p, ()),
+        lambda p: {"left": p @ p.T, "right": None},
+        lambda p: Kept(p, [p]),
+    ],
+    ids=["None", "list", "tuple", "dict", "named tuple"],
+)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
+def test_a_slot_may_be_any_tree(second, transform):
+    """A list of factors, a dict of statistics, or nothing where an option is off."""
+
+    class factored(recorder):
+        def init_leaf(self, param):
+            return Kept(param, second(param))
+
+        def update_leaf(self, g, slots, param, t):
+            return g, Kept(slots.first + g, jax.tree.map(lambda x: 2 * x, slots.second))
+
+    params = {"a": {"w": jnp.ones((2, 3))}, "b": [jnp.ones((1, 2)), None]}
+    state = transform(factored().init)(params)
+    kept = jax.tree.map(second, params)
+    assert jax.tree.structure(state.slots["factored"].second) == jax.tree.structure(kept)
+    for _ in range(2):
+        _, after = transform(factored().update)(params, state, params)
+        chex.assert_trees_all_equal_structs(after, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+        state = after
+    expected = jax.tree.map(lambda x: 4 * x, kept)
+    chex.assert_trees_all_close(state.slots["factored"].second, expected, rtol=1e-6)
 
 
 def test_slots_of_another_shape_than_the_params_are_kept():

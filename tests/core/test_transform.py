@@ -82,7 +82,7 @@ WRAPPERS = {
     ),
     "a freeze": (lambda tx: optfn.freeze(tx, False), ".slots['freeze']"),
     "a mask": (
-        lambda tx: optfn.chain(optfn.masked(tx, True), optfn.scale(1.0)),
+        lambda tx: optfn.chain(optfn.masked(tx, True), optfn.scale_by_learning_rate(1.0)),
         ".slots['masked']",
     ),
     "a named chain": (lambda tx: optfn.chain(tx).named("x"), ".slots['x']"),
@@ -276,6 +276,21 @@ def test_extra_args_reach_a_stage_in_any_wrapper():
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, value_fn=value_fn)
     # The step of -16 p is halved until it gets lower: -2 p only mirrors the params, -p is taken.
     np.testing.assert_allclose(updates["b"], -PARAMS["b"], rtol=1e-6)
+
+
+def test_a_wrapper_may_hand_on_all_the_extra_args_it_gets():
+    """It gets those that it and its inner transforms declare, and not those of its neighbours."""
+    tx = optfn.chain(every_kth(newton(), k=1), halve_until_lower())
+    curvature = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, _ = tx.update(
+        GRADS,
+        tx.init(PARAMS),
+        PARAMS,
+        curvature=curvature,
+        damping=1.0,
+        value_fn=lambda params: -jnp.sum(params["b"]),
+    )
+    assert jax.tree.structure(updates) == jax.tree.structure(GRADS)
 
 
 def test_extra_args_have_no_effect_on_who_did_not_declare_them():

@@ -195,6 +195,16 @@ def test_a_function_gets_paths_with_slashes_and_the_params_own_leaves():
     assert seen["a/b/kernel"] is params["a"]["b"]["kernel"]
 
 
+Attention = collections.namedtuple("Attention", "query key value")
+
+
+def test_a_param_named_value_keeps_its_name():
+    seen = []
+    tx = optfn.freeze(optfn.sgd(0.1), lambda path, leaf: seen.append(path) or False)
+    tx.init({"attention": Attention(jnp.ones(1), jnp.ones(1), jnp.ones(1))})
+    assert seen == ["attention/query", "attention/key", "attention/value"]
+
+
 def test_a_tree_that_is_one_leaf_has_the_empty_path():
     seen = []
     tx = optfn.freeze(optfn.sgd(0.1), lambda path, leaf: seen.append(path) or False)

@@ -120,11 +120,10 @@ CASES = [
     ),
     Case("momentum", linear=True),
     Case("momentum", {"b1": 0.8, "bias_correction": True}, linear=True),
-    *(
-        Case("rmsprop", {"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction})
-        for eps_in_sqrt in (True, False)
-        for bias_correction in (True, False)
-    ),
+    Case("rmsprop"),
+    Case("rmsprop", {"eps_in_sqrt": False}),
+    Case("rmsprop", {"bias_correction": True}),
+    Case("rmsprop", {"eps_in_sqrt": False, "bias_correction": True}),
     *(
         Case(
             "rmsprop",
@@ -155,6 +154,7 @@ CASES = [
     Case("adamw", {"weight_decay": 0.5, "mask": Written(MASK, MASK, MASK)}),
     Case("adamw", {"weight_decay": FADING}, RISING_FALLING),
     Case("adamw", {"weight_decay": 0.5, "nesterov": True}),
+    Case("amsgrad"),
     *(
         Case("amsgrad", {"b2": 0.95, "bias_correction_mu": mu, "bias_correction_nu": nu})
         for mu in (True, False)
@@ -322,6 +322,15 @@ run_as_data = jax.jit(run)
 def run_closed_over(tx, params, grads):
     """The same with the hyperparameters as constants of the program."""
     return jax.jit(lambda params, grads: run(tx, params, grads))(params, grads)
+
+
+def assert_within(bound, found, wanted, what):
+    """Every entry as close as its bound allows; NaN is close to nothing."""
+    error = abs(np.asarray(found) - np.asarray(wanted))
+    wrong = ~(error <= bound)
+    if wrong.any():
+        ratios = error[wrong] / np.broadcast_to(np.maximum(bound, 1e-300), error.shape)[wrong]
+        raise AssertionError(f"{what}: {ratios.max():.3g} of the bound in {wrong.sum()} entries")
 
 
 def centring_error(

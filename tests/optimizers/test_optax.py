@@ -11,6 +11,7 @@ from algorithms import (
     FADING,
     RATE,
     STAGES,
+    assert_within,
     centring_error,
     problem,
     run_as_data,
@@ -45,11 +46,6 @@ def largest_so_far(x):
     return np.maximum.accumulate(abs(np.asarray(x, complex)), axis=0)
 
 
-def assert_within(found, wanted, bound, name):
-    error = abs(np.asarray(found, complex) - np.asarray(wanted, complex))
-    assert (error <= bound).all(), f"{name}: {(error / bound).max()} of the bound"
-
-
 @pytest.mark.parametrize(("case", "run"), EACH_WAY)
 def test_paths_equal_optax_s(case, run):
     """Updates within 2e-5 of their size and 1e-5 of a step, params within 1e-6 over the run.
@@ -67,13 +63,15 @@ def test_paths_equal_optax_s(case, run):
         bound = 2e-5 * abs(wanted)
         bound += 1e-5 * RATE * (largest_so_far(g) if case.linear else 1)
         params_bound = 1e-6 * np.maximum(1, largest_so_far(optax_params[name]))
+        if case.linear:  # updates may be larger than params, and each is rounded
+            params_bound += 2.0**-22 * np.cumsum(abs(wanted), axis=0)
         if case.options.get("centered"):
             # Both moments are sums of some ten terms that count.
             errors = centring_error(np.asarray(g, complex), RATE, 1e-6, **case.options)
             bound += errors
             params_bound += np.cumsum(errors, axis=0)
-        assert_within(updates[name], wanted, bound, f"updates of {name}")
-        assert_within(params[name], optax_params[name], params_bound, f"params {name}")
+        assert_within(bound, updates[name], wanted, f"updates of {name}")
+        assert_within(params_bound, params[name], optax_params[name], f"params {name}")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
@@ -85,7 +83,7 @@ def test_updates_of_stages_equal_optax_s(stage):
         del params["complex"], grads["complex"]
     _, wanted = run_closed_over(stage.there(), params, grads)
     for name, updates in wanted.items():
-        assert_within(found[name], updates, 1e-6 * largest_so_far(updates) + 1e-38, name)
+        assert_within(1e-6 * largest_so_far(updates), found[name], updates, name)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +106,5 @@ def test_any_hyperparameter_takes_a_schedule(name, scheduled):
     _, found = run_as_data(here, params, grads)
     _, wanted = run_closed_over(there, params, grads)
     for leaf, updates in wanted.items():
-        bound = 2e-5 * abs(np.asarray(updates)) + 1e-5 * largest_so_far(updates) + 1e-38
-        assert_within(found[leaf], updates, bound, leaf)
+        bound = 2e-5 * abs(np.asarray(updates)) + 1e-5 * largest_so_far(updates)
+        assert_within(bound, found[leaf], updates, leaf)

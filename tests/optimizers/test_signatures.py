@@ -40,7 +40,7 @@ def parameters(function):
     return dict(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", PUBLIC.keys() - NOT_IN_OPTAX)
+@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - NOT_IN_OPTAX))
 def test_arguments_are_optax_s(name):
     """Their names, their order, their kinds and their defaults."""
 

@@ -121,7 +121,7 @@ def test_averages_of_a_constant_are_known(decay, value):
 )
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**20])
 def test_the_scale_of_the_gradient_does_not_matter(tx, factor):
-    """To the bit in float32, as powers of two are not rounded; entry by entry for all but Adam."""
+    """Entry by entry, and to the bit in float32: a power of two as a factor rounds nothing."""
     grads = GRADS.astype(np.float32)
     factors = np.float32([1, factor, 1, factor, factor, 1])
     np.testing.assert_array_equal(updates_of(tx, factors * grads), updates_of(tx, grads))
@@ -150,6 +150,21 @@ def test_adam_s_steps_have_a_largest_size(x64):
 def test_rmsprop_with_correction_is_adam_without_momentum(x64):
     rmsprop = optfn.rmsprop(RATE, 0.95, eps_in_sqrt=False, bias_correction=True)
     assert_same_path(rmsprop, optfn.adam(RATE, b1=0, b2=0.95))
+
+
+@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+def test_a_variance_below_zero_is_none(eps_in_sqrt):
+    """In float32 rounding makes that of a constant gradient negative; optax has NaN there."""
+    grads = np.broadcast_to(GRADS[0].astype(np.float32), GRADS.shape)
+    rmsprop = optfn.rmsprop(
+        RATE, eps=1e-3, centered=True, eps_in_sqrt=eps_in_sqrt, bias_correction=True
+    )
+    eps = 1e-3**0.5 if eps_in_sqrt else 1e-3
+    # What is left of the variance is a few roundings of the square.
+    slowest = abs(grads) * RATE / (eps + 2**-10 * abs(grads))
+    sizes = abs(updates_of(rmsprop, grads))
+    assert (slowest <= sizes).all()
+    assert (sizes <= abs(grads) * RATE / eps * (1 + 1e-6)).all()
 
 
 def test_nadam_without_momentum_is_adam(x64):

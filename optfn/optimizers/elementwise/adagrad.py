@@ -40,7 +40,8 @@ class scale_by_rss(Leafwise):
     def update_leaf(self, g, slots, param, t):
         s = slots.sum_of_squares + abs_sq(g)
         # The inner selection keeps derivatives finite where s and eps are both zero.
-        u = jnp.where(s > 0, g / sqrt(jnp.where(s > 0, s, 1) + self.eps), 0)
+        zero = s == 0
+        u = jnp.where(zero, 0, g / sqrt(jnp.where(zero, 1, s) + self.eps))
         return u, SumOfSquares(s)
 
 

@@ -1,0 +1,205 @@
+"""What the benchmarks share: trees, fair comparisons and reports."""
+
+import argparse
+import datetime
+import importlib.metadata
+import math
+import multiprocessing
+import os
+import platform
+import random
+import re
+import shlex
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import optfn
+
+# Trees of shapes, by name.
+
+
+def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def many(shapes: Iterable[tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {f"layer_{i}": leaf(*shape) for i, shape in enumerate(shapes)}
+
+
+def gpt2(width: int = 128, layers: int = 12, vocabulary: int = 50257, context: int = 1024) -> dict:
+    """The params of GPT-2 small, six times narrower: 148 leaves."""
+
+    def dense(inputs, outputs):
+        return {"kernel": leaf(inputs, outputs), "bias": leaf(outputs)}
+
+    def norm():
+        return {"scale": leaf(width), "bias": leaf(width)}
+
+    blocks = {
+        f"block_{i}": {
+            "norm_1": norm(),
+            "attention": {"qkv": dense(width, 3 * width), "out": dense(width, width)},
+            "norm_2": norm(),
+            "mlp": {"up": dense(width, 4 * width), "down": dense(4 * width, width)},
+        }
+        for i in range(layers)
+    }
+    embeddings = {"token": leaf(vocabulary, width), "position": leaf(context, width)}
+    return {"embeddings": embeddings, **blocks, "norm": norm()}
+
+
+TREES: dict[str, Callable[[], Any]] = {
+    "one_16m": lambda: {"kernel": leaf(2**24)},
+    "equal_64x64": lambda: many([(64, 64)] * 400),
+    "equal_16": lambda: many([(16,)] * 400),
+    "distinct": lambda: many([(i, 16) for i in range(1, 401)]),
+    "gpt2": gpt2,
+    "tiny": lambda: many([(8, 8), (8,)] * 3),
+    "one_8": lambda: {"kernel": leaf(8)},
+}
+
+
+# Fair comparisons.
+
+
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """The result of a module's function in a new interpreter: no cache, no heap of ours."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_call_and_tell, function, *args).result()
+
+
+def _call_and_tell(function: Callable, *args: Any) -> Any:
+    """Some of JAX's errors do not survive the way between processes; their text does."""
+    try:
+        return function(*args)
+    except Exception:
+        raise RuntimeError(traceback.format_exc()) from None
+
+
+def interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each timer, round by round.
+
+    Every round has another order, so that none profits from always running after the same other.
+    """
+    order, seconds = list(timers), {name: [] for name in timers}
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            seconds[name].append(timers[name]())
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> float:
+    """The median over the rounds of how long one takes relative to its peer in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[peer], strict=True))
+
+
+def spread(control: Iterable[float]) -> float:
+    """The factor s such that ratios of equals were seen within [1 / s, s]."""
+    return max(math.exp(abs(math.log(x))) for x in control)
+
+
+# Command line and reports.
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def listed(allowed: Iterable[str]) -> Callable[[str], list[str]]:
+    """The argparse type of a comma-separated choice."""
+    allowed = list(allowed)
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    new = argparse.ArgumentParser(description=description)
+    new.add_argument("--quick", action="store_true", help="see that it works; no evidence")
+    new.add_argument("--record", type=Path, metavar="PATH", help="write the report to this file")
+    return new
+
+
+class Report:
+    """A markdown report that says first what fell short."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.shortfalls: list[str] = []
+        self.tables: list[str] = []
+
+    def add_table(self, title: str, note: str, header: Sequence[str], rows: Iterable) -> None:
+        lines = [header, ["---"] * len(header), *rows]
+        table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        self.tables.append(f"## {title}\n\n{note}\n\n{table}\n")
+
+    def judge(self, holds: bool, what: str) -> str:
+        """A cell of a table; what does not hold is also said at the top of the report."""
+        if not holds:
+            self.shortfalls.append(what)
+        return "pass" if holds else "MISS"
+
+    def text(self) -> str:
+        short = self.shortfalls or ["Nothing: every target was met."]
+        return "\n".join(
+            [
+                f"# {self.title}\n",
+                *(f"- {line}" for line in conditions()),
+                "\n## What fell short\n",
+                *(f"- {line}" for line in short),
+                "",
+                *self.tables,
+            ]
+        )
+
+    def publish(self, record: Path | None) -> None:
+        """Prints the report, and writes it if a record is wanted."""
+        text = self.text()
+        print(text)
+        if record is not None:
+            record.write_text(text)
+
+
+def conditions() -> list[str]:
+    """When, with what and on what; neither paths nor the name of the machine."""
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "optax")]
+    versions = [f"Python {platform.python_version()}", *packages, f"optfn {optfn.__version__}"]
+    return [
+        f"Date: {datetime.date.today()}",
+        f"Versions: {', '.join(versions)}",
+        f"Machine: {processor()}, {os.cpu_count()} cores, {platform.system()}; "
+        f"JAX on {jax.devices()[0].device_kind}",
+        f"Call: `{call()}`",
+    ]
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def call() -> str:
+    """This run's command line, from the project's root; absolute paths lose their folder."""
+    script, *options = sys.argv
+    options = [re.sub(r"(^|=)/.*/", r"\1", option) for option in options]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *options])

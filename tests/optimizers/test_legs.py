@@ -1,0 +1,38 @@
+"""The legs of the README's table exist, and all that exist are in it."""
+
+import inspect
+
+import algorithms
+import optax
+import oracles
+import pytest
+import test_golden
+import test_theorems
+from legs import LEGS
+
+import optfn
+
+
+def test_every_optimizer_has_legs():
+    functions = {
+        name
+        for name, value in vars(optfn).items()
+        if inspect.isfunction(value) and value.__module__.startswith("optfn.optimizers.")
+    }
+    assert LEGS.keys() == functions
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_legs_stand(name):
+    leg = LEGS[name]
+    assert inspect.isfunction(getattr(oracles, leg.oracle))
+    assert name in {case.algorithm for case in algorithms.CASES}
+    assert leg.optax == hasattr(optax, name)
+    golden = {
+        case
+        for case, facts in test_golden.CASES.items()
+        if facts["oracle"] == name and case not in test_golden.ORACLE_ONLY
+    }
+    assert set(leg.golden) == golden
+    assert inspect.isfunction(getattr(test_theorems, leg.theorem))
+    assert all(inspect.isclass(getattr(optfn, stage)) for stage in leg.stages)
