@@ -68,9 +68,9 @@ class polynomial(Schedule):
 
     def at(self, step):
         remaining = 1 - _progress(step, self.transition_steps)
-        # The selections keep the end exact and its derivatives finite for every power.
-        share = jnp.where(remaining > 0, remaining, 1) ** self.power
-        return _mix(self.end_value, self.init_value, jnp.where(remaining > 0, share, 0))
+        # The selection keeps the end exact for every power, 0 too.
+        share = jnp.where(remaining > 0, _power(remaining, self.power), 0)
+        return _mix(self.end_value, self.init_value, share)
 
 
 class exponential(Schedule):
@@ -92,7 +92,7 @@ class exponential(Schedule):
     staircase: bool = static(default=False)
 
     def at(self, step):
-        return self.init_value * self.decay_rate ** _elapsed(self, step)
+        return self.init_value * _power(self.decay_rate, _elapsed(self, step))
 
 
 class inverse_time(Schedule):
@@ -236,7 +236,7 @@ class cosine_restarts(Schedule):
         n = jnp.where(step < start(n), n - 1, n)
         n = jnp.where(step >= start(n + 1), n + 1, n)
         into = _progress(step - start(n), start(n + 1) - start(n))
-        return _mix(self.init_value * self.value_factor**n, self.end_value, _ease(into))
+        return _mix(self.init_value * _power(self.value_factor, n), self.end_value, _ease(into))
 
 
 class one_cycle(Schedule):
@@ -378,10 +378,12 @@ class join(Schedule):
         _check_lengths(self, self.schedules, "schedules", self.boundaries)
 
     def at(self, step):
-        result = self.schedules[0](step)
-        for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            later = schedule(jnp.maximum(step - boundary, 0))
-            result = jnp.where(step >= boundary, later, result)
+        starts, ends = (0, *self.boundaries), (*self.boundaries, jnp.inf)
+        result = 0.0
+        for schedule, start, end in zip(self.schedules, starts, ends, strict=True):
+            # Each part sees its own range only: beyond, it may overflow, and so its derivative.
+            part = schedule(jnp.clip(step, start, end) - start)
+            result = jnp.where(step >= start, part, result)
         return result
 
 
@@ -427,6 +429,12 @@ def _elapsed(schedule, step):
     """Steps in units of `transition_steps`, whole ones for a staircase."""
     unit = jnp.where(schedule.transition_steps > 0, schedule.transition_steps, 1)
     return _whole(step, unit) if schedule.staircase else step / unit
+
+
+def _power(base, exponent):
+    """base ** exponent, with finite derivatives where the base is 0."""
+    zero = base == 0
+    return jnp.where(zero, jnp.where(exponent == 0, 1.0, 0.0), jnp.where(zero, 1, base) ** exponent)
 
 
 def _whole(step, unit):

@@ -239,7 +239,7 @@ def lion(
 
 def _fraction(step: int, steps: int) -> float:
     """The part of a transition that lies behind `step`, from 0 to 1."""
-    return 1.0 if step >= steps else max(step, 0) / steps
+    return 1.0 if step >= max(steps, 0) else max(step, 0) / max(steps, 1)
 
 
 def _periods(step: int, transition_steps: int, staircase: bool) -> float:

@@ -1,6 +1,6 @@
 """Wrong input gets a sentence: which argument or path, what was found, what was wanted."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -373,6 +373,16 @@ def test_gradients_that_are_no_floats(dtype):
 )
 def test_an_integer_gradient_is_refused_by_whatever_comes_first(tx):
     check_integer_gradient(tx, jnp.int32)
+
+
+def test_a_fraction_added_to_an_integer_param():
+    check(
+        lambda: optfn.apply_updates({"n": jnp.arange(3)}, {"n": jnp.full(3, 0.5)}),
+        TypeError,
+        "at 'n'",
+        "the param has dtype int32",
+        "the update float32",
+    )
 
 
 def test_a_gradient_that_jax_could_not_take():
@@ -885,6 +895,71 @@ def test_many_unknown_labels_are_not_all_listed():
     with pytest.raises(ValueError, match="1000 leaves have a label") as error:
         optfn.partition({"x": ADAM}, lambda path, leaf: path).init(params)
     assert len(str(error.value)) < 400
+
+
+def test_a_mask_that_does_not_fit_is_found_before_the_first_update():
+    """Of a stage without state too."""
+    check(
+        lambda: optfn.adamw(0.1, mask={"layer": True}).init(PARAMS),
+        ValueError,
+        "add_decayed_weights(mask=...) does not fit the params: it has no value at 's'.",
+    )
+
+
+# Rules that are none.
+
+
+class Moment(NamedTuple):
+    moment: Any
+
+
+def rule(**members):
+    return type("mine", (optfn.Leafwise,), members)
+
+
+def stateful_rule(update_leaf, init_leaf=lambda self, param: Moment(param)):
+    return rule(Slots=Moment, init_leaf=init_leaf, update_leaf=update_leaf)()
+
+
+RULES = {
+    "init_leaf without Slots": (
+        lambda: rule(init_leaf=lambda self, param: Moment(param)),
+        "mine defines init_leaf",
+        "Slots",
+    ),
+    "random with a key of its own": (
+        lambda: rule(random=True, extra_args={"key": "key"}),
+        "mine is random",
+        "key",
+    ),
+    "no slots returned": (
+        lambda: update(stateful_rule(lambda self, g, slots, param, t: g)),
+        "mine.update_leaf must return (update, slots)",
+        "at 'layer/b'",
+    ),
+    "None for slots": (
+        lambda: update(stateful_rule(lambda self, g, slots, param, t: (g, None))),
+        "mine.update_leaf must give slots of type Moment, found NoneType",
+        "at 'layer/b'",
+    ),
+    "an array for slots": (
+        lambda: update(stateful_rule(lambda *args: None, lambda self, param: param)),
+        "mine.init_leaf must give slots of type Moment, found",
+        "at 'layer/b'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_that_are_none(name):
+    call, *sentence = RULES[name]
+    check(call, TypeError, *sentence)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, 2**24])
+def test_a_seed_that_would_be_another_seeds_twin(seed):
+    """As float32 numbers -1 and 0.5 are cut to 0, and 2**24 + 1 is 2**24."""
+    check(lambda: update(add_noise(seed)), ValueError, "add_noise.seed must be a whole number")
 
 
 # Transforms that are none.

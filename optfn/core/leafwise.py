@@ -353,7 +353,9 @@ def _extras(rule: Leafwise, identity: str, updates: PyTree, ctx: Context) -> lis
 
 def _seed(rule: Leafwise) -> Any:
     seed: Any = getattr(rule, "seed")  # noqa: B009
-    if isinstance(seed, np.generic) and not (0 <= float(seed) < 2**24 and float(seed).is_integer()):
+    if isinstance(seed, (float, np.generic)) and not (
+        0 <= float(seed) < 2**24 and float(seed).is_integer()
+    ):
         raise ValueError(f"{rule.name}.seed must be a whole number below 2**24, found {seed}.")
     return jnp.asarray(seed).astype(jnp.uint32)
 

@@ -62,8 +62,7 @@ class custom(Schedule):
 
     A number of its own is not a leaf, and a new closure is a new treedef: it compiles again. Give a
     `jax.tree_util.Partial`, an Equinox module or another callable pytree for one whose arrays are
-    leaves. The function gets the step as it is, an int32 array, and inside `join` and `per_epoch` a
-    float one.
+    leaves. The function gets the step as an int32 array.
     """
 
     function: Any = child()
@@ -75,6 +74,9 @@ class custom(Schedule):
             object.__setattr__(self, "function", jax.tree_util.Partial(self.function))
 
     def __call__(self, step: Any) -> jax.Array:
+        step = jnp.asarray(step)
+        if jnp.issubdtype(step.dtype, jnp.inexact):  # from join or per_epoch
+            step = step.astype(jnp.int32)
         return jnp.asarray(self.function(step))
 
     def __repr__(self) -> str:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core.stages import halve_until_lower, newton
+from core.stages import every_kth, halve_until_lower, newton
 
 import optfn
 from optfn import schedules
@@ -271,12 +271,27 @@ MASKED = optfn.masked(optfn.adam(0.1), {"layer": True, "head": False})
         optfn.chain(MASKED),
         optfn.chain(MASKED, MASKED.named("second")),
         optfn.chain(MASKED).named("x"),
+        optfn.chain(optfn.clip(1.0), MASKED),
+        optfn.chain(MASKED, optfn.scale(1.0)),
+        every_kth(MASKED),
         optfn.masked(MASKED, True),
         optfn.freeze(MASKED, False),
         optfn.partition({"x": MASKED, "y": SLOW}, "x"),
         optfn.partition({"x": optfn.freeze(MASKED, False), "y": SLOW}, "x"),
     ],
-    ids=["alone", "chain", "two", "named", "masked", "freeze", "partition", "nested"],
+    ids=[
+        "alone",
+        "chain",
+        "two",
+        "named",
+        "after a clip",
+        "before a scale",
+        "custom wrapper",
+        "masked",
+        "freeze",
+        "partition",
+        "nested",
+    ],
 )
 def test_masked_as_an_optimizer_would_climb_and_is_refused(tx):
     """Raw gradients would be added to the params of the unselected leaves."""
@@ -298,6 +313,7 @@ def test_masked_is_fine_beside_other_stages_and_in_their_groups():
     for tx in (
         optfn.chain(stage, optfn.sgd(0.1)),
         optfn.chain(optfn.sgd(0.1), stage),
+        optfn.chain(stage, optfn.scale(-0.1)),
         optfn.chain(optfn.partition({"x": stage}, "x"), optfn.sgd(0.1)),
         optfn.partition({"x": optfn.chain(stage, optfn.sgd(0.1))}, "x"),
         optfn.freeze(optfn.chain(stage, optfn.sgd(0.1)), False),

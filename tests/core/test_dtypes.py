@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import optfn
 from optfn.core.dtypes import abs_sq, cast, cast_numbers, compute_dtype, global_norm, sqrt
 from optfn.optimizers.elementwise.adam import scale_by_adam
 
@@ -129,6 +130,17 @@ def test_the_derivative_of_global_norm_is_the_direction_and_zero_at_zero():
     assert not gradient({"a": jnp.zeros(2)})["a"].any()
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jitted"])
+@pytest.mark.parametrize(
+    ("size", "max_norm"), [(1e25, 1.0), (1e38, 1.0), (1e25, 1e-14), (1e-25, 1e-30)]
+)
+def test_a_gradient_of_any_finite_size_can_be_clipped(size, max_norm, transform):
+    """Neither the norm nor the factor, max_norm / norm, need be a float32 number."""
+    tx, grads = optfn.clip_by_global_norm(max_norm), {"a": jnp.full((2, 2), size)}
+    updates, _ = transform(tx.update)(grads, tx.init(grads))
+    np.testing.assert_allclose(updates["a"], max_norm / 2, rtol=1e-6)
+
+
 # The policy.
 
 
@@ -137,6 +149,7 @@ def test_the_derivative_of_global_norm_is_the_direction_and_zero_at_zero():
     [
         ([], "float32"),
         (["bfloat16"], "float32"),
+        (["float8_e4m3fn", "float8_e5m2"], "float32"),
         (["float16", "bfloat16"], "float32"),
         (["bfloat16", "float64"], "float64"),
         (["complex64", "float16"], "complex64"),

@@ -188,6 +188,19 @@ def test_short_names_work_in_every_way_a_dict_is_asked():
     assert "learning_rate" in values
     assert "learning_speed" not in values
     assert values.get("learning_speed") is None
+    both = values_of(optfn.chain(optfn.scale_by_adam(), optfn.scale_by_lion()))
+    assert "b1" not in both
+    assert both.get("b1") is None
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_a_name_that_is_none_is_an_error_of_a_dict_with_a_plain_sentence(error):
+    with pytest.raises(error) as caught:
+        values_of(optfn.sgd(0.1))["learning_rat"]
+    assert str(caught.value) == (
+        "no hyperparameter is named 'learning_rat'. Did you mean 'learning_rate'? "
+        "There are: scale_by_learning_rate.learning_rate."
+    )
 
 
 # Replacing.

@@ -170,6 +170,19 @@ def test_a_rule_computes_in_at_least_float32(dtype, calls):
     assert state.slots["recorder"].first["w"].dtype == wide
 
 
+def test_a_rule_sees_the_param_only_if_it_asks_for_it(calls):
+    """Also beside one that asks."""
+
+    class asks_for_nothing(recorder):
+        needs_params = False
+
+    params = {"w": jnp.ones(3)}
+    tx = optfn.chain(asks_for_nothing(), recorder())
+    tx.update(params, tx.init(params), params)
+    seen = [param is None for _, _, slots, param, *_ in calls if slots is not None]
+    assert seen == [True, False]
+
+
 def test_mixed_precision_computes_in_the_wider_one(calls):
     params, grads = {"w": jnp.ones(3, jnp.bfloat16)}, {"w": jnp.ones(3, jnp.float16)}
     tx = recorder()
@@ -398,6 +411,24 @@ def test_with_x64_on_an_extra_argument_does_not_make_an_update_wide(x64):
     assert not [x for x in avals(program.jaxpr) if x.dtype == jnp.float64 and x.shape]
 
 
+def test_a_key_is_folded_for_every_leaf():
+    class dropout(optfn.Leafwise):
+        extra_args: ClassVar = {"drop": "key"}
+
+        def update_leaf(self, g, slots, param, t, *, drop):
+            return jax.random.normal(drop, g.shape), slots
+
+    params = {"a": jnp.ones(4), "b": {"c": jnp.ones(4)}}
+    tx = dropout()
+
+    def run(seed):
+        return tx.update(params, tx.init(params), drop=jax.random.key(seed))[0]
+
+    one, again, other = run(0), run(0), run(1)
+    chex.assert_trees_all_equal(one, again)
+    assert len({float(x[0]) for x in jax.tree.leaves((one, other))}) == 4
+
+
 # Randomness.
 
 
@@ -448,6 +479,31 @@ def test_the_seed_can_be_swept():
     for lane in range(3):
         one = jax.tree.map(lambda x, lane=lane: x[lane], swept)
         chex.assert_trees_all_close(one, draws(add_noise(lane), ZEROS), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: optfn.chain(add_noise(0), add_noise(0)),
+        lambda: optfn.chain(add_noise(0), optfn.clip_by_global_norm(1e9), add_noise(0)),
+        lambda: optfn.chain(optfn.freeze(add_noise(0), False), add_noise(0)),
+        lambda: optfn.chain(optfn.chain(add_noise(0)).named("inner"), add_noise(0)),
+        lambda: optfn.chain(add_noise(0).named("first"), add_noise(0).named("second")),
+    ],
+    ids=["adjacent", "separated", "frozen", "named chain", "named"],
+)
+def test_two_stages_of_one_seed_do_not_draw_the_same(build):
+    """Or they are refused, as two stateful stages of one name are."""
+    try:
+        tx = build()
+    except ValueError as error:
+        assert "named" in str(error)
+        return
+    (updates,) = draws(tx, ZEROS, steps=1)
+    # Twice the noise of one of them would be in a ratio of 2 to it, entry by entry.
+    for name in ("add_noise", "first", "second"):
+        (alone,) = draws(add_noise(0).named(name), ZEROS, steps=1)
+        assert not np.allclose(updates["a"], 2 * alone["a"], rtol=1e-4)
 
 
 def test_random_rules_of_equal_leaves_are_traced_once_and_still_differ():

@@ -179,6 +179,17 @@ def test_step_zero_is_the_first_update():
     np.testing.assert_allclose(seen, [1, 2, 3])
 
 
+def test_a_state_that_came_back_as_numpy_goes_on():
+    """As a restored checkpoint may; jax keeps int32 where NumPy would make int64 of it."""
+    tx = optfn.adamw(schedules.cosine(0.1, 9))
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    expected = tx.update(GRADS, state, PARAMS)
+    for again in (jax.device_get(state), jax.device_get(state)._replace(step=1)):
+        got = tx.update(GRADS, again, PARAMS)
+        assert form(got) == form(expected)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 # The pair.
 
 
@@ -219,6 +230,18 @@ def test_schedules_in_a_wrapper_with_a_state_of_its_own_see_the_inner_step():
     np.testing.assert_allclose(moved, expected, rtol=1e-6)
     assert state.step == 9
     assert state.slots["every_kth"].step == 3
+
+
+def test_slots_that_are_a_state_need_no_word_about_it():
+    class quietly(every_kth):
+        inner = optfn.Transform.inner
+
+    rate = schedules.linear(10.0, 0.0, 10)
+    tx = quietly(optfn.sgd(rate), k=2)
+    state = tx.init(GRADS)
+    for _ in range(5):
+        _, state = tx.update(GRADS, state)
+    assert optfn.hyperparameters(tx, state)["learning_rate"] == 8.0
 
 
 def test_what_a_wrapper_skips_does_not_touch_the_inner_slots():
