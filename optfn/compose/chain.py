@@ -22,7 +22,7 @@ class chain(Transform):
 
     Raises:
         TypeError: a stage is no optfn transform.
-        ValueError: two stages would share a name and both may hold state; name one of them.
+        ValueError: two stages share a name and both hold state or draw random numbers; name one.
     """
 
     stages: tuple[Transform, ...] = child()
@@ -33,11 +33,13 @@ class chain(Transform):
             check_transform_type(stage, f"chain(...), stage {i},")
             flat += stage.stages if isinstance(stage, chain) and stage.name is None else [stage]
         object.__setattr__(self, "stages", tuple(flat))
-        stateful = Counter(stage.name for stage in flat if stage.stateful)
-        name, count = next(iter(stateful.most_common(1)), (None, 0))
+        # Moments would be swapped on restore, and two stages would draw the same noise.
+        distinct = Counter(s.name for s in flat if s.stateful or getattr(s, "random", False))
+        name, count = next(iter(distinct.most_common(1)), (None, 0))
         if count > 1:
+            kind = "stateful" if any(s.stateful for s in flat if s.name == name) else "random"
             raise ValueError(
-                f"chain(...) has {count} stateful stages named '{name}': give one of them its own "
+                f"chain(...) has {count} {kind} stages named '{name}': give one of them its own "
                 f"name, as in {name}(...).named('second')."
             )
 

@@ -132,11 +132,7 @@ def apply_run(
         _columns([own[k] for own in own_rules], rule, slots.get(rule.name), updates)
         for k, rule in enumerate(rules)
     ]
-    names = [rule.name for rule in rules]
-    extras = [
-        _extras(rule, f"{names[k]}{names[:k].count(names[k])}", updates, ctx)
-        for k, rule in enumerate(rules)
-    ]
+    extras = [_extras(rule, updates, ctx) for rule in rules]
     count = {dtype: ctx.step.astype(dtype) + 1 for dtype in {real_dtype(x.dtype) for x in leaves}}
 
     kinds = [_kind(*leaf) for leaf in zip(own_rules, leaves, params, strict=True)]
@@ -327,7 +323,7 @@ def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
     return slots_type(*(treedef.unflatten(column) for column in columns))
 
 
-def _extras(rule: Leafwise, identity: str, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
+def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
     """The keyword arguments of `update_leaf`, leaf by leaf."""
     leaves = jax.tree.leaves(updates)
     args = {k: (kind, ctx.extra_args[k]) for k, kind in rule.extra_args.items()}
@@ -346,7 +342,7 @@ def _extras(rule: Leafwise, identity: str, updates: PyTree, ctx: Context) -> lis
     if rule.random:
         keys["key"] = jax.random.fold_in(jax.random.key(_seed(rule)), ctx.step)
     for k, key in keys.items():
-        paths = [f"{identity}/{path}" for path in leaf_paths(updates)]
+        paths = [f"{rule.name}/{path}" for path in leaf_paths(updates)]
         split[k] = [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in paths]
     return [whole | {k: values[i] for k, values in split.items()} for i in range(len(leaves))]
 
