@@ -115,6 +115,12 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def told(row: list[str]) -> list[str]:
+    """A row of a table, shown while the others are still to come."""
+    progress("  " + " | ".join(row))
+    return row
+
+
 def listed(allowed: Iterable[str]) -> Callable[[str], list[str]]:
     """The argparse type of a comma-separated choice."""
     allowed = list(allowed)
