@@ -133,7 +133,9 @@ def apply_run(
         for k, rule in enumerate(rules)
     ]
     extras = [_extras(rule, updates, ctx) for rule in rules]
-    count = {dtype: ctx.step.astype(dtype) + 1 for dtype in {real_dtype(x.dtype) for x in leaves}}
+    # Not step + 1: of a donated step the increment is the one reader and needs no copy.
+    next_step = ctx.next_step
+    count = {dtype: next_step.astype(dtype) for dtype in {real_dtype(x.dtype) for x in leaves}}
 
     kinds = [_kind(*leaf) for leaf in zip(own_rules, leaves, params, strict=True)]
     often = Counter(kinds)

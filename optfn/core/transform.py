@@ -49,6 +49,11 @@ class Context(NamedTuple):
     step: jax.Array
     extra_args: Mapping[str, Any]
 
+    @property
+    def next_step(self) -> jax.Array:
+        """int32 scalar, 1 at the first update; it saturates at 2**31 - 1."""
+        return jnp.where(self.step < MAX_STEP, self.step + 1, MAX_STEP)
+
 
 class Transform(Data):
     """An optimizer, or a stage of one: a frozen dataclass whose numbers are pytree leaves.
@@ -285,10 +290,10 @@ def advance(
     count = jnp.asarray(state.step, jnp.int32)
     wide = widened(updates, params)
     extra_args = checked_extra_args(extra_args, tx.declared_extra_args(), wide)
-    wide, slots = tx.apply_named(wide, state.slots, Context(params, count, extra_args))
+    ctx = Context(params, count, extra_args)
+    wide, slots = tx.apply_named(wide, state.slots, ctx)
     _check_slot_names(state.slots, slots)
-    step = jnp.where(count < MAX_STEP, count + 1, MAX_STEP)
-    return wide, State(step, slots)
+    return wide, State(ctx.next_step, slots)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
