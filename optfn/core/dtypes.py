@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from optfn.core.tree import PyTree
 
@@ -67,8 +68,8 @@ def cast_numbers(tree: PyTree, dtype: Any) -> PyTree:
 def abs_sq(x: jax.Array) -> jax.Array:
     """|x|^2, real also for complex x."""
     if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
-    return jnp.square(x)
+        return lax.square(x.real) + lax.square(x.imag)
+    return lax.square(x)
 
 
 @jax.custom_jvp
@@ -78,7 +79,7 @@ def sqrt(x: jax.Array) -> jax.Array:
     A second moment of an entry whose gradient is always zero is exactly zero; with the usual
     derivative, infinity, one such entry turns every hypergradient into NaN.
     """
-    return jnp.sqrt(x)
+    return lax.sqrt(x)
 
 
 @sqrt.defjvp

@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from optfn.core.data import Data, as_number, batch_shape, kind_of, static
 from optfn.core.dtypes import cast
@@ -21,7 +23,7 @@ from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
 
 ExtraKind = Literal["scalar", "tree", "function", "key"]
 
-MAX_STEP = jnp.iinfo(jnp.int32).max
+ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
 
 
 class State(NamedTuple):
@@ -52,7 +54,7 @@ class Context(NamedTuple):
     @property
     def next_step(self) -> jax.Array:
         """int32 scalar, 1 at the first update; it saturates at 2**31 - 1."""
-        return jnp.where(self.step < MAX_STEP, self.step + 1, MAX_STEP)
+        return lax.select(lax.lt(self.step, MAX_STEP), lax.add(self.step, ONE_STEP), MAX_STEP)
 
 
 class Transform(Data):
