@@ -38,7 +38,8 @@ def per_leaf(*, default: Any = MISSING, of: type = object, kw_only: bool = False
 
     Users give it as a tree (a prefix of the params is enough) or as a function
     `(path, leaf) -> value` with paths like `"encoder/kernel"`; None stands for no value at all.
-    In a `Leafwise` rule the field reads as the value of the rule's own leaf.
+    The function gets the param as it is stored, or the update in its compute dtype where `update`
+    is given no params. In a `Leafwise` rule the field reads as the value of the rule's own leaf.
 
     Args:
         default: the value when none is given.
@@ -237,7 +238,7 @@ def _describe(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A short text for a value; for numbers and arrays one that evaluates to it."""
+    """A short text for a value; for numbers and arrays up to 64 entries one that evaluates to it."""
     if isinstance(value, Tracer):
         return f"<traced {value.dtype}{list(value.shape)}>"
     if isinstance(value, (jax.Array, np.ndarray)) and value.size <= 64:

@@ -85,9 +85,16 @@ def as_arrays(tx: T) -> T:
     """The same optimizer with every number a float32 array.
 
     For those who trace arrays only and take Python floats for constants: `eqx.filter_jit`,
-    `nnx.data`.
+    `nnx.data`. Leaves that are no real numbers, such as the keys and switches of a foreign schedule,
+    stay what they are.
     """
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tx)
+
+    def as_array(x: Any) -> Any:
+        dtype = jnp.dtype(type(x)) if isinstance(x, (float, int)) else getattr(x, "dtype", None)
+        real = dtype and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
+        return jnp.asarray(x, jnp.float32) if real else x
+
+    return jax.tree.map(as_array, tx)
 
 
 def stack(optimizers: Sequence[T]) -> T:
@@ -221,7 +228,8 @@ def _find(name: str, names: list[str]) -> str:
             f"'{name}' is no number but a schedule or a transform; its own numbers are: "
             f"{', '.join(inside)}."
         )
-    close = difflib.get_close_matches(name, [n.rsplit(".", 1)[-1] for n in names], 1)
+    endings = {end for n in names for end in (n, *n.split("."))}
+    close = difflib.get_close_matches(name, sorted(endings), 1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     raise HyperparameterNameError(
         f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}."

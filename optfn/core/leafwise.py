@@ -44,7 +44,8 @@ class Leafwise(Transform):
             per shape.
         random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
             gets the keyword argument `key`, folded from the seed, the step, the stage's name and
-            the leaf's path.
+            the leaf's path. Two such stages of one name, each inside a wrapper of its own, need
+            different seeds to draw different numbers.
     """
 
     Slots: ClassVar[Any] = None

@@ -96,4 +96,7 @@ def as_schedule(value: Any, where: str) -> Schedule:
         )
     if callable(value) and not isinstance(value, Data):
         return custom(value)
-    raise TypeError(f"{where} must be a schedule, found {type(value).__name__}: {show(value)}.")
+    hint = f"; use schedules.constant({value})" if isinstance(value, (int, float)) else ""
+    raise TypeError(
+        f"{where} must be a schedule, found {type(value).__name__}: {show(value)}{hint}."
+    )

@@ -284,6 +284,8 @@ def test_replace_takes_qualified_and_short_names_and_none_at_all():
         ("b1", "'b1' is ambiguous; say which: scale_by_adam.b1, scale_by_lion.b1."),
         ("eps_rot", "no hyperparameter is named 'eps_rot'. Did you mean 'eps_root'? There are: "),
         ("scale_by_adam.b3", "no hyperparameter is named 'scale_by_adam.b3'."),
+        ("learning_rat", "Did you mean 'learning_rate'?"),
+        ("scale_by_adma.b1", "Did you mean 'scale_by_adam.b1'?"),
         ("by_adam.b1", "no hyperparameter is named 'by_adam.b1'."),
         ("zzz", "There are: scale_by_adam.b1, scale_by_adam.b2, scale_by_adam.eps, "),
         (
@@ -394,6 +396,17 @@ def test_as_arrays_makes_every_number_a_strong_float32_array(name):
         assert isinstance(new, jax.Array)
         assert (new.dtype, new.weak_type) == (jnp.float32, False)
         np.testing.assert_allclose(new, old, rtol=1e-7)
+
+
+def test_as_arrays_lets_other_leaves_of_a_foreign_schedule_be():
+    def noisy(key, switch, rate, step):
+        return rate * jnp.where(switch, jax.random.uniform(key), 1.0)
+
+    foreign = jax.tree_util.Partial(noisy, jax.random.key(0), True, 0.1)
+    before = jax.tree.leaves(optfn.sgd(foreign))
+    after = jax.tree.leaves(optfn.as_arrays(optfn.sgd(foreign)))
+    assert [x is y for x, y in zip(after, before, strict=True)] == [True, True, False]
+    assert after[2].dtype == jnp.float32
 
 
 def test_as_arrays_leaves_float32_also_with_x64_on(x64):
