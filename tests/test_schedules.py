@@ -713,7 +713,7 @@ BAD = [
     ),
     (
         TypeError,
-        "join(schedules=...), element 1, must be a schedule, found float: 0.2; use schedules.constant(0.2)",
+        "element 1, must be a schedule, found float: 0.2; use schedules.constant(0.2)",
         lambda: schedules.join((schedules.constant(0.1), 0.2), (5,)),
     ),
     (

@@ -238,7 +238,7 @@ def _describe(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A short text for a value; for numbers and arrays up to 64 entries one that evaluates to it."""
+    """A short text; for numbers, and arrays of up to 64, one that evaluates to the value."""
     if isinstance(value, Tracer):
         return f"<traced {value.dtype}{list(value.shape)}>"
     if isinstance(value, (jax.Array, np.ndarray)) and value.size <= 64:

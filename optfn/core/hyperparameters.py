@@ -85,8 +85,8 @@ def as_arrays(tx: T) -> T:
     """The same optimizer with every number a float32 array.
 
     For those who trace arrays only and take Python floats for constants: `eqx.filter_jit`,
-    `nnx.data`. Leaves that are no real numbers, such as the keys and switches of a foreign schedule,
-    stay what they are.
+    `nnx.data`. Leaves that are no real numbers, such as the keys and switches of a foreign
+    schedule, stay what they are.
     """
 
     def as_array(x: Any) -> Any:
