@@ -154,10 +154,13 @@ def _register(cls: type) -> None:
 
 
 def _getter(names: tuple[str, ...]):
-    """`attrgetter` that gives a tuple for any number of names."""
+    """`attrgetter` that gives a tuple for any number of names; fast, as each call needs it."""
     if len(names) > 1:
         return attrgetter(*names)
-    return lambda self: tuple(getattr(self, name) for name in names)
+    if not names:
+        return lambda self: ()
+    get = attrgetter(*names)
+    return lambda self: (get(self),)
 
 
 def as_number(value: Any, where: str) -> Any:
