@@ -155,7 +155,7 @@ def facts_of_counting(shapes: Any) -> Facts:
     return Facts(*(a - b for a, b in zip(with_counter, without, strict=True)))
 
 
-def excess(ours: Facts, theirs: Facts, allowed: Facts = Facts(0, 0, 0)) -> list[str]:
+def excess(ours: Facts, theirs: Facts, allowed: Sequence[int] = (0, 0, 0)) -> list[str]:
     """What ours has more. XLA sums in float32: its last digit is no difference."""
     return [
         f"{name} {a - b:+,}"
