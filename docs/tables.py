@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import optax
 from legs import LEGS
+from optax_names import names, place
 
 import optfn
 from optfn.testing import ConformanceError, check_transform
@@ -74,10 +75,20 @@ def findings() -> Table:
     ]
 
 
+def optax_names() -> Table:
+    """Where optax's names are, one row for each answer."""
+    places: dict[str, list[str]] = {}
+    for name in names():
+        places.setdefault(place(name), []).append(f"`{name}`")
+    order = sorted(places, key=lambda p: (p != "the same", p == "planned", p.startswith("optax")))
+    return [["in optfn", "in optax"]] + [[p, ", ".join(places[p])] for p in order]
+
+
 TABLES: dict[tuple[str, str], Callable[[], Table]] = {
     ("README.md", "algorithms"): algorithms,
     ("docs/conformance.md", "checks"): checks,
     ("docs/conformance.md", "findings"): findings,
+    ("docs/coming_from_optax.md", "names"): optax_names,
 }
 
 

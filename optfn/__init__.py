@@ -25,6 +25,8 @@ from optfn.core.transform import Transform as Transform
 
 # Composition.
 from optfn.compose.chain import chain as chain
+from optfn.compose.gradient_signs import cautious as cautious
+from optfn.compose.gradient_signs import with_gradient_signs as with_gradient_signs
 from optfn.compose.interop import from_optax as from_optax
 from optfn.compose.interop import to_optax as to_optax
 from optfn.compose.partition import freeze as freeze
@@ -32,30 +34,97 @@ from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
 
 # Stages that are no algorithm of their own.
+from optfn.transforms.clip import adaptive_grad_clip as adaptive_grad_clip
 from optfn.transforms.clip import clip as clip
+from optfn.transforms.clip import clip_by_block_rms as clip_by_block_rms
 from optfn.transforms.clip import clip_by_global_norm as clip_by_global_norm
 from optfn.transforms.decay import add_decayed_weights as add_decayed_weights
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
+from optfn.transforms.noise import add_noise as add_noise
 from optfn.transforms.scale import scale as scale
 from optfn.transforms.scale import scale_by_learning_rate as scale_by_learning_rate
 from optfn.transforms.scale import scale_by_schedule as scale_by_schedule
+from optfn.transforms.size import centralize as centralize
+from optfn.transforms.size import normalize_by_update_norm as normalize_by_update_norm
+from optfn.transforms.size import scale_by_param_block_norm as scale_by_param_block_norm
+from optfn.transforms.size import scale_by_param_block_rms as scale_by_param_block_rms
 
 # Optimizers and their directions.
+from optfn.optimizers.elementwise.adadelta import adadelta as adadelta
+from optfn.optimizers.elementwise.adadelta import scale_by_adadelta as scale_by_adadelta
 from optfn.optimizers.elementwise.adagrad import adagrad as adagrad
 from optfn.optimizers.elementwise.adagrad import scale_by_rss as scale_by_rss
 from optfn.optimizers.elementwise.adam import adam as adam
 from optfn.optimizers.elementwise.adam import adamw as adamw
 from optfn.optimizers.elementwise.adam import amsgrad as amsgrad
+from optfn.optimizers.elementwise.adam import nadam as nadam
+from optfn.optimizers.elementwise.adam import nadamw as nadamw
 from optfn.optimizers.elementwise.adam import scale_by_adam as scale_by_adam
 from optfn.optimizers.elementwise.adam import scale_by_amsgrad as scale_by_amsgrad
+from optfn.optimizers.elementwise.adamax import adamax as adamax
+from optfn.optimizers.elementwise.adamax import adamaxw as adamaxw
+from optfn.optimizers.elementwise.adamax import scale_by_adamax as scale_by_adamax
+from optfn.optimizers.elementwise.adan import adan as adan
+from optfn.optimizers.elementwise.adan import scale_by_adan as scale_by_adan
+from optfn.optimizers.elementwise.ademamix import ademamix as ademamix
+from optfn.optimizers.elementwise.ademamix import scale_by_ademamix as scale_by_ademamix
+from optfn.optimizers.elementwise.ademamix import (
+    scale_by_simplified_ademamix as scale_by_simplified_ademamix,
+)
+from optfn.optimizers.elementwise.ademamix import simplified_ademamix as simplified_ademamix
+from optfn.optimizers.elementwise.adopt import adopt as adopt
+from optfn.optimizers.elementwise.adopt import scale_by_adopt as scale_by_adopt
+from optfn.optimizers.elementwise.belief import acprop as acprop
+from optfn.optimizers.elementwise.belief import adabelief as adabelief
+from optfn.optimizers.elementwise.belief import scale_by_acprop as scale_by_acprop
+from optfn.optimizers.elementwise.belief import scale_by_belief as scale_by_belief
+from optfn.optimizers.elementwise.grams import grams as grams
+from optfn.optimizers.elementwise.laprop import laprop as laprop
+from optfn.optimizers.elementwise.laprop import scale_by_laprop as scale_by_laprop
 from optfn.optimizers.elementwise.lion import lion as lion
 from optfn.optimizers.elementwise.lion import scale_by_lion as scale_by_lion
+from optfn.optimizers.elementwise.madgrad import madgrad as madgrad
+from optfn.optimizers.elementwise.madgrad import scale_by_madgrad as scale_by_madgrad
+from optfn.optimizers.elementwise.optimistic import optimistic_adam_v2 as optimistic_adam_v2
+from optfn.optimizers.elementwise.optimistic import (
+    optimistic_gradient_descent as optimistic_gradient_descent,
+)
+from optfn.optimizers.elementwise.optimistic import (
+    scale_by_optimistic_gradient as scale_by_optimistic_gradient,
+)
+from optfn.optimizers.elementwise.quasi_hyperbolic import qhadam as qhadam
+from optfn.optimizers.elementwise.quasi_hyperbolic import qhm as qhm
+from optfn.optimizers.elementwise.quasi_hyperbolic import scale_by_qhadam as scale_by_qhadam
+from optfn.optimizers.elementwise.quasi_hyperbolic import scale_by_qhm as scale_by_qhm
+from optfn.optimizers.elementwise.radam import radam as radam
+from optfn.optimizers.elementwise.radam import scale_by_radam as scale_by_radam
 from optfn.optimizers.elementwise.rmsprop import rmsprop as rmsprop
 from optfn.optimizers.elementwise.rmsprop import scale_by_rms as scale_by_rms
 from optfn.optimizers.elementwise.rmsprop import scale_by_stddev as scale_by_stddev
+from optfn.optimizers.elementwise.rprop import rprop as rprop
+from optfn.optimizers.elementwise.rprop import scale_by_rprop as scale_by_rprop
 from optfn.optimizers.elementwise.sgd import momentum as momentum
+from optfn.optimizers.elementwise.sgd import noisy_sgd as noisy_sgd
 from optfn.optimizers.elementwise.sgd import sgd as sgd
+from optfn.optimizers.elementwise.sign import scale_by_sign as scale_by_sign
+from optfn.optimizers.elementwise.sign import sign_sgd as sign_sgd
+from optfn.optimizers.elementwise.sign import signum as signum
+from optfn.optimizers.elementwise.yogi import scale_by_yogi as scale_by_yogi
+from optfn.optimizers.elementwise.yogi import yogi as yogi
+from optfn.optimizers.layerwise.adafactor import adafactor as adafactor
+from optfn.optimizers.layerwise.adafactor import scale_by_factored_rms as scale_by_factored_rms
+from optfn.optimizers.layerwise.novograd import novograd as novograd
+from optfn.optimizers.layerwise.novograd import scale_by_novograd as scale_by_novograd
+from optfn.optimizers.layerwise.sm3 import scale_by_sm3 as scale_by_sm3
+from optfn.optimizers.layerwise.sm3 import sm3 as sm3
+from optfn.optimizers.layerwise.trust_ratio import fromage as fromage
+from optfn.optimizers.layerwise.trust_ratio import lamb as lamb
+from optfn.optimizers.layerwise.trust_ratio import lars as lars
+from optfn.optimizers.layerwise.trust_ratio import (
+    retract_by_learning_rate as retract_by_learning_rate,
+)
+from optfn.optimizers.layerwise.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 
 # Schedules are a namespace of their own.
 from optfn import schedules as schedules

@@ -100,16 +100,24 @@ def global_norm(tree: PyTree) -> jax.Array:
     return scale * relative
 
 
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """sqrt(mean(|x|^2)) of one array, as safe as `global_norm`; 0 of an empty one."""
+    return global_norm(x) / max(x.size, 1) ** 0.5
+
+
 def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """The norm as a product of two numbers, of which the first is about the largest entry."""
     leaves = [cast(x, compute_dtype(x.dtype)) for x in map(jnp.asarray, jax.tree.leaves(tree))]
-    leaves = [x for x in leaves if x.size]
-    if not leaves:
+    # A complex number is two real ones: divided by a tiny scale as one, it would be NaN.
+    parts = [(x.real, x.imag) if jnp.iscomplexobj(x) else (x,) for x in leaves if x.size]
+    parts = [part for pair in parts for part in pair]
+    if not parts:
         return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
-    dtype = real_dtype(jnp.result_type(*leaves))
-    largest = jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in leaves]).max()
-    # The reciprocal of the scale must be a normal number: a compiler may multiply by it.
-    tiny = jnp.finfo(dtype).tiny
-    scale = jax.lax.stop_gradient(jnp.clip(largest, tiny, 1 / tiny))
-    squares = (jnp.sum(abs_sq(x / scale.astype(real_dtype(x.dtype)))) for x in leaves)
+    dtype = jnp.result_type(*parts)
+    largest = jnp.stack([jnp.max(jnp.abs(x)).astype(dtype) for x in parts]).max()
+    # Squares must have room, and so must products and reciprocals of the scale, because a compiler
+    # may divide by them: for x = a / b by b * scale.
+    tiny = float(jnp.finfo(dtype).tiny)
+    scale = jax.lax.stop_gradient(jnp.clip(largest, tiny**0.5, tiny**-0.8))
+    squares = (jnp.sum(abs_sq(x / scale.astype(x.dtype))) for x in parts)
     return scale, sqrt(sum(squares))

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.dtypes import real_dtype, scaled_norm
+from optfn.core.data import static
+from optfn.core.dtypes import abs_sq, real_dtype, root_mean_square, scaled_norm, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -23,12 +24,72 @@ class clip(Leafwise):
     max_delta: Any
 
     def update_leaf(self, g, slots, param, t):
-        def clip(x):
-            return jnp.clip(x, -self.max_delta, self.max_delta)
+        return clip_entries(g, self.max_delta), slots
 
-        if jnp.iscomplexobj(g):
-            return jax.lax.complex(clip(g.real), clip(g.imag)), slots
-        return clip(g), slots
+
+def clip_entries(x: jax.Array, limit: Any) -> jax.Array:
+    """Every real number in `x` in [-limit, limit]; a complex one is two."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(clip_entries(x.real, limit), clip_entries(x.imag, limit))
+    return jnp.clip(x, -limit, limit)
+
+
+class clip_by_block_rms(Leafwise):
+    """Shrinks each array of the updates so that its root mean square is at most `threshold`.
+
+        u = g / max(1, sqrt(mean(|g|^2)) / threshold)
+
+    Args:
+        threshold: a number or a schedule, above 0.
+
+    Source: Shazeer and Stern 2018.
+    """
+
+    threshold: Any
+
+    def update_leaf(self, g, slots, param, t):
+        return g / jnp.maximum(1, root_mean_square(g) / self.threshold), slots
+
+
+class adaptive_grad_clip(Leafwise):
+    """Shrinks the gradient of each unit so that its norm is at most a share of its params'.
+
+        u = g * min(1, clipping * max(||p||, eps) / ||g||)        both norms of one unit
+
+    A unit is what leads to one output: of a kernel (in, out) a column, of (in, heads, out) a slice
+    of the first axis, of a convolution a slice of all but the last. A vector is one unit, and so is
+    an array with one long axis.
+
+    Args:
+        clipping: the share, a number or a schedule; 0.01 for batches of thousands.
+        eps: the least norm that params count with.
+        axis: the axes to take norms over instead.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Brock et al. 2021.
+    """
+
+    needs_params = True
+
+    clipping: Any
+    eps: Any = 1e-3
+    axis: int | tuple[int, ...] | None = static(default=None)
+
+    def update_leaf(self, g, slots, param, t):
+        limit = self.clipping * jnp.maximum(self._norms(param), self.eps)
+        norms = self._norms(g)
+        within = norms <= limit
+        shrunk = g * (limit / jnp.where(within, 1, norms))
+        return jnp.where(within, g, shrunk), slots
+
+    def _norms(self, x: jax.Array) -> jax.Array:
+        axis = self.axis
+        if axis is None:
+            one_unit = sum(n != 1 for n in x.shape) <= 1
+            axis = None if one_unit else tuple(range(1 if x.ndim <= 3 else x.ndim - 1))
+        return sqrt(jnp.sum(abs_sq(x), axis=axis, keepdims=True))
 
 
 class clip_by_global_norm(Transform):
@@ -53,6 +114,7 @@ class clip_by_global_norm(Transform):
         # Where nothing is to be clipped the divisor is 1, so that a zero gradient has a derivative.
         shrink = self.max_norm / jnp.where(within, 1, relative)
         shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
+        scale = jnp.where(within, 1, scale)
 
         def clipped(g):
             real = real_dtype(g.dtype)

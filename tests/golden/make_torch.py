@@ -6,7 +6,7 @@ single zeros, an entry that is always zero, a step of zeros and a step of size 1
 
 The file holds `p0`, `grads` [50, 5, 3], the params after each step of every case [50, 5, 3], and
 `meta`, a JSON string: the versions, and for each case under "cases" the torch call and the call of
-`tests/oracles.py` that gives the same path.
+`tests/oracles/` that gives the same path.
 
 Where torch's conventions and optax's differ:
 
@@ -21,6 +21,10 @@ Where torch's conventions and optax's differ:
 - AdamW: the default weight decay is 1e-2 in torch and 1e-4 in optax. Torch shrinks the params by
   1 - lr * weight_decay before the step, optax adds weight_decay * p to the direction: the same up
   to rounding. Adam's `weight_decay` is an L2 penalty in torch: it enters the moments.
+- RAdam: torch adds eps to the root before its bias is corrected, optax after; here it is 1e-300,
+  so that only the rectification counts.
+- Rprop: the same, but for the names: a schedule of the rate has no part in either.
+- NAdam: torch lets the momentum grow over time, which optax does not.
 - SGD: torch's momentum buffer starts as the first gradient, which is optax's trace from zero. With
   `dampening` the first gradient alone is not damped, so that dampening = momentum is not the
   average b * v + (1 - b) * g from v = 0.
@@ -131,6 +135,36 @@ CASES = {
             "initial_accumulator_value": 0.1,
             "eps": 1e-10,
             "eps_in_sqrt": False,
+        },
+    },
+    "adamax": {
+        "optimizer": "Adamax",
+        "kwargs": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-8},
+        "oracle": "adamax",
+        "oracle_kwargs": {"lr": 0.01, "b1": 0.9, "b2": 0.99, "eps": 1e-8},
+    },
+    "radam": {
+        "optimizer": "RAdam",
+        "kwargs": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-300},
+        "oracle": "radam",
+        "oracle_kwargs": {"lr": 0.01, "b1": 0.9, "b2": 0.99, "eps": 1e-300},
+    },
+    "adadelta": {
+        "optimizer": "Adadelta",
+        "kwargs": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.1},
+        "oracle": "adadelta",
+        "oracle_kwargs": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.1},
+    },
+    "rprop": {
+        "optimizer": "Rprop",
+        "kwargs": {"lr": 0.01, "etas": [0.5, 1.2], "step_sizes": [1e-3, 0.1]},
+        "oracle": "rprop",
+        "oracle_kwargs": {
+            "lr": 0.01,
+            "eta_minus": 0.5,
+            "eta_plus": 1.2,
+            "min_step_size": 1e-3,
+            "max_step_size": 0.1,
         },
     },
 }

@@ -41,6 +41,12 @@ class Case:
     # After a single gradient the centred and debiased second moment is 0, up to rounding, which is
     # all that is left of it. After a zero and a gradient it is no such difference.
     first_step_zero: bool = False
+    # optax takes squares, maxima or signs of complex numbers here that are none.
+    optax_real: bool = False
+    # How many times further off optax's rounding may be, with the reason where it is not 1.
+    optax_slack: float = 1.0
+    # A NaN in one entry is seen in all of its leaf, whose norm it enters.
+    layerwise: bool = False
 
     def __repr__(self) -> str:
         """The name of a test."""
@@ -59,9 +65,8 @@ class Case:
         return getattr(optfn, self.algorithm)(**self._arguments("here"))
 
     def there(self) -> optax.GradientTransformation:
-        return OPTAX.get(self.algorithm, getattr(optax, self.algorithm, None))(
-            **self._arguments("optax")
-        )
+        peer = OPTAX.get(self.algorithm) or in_optax(self.algorithm)
+        return peer(**self._arguments("optax"))
 
     def oracle(self, params: dict, grads: dict) -> dict:
         """The params after each step."""
@@ -82,6 +87,11 @@ class Case:
         return {k: getattr(v, who) if isinstance(v, Written) else v for k, v in options.items()}
 
 
+def in_optax(name: str) -> Any:
+    """optax's function or class of that name, in its main part or its contrib, or None."""
+    return getattr(optax, name, None) or getattr(optax.contrib, name, None)
+
+
 def averaged_momentum(learning_rate, b1=0.9, bias_correction=False):
     """The lecture's momentum, which optax has in two pieces."""
     return optax.chain(
@@ -89,7 +99,11 @@ def averaged_momentum(learning_rate, b1=0.9, bias_correction=False):
     )
 
 
-OPTAX = {"momentum": averaged_momentum}
+def noiseless_sgd(learning_rate, eta, seed):
+    return optax.noisy_sgd(learning_rate, eta, key=seed)
+
+
+OPTAX = {"momentum": averaged_momentum, "noisy_sgd": noiseless_sgd}
 
 RISING_FALLING = Written(
     schedules.warmup_cosine(RATE, 10, 80, init_value=1e-4, end_value=1e-5),
@@ -163,6 +177,81 @@ CASES = [
     Case("lion"),
     Case("lion", {"b1": 0.95, "b2": 0.98, "mask": Written(MASK, MASK, MASK)}),
     Case("lion", {"weight_decay": FADING}, RISING_FALLING),
+    Case("nadam"),
+    Case("nadamw", {"weight_decay": 0.5, "mask": Written(MASK, MASK, MASK)}),
+    Case("adabelief"),
+    Case("adabelief", {"b2": 0.9, "nesterov": True}),
+    Case("adamax", optax_real=True),
+    Case("adamax", {"b1": 0.5, "b2": 0.9}, RISING_FALLING, optax_real=True),
+    Case("adamaxw", {"weight_decay": 0.5}, optax_real=True),
+    Case("adan"),
+    Case("adan", {"b2": 0.5, "weight_decay": 0.5, "mask": Written(MASK, MASK, MASK)}),
+    # In float32 optax's rho is a difference of numbers of size 2 / (1 - b2).
+    Case("radam", optax_slack=16),
+    Case("radam", {"b2": 0.9, "nesterov": True}),
+    Case("radam", {"b2": 0.99, "threshold": 8.0}, RISING_FALLING),
+    Case("yogi", optax_real=True),
+    Case("yogi", {"b2": 0.9, "eps": 1e-8}, optax_real=True),
+    Case("adadelta", optax_real=True),
+    Case("adadelta", {"rho": 0.5, "weight_decay": 0.5}, optax_real=True),
+    Case("rprop", optax_real=True),
+    Case("rprop", {"eta_minus": 0.2, "eta_plus": 2.0, "max_step_size": 0.01}, optax_real=True),
+    Case("sign_sgd"),
+    Case("sign_sgd", learning_rate=RISING_FALLING),
+    Case("signum"),
+    Case("signum", {"beta": 0.5}),
+    Case("optimistic_gradient_descent", linear=True),
+    Case("optimistic_gradient_descent", {"alpha": 0.5, "beta": 2.0}, RISING_FALLING, linear=True),
+    Case("optimistic_adam_v2"),
+    Case("optimistic_adam_v2", {"alpha": 0.5, "beta": 2.0, "nesterov": False}),
+    Case("grams"),
+    Case("grams", {"b2": 0.9, "weight_decay": 0.5}, RISING_FALLING),
+    Case("laprop"),
+    Case("laprop", {"b1": 0.95, "b2": 0.5, "weight_decay": 0.5}),
+    Case("lars", layerwise=True),
+    Case("lars", {"weight_decay": 0.5, "nesterov": True}, RISING_FALLING, layerwise=True),
+    Case("lars", {"momentum": 0.0, "trust_coefficient": 1.0, "eps": 1e-3}, layerwise=True),
+    Case("lamb", layerwise=True),
+    Case("lamb", {"weight_decay": 0.5}, RISING_FALLING, layerwise=True),
+    Case("fromage", layerwise=True),
+    # optax's 1 / sqrt(1 + rate^2) - 1 is a small difference.
+    Case("fromage", {"min_norm": 0.1}, RISING_FALLING, layerwise=True, optax_slack=4),
+    Case("novograd", layerwise=True),
+    Case("novograd", {"b2": 0.9, "weight_decay": 0.5}, RISING_FALLING, layerwise=True),
+    Case("sm3", optax_real=True),
+    Case("sm3", {"momentum": 0.5}, optax_real=True),
+    # A gradient does not shorten its own step, so that a step may be of any size.
+    Case("acprop", optax_slack=8),
+    Case("acprop", {"b2": 0.9, "weight_decay": 0.5}, RISING_FALLING),
+    Case("ademamix"),
+    Case("ademamix", {"b3": 0.99, "alpha": FADING, "weight_decay": 0.5}),
+    Case("simplified_ademamix", optax_real=True),
+    Case("simplified_ademamix", {"alpha": 2.0, "weight_decay": 0.5}, optax_real=True),
+    Case("adopt", optax_real=True),
+    Case("adopt", {"b2": 0.9, "nesterov": True}, RISING_FALLING, optax_real=True),
+    Case("adopt", {"b2": 0.9, "use_clipping": False}),
+    # An update is a difference of params, and rounded as these are.
+    Case("madgrad", optax_real=True, optax_slack=16),
+    Case(
+        "madgrad",
+        {"momentum": 0.5, "weight_decay": 0.5},
+        RISING_FALLING,
+        optax_real=True,
+        optax_slack=16,
+    ),
+    Case("qhm", linear=True),
+    Case("qhm", {"b1": 0.9, "v1": 0.5}, RISING_FALLING, linear=True),
+    Case("qhadam"),
+    Case("qhadam", {"v1": 0.5, "v2": 0.5}),
+    Case("adafactor", layerwise=True, optax_real=True),
+    Case(
+        "adafactor",
+        {"momentum": 0.9, "weight_decay_rate": 1e-3, "multiply_by_parameter_scale": False},
+        RISING_FALLING,
+        layerwise=True,
+        optax_real=True,
+    ),
+    Case("noisy_sgd", {"eta": 0.0, "seed": 1}, linear=True),
 ]
 
 

@@ -4,12 +4,15 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import oracles
 import pytest
-from algorithms import CASES, RATE, STAGES, STEPS, problem, run_as_data
+from algorithms import CASES, RATE, STAGES, STEPS, problem, run_as_data, run_closed_over
 from hypothesis import strategies as st
 
 import optfn
 from optfn import schedules
+from optfn.optimizers.elementwise.radam import _average_length
 
 everywhere = hypothesis.settings(
     deadline=None, derandomize=True, database=None, max_examples=100, print_blob=False
@@ -116,8 +119,13 @@ def test_averages_of_a_constant_are_known(decay, value):
         optfn.rmsprop(RATE, eps=0, eps_in_sqrt=False, centered=True),
         optfn.adagrad(RATE, initial_accumulator_value=0, eps=0),
         optfn.lion(RATE, weight_decay=0),
+        optfn.adabelief(RATE, eps=0, eps_root=0),
+        optfn.adamax(RATE, eps=0),
+        optfn.adan(RATE, eps=0, eps_root=0),
+        optfn.laprop(RATE, eps=0),
+        optfn.rprop(RATE),
+        optfn.sign_sgd(RATE),
     ],
-    ids=["adam", "nadam", "amsgrad", "rmsprop", "rmsprop centered", "adagrad", "lion"],
 )
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**20])
 def test_the_scale_of_the_gradient_does_not_matter(tx, factor):
@@ -218,12 +226,14 @@ def test_adamw_without_decay_is_adam(x64):
     assert_same_path(optfn.adamw(RATE, weight_decay=0), optfn.adam(RATE))
 
 
-def test_decoupled_decay_multiplies_the_weights(x64):
+@pytest.mark.parametrize("algorithm", ["adamw", "nadamw", "adamaxw", "laprop", "adan", "lion"])
+def test_decoupled_decay_multiplies_the_weights(algorithm, x64):
     """Without a gradient the product of 1 - lr_t * weight_decay_t is left of them."""
     params = {"decays": np.array([1.0, -2.0]), "stays": np.array([1.0, -2.0])}
     grads = {k: np.zeros((STEPS, 2)) for k in params}
     rate, decay = schedules.linear(0.1, 0.01, 50), schedules.exponential(0.5, 0.97)
-    tx = optfn.adamw(rate, weight_decay=decay, mask={"decays": True, "stays": False})
+    mask = {"decays": True, "stays": False}
+    tx = getattr(optfn, algorithm)(rate, weight_decay=decay, mask=mask)
     path = run_as_data(tx, params, grads)[0]
     t = np.arange(STEPS)
     left = np.cumprod(1 - np.asarray(jax.vmap(rate)(t) * jax.vmap(decay)(t)))[:, None]
@@ -248,6 +258,257 @@ def test_lion_without_momentum_is_sign_descent(x64):
     np.testing.assert_array_equal(
         updates_of(optfn.lion(RATE, b1=0, weight_decay=0)), -RATE * np.sign(GRADS)
     )
+
+
+# Other members of Adam's family.
+
+
+def test_adabelief_trusts_a_steady_gradient():
+    grads = np.ones((STEPS, 6), np.float32)
+    adabelief, adam = (updates_of(tx, grads) for tx in (optfn.adabelief(RATE), optfn.adam(RATE)))
+    assert (abs(adabelief[10:]) > 1.5 * abs(adam[10:])).all()
+
+
+@pytest.mark.parametrize(
+    "tx", [optfn.adan(RATE, eps=0, eps_root=0), optfn.adam(RATE, eps=0), optfn.laprop(RATE, eps=0)]
+)
+def test_a_constant_gradient_is_followed_at_the_rate(tx, x64):
+    grads = np.broadcast_to(GRADS[0], GRADS.shape)
+    np.testing.assert_allclose(updates_of(tx, grads), -RATE * np.sign(grads), rtol=1e-11)
+
+
+def test_radam_is_momentum_at_first(x64):
+    """Until an average of that many gradients can be trusted: five, with b2 = 0.999."""
+    radam = updates_of(optfn.radam(RATE))
+    ball = updates_of(optfn.momentum(RATE, bias_correction=True))
+    same = np.isclose(radam, ball, rtol=1e-12, atol=0).all(axis=1)
+    assert same.tolist() == [True] * 5 + [False] * (STEPS - 5)
+
+
+@pytest.mark.parametrize("b2", [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999])
+def test_the_length_of_an_average_is_exact_in_float32(b2):
+    """To a few roundings of t. The paper's formula is a difference of numbers near 2 / (1 - b2)."""
+    t = np.arange(1, STEPS + 1)
+    b2 = np.float32(b2)
+    found = jax.vmap(lambda t: _average_length(b2, t))(t.astype(np.float32))
+    wanted = [oracles.average_length(float(b2), int(n)) for n in t]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7 * STEPS)
+
+
+def test_yogi_s_second_moment_changes_slowly():
+    """After large gradients it falls by (1 - b2) * g^2 a step; Adam's falls by its own share."""
+    b2 = 0.9
+    grads = np.ones((STEPS, 1), np.float32)
+    grads[:10] = 100
+
+    def moments(tx, name):
+        def step(state, g):
+            state = tx.update(g, state)[1]
+            return state, state.slots[name].nu
+
+        return np.asarray(jax.lax.scan(step, tx.init(grads[0]), grads)[1])
+
+    yogi = moments(optfn.scale_by_yogi(b2=b2), "scale_by_yogi")
+    assert (abs(np.diff(yogi[10:], axis=0)) <= (1 - b2) * 1.01).all()
+    assert (np.diff(moments(optfn.scale_by_adam(b2=b2), "scale_by_adam")[10:20], axis=0) < -1).all()
+
+
+@pytest.mark.parametrize("size", [1e-1, 1.0, 1e6])
+def test_adadelta_s_first_step_is_known(size, x64):
+    """sqrt(eps / (1 - rho)), for gradients that are large against eps."""
+    first = updates_of(optfn.adadelta(1.0, rho=0.9, eps=1e-12), size * np.ones((STEPS, 6)))[0]
+    np.testing.assert_allclose(first, -np.sqrt(1e-12 / 0.1), rtol=1e-9)
+
+
+def test_laprop_without_momentum_is_adam(x64):
+    assert_same_path(optfn.laprop(RATE, b1=0, eps=1e-8), optfn.adam(RATE, b1=0))
+
+
+@pytest.mark.parametrize(
+    "tx", [optfn.sign_sgd(RATE), optfn.signum(RATE), optfn.lion(RATE, weight_decay=0)]
+)
+def test_steps_of_signs_are_exactly_the_rate(tx):
+    assert (abs(updates_of(tx, GRADS.astype(np.float32))) == np.float32(RATE)).all()
+
+
+@pytest.mark.parametrize("tx", [optfn.scale_by_acprop(), optfn.scale_by_adopt(b1=0.0)])
+def test_no_gradient_divides_itself(tx, x64):
+    """The update is proportional to the last gradient, which Adam's is not."""
+    grads = GRADS[:60].copy()
+    last = [updates_of(tx, np.concatenate([grads[:-1], c * grads[-1:]]))[-1] for c in (0.5, 1.0)]
+    np.testing.assert_allclose(last[1], 2 * last[0], rtol=1e-12)
+
+
+def test_ademamix_without_the_slow_average_is_adam(x64):
+    assert_same_path(optfn.ademamix(RATE, alpha=0), optfn.adam(RATE))
+
+
+def test_simplified_ademamix_without_momentum_is_rmsprop(x64):
+    rmsprop = optfn.rmsprop(RATE, 0.95, eps_in_sqrt=False, bias_correction=True)
+    assert_same_path(optfn.simplified_ademamix(RATE, b1=0), rmsprop)
+
+
+def test_quasi_hyperbolic_momentum_has_its_special_cases(x64):
+    for b1 in (0.5, 0.9):
+        assert_same_path(optfn.qhm(RATE, b1, 1), optfn.momentum(RATE, b1))
+        nesterov = optfn.sgd(RATE * (1 - b1), b1, nesterov=True)
+        assert_same_path(optfn.qhm(RATE, b1, b1), nesterov)
+        assert_same_path(optfn.qhadam(RATE, b1, 0.99, 1, 1), optfn.adam(RATE, b1, 0.99))
+    np.testing.assert_allclose(updates_of(optfn.qhm(RATE, v1=0)), -RATE * GRADS, rtol=1e-12)
+
+
+def test_madgrad_without_momentum_is_dual_averaging(x64):
+    weights = (RATE + 1e-6) * np.sqrt(np.arange(1, STEPS + 1))[:, None]
+    s, v = np.cumsum(weights * GRADS, axis=0), np.cumsum(weights * GRADS**2, axis=0)
+    path = run_as_data(optfn.madgrad(RATE, momentum=0), np.ones(6), GRADS)[0]
+    np.testing.assert_allclose(path, 1 - s / (np.cbrt(v) + 1e-6), rtol=1e-11)
+
+
+# Directions held to the gradient.
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optfn.grams(RATE), optfn.cautious(optfn.adam(RATE)), optfn.cautious(optfn.sgd(RATE, 0.9))],
+)
+def test_grams_and_cautious_never_go_against_the_gradient(tx, x64):
+    updates = updates_of(tx)
+    assert (updates * GRADS <= 0).all()
+    assert (updates_of(optfn.adam(RATE)) * GRADS > 0).any()
+
+
+def test_cautious_steps_are_as_long_as_before_on_the_average(x64):
+    """Entries that go against the gradient are zero, the others divided by their share."""
+    adam, cautious = updates_of(optfn.adam(RATE)), updates_of(optfn.cautious(optfn.adam(RATE)))
+    agree = adam * GRADS < 0
+    shares = agree.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(cautious, agree * adam / np.maximum(shares, 1e-3), rtol=1e-12)
+    whole = optfn.chain(optfn.cautious(optfn.scale_by_adam()), optfn.scale_by_learning_rate(RATE))
+    np.testing.assert_allclose(updates_of(whole), cautious, rtol=1e-12)
+
+
+# Games.
+
+
+def test_optimism_solves_a_bilinear_game():
+    """min over x, max over y of x * y, where the rotation drives gradient descent outwards."""
+
+    def distance(tx):
+        def step(carry, _):
+            (x, y), state = carry
+            return optfn.step(tx, (y, -x), state, (x, y)), None
+
+        start = jnp.float32(1), jnp.float32(1)
+        (x, y), _ = jax.lax.scan(step, (start, tx.init(start)), length=500)[0]
+        return float(jnp.hypot(x, y))
+
+    assert distance(optfn.optimistic_gradient_descent(0.3)) < 1e-3
+    assert distance(optfn.sgd(0.3)) > 1e3
+
+
+def test_optimistic_adam_without_correction_is_nadam(x64):
+    assert_same_path(optfn.optimistic_adam_v2(RATE, beta=0), optfn.nadam(RATE))
+
+
+# Layers.
+
+
+@pytest.mark.parametrize(
+    ("tx", "share"),
+    [
+        (optfn.lamb(0.1), 0.1),
+        (optfn.lars(0.1, trust_coefficient=0.5, momentum=0.0), 0.05),
+        (optfn.chain(optfn.scale_by_trust_ratio(), optfn.scale_by_learning_rate(0.1)), 0.1),
+    ],
+)
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_steps_are_relative_to_the_params(tx, share, size):
+    """In float32, also where squares overflow or vanish. (Adam's own moments are squares.)"""
+    params = {"a": np.float32(size) * GRADS[0].astype(np.float32), "b": np.float32([3.0, 4.0])}
+    adam = "scale_by_adam" in str(tx)
+    grads = {"a": GRADS[1].astype(np.float32), "b": np.float32([1.0 if adam else size, 0.0])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for name, p in params.items():
+        step = np.linalg.norm(np.asarray(updates[name], float))
+        np.testing.assert_allclose(step, share * np.linalg.norm(p.astype(float)), rtol=1e-5)
+
+
+def test_fromage_keeps_the_norm(x64):
+    """Where gradients are orthogonal to the params, as those of a normalized layer are."""
+    params = jnp.asarray(GRADS[0])
+    norm, tx = jnp.linalg.norm(params), optfn.fromage(0.1)
+    state = tx.init(params)
+    for g in GRADS[1:20]:
+        g = g - params * (g @ params) / (params @ params)
+        params, state = optfn.step(tx, g, state, params)
+        np.testing.assert_allclose(jnp.linalg.norm(params), norm, rtol=1e-12)
+
+
+def test_novograd_is_momentum_along_a_constant_gradient(x64):
+    grads = np.broadcast_to(GRADS[0], GRADS.shape)
+    directions = grads / np.linalg.norm(GRADS[0])
+    np.testing.assert_allclose(
+        updates_of(optfn.novograd(RATE, eps=0), grads),
+        updates_of(optfn.sgd(RATE, 0.9), directions),
+        rtol=1e-12,
+    )
+
+
+def test_sm3_on_vectors_is_adagrad(x64):
+    adagrad = optfn.adagrad(RATE, initial_accumulator_value=0, eps=1e-8)
+    assert_same_path(optfn.sm3(RATE, momentum=0), adagrad)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (1, 5)])
+def test_sm3_covers_every_axis(shape, x64):
+    grads = np.random.default_rng(2).normal(size=(20, *shape))
+    found = run_as_data(optfn.sm3(RATE), np.zeros(shape), grads)[0]
+    np.testing.assert_allclose(found, oracles.sm3(np.zeros(shape), grads, RATE), rtol=1e-11)
+
+
+def test_factored_squares_of_rank_one_are_exact(x64):
+    rows, cols = np.abs(GRADS[0])[:, None], np.abs(GRADS[1])[None]
+    grads = rows * cols * np.sign(np.random.default_rng(3).normal(size=(STEPS, 6, 6)))
+    factored = optfn.scale_by_factored_rms(min_dim_size_to_factor=2)
+    whole = optfn.scale_by_factored_rms(factored=False)
+    assert_same_path(factored, whole, grads)
+    np.testing.assert_allclose(updates_of(whole, grads), np.sign(grads), rtol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 3)])
+def test_adafactor_of_matrices(shape, x64):
+    grads = np.random.default_rng(2).normal(size=(20, *shape))
+    params = np.random.default_rng(4).normal(size=shape)
+    options = {"min_dim_size_to_factor": 2, "momentum": 0.5}
+    found = run_as_data(optfn.adafactor(RATE, **options), params, grads)[0]
+    wanted = oracles.adafactor(params, grads, RATE, **options)
+    np.testing.assert_allclose(found, wanted, rtol=1e-11)
+
+
+def test_factored_shapes_are_optax_s():
+    """The two longest axes of any number of them."""
+    options = {"min_dim_size_to_factor": 3}
+    for shape in ((3, 4), (4, 3), (2, 5, 3), (5, 2, 3), (3, 3, 3), (4, 2), (2, 3, 4, 5)):
+        grads = np.random.default_rng(2).normal(size=(10, *shape)).astype(np.float32)
+        params = np.ones(shape, np.float32)
+        found = run_as_data(optfn.adafactor(RATE, **options), params, grads)[1]
+        wanted = run_closed_over(optax.adafactor(RATE, **options), params, grads)[1]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+# Noise.
+
+
+def test_noise_has_its_variance():
+    """eta / t^gamma, of a sample of 40,000: its standard deviation is 0.7 per cent."""
+    eta, gamma, n = 0.04, 0.55, 40_000
+    grads = np.full((STEPS, n), 3.0, np.float32)
+    noise = updates_of(optfn.add_noise(eta, gamma, seed=1), grads)[[0, 1, 9, 99]] - 3
+    wanted = np.sqrt(eta / np.array([1, 2, 10, 100]) ** gamma)
+    np.testing.assert_allclose(noise.std(axis=1), wanted, rtol=0.03)
+    np.testing.assert_allclose(noise.mean(axis=1) / wanted, 0, atol=0.03)
+    correlations = np.corrcoef(noise) - np.eye(4)
+    assert abs(correlations).max() < 0.03
 
 
 # Clipping.
@@ -306,5 +567,8 @@ def test_a_gradient_that_is_no_number_is_seen(case):
         return
     assert np.isnan(updates["ordinary"][60, 1])
     assert np.isnan(path["ordinary"][60:, 1]).all()
+    if getattr(case, "layerwise", False):
+        assert np.isnan(updates.pop("ordinary")[60]).all()
+        clean.pop("ordinary")
     for name, wanted in clean.items():
         np.testing.assert_array_equal(np.delete(updates[name], 1, 1), np.delete(wanted, 1, 1))

@@ -13,6 +13,7 @@ from optfn.optimizers.elementwise.moments import (
     Moments,
     average,
     debias,
+    look_ahead,
     zero_moments,
     zeros_like_real,
 )
@@ -52,10 +53,7 @@ class scale_by_adam(Leafwise):
     def update_leaf(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
-        if self.nesterov:
-            mu_hat = average(self.b1, debias(mu, self.b1, t + 1), debias(g, self.b1, t))
-        else:
-            mu_hat = debias(mu, self.b1, t)
+        mu_hat = look_ahead(mu, g, self.b1, t) if self.nesterov else debias(mu, self.b1, t)
         nu_hat = debias(nu, self.b2, t)
         return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), Moments(mu, nu)
 
@@ -124,6 +122,54 @@ def adamw(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+def nadam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+) -> chain:
+    """Adam with Nesterov's look-ahead: `adam(..., nesterov=True)` under its own name.
+
+    torch's NAdam also lets b1 grow over the first steps (momentum_decay), which this does not.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+        eps_root: added under the root.
+
+    Source: Dozat 2016.
+    """
+    return adam(learning_rate, b1, b2, eps, eps_root, nesterov=True)
+
+
+def nadamw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+) -> chain:
+    """AdamW with Nesterov's look-ahead: `adamw(..., nesterov=True)` under its own name.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+        eps_root: added under the root.
+        weight_decay: a number or a schedule.
+        mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+
+    Source: Dozat 2016; Loshchilov and Hutter 2019.
+    """
+    return adamw(learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov=True)
 
 
 class MaxMoments(NamedTuple):

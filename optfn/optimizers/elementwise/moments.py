@@ -31,3 +31,8 @@ def average(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
 def debias(average: jax.Array, decay: Any, t: Any) -> jax.Array:
     """The average without the weight of its zero start, after t steps."""
     return average / (1 - decay**t)
+
+
+def look_ahead(mean: jax.Array, g: jax.Array, decay: Any, t: Any) -> jax.Array:
+    """Nesterov's momentum: the average as the next step will see it, without its zero start."""
+    return average(decay, debias(mean, decay, t + 1), debias(g, decay, t))

@@ -4,6 +4,7 @@ from typing import Any
 
 from optfn.compose.chain import chain
 from optfn.transforms.momentum import ema, trace
+from optfn.transforms.noise import add_noise
 from optfn.transforms.scale import scale_by_learning_rate
 
 
@@ -49,3 +50,19 @@ def momentum(learning_rate: Any, b1: Any = 0.9, *, bias_correction: bool = False
     Source: Polyak 1964, in the averaged form of Ng's lectures, 2017.
     """
     return chain(ema(b1, debias=bias_correction), scale_by_learning_rate(learning_rate))
+
+
+def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, seed: Any = 0) -> chain:
+    """Gradient descent with Gaussian noise that fades, which helps very deep networks to start.
+
+        g <- g + sqrt(eta / t^gamma) * n        p <- p - learning_rate * g
+
+    Args:
+        learning_rate: a number or a schedule.
+        eta: the variance at the first step.
+        gamma: how fast it fades; 0 keeps it.
+        seed: of the noise, a whole number below 2^24.
+
+    Source: Neelakantan et al. 2015.
+    """
+    return chain(add_noise(eta, gamma, seed), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,103 @@
+"""Where each public name of optax's optimizers, transformations and schedules is in optfn."""
+
+import inspect
+
+import optax
+
+import optfn
+
+# The same thing under another name.
+ELSEWHERE = {
+    "GradientTransformation": "Transform",
+    "GradientTransformationExtraArgs": "Transform",
+    "Schedule": "Schedule",
+    "identity": "chain",
+    "inject_hyperparams": "hyperparameters",
+    "inject_stateful_hyperparams": "hyperparameters",
+    "multi_transform": "partition",
+    "named_chain": "chain",
+    "safe_norm": "global_norm",
+    "selective_transform": "freeze",
+    "set_to_zero": "freeze",
+    "with_extra_args_support": "Transform",
+    "constant_schedule": "schedules.constant",
+    "cosine_decay_schedule": "schedules.cosine",
+    "cosine_onecycle_schedule": "schedules.one_cycle",
+    "exponential_decay": "schedules.exponential",
+    "join_schedules": "schedules.join",
+    "linear_onecycle_schedule": "schedules.one_cycle",
+    "linear_schedule": "schedules.linear",
+    "piecewise_constant_schedule": "schedules.piecewise_constant",
+    "piecewise_interpolate_schedule": "schedules.piecewise_linear",
+    "polynomial_schedule": "schedules.polynomial",
+    "sgdr_schedule": "schedules.cosine_restarts",
+    "warmup_constant_schedule": "schedules.join",
+    "warmup_cosine_decay_schedule": "schedules.warmup_cosine",
+    "warmup_exponential_decay_schedule": "schedules.join",
+}
+
+
+def _words(text: str) -> set[str]:
+    return set(text.split())
+
+
+# To come. Until then each goes through `from_optax`.
+PLANNED = _words("""
+    polyak_sgd scale_by_polyak scale_by_distance_over_gradients cocob scale_by_cocob dadapt_adamw
+    dog dowg mechanize momo momo_adam prodigy normalize sam schedule_free schedule_free_adamw
+    schedule_free_eval_params schedule_free_sgd hutchinson_estimator_diag_hessian sophia
+    MultiSteps apply_every skip_large_updates skip_not_finite apply_if_finite conditionally_mask
+    conditionally_transform zero_nans lookahead measure_with_ema monitor snapshot reduce_on_plateau
+    lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
+    value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
+    per_example_global_norm_clip per_example_layer_norm_clip dpsgd
+    differentially_private_aggregate split_real_and_imaginary flatten keep_params_nonnegative
+""")
+
+# Why optax's own remains the one to take.
+LEFT = {
+    "a loss": _words("""
+        convex_kl_divergence cosine_distance cosine_similarity ctc_loss ctc_loss_with_forward_probs
+        generalized_kl_divergence hinge_loss huber_loss kl_divergence l2_loss log_cosh ntxent
+        safe_softmax_cross_entropy sigmoid_binary_cross_entropy sigmoid_focal_loss smooth_labels
+        softmax_cross_entropy softmax_cross_entropy_with_integer_labels squared_error
+    """),
+    "linear algebra": _words("matrix_inverse_pth_root nnls power_iteration"),
+    "a helper of optax's implementations": _words("""
+        bias_correction init_empty_state multi_normal safe_increment safe_int32_increment
+        safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
+        update_infinity_moment update_moment update_moment_per_elem_norm
+    """),
+    "of the training loop": _words("microbatch periodic_update"),
+    "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
+    "a mark in optax's states": _words("MaskedNode"),
+}
+
+
+def names() -> list[str]:
+    """The public functions and classes of optax and its contrib; states and type aliases aside."""
+    found = {}
+    for module in (optax.contrib, optax):
+        found |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
+    return sorted(k for k, v in found.items() if not inspect.ismodule(v) and not _is_type(k, v))
+
+
+def _is_type(name: str, value: object) -> bool:
+    written_out = ("GradientTransformation", "GradientTransformationExtraArgs", "Schedule")
+    if name in (*written_out, "MultiSteps", "MaskedNode"):
+        return False
+    return name[0].isupper() or not callable(value)
+
+
+def place(name: str) -> str:
+    """Where to look for it, in a cell of the table."""
+    if name in ELSEWHERE:
+        return f"`{ELSEWHERE[name]}`"
+    if hasattr(optfn, name):
+        return "the same"
+    if name in PLANNED:
+        return "planned"
+    reasons = [reason for reason, those in LEFT.items() if name in those]
+    if reasons:
+        return f"optax's: {reasons[0]}"
+    raise KeyError(f"optax's {name} has no place in docs/optax_names.py.")

@@ -1,0 +1,75 @@
+"""Wrappers that hold the entries of an update to the signs of the gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import child
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree
+
+
+class _Signed(Transform):
+    """The updates of a transform, seen beside the gradient that made them."""
+
+    transform: Transform = child()
+
+    @property
+    def stateful(self) -> bool:
+        return self.transform.stateful
+
+    def init_slots(self, params: PyTree) -> Any:
+        return self.transform.init_named(params) or None
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        inner, new = self.transform.apply_named(updates, slots or {}, ctx)
+        # A direction points uphill, a finished step downhill.
+        side = -1 if self.transform.finishes else 1
+        return jax.tree.map(lambda u, g: self._signed(u, side * g), inner, updates), new or None
+
+    def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+
+class cautious(_Signed):
+    """Drops the entries of an update that go against the gradient, and enlarges the others.
+
+        u <- u / max(share, min_share)  where u * g > 0,  else  0
+
+    with the share of such entries in the array. For any direction with momentum; also for a whole
+    optimizer, whose weight decay is then held to the gradient too:
+
+        chain(cautious(scale_by_adam()), add_decayed_weights(0.1), scale_by_learning_rate(1e-3))
+
+    Args:
+        transform: the direction.
+        min_share: the least share to divide by, a number or a schedule.
+
+    Source: Liang et al. 2024.
+    """
+
+    min_share: Any = 1e-3
+
+    def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
+        opposed = (jnp.sign(u) * jnp.sign(g).conj()).real <= 0  # NaN is not, and remains visible
+        share = jnp.maximum(jnp.mean(~opposed, dtype=u.real.dtype), self.min_share)
+        return jnp.where(opposed, 0, u / share.astype(u.real.dtype))
+
+
+class with_gradient_signs(_Signed):
+    """The sizes of an update with the signs of the gradient.
+
+        u <- |u| * sign(g)
+
+    Of a direction with momentum this leaves how far each entry goes, and not whereto. `grams` is
+    Adam with it.
+
+    Args:
+        transform: the direction.
+
+    Source: Cao et al. 2024.
+    """
+
+    def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
+        return abs(u) * jnp.sign(g)

@@ -1,0 +1,75 @@
+"""Adadelta."""
+
+from typing import Any, NamedTuple
+
+from optfn.compose.chain import chain
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.optimizers.elementwise.moments import average, zeros_like_real
+from optfn.transforms.decay import add_decayed_weights
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class SquaredSteps(NamedTuple):
+    """Average squares of the gradient and of the steps."""
+
+    e_g: PyTree
+    e_x: PyTree
+
+
+class scale_by_adadelta(Leafwise):
+    """The direction of Adadelta: the gradient, as large as the steps of late.
+
+        e_g <- rho * e_g + (1 - rho) * |g|^2
+        u = g * sqrt(e_x + eps) / sqrt(e_g + eps)
+        e_x <- rho * e_x + (1 - rho) * |u|^2
+
+    Args:
+        rho: decay of both averages, a number or a schedule.
+        eps: added under the roots; it is also what the first steps grow from.
+
+    Source: Zeiler 2012.
+    """
+
+    rho: Any = 0.9
+    eps: Any = 1e-6
+
+    Slots = SquaredSteps
+
+    def init_leaf(self, param):
+        return SquaredSteps(zeros_like_real(param), zeros_like_real(param))
+
+    def update_leaf(self, g, slots, param, t):
+        e_g = average(self.rho, slots.e_g, abs_sq(g))
+        u = sqrt(slots.e_x + self.eps) / sqrt(e_g + self.eps) * g
+        return u, SquaredSteps(e_g, average(self.rho, slots.e_x, abs_sq(u)))
+
+
+def adadelta(
+    learning_rate: Any = 1.0,
+    rho: Any = 0.9,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+) -> chain:
+    """Adadelta: RMSprop that finds the scale of its steps by itself, from eps upwards.
+
+    It begins slowly, and its learning rate is 1 in the paper. The rule is `scale_by_adadelta` of
+    g + weight_decay * p, then p <- p - learning_rate * u. (optax, without a learning rate, goes
+    uphill.)
+
+    Args:
+        learning_rate: a number or a schedule.
+        rho: decay of both averages.
+        eps: added under the roots.
+        weight_decay: of an L2 penalty, a number or a schedule.
+        weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+
+    Source: Zeiler 2012.
+    """
+    return chain(
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_adadelta(rho, eps),
+        scale_by_learning_rate(learning_rate),
+    )

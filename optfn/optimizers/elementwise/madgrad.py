@@ -1,0 +1,89 @@
+"""MADGRAD."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.optimizers.elementwise.moments import average, zeros_like_real
+from optfn.transforms.decay import add_decayed_weights
+
+
+class DualAverages(NamedTuple):
+    """Weighted sums of the squared gradients and of the gradients; the params at the start."""
+
+    grad_sum_sq: PyTree
+    s: PyTree
+    x0: PyTree
+
+
+class scale_by_madgrad(Leafwise):
+    """The steps of MADGRAD: dual averaging with the cube root of a sum of squares.
+
+        c = (learning_rate + eps) * sqrt(t)
+        v <- v + c * |g|^2        s <- s + c * g
+        z = x0 - s / (cbrt(v) + eps)
+        p <- momentum * p + (1 - momentum) * z
+
+    The update is the step itself; nothing may follow that needs a direction.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: the share of the params that stays, a number or a schedule.
+        eps: added to the cube root and to the rate.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Defazio and Jelassi 2022.
+    """
+
+    needs_params = True
+
+    learning_rate: Any
+    momentum: Any = 0.9
+    eps: Any = 1e-6
+
+    Slots = DualAverages
+
+    def init_leaf(self, param):
+        return DualAverages(zeros_like_real(param), jnp.zeros_like(param), param)
+
+    def update_leaf(self, g, slots, param, t):
+        weight = (self.learning_rate + self.eps) * sqrt(t)
+        v = slots.grad_sum_sq + weight * abs_sq(g)
+        s = slots.s + weight * g
+        z = slots.x0 - s / (_cbrt(v) + self.eps)
+        return average(self.momentum, param, z) - param, DualAverages(v, s, slots.x0)
+
+    @property
+    def finishes(self) -> bool:
+        return True
+
+
+def _cbrt(x: jax.Array) -> jax.Array:
+    """The cube root, with derivative zero at zero, as of the shared square root."""
+    return jnp.where(x == 0, 0, jnp.cbrt(jnp.where(x == 0, 1, x)))
+
+
+def madgrad(
+    learning_rate: Any, momentum: Any = 0.9, weight_decay: Any = 0.0, eps: Any = 1e-6
+) -> chain:
+    """MADGRAD: dual averaging with momentum, between Adagrad and gradient descent.
+
+    It keeps the params of the start, and its steps lead from there: decay the weights little. The
+    rule is `scale_by_madgrad` of g + weight_decay * p.
+
+    Args:
+        learning_rate: a number or a schedule; the authors take 1e-2.
+        momentum: the share of the params that stays.
+        weight_decay: of an L2 penalty, a number or a schedule.
+        eps: added to the cube root and to the rate.
+
+    Source: Defazio and Jelassi 2022.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))

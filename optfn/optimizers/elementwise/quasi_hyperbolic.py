@@ -1,0 +1,123 @@
+"""Quasi-hyperbolic momentum: a share of the average and a share of the gradient itself."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.optimizers.elementwise.moments import Moments, average, debias, zero_moments
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class AverageGradient(NamedTuple):
+    """The average gradient."""
+
+    mu: PyTree
+
+
+class scale_by_qhm(Leafwise):
+    """A mix of the average gradient and the last one.
+
+        mu <- b1 * mu + (1 - b1) * g
+        u = v1 * mu + (1 - v1) * g
+
+    Args:
+        b1: decay of the average, a number or a schedule.
+        v1: the share of the average, a number or a schedule; the paper's nu.
+
+    Source: Ma and Yarats 2019.
+    """
+
+    b1: Any = 0.999
+    v1: Any = 0.7
+
+    Slots = AverageGradient
+
+    def init_leaf(self, param):
+        return AverageGradient(jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        return average(self.v1, mu, g), AverageGradient(mu)
+
+
+def qhm(learning_rate: Any, b1: Any = 0.999, v1: Any = 0.7) -> chain:
+    """Gradient descent with quasi-hyperbolic momentum, which has many others as special cases.
+
+    v1 = 1 is momentum as an average, v1 = b1 is Nesterov's, v1 = 0 none. The average gets a weight
+    that suits a decay far closer to 1 than usual. The rule is `scale_by_qhm`, then
+    p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule; that of plain gradient descent.
+        b1: decay of the average.
+        v1: the share of the average.
+
+    Source: Ma and Yarats 2019.
+    """
+    return chain(scale_by_qhm(b1, v1), scale_by_learning_rate(learning_rate))
+
+
+class scale_by_qhadam(Leafwise):
+    """The direction of QHAdam: Adam's, with a share of the last gradient in both moments.
+
+        u = (v1 * mu_hat + (1 - v1) * g) / (sqrt(v2 * nu_hat + (1 - v2) * |g|^2) + eps)
+
+    with mu_hat and nu_hat of `scale_by_adam`.
+
+    Args:
+        b1: decay of the first moment, a number or a schedule.
+        b2: decay of the second moment, a number or a schedule.
+        v1: the share of the first moment, a number or a schedule; the paper's nu_1.
+        v2: the share of the second moment, a number or a schedule; the paper's nu_2.
+        eps: added to the root.
+
+    Source: Ma and Yarats 2019.
+    """
+
+    b1: Any = 0.995
+    b2: Any = 0.999
+    v1: Any = 0.7
+    v2: Any = 1.0
+    eps: Any = 1e-8
+
+    Slots = Moments
+
+    def init_leaf(self, param):
+        return zero_moments(param)
+
+    def update_leaf(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        nu = average(self.b2, slots.nu, abs_sq(g))
+        direction = average(self.v1, debias(mu, self.b1, t), g)
+        square = average(self.v2, debias(nu, self.b2, t), abs_sq(g))
+        return direction / (sqrt(square) + self.eps), Moments(mu, nu)
+
+
+def qhadam(
+    learning_rate: Any,
+    b1: Any = 0.995,
+    b2: Any = 0.999,
+    v1: Any = 0.7,
+    v2: Any = 1.0,
+    eps: Any = 1e-8,
+) -> chain:
+    """Adam with quasi-hyperbolic momentum: v1 = v2 = 1 is Adam, v1 = b1 is Nadam.
+
+    With v2 < 1 the steps have a bound that Adam's do not have. The defaults are the paper's advice.
+    The rule is `scale_by_qhadam`, then p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        v1: the share of the first moment.
+        v2: the share of the second moment.
+        eps: added to the root.
+
+    Source: Ma and Yarats 2019.
+    """
+    return chain(scale_by_qhadam(b1, b2, v1, v2, eps), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,88 @@
+"""Resilient backpropagation."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+from optfn.transforms.scale import scale
+
+
+class StepSizes(NamedTuple):
+    """A step size for every entry, and the step that was taken last."""
+
+    step_sizes: PyTree
+    prev_updates: PyTree
+
+
+class scale_by_rprop(Leafwise):
+    """The steps of Rprop: sizes that grow while the gradient's sign stays and shrink when it turns.
+
+        agree = sign(g * u_last)
+        size <- clip(size * eta_plus,  min_step_size, max_step_size)  where agree > 0
+        size <- clip(size * eta_minus, min_step_size, max_step_size)  where agree < 0
+        u = 0  where agree < 0,  else  size * sign(g)
+
+    The update is the step itself, uphill. A complex entry has one size, and its sign is g / |g|.
+
+    Args:
+        learning_rate: the first size of every step. A schedule counts with its value at step 0.
+        eta_minus: the factor below 1.
+        eta_plus: the factor above 1.
+        min_step_size: the smallest step.
+        max_step_size: the largest step.
+
+    Source: Riedmiller and Braun 1993, in the form Rprop- of Igel and Huesken 2003 that forgets the
+    gradient after a turn.
+    """
+
+    learning_rate: Any
+    eta_minus: Any = 0.5
+    eta_plus: Any = 1.2
+    min_step_size: Any = 1e-6
+    max_step_size: Any = 50.0
+
+    Slots = StepSizes
+
+    def init_leaf(self, param):
+        return StepSizes(jnp.full_like(param.real, self.learning_rate), jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        # Of signs: a product of the gradients themselves may vanish or overflow.
+        sign = jnp.sign(g)
+        agreement = (sign * jnp.sign(slots.prev_updates).conj()).real
+        factor = jnp.where(agreement > 0, self.eta_plus, self.eta_minus)
+        changed = jnp.clip(slots.step_sizes * factor, self.min_step_size, self.max_step_size)
+        sizes = jnp.where(agreement == 0, slots.step_sizes, changed)
+        u = jnp.where(agreement < 0, 0, sizes * sign)
+        return u, StepSizes(sizes, u)
+
+
+def rprop(
+    learning_rate: Any,
+    eta_minus: Any = 0.5,
+    eta_plus: Any = 1.2,
+    min_step_size: Any = 1e-6,
+    max_step_size: Any = 50.0,
+) -> chain:
+    """Rprop: steps whose size does not depend on the gradient's, for gradients of the full batch.
+
+    With mini-batches the signs turn by chance, which shrinks the steps: take RMSprop then. The rule
+    is `scale_by_rprop`, then p <- p - u, as in torch. (optax 0.2.8 applies each step one update
+    late.)
+
+    Args:
+        learning_rate: the first size of every step.
+        eta_minus: by how much a step shrinks when the gradient's sign turns.
+        eta_plus: by how much it grows while the sign stays.
+        min_step_size: the smallest step.
+        max_step_size: the largest step.
+
+    Source: Riedmiller and Braun 1993.
+    """
+    return chain(
+        scale_by_rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size),
+        scale(-1.0),
+    )

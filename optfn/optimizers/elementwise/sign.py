@@ -1,0 +1,52 @@
+"""Descent along the signs of the gradient."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.leafwise import Leafwise
+from optfn.transforms.momentum import ema
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class scale_by_sign(Leafwise):
+    """The sign of the updates: u = g / |g|, and 0 where g is 0; also of a complex g.
+
+    Source: Bernstein et al. 2018.
+    """
+
+    elementary = True
+
+    def update_leaf(self, g, slots, param, t):
+        return jnp.sign(g), slots
+
+
+def sign_sgd(learning_rate: Any) -> chain:
+    """Sign descent: steps of exactly the learning rate in every entry.
+
+    One bit per entry to communicate, and a bias: with noisy gradients it follows their median. The
+    rule is p <- p - learning_rate * sign(g).
+
+    Args:
+        learning_rate: a number or a schedule.
+
+    Source: Bernstein et al. 2018.
+    """
+    return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
+
+
+def signum(learning_rate: Any, beta: Any = 0.9) -> chain:
+    """Sign descent with momentum: the sign of the average gradient.
+
+        v <- beta * v + (1 - beta) * g        p <- p - learning_rate * sign(v)
+
+    `lion` weighs the newest gradient more.
+
+    Args:
+        learning_rate: a number or a schedule.
+        beta: decay of the average, a number or a schedule.
+
+    Source: Bernstein et al. 2018.
+    """
+    return chain(ema(beta, debias=False), scale_by_sign(), scale_by_learning_rate(learning_rate))

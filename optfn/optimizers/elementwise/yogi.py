@@ -1,0 +1,66 @@
+"""Yogi."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optfn.compose.chain import chain
+from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.leafwise import Leafwise
+from optfn.optimizers.elementwise.moments import Moments, average, debias
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+class scale_by_yogi(Leafwise):
+    """The direction of Yogi: Adam's, with a second moment that changes by g^2 at the most.
+
+        mu <- b1 * mu + (1 - b1) * g
+        nu <- nu - (1 - b2) * sign(nu - |g|^2) * |g|^2
+        u = mu_hat / (sqrt(nu_hat + eps_root) + eps)
+
+    Args:
+        b1: decay of the first moment, a number or a schedule.
+        b2: decay of the second moment, a number or a schedule.
+        eps: added to the root.
+        eps_root: added under the root.
+        initial_accumulator_value: where both moments start.
+
+    Source: Zaheer et al. 2018.
+    """
+
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-3
+    eps_root: Any = 0.0
+    initial_accumulator_value: Any = 1e-6
+
+    Slots = Moments
+
+    def init_leaf(self, param):
+        start = self.initial_accumulator_value
+        return Moments(jnp.full_like(param, start), jnp.full_like(param.real, start))
+
+    def update_leaf(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        nu = slots.nu - (1 - self.b2) * jnp.sign(slots.nu - abs_sq(g)) * abs_sq(g)
+        nu_hat = debias(nu, self.b2, t)
+        u = debias(mu, self.b1, t) / (sqrt(nu_hat + self.eps_root) + self.eps)
+        return u, Moments(mu, nu)
+
+
+def yogi(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3) -> chain:
+    """Yogi: Adam whose rates grow slowly after large gradients have passed.
+
+    Adam forgets large gradients exponentially, so that rare ones are followed by steps that are too
+    large; here the second moment falls by (1 - b2) * g^2 a step. The rule is `scale_by_yogi`, then
+    p <- p - learning_rate * u.
+
+    Args:
+        learning_rate: a number or a schedule; the paper takes 1e-2.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root, larger than Adam's.
+
+    Source: Zaheer et al. 2018.
+    """
+    return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))

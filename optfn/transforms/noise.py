@@ -1,0 +1,34 @@
+"""Random noise in the updates."""
+
+from typing import Any
+
+import jax
+
+from optfn.core.dtypes import sqrt
+from optfn.core.leafwise import Leafwise
+
+
+class add_noise(Leafwise):
+    """Adds Gaussian noise that fades.
+
+        u = g + sqrt(eta / t^gamma) * n        n standard normal
+
+    A complex entry gets half of the variance in each part. The same seed gives the same noise.
+
+    Args:
+        eta: the variance at the first step, a number or a schedule.
+        gamma: how fast it fades, a number or a schedule; 0 keeps it.
+        seed: a whole number below 2^24.
+
+    Source: Neelakantan et al. 2015.
+    """
+
+    random = True
+
+    eta: Any
+    gamma: Any
+    seed: Any = 0
+
+    def update_leaf(self, g, slots, param, t, *, key: Any = None):
+        stddev = sqrt(self.eta / t**self.gamma)
+        return g + stddev * jax.random.normal(key, g.shape, g.dtype), slots

@@ -1,0 +1,83 @@
+"""The size of updates: relative to the params', or to their own."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.dtypes import global_norm, real_dtype, root_mean_square
+from optfn.core.leafwise import Leafwise
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree
+
+
+class scale_by_param_block_norm(Leafwise):
+    """Multiplies the updates of each array by the norm of its params.
+
+        u = g * max(||p||, min_scale)
+
+    Args:
+        min_scale: the least factor, a number or a schedule.
+
+    Raises:
+        ValueError: `update` was not given the params.
+    """
+
+    needs_params = True
+
+    min_scale: Any = 1e-3
+
+    def update_leaf(self, g, slots, param, t):
+        return g * jnp.maximum(global_norm(param), self.min_scale), slots
+
+
+class scale_by_param_block_rms(Leafwise):
+    """Multiplies the updates of each array by the root mean square of its params.
+
+        u = g * max(sqrt(mean(|p|^2)), min_scale)
+
+    Args:
+        min_scale: the least factor, a number or a schedule.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Shazeer and Stern 2018.
+    """
+
+    needs_params = True
+
+    min_scale: Any = 1e-3
+
+    def update_leaf(self, g, slots, param, t):
+        return g * jnp.maximum(root_mean_square(param), self.min_scale), slots
+
+
+class normalize_by_update_norm(Transform):
+    """Gives the updates as a whole one norm: u = scale_factor * g / (||g|| + eps).
+
+    Args:
+        scale_factor: the norm, a number or a schedule.
+        eps: added to the norm.
+    """
+
+    scale_factor: Any = 1.0
+    eps: Any = 1e-6
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        factor = self.scale_factor / (global_norm(updates) + self.eps)
+        return jax.tree.map(lambda g: g * factor.astype(real_dtype(g.dtype)), updates), slots
+
+
+class centralize(Leafwise):
+    """Subtracts the mean over all axes but the first; vectors stay as they are.
+
+    Of a kernel (in, out) these are the means over the outputs, as in optax.
+
+    Source: Yong et al. 2020.
+    """
+
+    def update_leaf(self, g, slots, param, t):
+        if g.ndim < 2:
+            return g, slots
+        return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True), slots
