@@ -15,6 +15,7 @@ turns, and its ratio is the median over the rounds.
 import gc
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -198,9 +199,10 @@ def report_facts(report: Report, settings: Settings) -> None:
 def stepper(variant: Variant, tree: str) -> Callable[[int], float]:
     """A function that makes n steps and tells the seconds; it is compiled and warm."""
     step, shapes = variant.jit(), TREES[tree]()
-    grads = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), shapes)
-    params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-    state = variant.init(params)
+    # By NumPy and in one program: 400 shapes would be 400 compilations of every small operation.
+    grads = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, 0.01, x.dtype)), shapes)
+    params = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), shapes)
+    state = jax.jit(variant.init)(params)
 
     def run(n: int) -> float:
         nonlocal params, state
@@ -215,9 +217,15 @@ def stepper(variant: Variant, tree: str) -> Callable[[int], float]:
 
 
 def measure_steps(
-    algorithm: str, tree: str, names: Sequence[str], rounds: int
+    algorithm: str, tree: str, names: Sequence[str], rounds: int, compilations: str
 ) -> dict[str, list[float]]:
-    """The seconds of a step of each variant, round by round."""
+    """The seconds of a step of each variant, round by round.
+
+    What one process has compiled the next finds in the folder `compilations`.
+    """
+    jax.config.update("jax_compilation_cache_dir", compilations)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     steppers = {name: stepper(v, tree) for name, v in variants(algorithm, names).items()}
     n = max(1, round(SAMPLE_SECONDS / min(run(1) for run in steppers.values())))
     return interleaved({name: lambda run=run: run(n) / n for name, run in steppers.items()}, rounds)
@@ -230,8 +238,9 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, algorithm: str, tree: str, names: Sequence[str], settings: Settings) -> "Steps":
-        args = algorithm, tree, names, settings.rounds
-        return cls([in_fresh_process(measure_steps, *args) for _ in range(settings.processes)])
+        with tempfile.TemporaryDirectory() as folder:
+            args = algorithm, tree, names, settings.rounds, folder
+            return cls([in_fresh_process(measure_steps, *args) for _ in range(settings.processes)])
 
     def seconds(self, name: str) -> float:
         return statistics.median(second for run in self.runs for second in run[name])
