@@ -38,6 +38,8 @@ from optfn.transforms.clip import adaptive_grad_clip as adaptive_grad_clip
 from optfn.transforms.clip import clip as clip
 from optfn.transforms.clip import clip_by_block_rms as clip_by_block_rms
 from optfn.transforms.clip import clip_by_global_norm as clip_by_global_norm
+from optfn.transforms.corrections import correct_by_mars as correct_by_mars
+from optfn.transforms.corrections import orthogonalize_to_params as orthogonalize_to_params
 from optfn.transforms.decay import add_decayed_weights as add_decayed_weights
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace

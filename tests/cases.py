@@ -68,6 +68,8 @@ OPTIMIZERS = {
     "qhm": optfn.qhm(0.1, 0.9),
     "qhadam": optfn.qhadam(0.1),
     "adafactor": optfn.adafactor(0.3, min_dim_size_to_factor=2, momentum=0.5),
+    "mars": optfn.chain(optfn.correct_by_mars(), optfn.adam(0.1, 0.95, 0.99)),
+    "orthograd": optfn.chain(optfn.orthogonalize_to_params(), optfn.sgd(0.05)),
     "partition": optfn.partition(
         {"matrix": optfn.adam(0.1), "rest": optfn.sgd(0.05, 0.9)},
         by_shape,

@@ -25,8 +25,11 @@ DIRECTIONS = {k: v for k, v in defined_in("optimizers").items() if inspect.iscla
 PUBLIC = OPTIMIZERS | DIRECTIONS | defined_in("transforms")
 
 # optfn's own. (optax has momentum's average as a stage only, and a retraction as two stages.)
-NOT_IN_OPTAX = {"momentum", "laprop", "scale_by_laprop", "retract_by_learning_rate"}
-NOT_IN_OPTAX |= {"grams", "qhm", "qhadam", "scale_by_qhm", "scale_by_qhadam"}
+NOT_IN_OPTAX = {
+    *("momentum", "laprop", "grams", "qhm", "qhadam"),
+    *("scale_by_laprop", "scale_by_qhm", "scale_by_qhadam"),
+    *("retract_by_learning_rate", "correct_by_mars", "orthogonalize_to_params"),
+}
 
 # What optax's functions take and optfn's do not. A storage dtype is chosen by wrapping a transform,
 # not by a flag of each rule; Lion's other functions in the place of the sign are other algorithms.
@@ -113,5 +116,6 @@ def test_every_algorithm_and_stage_has_its_case():
     assert {case.algorithm for case in CASES} == OPTIMIZERS.keys()
     alone = {stage.name.split()[0] for stage in STAGES}
     alone |= test_sizes.STAGES.keys() | {"normalize_by_update_norm"}
+    alone |= {"correct_by_mars", "orthogonalize_to_params"}  # test_theorems
     inside = {type(stage).__name__ for case in CASES for stage in case.here().stages}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()

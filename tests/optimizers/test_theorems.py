@@ -496,6 +496,30 @@ def test_factored_shapes_are_optax_s():
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+# Corrections of the gradient.
+
+
+def test_mars_is_a_share_of_the_change(x64):
+    """The authors' form: no gradient before the first, and norms of at most one."""
+    gamma, b1 = 0.1, 0.9
+    change = np.diff(GRADS, axis=0, prepend=0)
+    wanted = GRADS + gamma * b1 / (1 - b1) * change
+    wanted /= np.maximum(1, np.linalg.norm(wanted, axis=1, keepdims=True))
+    found = updates_of(optfn.correct_by_mars(gamma, b1), GRADS)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_orthogonal_gradients_leave_the_norm_and_keep_theirs(x64):
+    params, tx = GRADS[0], optfn.chain(optfn.orthogonalize_to_params(), optfn.scale(1.0))
+    for g in (*GRADS[1:10], *(1e-150 * GRADS[1:3]), *(1e150 * GRADS[1:3])):
+        u = np.asarray(tx.update(g, tx.init(params), params)[0])
+        np.testing.assert_allclose(np.linalg.norm(u), np.linalg.norm(g), rtol=1e-12)
+        assert abs(u @ params) < 1e-12 * np.linalg.norm(u) * np.linalg.norm(params)
+    for factor in (0, 3, -1e-5):
+        along = tx.update(factor * params, tx.init(params), params)[0]
+        np.testing.assert_array_equal(along, 0)
+
+
 # Noise.
 
 

@@ -9,7 +9,7 @@ from optfn.testing.checks import CHECKS
 # What says nothing about whom: the checks that may not apply, and to which cases.
 WITHOUT_SLOTS = {
     "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
-    "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd",
+    "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd",
 }  # fmt: skip
 SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}}
 NOT_APPLICABLE = {"sharding": WITHOUT_SLOTS, "tree_layout": SKIPPED.keys()}

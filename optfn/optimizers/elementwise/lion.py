@@ -1,21 +1,14 @@
 """Lion."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
-from optfn.core.tree import PyTree
-from optfn.optimizers.elementwise.moments import average
+from optfn.optimizers.elementwise.moments import FirstMoment, average
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
-
-
-class FirstMoment(NamedTuple):
-    """The average gradient."""
-
-    mu: PyTree
 
 
 class scale_by_lion(Leafwise):

@@ -8,6 +8,12 @@ import jax.numpy as jnp
 from optfn.core.tree import PyTree
 
 
+class FirstMoment(NamedTuple):
+    """The average gradient."""
+
+    mu: PyTree
+
+
 class Moments(NamedTuple):
     """Averages of the gradient and of its squared magnitude, which is real."""
 

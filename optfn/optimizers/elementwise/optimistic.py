@@ -1,20 +1,14 @@
 """Optimistic gradients, for games."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
-from optfn.core.tree import PyTree
 from optfn.optimizers.elementwise.adam import scale_by_adam
+from optfn.transforms.corrections import LastGradient
 from optfn.transforms.scale import scale_by_learning_rate
-
-
-class LastGradient(NamedTuple):
-    """What the stage was given at the last step."""
-
-    previous_gradient: PyTree
 
 
 class scale_by_optimistic_gradient(Leafwise):

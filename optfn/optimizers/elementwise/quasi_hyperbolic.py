@@ -1,21 +1,20 @@
 """Quasi-hyperbolic momentum: a share of the average and a share of the gradient itself."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
-from optfn.core.tree import PyTree
-from optfn.optimizers.elementwise.moments import Moments, average, debias, zero_moments
+from optfn.optimizers.elementwise.moments import (
+    FirstMoment,
+    Moments,
+    average,
+    debias,
+    zero_moments,
+)
 from optfn.transforms.scale import scale_by_learning_rate
-
-
-class AverageGradient(NamedTuple):
-    """The average gradient."""
-
-    mu: PyTree
 
 
 class scale_by_qhm(Leafwise):
@@ -34,14 +33,14 @@ class scale_by_qhm(Leafwise):
     b1: Any = 0.999
     v1: Any = 0.7
 
-    Slots = AverageGradient
+    Slots = FirstMoment
 
     def init_leaf(self, param):
-        return AverageGradient(jnp.zeros_like(param))
+        return FirstMoment(jnp.zeros_like(param))
 
     def update_leaf(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)
-        return average(self.v1, mu, g), AverageGradient(mu)
+        return average(self.v1, mu, g), FirstMoment(mu)
 
 
 def qhm(learning_rate: Any, b1: Any = 0.999, v1: Any = 0.7) -> chain:

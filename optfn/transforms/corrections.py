@@ -1,0 +1,72 @@
+"""Corrections of the gradient, to stand before any direction."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from optfn.core.dtypes import global_norm
+from optfn.core.leafwise import Leafwise
+from optfn.core.tree import PyTree
+
+
+class LastGradient(NamedTuple):
+    """What the stage was given at the last step."""
+
+    previous_gradient: PyTree
+
+
+class correct_by_mars(Leafwise):
+    """MARS: the gradient plus a share of its change, which lowers the variance of an average of it.
+
+        c = g + gamma * b1 / (1 - b1) * (g - g_last)        g_last = 0 at the first step
+        u = c / max(1, ||c||)        the norm of each array
+
+    Before `scale_by_adam` with the same b1 it is MARS-AdamW, with `scale_by_lion` MARS-Lion. This
+    is the form with the gradients of successive batches, which the authors recommend.
+
+    Args:
+        gamma: the share, a number or a schedule.
+        b1: decay of the average that follows, a number or a schedule.
+        max_norm: the largest norm of an array, a number or a schedule.
+
+    Source: Yuan et al. 2024.
+    """
+
+    gamma: Any = 0.025
+    b1: Any = 0.95
+    max_norm: Any = 1.0
+
+    Slots = LastGradient
+
+    def init_leaf(self, param):
+        return LastGradient(jnp.zeros_like(param))
+
+    def update_leaf(self, g, slots, param, t):
+        c = g + self.gamma * self.b1 / (1 - self.b1) * (g - slots.previous_gradient)
+        return c * (self.max_norm / jnp.maximum(self.max_norm, global_norm(c))), LastGradient(g)
+
+
+class orthogonalize_to_params(Leafwise):
+    """OrthoGrad: removes what only makes the params larger or smaller, and keeps the norm.
+
+        v = g - p * <p, g> / <p, p>        u = v * ||g|| / ||v||
+
+    Before any direction; for classifiers whose training goes on after all is learned, where logits
+    grow until rounding stops the learning. A gradient along the params becomes zero.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Prieto et al. 2025.
+    """
+
+    needs_params = True
+
+    def update_leaf(self, g, slots, param, t):
+        norm = global_norm(param)
+        unit = param / jnp.where(norm == 0, 1, norm)
+        v = g - unit * jnp.sum(unit.conj() * g).real
+        g_norm, v_norm = global_norm(g), global_norm(v)
+        # What is left of a gradient along the params is its rounding.
+        nothing = v_norm <= 8 * jnp.finfo(g.dtype).eps * g_norm
+        return v * jnp.where(nothing, 0, g_norm / jnp.where(nothing, 1, v_norm)), slots
