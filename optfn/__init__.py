@@ -44,6 +44,7 @@ from optfn.transforms.decay import add_decayed_weights as add_decayed_weights
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
 from optfn.transforms.noise import add_noise as add_noise
+from optfn.transforms.scale import descend as descend
 from optfn.transforms.scale import scale as scale
 from optfn.transforms.scale import scale_by_learning_rate as scale_by_learning_rate
 from optfn.transforms.scale import scale_by_schedule as scale_by_schedule

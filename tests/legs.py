@@ -131,10 +131,10 @@ LEGS = {
     "adan": Legs(
         ("scale_by_adan",),
         "adan",
-        True,
+        False,
         (),
-        "follows a constant gradient at exactly the rate",
-        "test_a_constant_gradient_is_followed_at_the_rate",
+        "adds b2 times the change of the gradient, before and after averaging",
+        "test_adan_weighs_the_change_of_the_gradient_by_b2",
     ),
     "radam": Legs(
         ("scale_by_radam",),

@@ -5,15 +5,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optfn.compose.interop import from_optax
 from optfn.core.data import child
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, transforms_in
 from optfn.core.tree import PyTree
+from optfn.transforms.scale import scale
 
 
 class _Signed(Transform):
     """The updates of a transform, seen beside the gradient that made them."""
 
     transform: Transform = child()
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = None if self.transform.finishes else _of_unknown_side(self.transform)
+        if unknown is not None:
+            raise ValueError(
+                f"{type(self).__name__} cannot tell whether {unknown} turns the update downhill: "
+                "wrap the direction alone, or end it with scale_by_learning_rate(...) or descend()."
+            )
 
     @property
     def stateful(self) -> bool:
@@ -32,6 +43,14 @@ class _Signed(Transform):
         raise NotImplementedError
 
 
+def _of_unknown_side(transform: Transform) -> str | None:
+    """The name of a part whose sign is anyone's guess."""
+    if isinstance(transform, (from_optax, scale)):
+        return transform.name
+    inner = (x for _, value in transform.fields("child") for x in transforms_in(value))
+    return next(filter(None, map(_of_unknown_side, inner)), None)
+
+
 class cautious(_Signed):
     """Drops the entries of an update that go against the gradient, and enlarges the others.
 
@@ -45,6 +64,10 @@ class cautious(_Signed):
     Args:
         transform: the direction.
         min_share: the least share to divide by, a number or a schedule.
+
+    Raises:
+        ValueError: it cannot be told whether the transform points uphill: it ends neither with a
+            learning rate nor with `descend`, and holds a `scale` or an optax transformation.
 
     Source: Liang et al. 2024.
     """

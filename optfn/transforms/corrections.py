@@ -19,15 +19,15 @@ class correct_by_mars(Leafwise):
     """MARS: the gradient plus a share of its change, which lowers the variance of an average of it.
 
         c = g + gamma * b1 / (1 - b1) * (g - g_last)        g_last = 0 at the first step
-        u = c / max(1, ||c||)        the norm of each array
+        u = c * min(1, max_norm / ||c||)        the norm of each array
 
-    Before `scale_by_adam` with the same b1 it is MARS-AdamW, with `scale_by_lion` MARS-Lion. This
-    is the form with the gradients of successive batches, which the authors recommend.
+    Before `scale_by_adam` with the same b1 it is MARS-AdamW, before `ema(b1, debias=False)` and
+    `scale_by_sign` MARS-Lion. This is the form with the gradients of successive batches.
 
     Args:
         gamma: the share, a number or a schedule.
         b1: decay of the average that follows, a number or a schedule.
-        max_norm: the largest norm of an array, a number or a schedule.
+        max_norm: the largest norm of an array, a number or a schedule, above 0.
 
     Source: Yuan et al. 2024.
     """

@@ -45,6 +45,19 @@ class scale_by_learning_rate(Leafwise):
         return True
 
 
+class descend(Leafwise):
+    """Turns an update around: u = -g. The last stage where no learning rate is the last."""
+
+    elementary = True
+
+    def update_leaf(self, update, slots, param, t):
+        return -update, slots
+
+    @property
+    def finishes(self) -> bool:
+        return True
+
+
 def scale_by_schedule(step_size_fn: Any) -> scale:
     """`scale` under the name optax gives it where the step size is a schedule."""
     return scale(step_size_fn)

@@ -24,7 +24,7 @@ import optfn
 
 # Compiling is what takes time here: only the defaults also as constants of the program.
 # What is not optax's path; a test says how.
-OTHER_THERE = {"rprop"}
+OTHER_THERE = {"rprop", "adan"}
 SHARED = [
     case
     for case in CASES

@@ -28,7 +28,7 @@ PUBLIC = OPTIMIZERS | DIRECTIONS | defined_in("transforms")
 NOT_IN_OPTAX = {
     *("momentum", "laprop", "grams", "qhm", "qhadam"),
     *("scale_by_laprop", "scale_by_qhm", "scale_by_qhadam"),
-    *("retract_by_learning_rate", "correct_by_mars", "orthogonalize_to_params"),
+    *("retract_by_learning_rate", "correct_by_mars", "orthogonalize_to_params", "descend"),
 }
 
 # What optax's functions take and optfn's do not. A storage dtype is chosen by wrapping a transform,

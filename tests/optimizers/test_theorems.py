@@ -277,6 +277,21 @@ def test_a_constant_gradient_is_followed_at_the_rate(tx, x64):
     np.testing.assert_allclose(updates_of(tx, grads), -RATE * np.sign(grads), rtol=1e-11)
 
 
+@pytest.mark.parametrize("library", [optfn, optax])
+def test_adan_weighs_the_change_of_the_gradient_by_b2(library, x64):
+    """After a zero and g the averages are known; optax has 1 - b2 for one of the two factors b2."""
+    b1, b2, b3 = 0.98, 0.92, 0.99
+    grads = np.stack([np.zeros(6), GRADS[0]])
+    tx = library.adan(1.0, b1, b2, b3, eps=0, eps_root=1e-300)
+    update = run_closed_over(tx, np.zeros(6), grads)[1][1]
+
+    def wanted(factor):
+        ahead = 1 / (1 + b1) + factor / (1 + b2)
+        return -ahead * np.sqrt(1 + b3) / (1 + factor) * np.sign(GRADS[0])
+
+    np.testing.assert_allclose(update, wanted(b2 if library is optfn else 1 - b2), rtol=1e-11)
+
+
 def test_radam_is_momentum_at_first(x64):
     """Until an average of that many gradients can be trusted: five, with b2 = 0.999."""
     radam = updates_of(optfn.radam(RATE))
@@ -377,7 +392,30 @@ def test_grams_and_cautious_never_go_against_the_gradient(tx, x64):
     assert (updates_of(optfn.adam(RATE)) * GRADS > 0).any()
 
 
-def test_cautious_steps_are_as_long_as_before_on_the_average(x64):
+@pytest.mark.parametrize("tx", [optfn.rprop(RATE), optfn.adafactor(), optfn.adafactor(RATE)])
+def test_what_ends_downhill_is_known_to(tx, x64):
+    updates = updates_of(optfn.cautious(tx))
+    assert (updates * GRADS <= 0).all()
+    assert (updates != 0).any()
+
+
+@pytest.mark.parametrize(
+    "tx", [optfn.from_optax(optax.adam(0.1)), optfn.chain(optfn.trace(0.9), optfn.scale(-0.1))]
+)
+@pytest.mark.parametrize("wrapper", [optfn.cautious, optfn.with_gradient_signs])
+def test_a_side_that_cannot_be_known_is_refused(wrapper, tx):
+    with pytest.raises(ValueError, match=r"cannot tell whether (from_optax|scale) turns"):
+        wrapper(tx)
+
+
+@pytest.mark.parametrize("tx", [optfn.yogi(RATE), optfn.qhadam(RATE), optfn.adam(RATE)])
+def test_squares_that_overflow_are_no_nan(tx):
+    grads = GRADS.astype(np.float32)
+    grads[:2] *= 1e25
+    assert np.isfinite(updates_of(tx, grads)).all()
+
+
+def test_cautious_entries_are_divided_by_their_share(x64):
     """Entries that go against the gradient are zero, the others divided by their share."""
     adam, cautious = updates_of(optfn.adam(RATE)), updates_of(optfn.cautious(optfn.adam(RATE)))
     agree = adam * GRADS < 0

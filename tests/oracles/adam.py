@@ -172,8 +172,8 @@ def adan(
     """Adan (Xie et al. 2022, Algorithm 1), whose betas are 1 minus these, debiased."""
     grads = double(grads)
     change = np.diff(grads, axis=0, prepend=grads[:1])
-    n = ema(squared(grads + (1 - b2) * change), b3)
-    direction = (ema(grads, b1) + (1 - b2) * ema(change, b2)) / (np.sqrt(n + eps_root) + eps)
+    n = ema(squared(grads + b2 * change), b3)
+    direction = (ema(grads, b1) + b2 * ema(change, b2)) / (np.sqrt(n + eps_root) + eps)
     return descend(p, direction, lr, weight_decay)
 
 

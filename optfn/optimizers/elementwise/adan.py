@@ -28,10 +28,11 @@ class scale_by_adan(Leafwise):
         d = g - g_last, and 0 at the first step
         m <- b1 * m + (1 - b1) * g
         v <- b2 * v + (1 - b2) * d
-        n <- b3 * n + (1 - b3) * |g + (1 - b2) * d|^2
-        u = (m_hat + (1 - b2) * v_hat) / (sqrt(n_hat + eps_root) + eps)
+        n <- b3 * n + (1 - b3) * |g + b2 * d|^2
+        u = (m_hat + b2 * v_hat) / (sqrt(n_hat + eps_root) + eps)
 
-    The factor of d is the paper's, whose beta_2 is 1 - b2; the authors' code has b2 in its place.
+    The factor b2 is that of the paper, whose beta_2 is 1 - b2, and of the authors' code. (optax
+    0.2.8 has 1 - b2 in its place.)
 
     Args:
         b1: decay of the gradient, a number or a schedule.
@@ -59,8 +60,8 @@ class scale_by_adan(Leafwise):
         change = jnp.where(t == 1, 0, g - slots.g)
         m = average(self.b1, slots.m, g)
         v = average(self.b2, slots.v, change)
-        n = average(self.b3, slots.n, abs_sq(g + (1 - self.b2) * change))
-        ahead = debias(m, self.b1, t) + (1 - self.b2) * debias(v, self.b2, t)
+        n = average(self.b3, slots.n, abs_sq(g + self.b2 * change))
+        ahead = debias(m, self.b1, t) + self.b2 * debias(v, self.b2, t)
         u = ahead / (sqrt(debias(n, self.b3, t) + self.eps_root) + self.eps)
         return u, AdanMoments(m, v, n, g)
 

@@ -9,7 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.tree import PyTree
-from optfn.optimizers.elementwise.moments import average, zeros_like_real
+from optfn.optimizers.elementwise.moments import zeros_like_real
 from optfn.transforms.decay import add_decayed_weights
 
 
@@ -57,8 +57,9 @@ class scale_by_madgrad(Leafwise):
         weight = (self.learning_rate + self.eps) * sqrt(t)
         v = slots.grad_sum_sq + weight * abs_sq(g)
         s = slots.s + weight * g
-        z = slots.x0 - s / (_cbrt(v) + self.eps)
-        return average(self.momentum, param, z) - param, DualAverages(v, s, slots.x0)
+        # Not the new param less the old one, in whose difference small steps are lost.
+        u = (1 - self.momentum) * (slots.x0 - param - s / (_cbrt(v) + self.eps))
+        return u, DualAverages(v, s, slots.x0)
 
     @property
     def finishes(self) -> bool:

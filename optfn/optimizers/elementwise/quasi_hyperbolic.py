@@ -92,7 +92,9 @@ class scale_by_qhadam(Leafwise):
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
         direction = average(self.v1, debias(mu, self.b1, t), g)
-        square = average(self.v2, debias(nu, self.b2, t), abs_sq(g))
+        # An infinite square is no NaN where it has no share.
+        own = jnp.where(self.v2 == 1, 0, abs_sq(g))
+        square = average(self.v2, debias(nu, self.b2, t), own)
         return direction / (sqrt(square) + self.eps), Moments(mu, nu)
 
 
@@ -104,9 +106,10 @@ def qhadam(
     v2: Any = 1.0,
     eps: Any = 1e-8,
 ) -> chain:
-    """Adam with quasi-hyperbolic momentum: v1 = v2 = 1 is Adam, v1 = b1 is Nadam.
+    """Adam with quasi-hyperbolic momentum: v1 = v2 = 1 is Adam.
 
-    With v2 < 1 the steps have a bound that Adam's do not have. The defaults are the paper's advice.
+    With v1 = b1 and v2 = 1 it is Nadam but for the correction of the bias. With v2 < 1 steps have a
+    smaller bound than Adam's. The defaults are the paper's advice.
     The rule is `scale_by_qhadam`, then p <- p - learning_rate * u.
 
     Args:

@@ -23,7 +23,7 @@ class scale_by_sign(Leafwise):
 
 
 def sign_sgd(learning_rate: Any) -> chain:
-    """Sign descent: steps of exactly the learning rate in every entry.
+    """Sign descent: steps of exactly the learning rate where the gradient is not zero.
 
     One bit per entry to communicate, and a bias: with noisy gradients it follows their median. The
     rule is p <- p - learning_rate * sign(g).

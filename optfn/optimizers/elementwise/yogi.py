@@ -42,7 +42,10 @@ class scale_by_yogi(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)
-        nu = slots.nu - (1 - self.b2) * jnp.sign(slots.nu - abs_sq(g)) * abs_sq(g)
+        square = abs_sq(g)
+        # A comparison, since a difference of two infinite squares is NaN.
+        side = jnp.where(square > slots.nu, 1, jnp.where(square < slots.nu, -1, 0))
+        nu = slots.nu + jnp.where(side == 0, 0, side * (1 - self.b2) * square)
         nu_hat = debias(nu, self.b2, t)
         u = debias(mu, self.b1, t) / (sqrt(nu_hat + self.eps_root) + self.eps)
         return u, Moments(mu, nu)

@@ -42,8 +42,9 @@ class scale_by_trust_ratio(Leafwise):
         param_norm = jnp.maximum(global_norm(param), self.min_norm)
         update_norm = jnp.maximum(global_norm(g), self.min_norm)
         no_ratio = (param_norm == 0) | (update_norm == 0)
-        ratio = self.trust_coefficient * param_norm / jnp.where(no_ratio, 1, update_norm + self.eps)
-        return g * jnp.where(no_ratio, 1, ratio), slots
+        # The direction first: the ratio of a large norm to a tiny one may overflow.
+        unit = g / jnp.where(no_ratio, 1, update_norm + self.eps)
+        return unit * jnp.where(no_ratio, 1, self.trust_coefficient * param_norm), slots
 
 
 def lars(
@@ -60,6 +61,8 @@ def lars(
 
         u = scale_by_trust_ratio(g + weight_decay * p)
         v <- momentum * v + learning_rate * u        p <- p - v
+
+    This is optax's form; the paper divides by ||g|| + weight_decay * ||p||.
 
     Args:
         learning_rate: a number or a schedule.
@@ -116,7 +119,7 @@ def lamb(
 
 
 class retract_by_learning_rate(Leafwise):
-    """A step of relative size `learning_rate`, after which the params are as large as before.
+    """A step of relative size `learning_rate`, a rotation where gradients are orthogonal to p.
 
         p <- (p - learning_rate * g) / sqrt(1 + learning_rate^2)
 
@@ -150,9 +153,9 @@ class retract_by_learning_rate(Leafwise):
 def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> chain:
     """Fromage: steps of a fixed size relative to each layer, without a second moment or momentum.
 
-    One rate, about 0.01, suits very different networks; the norms of the weights stay where they
-    began. The rule is p <- (p - learning_rate * u) / sqrt(1 + learning_rate^2), with u of
-    `scale_by_trust_ratio`.
+    One rate, about 0.01, suits very different networks. Where gradients are orthogonal to the
+    weights, as before a normalization, the norms of these stay. The rule is
+    p <- (p - learning_rate * u) / sqrt(1 + learning_rate^2), with u of `scale_by_trust_ratio`.
 
     Args:
         learning_rate: the size of a step relative to the params, a number or a schedule.
