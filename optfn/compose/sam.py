@@ -11,7 +11,7 @@ from optfn.core.data import check_count, child, static
 from optfn.core.dtypes import cast
 from optfn.core.inputs import matched, to_arrays
 from optfn.core.passes import each_leaf, start_of
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance
+from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
 from optfn.core.tree import PyTree
 
 
@@ -85,11 +85,11 @@ class sam(Transform):
         return lax.cond(last, self._down, self._up, updates, slots, ctx.params, ctx.extra_args)
 
     def _up(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
-        steps, adversary = _advanced(self.adv_optimizer, grads, slots.adversary, params, extra)
+        steps, adversary = advance_inner(self.adv_optimizer, grads, slots.adversary, params, extra)
         return jax.tree.map(jnp.negative, steps), slots._replace(adversary=adversary)
 
     def _down(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
-        steps, state = _advanced(self.optimizer, grads, slots.optimizer, slots.cache, extra)
+        steps, state = advance_inner(self.optimizer, grads, slots.optimizer, slots.cache, extra)
         (steps,) = each_leaf(_from_the_start, steps, slots.cache, params)
         return steps, Rounds(state, self._adversary_after(slots, slots.cache), slots.cache)
 
@@ -108,7 +108,7 @@ class sam(Transform):
                 new = lax.pmean(new, self.batch_axis_name)
             old = jax.tree.leaves(grads)
             grads = treedef.unflatten([cast(x, y.dtype) for x, y in zip(new, old, strict=True)])
-        steps, state = _advanced(self.optimizer, grads, slots.optimizer, ctx.params, extra)
+        steps, state = advance_inner(self.optimizer, grads, slots.optimizer, ctx.params, extra)
         return steps, Rounds(state, self._adversary_after(slots, ctx.params), None)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
@@ -120,11 +120,3 @@ class sam(Transform):
 
 def _from_the_start(step, start, here):
     return (step + (start - here),)
-
-
-def _advanced(
-    tx: Transform, grads: PyTree, state: State, params: PyTree, extra_args: Any
-) -> tuple[PyTree, State]:
-    """A step of an inner optimizer, with those of the extra arguments that it declares."""
-    own = {name: extra_args[name] for name in tx.declared_extra_args()}
-    return advance(tx, grads, state, params, own)

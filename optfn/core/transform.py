@@ -331,6 +331,14 @@ def advance(
     return wide, State(ctx.next_step, slots)
 
 
+def advance_inner(
+    tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: Mapping
+) -> tuple[PyTree, State]:
+    """`advance` of an inner optimizer, with those of the extra arguments that it declares."""
+    own = {name: extra_args[name] for name in tx.declared_extra_args()}
+    return advance(tx, updates, state, params, own)
+
+
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Every leaf of `tree` in the dtype of its counterpart."""
     return jax.tree.map(lambda x, y: x if is_float0(y) else cast(x, y.dtype), tree, like)
