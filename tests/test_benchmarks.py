@@ -8,11 +8,15 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import cases
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from legs import LEGS
+
+import optfn
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -220,3 +224,39 @@ def test_every_optimizer_reports_steps_and_traces_and_their_means():
         assert matches(row, "tiny", name, NUMBER, NUMBER, JUDGED, JUDGED)
     for row, what in zip(table(text, "Geometric means"), ("time", "trace"), strict=True):
         assert matches(row, what, NUMBER, JUDGED)
+
+
+# The problems.
+
+
+def test_problems_tells_who_solves_what():
+    """From every seed, at the best rate; and first who does not."""
+    options = ("--optimizers", "sgd,polyak_sgd,sophia,schedule_free_sgd,dog")
+    report = run("problems.py", "--quick", *options)
+    assert "small sweep, equal for all: 4 rates from 1e-4 to 10" in report
+    rows = {tuple(row[:2]): row[2:] for row in table(report, "Every problem")}
+    assert len(rows) == 2 * 5
+    assert matches(rows["quadratic", "sgd"], "2/2", NUMBER, f"{NUMBER}( \\(edge\\))?")
+    assert matches(rows["quadratic", "sophia"], "0/2", "", "")
+    solved = {row[0]: row[1:] for row in table(report, "Optimizers")}
+    assert matches(solved["sgd"], "1 MISS", NUMBER)
+    assert matches(solved["sophia"], "0 MISS", "")
+    assert "- sgd: 1 of 2 not solved: sparse." in report.split("## Conditions")[0]
+
+
+def test_best_rate_serves_most_seeds_and_then_soonest():
+    module = import_module("problems")
+    values = np.array([0.01, 0.1, 1.0, 10.0])
+    hits = np.array([[0, 3, 4], [9, 7, 8], [5, 6, 60], [0, 0, 0]])
+    found = module.best(hits, values)
+    assert found == (3, True, 6.0, 1.0, False)
+    assert module.best(hits[:1], values[:1]) == (2, False, 3.5, 0.01, True)
+    assert module.best(hits[3:], values[3:]) == (0, False, math.inf, 10.0, True)
+
+
+def test_problems_sweeps_every_optimizer_of_the_tables():
+    module = import_module("problems")
+    named = {name.split()[0] for name in cases.OPTIMIZERS if hasattr(optfn, name.split()[0])}
+    others = {"mechanize", "schedule_free", "primal_averaging", "ema_nesterov", "sam", "cautious"}
+    others |= {"hyperball", "partition", "freeze"}
+    assert named - others == set(module.OPTIMIZERS)

@@ -1,0 +1,260 @@
+"""Which test problems each optimizer solves, at the best of a small sweep of learning rates.
+
+A problem is solved once the noiseless value is at most its target, if only for a step; of an
+optimizer that averages, the value is that of the averages. A rate solves a problem if it does so
+from every seed. All rates and seeds of an optimizer on a problem run in one program, under
+`jax.vmap` over the optimizer. All other arguments have their defaults. Those that find their own
+rate are swept over factors of it.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import Report, listed, parser, progress, told
+
+import optfn
+from optfn.testing.problems import ALL, Problem
+
+RATES = np.geomspace(1e-4, 10, 16)
+FACTORS = np.geomspace(0.1, 10, 5)
+
+WITH_RATE = [
+    "sgd",
+    "momentum",
+    "noisy_sgd",
+    "qhm",
+    "optimistic_gradient_descent",
+    "sign_sgd",
+    "signum",
+    "rprop",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "adam",
+    "adamw",
+    "amsgrad",
+    "nadam",
+    "nadamw",
+    "adamax",
+    "adamaxw",
+    "adabelief",
+    "adan",
+    "radam",
+    "yogi",
+    "laprop",
+    "lion",
+    "grams",
+    "optimistic_adam_v2",
+    "acprop",
+    "ademamix",
+    "simplified_ademamix",
+    "adopt",
+    "madgrad",
+    "qhadam",
+    "lars",
+    "lamb",
+    "fromage",
+    "novograd",
+    "sm3",
+    "adafactor",
+    "stable_adamw",
+    "adam_mini",
+    "sophia",
+    "polyak_sgd",
+    "momo",
+    "momo_adam",
+    "schedule_free_sgd",
+    "schedule_free_adamw",
+]
+FREE = ["dog", "dowg", "prodigy", "dadapt_adamw", "cocob"]
+OPTIMIZERS = [*WITH_RATE, *FREE]
+
+# What `update` is given beside the gradients, from the loss as a function of the params.
+EXTRA_ARGS: dict[str, Callable[[Callable, Any], dict[str, Any]]] = {
+    "polyak_sgd": lambda loss, params: {"value": loss(params)},
+    "momo": lambda loss, params: {"value": loss(params)},
+    "momo_adam": lambda loss, params: {"value": loss(params)},
+    "sophia": lambda loss, params: {"obj_fn": loss},
+}
+
+
+def sweep(name: str, count: int | None = None) -> np.ndarray:
+    """The rates, or factors, that an optimizer is tried at; `count` of them, evenly picked."""
+    values = FACTORS if name in FREE else RATES
+    return values[np.linspace(0, len(values) - 1, count or len(values)).round().astype(int)]
+
+
+def first_hits(
+    name: str, problem: Problem, values: Iterable[float], seeds: int, steps: int
+) -> np.ndarray:
+    """After how many steps the target was first reached, by value and seed; 0 where it was not."""
+    tx = optfn.stack([getattr(optfn, name)(float(value)) for value in values])
+
+    def train(tx: Any, key: jax.Array) -> jax.Array:
+        start_key, noise_key = jax.random.split(key)
+        params = problem.init(start_key)
+
+        def step(carry: Any, count: jax.Array) -> tuple[Any, None]:
+            params, state, hit = carry
+            loss = partial(problem.loss, key=jax.random.fold_in(noise_key, count))
+            extra = EXTRA_ARGS[name](loss, params) if name in EXTRA_ARGS else {}
+            params, state = optfn.step(tx, jax.grad(loss)(params), state, params, **extra)
+            reached = problem.value(optfn.evaluation_params(tx, state, params)) <= problem.target
+            return (params, state, jnp.where((hit == 0) & reached, count, hit)), None
+
+        start = params, tx.init(params), jnp.int32(0)
+        (_, _, hit), _ = jax.lax.scan(step, start, jnp.arange(1, steps + 1, dtype=jnp.int32))
+        return hit
+
+    over_seeds = jax.vmap(train, in_axes=(None, 0))
+    over_values = jax.vmap(over_seeds, in_axes=(optfn.in_axes(tx), None))
+    return np.asarray(jax.jit(over_values)(tx, jax.random.split(jax.random.key(0), seeds)))
+
+
+class Outcome(NamedTuple):
+    """How it went at the best value of the sweep.
+
+    Attributes:
+        seeds: from how many the target was reached.
+        solved: whether that was all.
+        steps: the median until then, over the seeds that reached it; infinite if none did.
+        value: the rate or factor.
+        at_edge: whether it was the first or last of the sweep.
+    """
+
+    seeds: int
+    solved: bool
+    steps: float
+    value: float
+    at_edge: bool
+
+
+def best(hits: np.ndarray, values: np.ndarray) -> Outcome:
+    """Of the value that serves most seeds; among equals, the one with the lowest median."""
+
+    def outcome(i: int) -> Outcome:
+        reached = hits[i][hits[i] > 0]
+        steps = float(np.median(reached)) if len(reached) else float("inf")
+        at_edge = i in (0, len(values) - 1)
+        return Outcome(
+            len(reached), len(reached) == hits.shape[1], steps, float(values[i]), at_edge
+        )
+
+    return min(map(outcome, range(len(values))), key=lambda found: (-found.seeds, found.steps))
+
+
+Outcomes = dict[str, dict[str, Outcome]]
+
+
+def measure(
+    names: Sequence[str], problems: Sequence[Problem], seeds: int, steps: int, count: int | None
+) -> Outcomes:
+    """The outcomes by optimizer and problem."""
+    outcomes: Outcomes = {}
+    for i, name in enumerate(names, 1):
+        progress(f"{i}/{len(names)}: {name}")
+        values = sweep(name, count)
+        outcomes[name] = {}
+        for problem in problems:
+            found = best(first_hits(name, problem, values, seeds, steps), values)
+            outcomes[name][problem.name] = found
+            told([problem.name, *cells(found, seeds)])
+        jax.clear_caches()  # no program is used twice
+    return outcomes
+
+
+def cells(found: Outcome, seeds: int) -> list[str]:
+    if not found.seeds:
+        return [f"0/{seeds}", "", ""]
+    edge = " (edge)" if found.at_edge else ""
+    return [f"{found.seeds}/{seeds}", f"{found.steps:g}", f"{found.value:.2g}{edge}"]
+
+
+def report_all(report: Report, outcomes: Outcomes, seeds: int) -> None:
+    names = list(outcomes)
+    problems = list(outcomes[names[0]])
+    for problem in problems:
+        if not any(outcomes[name][problem].solved for name in names):
+            report.judge(False, f"{problem}: solved by none.")
+    lines = []
+    for name in names:
+        missed = [problem for problem in problems if not outcomes[name][problem].solved]
+        steps = [found.steps for found in outcomes[name].values() if found.solved]
+        mean = statistics.geometric_mean(steps) if steps else float("inf")
+        what = f"{name}: {len(missed)} of {len(problems)} not solved: {', '.join(missed)}."
+        verdict = report.judge(not missed, what)
+        shown = f"{mean:.0f}" if steps else ""
+        lines.append(((len(missed), mean), [name, f"{len(steps)} {verdict}", shown]))
+    report.add_table(
+        "Optimizers",
+        "Solved at the best value of the sweep, and the geometric mean over the solved problems of "
+        "the median steps. Who solves more has the mean over harder problems: means compare only "
+        "where the numbers solved are equal.",
+        ["optimizer", f"solved of {len(problems)}", "steps"],
+        [line for _, line in sorted(lines, key=lambda line: line[0])],
+    )
+    report.add_table(
+        "Problems",
+        "How many optimizers solve each, and who does in the fewest steps.",
+        ["problem", f"solvers of {len(names)}", "fastest", "steps"],
+        [of_problem(problem, outcomes) for problem in problems],
+    )
+    report.add_table(
+        "Every problem",
+        "At the best rate, or factor of the rate that is found: the seeds from which the target "
+        "was reached, and the median of the steps until then over these. A best value at the edge "
+        "of the sweep is marked; a better one may lie beyond.",
+        ["problem", "optimizer", "seeds", "median steps", "best rate"],
+        [
+            [problem, name, *cells(outcomes[name][problem], seeds)]
+            for problem in problems
+            for name in names
+        ],
+    )
+
+
+def of_problem(problem: str, outcomes: Outcomes) -> list[str]:
+    solvers = {name: found[problem].steps for name, found in outcomes.items()}
+    solvers = {name: s for name, s in solvers.items() if outcomes[name][problem].solved}
+    if not solvers:
+        return [problem, "0", "", ""]
+    fastest = min(solvers, key=lambda name: solvers[name])
+    return [problem, str(len(solvers)), fastest, f"{solvers[fastest]:g}"]
+
+
+def main() -> None:
+    by_name = {problem.name: problem for problem in ALL}
+    new = parser(__doc__)
+    new.add_argument("--optimizers", type=listed(OPTIMIZERS), help="instead of all")
+    new.add_argument("--problems", type=listed(by_name), help="instead of all")
+    new.add_argument("--steps", type=int, help="instead of 1000")
+    args = new.parse_args()
+    quick = args.quick
+    names = args.optimizers or (["sgd", "adam", "prodigy"] if quick else OPTIMIZERS)
+    problems = args.problems or (["quadratic", "sparse"] if quick else list(by_name))
+    seeds, steps = (2, args.steps or 60) if quick else (5, args.steps or 1000)
+    count = 4 if quick else None
+    report = Report(f"{len(problems)} test problems: which optimizer solves what")
+    outcomes = measure(names, [by_name[problem] for problem in problems], seeds, steps, count)
+    swept = f"{len(sweep('sgd', count))} rates from 1e-4 to 10"
+    factors = f"{len(sweep('dog', count))} factors from 0.1 to 10"
+    report.tables.append(
+        "## Conditions\n\n"
+        f"A small sweep, equal for all: {swept}, log-spaced, all other arguments at their "
+        f"defaults; {factors} for {', '.join(FREE)}, which find their own rate. The rate of "
+        "polyak_sgd is the largest it may take. Rates are constant, runs have "
+        f"{steps} steps and {seeds} seeds. It shows what works out of the box within these bounds, "
+        "and not what an optimizer can reach with a schedule, with its other arguments tuned, or "
+        "in a longer run.\n"
+    )
+    report_all(report, outcomes, seeds)
+    report.publish(args.record)
+
+
+if __name__ == "__main__":
+    main()
