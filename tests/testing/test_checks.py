@@ -3,6 +3,8 @@
 import cases
 import pytest
 
+import optfn
+from optfn.core.transform import transforms_in
 from optfn.testing import check_transform
 from optfn.testing.checks import CHECKS
 
@@ -10,6 +12,8 @@ from optfn.testing.checks import CHECKS
 WITHOUT_SLOTS = {
     "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
     "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd", "polyak_sgd",
+    "clip_by_block_rms", "adaptive_grad_clip", "normalize_by_update_norm", "centralize",
+    "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio",
 }  # fmt: skip
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
 SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
@@ -21,6 +25,24 @@ NOT_APPLICABLE = {
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
 }
+
+
+# They are there for others: an optax transformation, and a tree among the extra arguments.
+NOT_ALONE = {"from_optax", "given_hessian_diagonal"}
+
+
+def parts(tx):
+    """The classes of all transforms that it is made of."""
+    inner = [x for _, value in tx.fields("child") for x in transforms_in(value)]
+    return {type(tx)}.union(*map(parts, inner))
+
+
+def test_every_public_transform_is_among_the_cases():
+    used = set().union(*map(parts, [*cases.OPTIMIZERS.values(), *cases.STAGES.values()]))
+    classes = {x for x in vars(optfn).values() if isinstance(x, type)}
+    public = {x for x in classes if issubclass(x, optfn.Transform)}
+    public -= {optfn.Transform, optfn.Leafwise}
+    assert {x.__name__ for x in public - used} == NOT_ALONE
 
 
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
