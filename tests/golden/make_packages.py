@@ -7,8 +7,10 @@ rounding, is here. What does not, and why:
 - The updates of Prodigy and D-Adaptation correct the bias only where `use_bias_correction` is set.
 - The weights of Schedule-Free's average come from the rate of the step itself; its warm-up starts
   at 1 / warmup_steps of the rate, not at zero.
-- pytorch-optimizer: LaProp and RAdam add eps before the bias is corrected, Lamb limits the norms of
-  the params, ADOPT clips from its second step on with another limit, SM3 averages the gradients.
+- pytorch-optimizer: RAdam adds eps before the bias is corrected, LaProp 1e-15 under the root. Its
+  Lamb, ADOPT and SM3 follow other conventions than the packages that are here for them.
+
+timm keeps the sum of LaProp's weights in float32: that path is exact to 1e-7 only.
 """
 
 import importlib
@@ -29,6 +31,10 @@ PACKAGES = {
     "torch-optimi": "optimi",
     "lion-pytorch": "lion_pytorch",
     "pytorch-optimizer": "pytorch_optimizer",
+    "timm": "timm.optim",
+    "qhoptim": "qhoptim.pyt",
+    "torch-SM3": "SM3",
+    "adam-mini": "adam_mini",
 }
 WARMED_UP = [0.1 * min(1.0, (t + 1) / 5) for t in range(50)]
 
@@ -154,6 +160,48 @@ CASES = {
         "signum",
         {"lr": 0.01, "beta": 0.9},
     ),
+    "laprop": (
+        *("timm", "LaProp"),
+        {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-15},
+        "laprop",
+        {"lr": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-15},
+    ),
+    "lamb": (
+        *("timm", "Lamb"),
+        {
+            "lr": 0.01,
+            "betas": [0.9, 0.999],
+            "eps": 1e-6,
+            "weight_decay": 0.1,
+            "max_grad_norm": None,
+        },
+        "lamb",
+        {"lr": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.1},
+    ),
+    "adopt": (
+        *("timm", "Adopt"),
+        {"lr": 0.01, "betas": [0.9, 0.9999], "eps": 1e-6, "clip_exp": 0.25},
+        "adopt",
+        {"lr": 0.01, "b1": 0.9, "b2": 0.9999, "eps": 1e-6},
+    ),
+    "qhadam": (
+        *("qhoptim", "QHAdam"),
+        {"lr": 0.01, "betas": [0.995, 0.999], "nus": [0.7, 1.0], "eps": 1e-8},
+        "qhadam",
+        {"lr": 0.01, "b1": 0.995, "b2": 0.999, "v1": 0.7, "v2": 1.0, "eps": 1e-8},
+    ),
+    "sm3": (
+        *("torch-SM3", "SM3"),
+        {"lr": 0.01, "momentum": 0.9, "beta": 0.0, "eps": 1e-8},
+        "sm3",
+        {"lr": 0.01, "momentum": 0.9},
+    ),
+    "adam_mini": (
+        *("adam-mini", "Adam_mini"),
+        {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1, "verbose": False},
+        "adam_mini",
+        {"lr": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1},
+    ),
     "adafactor": (
         *("pytorch-optimizer", "AdaFactor"),
         {
@@ -168,9 +216,12 @@ CASES = {
 
 def path(p0: np.ndarray, grads: np.ndarray, package: str, optimizer: str, kwargs: dict):
     """The params after each step."""
+    if package == "adam-mini":  # its kernels are (out, in)
+        p0, grads = p0.T, grads.transpose(0, 2, 1)
     p = torch.nn.Parameter(torch.tensor(p0))
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
-    opt = getattr(importlib.import_module(PACKAGES[package]), optimizer)([p], **kwargs)
+    make = getattr(importlib.import_module(PACKAGES[package]), optimizer)
+    opt = make([("mlp", p)] if package == "adam-mini" else [p], **kwargs)
     if package == "schedulefree":
         opt.train()
     params = []
@@ -178,7 +229,8 @@ def path(p0: np.ndarray, grads: np.ndarray, package: str, optimizer: str, kwargs
         p.grad = torch.tensor(g)
         opt.step()
         params.append(p.detach().numpy().copy())
-    return np.stack(params)
+    params = np.stack(params)
+    return params.transpose(0, 2, 1) if package == "adam-mini" else params
 
 
 def main() -> None:

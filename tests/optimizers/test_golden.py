@@ -31,6 +31,9 @@ ORACLE_ONLY = {
     "torch/adagrad_initial": "adds eps to the root",
 }
 
+# What a package computes in float32: the bias correction.
+ROUNDED = {"packages/laprop": 1e-7}
+
 each = pytest.mark.parametrize("name", CASES)
 
 
@@ -44,7 +47,7 @@ def assert_on_recorded_path(found, name):
     """At 1e-11 of its length; a centred second moment has its own condition."""
     p0, grads, wanted = recorded_path(name)
     steps = abs(np.diff(wanted, axis=0, prepend=p0[None]))
-    bound = 1e-11 * (abs(p0) + np.cumsum(steps, axis=0))
+    bound = ROUNDED.get(name, 1e-11) * (abs(p0) + np.cumsum(steps, axis=0))
     if name == "torch/rmsprop_centered":
         errors = centring_error(grads, 0.01, 1e-14, eps_in_sqrt=False)
         assert np.median(errors / (steps + 1e-300)) < 1e-11, "the bound says nothing"
