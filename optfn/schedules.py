@@ -95,6 +95,33 @@ class exponential(Schedule):
         return self.init_value * _power(self.decay_rate, _elapsed(self, step))
 
 
+class linear_half_life(Schedule):
+    """A decay whose half-life grows, or falls, along a straight line.
+
+        b^h = 1/2        h from that of init_value to that of end_value
+
+    For the decay of a long average, such as b3 of `ademamix`, which the authors let grow in this
+    way from b1: along a straight line of b itself nearly all of the growth comes at the end.
+
+    Args:
+        init_value: the decay at step 0, above 0 and below 1.
+        end_value: the decay from step `transition_steps` on, above 0 and below 1.
+        transition_steps: the length of the line.
+
+    Source: Pagliardini et al. 2024.
+    """
+
+    init_value: Any
+    end_value: Any
+    transition_steps: Any
+
+    def at(self, step):
+        share = _progress(step, self.transition_steps)
+        first, last = (-1 / jnp.log2(b) for b in (self.init_value, self.end_value))
+        b = 2 ** (-1 / _mix(first, last, share))
+        return jnp.where(share < 1, jnp.where(share > 0, b, self.init_value), self.end_value)
+
+
 class inverse_time(Schedule):
     """Hyperbolic decay: init_value / (1 + decay_rate * step / transition_steps).
 

@@ -452,6 +452,43 @@ WRONG_STATES = {
         "'scale_by_lion'",
         "was the state made by another optimizer?",
     ),
+    "of an optimizer without the wrapper": (
+        lambda: update(optfn.sam(ADAM, optfn.sgd(0.1)), state=STATE),
+        ValueError,
+        "the state has no slots for 'sam', only for ['scale_by_adam']",
+    ),
+    "evaluation params of an optimizer without the wrapper": (
+        lambda: optfn.evaluation_params(optfn.schedule_free_sgd(0.1), STATE, PARAMS),
+        ValueError,
+        "the state has no slots for 'schedule_free', only for ['scale_by_adam']",
+    ),
+    "of params with another structure": (
+        lambda: update(
+            optfn.prodigy(),
+            state=optfn.prodigy().init(PARAMS | {"s": {"inner": jnp.ones(())}}),
+        ),
+        ValueError,
+        "at 's'",
+        "a dict",
+    ),
+    "of params without a leaf": (
+        lambda: update(optfn.prodigy(), state=optfn.prodigy().init(PARAMS | {"s": None})),
+        ValueError,
+        "'s'",
+        "None",
+    ),
+    "of integers": (
+        lambda: optfn.prodigy().init(PARAMS | {"s": jnp.ones((), jnp.int32)}),
+        TypeError,
+        "the param at 's' has dtype int32",
+    ),
+    "of integers in a wrapper": (
+        lambda: optfn.mechanize(optfn.freeze(ADAM, lambda path, leaf: path == "s")).init(
+            PARAMS | {"s": jnp.ones((), jnp.int32)}
+        ),
+        TypeError,
+        "the param at 's' has dtype int32",
+    ),
     "of one with fewer stages": (
         lambda: update(state=optfn.sgd(0.1).init(PARAMS)),
         ValueError,
@@ -733,6 +770,49 @@ STATICS = {
 
 @table(STATICS.items())
 def test_statics_that_are_none(call, error, sentence):
+    check(call, error, *sentence)
+
+
+def test_a_schedule_as_the_largest_rate():
+    rate = schedules.warmup_cosine(1.0, 10, 100)
+    for stage in (optfn.descend_with_corrected_decay, optfn.descend_with_independent_decay):
+        sentence = "(max_learning_rate=...) must be a number, the largest rate of the schedule"
+        check(lambda stage=stage: stage(rate, rate, 0.1), TypeError, sentence)
+
+
+@pytest.mark.parametrize("count", [True, 0, 1.5, "2"])
+def test_counts_that_are_none(count):
+    check(lambda: optfn.mechanize(ADAM, num_betas=count), ValueError, "mechanize(num_betas=...)")
+    optfn.mechanize(ADAM, num_betas=np.int64(3))
+
+
+PAIRS = {
+    "one decay": (
+        lambda: optfn.prodigy(betas=0.9),
+        TypeError,
+        "prodigy(betas=...) must be a pair of decays, found 0.9.",
+    ),
+    "three decays": (
+        lambda: optfn.dadapt_adamw(betas=(0.9, 0.99, 0.999)),
+        TypeError,
+        "dadapt_adamw(betas=...) must be a pair of decays, found (0.9, 0.99, 0.999).",
+    ),
+    "a first step of an unknown kind": (
+        lambda: optfn.dog(init_step=("far", 1)),
+        TypeError,
+        "dog(init_step=...) must be a pair of one of ('distance', 'learning_rate', 'heuristic')",
+        "found ('far', 1)",
+    ),
+    "a first step that is no number": (
+        lambda: optfn.dog(init_step=("distance", "far")),
+        TypeError,
+        "dog(init_step=...) must be a number",
+    ),
+}
+
+
+@table(PAIRS.items())
+def test_pairs_that_are_none(call, error, sentence):
     check(call, error, *sentence)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.gradient_signs import of_unknown_side
+from optfn.compose.gradient_signs import check_finished, of_unknown_side
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, compute_dtype, ratio
 from optfn.core.passes import each_leaf, number_slot, wide_start_of, zeros_of
@@ -57,9 +57,9 @@ class schedule_free(Transform):
         x <- (1 - c) * x + c * z            c = w / sum of all w
         y <- b1 * x + (1 - b1) * z          the params
 
-    Evaluate at x: `evaluation_params(tx, state, params)`. The inner optimizer has no momentum of
-    its own. A direction alone, such as `scale_by_rms(...)`, takes its steps at `learning_rate`; a
-    whole optimizer takes its own, and `learning_rate` is for the weights only.
+    Evaluate at x: `evaluation_params(tx, state, params)`. It is the last stage. The inner optimizer
+    has no momentum of its own. A direction alone, such as `scale_by_rms(...)`, takes its steps at
+    `learning_rate`; a whole optimizer takes its own, and `learning_rate` is for the weights only.
 
     Args:
         base_optimizer: the direction, or an optimizer.
@@ -73,7 +73,8 @@ class schedule_free(Transform):
 
     Raises:
         ValueError: it cannot be told whether `base_optimizer` ends with a learning rate: it holds a
-            `scale` or an optax transformation and no `scale_by_learning_rate` or `descend`.
+            `scale` or an optax transformation and no `scale_by_learning_rate` or `descend`. Or
+            `b1` is 0 and the average not kept.
 
     Source: Defazio et al. 2024.
     """
@@ -95,6 +96,7 @@ class schedule_free(Transform):
                 f"schedule_free cannot tell whether {unknown} applies a learning rate: wrap the "
                 "direction alone, or end it with scale_by_learning_rate(...) or descend()."
             )
+        _check_share(self.b1, self.keep_average, "schedule_free(b1=...)")
 
     def init_slots(self, params: PyTree) -> WeightedAverages:
         inner = self.base_optimizer.init_named(params)
@@ -128,7 +130,8 @@ class primal_averaging(Transform):
         x <- mu_x * x + (1 - mu_x) * z
         y <- mu_y * x + (1 - mu_y) * z      the params
 
-    Evaluate at x: `evaluation_params(tx, state, params)`. Around any optimizer, with its schedule;
+    Evaluate at x: `evaluation_params(tx, state, params)`. Around any whole optimizer, with its
+    schedule, and as the last stage;
     it takes the place of DiLoCo's outer loop in a single run.
 
     Args:
@@ -147,6 +150,11 @@ class primal_averaging(Transform):
     mu_y: Any
     keep_average: bool = static(default=False, kw_only=True)
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_finished(self.optimizer, "primal_averaging(optimizer=...)")
+        _check_share(self.mu_y, self.keep_average, "primal_averaging(mu_y=...)")
+
     def init_slots(self, params: PyTree) -> Averages:
         inner = self.optimizer.init_named(params)
         return _first_averages(params, self.resolve(0).mu_y, inner, keep=self.keep_average)
@@ -161,6 +169,14 @@ class primal_averaging(Transform):
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         return _evaluated(params, slots)
+
+
+def _check_share(share: Any, keep_average: bool, where: str) -> None:
+    if isinstance(share, float) and share == 0 and not keep_average:
+        raise ValueError(
+            f"{where} is 0: the average has no share in the params and must be kept, with "
+            "keep_average=True."
+        )
 
 
 def _first_averages(params: PyTree, share: Any, inner: Any, *, keep: bool) -> Averages:
@@ -179,11 +195,11 @@ def _averaged(
     Without x, y = b * x + (1 - b) * z is all that is known of it, and the next y is, without a
     division by b where it does not change, y + (1 - b * (1 - c)) * step + c * (z - y).
     """
-    same = share == slots.share
-    change = jnp.where(same, 1, share / jnp.where(same, 1, slots.share))
-    pull = c + (1 - c) * (1 - change)
+    change = ratio(share - slots.share, slots.share)
+    pull = c - (1 - c) * change
     numbers = rate, c, share, 1 - share * (1 - c), pull
-    return each_leaf(_averaged_leaf, steps, ctx.params, slots.z, slots.x, numbers=numbers)
+    trees = steps, ctx.params, slots.z
+    return each_leaf(_averaged_leaf, *trees, optional=(slots.x,), numbers=numbers)
 
 
 def _averaged_leaf(step, y, z, x, rate, c, share, along, pull):
@@ -199,7 +215,7 @@ def _evaluated(params: PyTree, slots: Any) -> PyTree:
     def evaluated(y, z, x):
         if x is None:
             b = slots.share.astype(z.real.dtype)
-            x = y + (1 - 1 / b) * (z - y)
+            x = y + (1 - ratio(jnp.ones_like(b), b)) * (z - y)
         return cast(x, y.dtype)
 
     return jax.tree.map(evaluated, params, slots.z, slots.x)
@@ -221,7 +237,8 @@ class ema_nesterov(Transform):
         y <- q + lookahead * m              the params
 
     Evaluate at q: `evaluation_params(tx, state, params)`. Nesterov's own look-ahead follows the
-    last step and its noise; this one follows the way. Around any optimizer.
+    last step and its noise; this one follows the way. Around any whole optimizer, and as
+    the last stage.
 
     Args:
         optimizer: the optimizer.
@@ -234,6 +251,10 @@ class ema_nesterov(Transform):
     optimizer: Transform = child()
     decay: Any
     lookahead: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_finished(self.optimizer, "ema_nesterov(optimizer=...)")
 
     def init_slots(self, params: PyTree) -> Drift:
         inner = self.optimizer.init_named(params)

@@ -43,6 +43,15 @@ class _Signed(Transform):
         raise NotImplementedError
 
 
+def check_finished(transform: Transform, where: str) -> None:
+    """Refuses a bare direction, which points uphill, where the steps of an optimizer are wanted."""
+    if not transform.finishes and of_unknown_side(transform) is None:
+        raise ValueError(
+            f"{where} must be a whole optimizer, whose updates go downhill; end it with "
+            "scale_by_learning_rate(...) or descend()."
+        )
+
+
 def of_unknown_side(transform: Transform) -> str | None:
     """The name of a part whose sign is anyone's guess."""
     if isinstance(transform, (from_optax, scale)):

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optfn.compose.gradient_signs import check_finished
 from optfn.core.data import check_count, child, static
-from optfn.core.dtypes import global_norm, sqrt
+from optfn.core.dtypes import global_norm, norms_along
 from optfn.core.passes import (
     dot,
     each_leaf,
@@ -25,7 +26,7 @@ class Wealth(NamedTuple):
     Attributes:
         reward: of betting on the factor.
         largest: the largest gradient by the factor.
-        variance: the sum of the squares of these gradients.
+        spread: the root of the sum of the squares of these gradients.
         factors: on the steps; their sum is the one used.
         start: the params at the start.
         inner: the slots of the optimizer inside.
@@ -33,7 +34,7 @@ class Wealth(NamedTuple):
 
     reward: jax.Array
     largest: jax.Array
-    variance: jax.Array
+    spread: jax.Array
     factors: jax.Array
     start: PyTree
     inner: Any
@@ -79,6 +80,7 @@ class mechanize(Transform):
     def __post_init__(self):
         super().__post_init__()
         check_count(self.num_betas, "mechanize(num_betas=...)")
+        check_finished(self.base_optimizer, "mechanize(base_optimizer=...)")
 
     def init_slots(self, params: PyTree) -> Wealth:
         s_init = self.resolve(0).s_init
@@ -86,7 +88,7 @@ class mechanize(Transform):
         return Wealth(
             reward=number_slot(zeros, params),
             largest=number_slot(zeros, params),
-            variance=number_slot(zeros, params),
+            spread=number_slot(zeros, params),
             factors=number_slot(factors, params),
             start=start_of(params),
             inner=self.base_optimizer.init_named(params),
@@ -105,15 +107,16 @@ class mechanize(Transform):
         b = jnp.asarray(1 - 0.1 ** np.arange(1, self.num_betas + 1), h.dtype)
         reward = b * slots.reward + slots.factors * jnp.clip(h, -slots.largest, slots.largest)
         largest = jnp.maximum(b * slots.largest, jnp.abs(h) + self.eps)
-        variance = b**2 * slots.variance + h**2
+        both = jnp.stack([b * slots.spread, jnp.broadcast_to(h, b.shape)])
+        spread = norms_along(0, both)[0]  # a square of h may overflow
         wealth = self.s_init / self.num_betas * largest + jnp.maximum(reward, 0)
-        factors = wealth / (sqrt(variance) + self.eps)
+        factors = wealth / (spread + self.eps)
 
         s = jnp.sum(factors)
         (steps,) = each_leaf(
             _rescaled, updates, *(ctx.params, slots.start, steps), numbers=(s, (old - s) / old)
         )
-        return steps, Wealth(reward, largest, variance, factors, slots.start, inner)
+        return steps, Wealth(reward, largest, spread, factors, slots.start, inner)
 
 
 def _slopes(g, p, start):

@@ -204,17 +204,22 @@ def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:
     """The context as the routed transform sees it.
 
-    Extra args that are trees get the same holes; a function of the params is called with the
-    routed params in place and the others as they stand.
+    Extra args that are trees get the same holes, and so does a tree that a function of the params
+    gives; the function is called with the routed params in place and the others as they stand.
     """
     declared = transform.declared_extra_args()
 
     def see(kind: str, value: Any) -> Any:
         if kind == "tree":
             return view(value, mine)
-        if kind == "function" and ctx.params is not None:
-            return lambda own, *args, **kwargs: value(merge(own, ctx.params, mine), *args, **kwargs)
-        return value
+        if "function" not in kind or ctx.params is None:
+            return value
+
+        def seen(own, *args, **kwargs):
+            result = value(merge(own, ctx.params, mine), *args, **kwargs)
+            return view(result, mine) if kind == "tree function" else result
+
+        return seen
 
     return ctx._replace(
         params=None if ctx.params is None else view(ctx.params, mine),

@@ -40,7 +40,8 @@ class sam(Transform):
         optimizer: the optimizer that goes down.
         adv_optimizer: an optimizer whose steps are turned around, to go up; its rate is the radius.
         sync_period: gradients a round, a whole number from 1 on.
-        reset_state: whether the adversary starts every round afresh.
+        reset_state: whether the adversary starts every round afresh, its step count too: a schedule
+            of its rate then sees the steps of one round only.
         opaque_mode: whether an update is a whole round.
         batch_axis_name: of a `pmap` or `shard_map` to average the gradients of `grad_fn` over.
 
@@ -64,7 +65,7 @@ class sam(Transform):
         check_count(self.sync_period, "sam(sync_period=...)")
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
-        own: dict[str, ExtraKind] = {"grad_fn": "function"} if self.opaque_mode else {}
+        own: dict[str, ExtraKind] = {"grad_fn": "tree function"} if self.opaque_mode else {}
         return super().declared_extra_args() | own
 
     def init_slots(self, params: PyTree) -> Rounds:
@@ -82,7 +83,15 @@ class sam(Transform):
         cache = jax.tree.map(lambda p, c: jnp.where(place == 0, p, c), ctx.params, slots.cache)
         slots = slots._replace(cache=cache)
         last = place == self.sync_period - 1
-        return lax.cond(last, self._down, self._up, updates, slots, ctx.params, ctx.extra_args)
+
+        # Extra arguments may be functions, which are closed over.
+        def up(grads, slots, params):
+            return self._up(grads, slots, params, ctx.extra_args)
+
+        def down(grads, slots, params):
+            return self._down(grads, slots, params, ctx.extra_args)
+
+        return lax.cond(last, down, up, updates, slots, ctx.params)
 
     def _up(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
         steps, adversary = advance_inner(self.adv_optimizer, grads, slots.adversary, params, extra)

@@ -215,7 +215,7 @@ def batch_shape(value: Any) -> tuple[int, ...]:
 
 def check_count(value: Any, where: str) -> None:
     """Refuses what is no number of times."""
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{where} must be a whole number above 0, found {value!r}.")
 
 

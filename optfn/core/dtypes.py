@@ -96,6 +96,11 @@ def _sqrt_jvp(primals, tangents):
     return sqrt(x), slope * dx
 
 
+def visible(u: jax.Array, x: jax.Array) -> jax.Array:
+    """u, and NaN where x is not finite: a sign or a clip of it would hide that."""
+    return u + 0 * x
+
+
 def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """a / b, and 0 where b is 0."""
     nothing = b == 0
@@ -103,7 +108,7 @@ def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 # From this many entries on, to read them a second time costs more than a branch.
-WORTH_A_BRANCH = 2**15
+WORTH_A_BRANCH = 2**11
 
 
 def global_norm(tree: PyTree) -> jax.Array:
@@ -117,13 +122,14 @@ def global_norm(tree: PyTree) -> jax.Array:
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
-    """sqrt(mean(|x|^2)) of one array, as safe as `global_norm`; 0 of an empty one."""
-    return global_norm(x) / max(x.size, 1) ** 0.5
+    """sqrt(mean(|x|^2)) of one array, in any range; 0 of an empty one."""
+    scale, relative = scaled_norm(x)
+    return scale * (relative / max(x.size, 1) ** 0.5)
 
 
 def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """The norm as a product of two numbers, of which the first is about the largest entry or 1."""
-    leaves = [cast(x, compute_dtype(x.dtype)) for x in map(jnp.asarray, jax.tree.leaves(tree))]
+    leaves = [_floating(x) for x in map(jnp.asarray, jax.tree.leaves(tree))]
     # A complex number is two real ones: divided by a tiny scale as one, it would be NaN.
     parts = [(x.real, x.imag) if jnp.iscomplexobj(x) else (x,) for x in leaves if x.size]
     parts = [part for pair in parts for part in pair]
@@ -141,6 +147,11 @@ def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     return lax.cond(in_range, lambda *_: (one, sqrt(square)), partial(_by_largest, dtype), *parts)
 
 
+def _floating(x: jax.Array) -> jax.Array:
+    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return cast(x, compute_dtype(x.dtype) if inexact else jnp.result_type(float))
+
+
 def norms_along(axis: Any, x: jax.Array) -> jax.Array:
     """The norm along some axes of one array, which are kept with length 1; None takes all."""
     size = jnp.abs(x)
@@ -151,7 +162,7 @@ def norms_along(axis: Any, x: jax.Array) -> jax.Array:
 def _by_largest(dtype: Any, *parts: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The scaled norm of real arrays in any range."""
     scale = _room_for_squares(jnp.stack([_largest(x).astype(dtype) for x in parts]).max())
-    return scale, sqrt(sum(_sum_of_squares(x / scale.astype(x.dtype)) for x in parts))
+    return scale, sqrt(sum(_sum_of_squares(x.astype(dtype) / scale) for x in parts))
 
 
 def _room_for_squares(largest: jax.Array) -> jax.Array:

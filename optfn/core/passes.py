@@ -21,39 +21,38 @@ from optfn.core.dtypes import (
     real_dtype,
     widen,
 )
+from optfn.core.inputs import check_floating, matched
 from optfn.core.leafwise import COMMON
 from optfn.core.placement import beside, like_param
-from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
+from optfn.core.tree import PyTree, flatten_like
 
 
 def each_leaf(
-    rule: Callable, updates: PyTree, *others: PyTree, numbers: Sequence[Any] = ()
+    rule: Callable,
+    updates: PyTree,
+    *others: PyTree,
+    optional: Sequence[PyTree] = (),
+    numbers: Sequence[Any] = (),
 ) -> tuple[PyTree, ...]:
-    """`rule(update, *others, *numbers)` on every leaf, traced once per distinct kind of leaf.
+    """`rule(update, *others, *optional, *numbers)` on every leaf, traced once per kind of leaf.
 
     Args:
         rule: a function defined once, at the top of a module, that returns a tuple.
         updates: a tree in the compute dtype.
-        *others: params or slots, trees like `updates`; the rule gets them widened to its dtype, or
-            None where there is None for a leaf.
+        *others: params or slots, trees like `updates`; the rule gets them widened to its dtype.
+        optional: as `others`, but there may be None for a leaf, which the rule then gets.
         numbers: scalars; the rule gets them in the real dtype of the leaf.
 
     Returns:
         A tree like `updates` for each entry of what the rule returns.
     """
     leaves, treedef = jax.tree.flatten(updates)
-    columns = [flatten_like(tree, updates, "params or slots", "updates") for tree in others]
+    columns = [matched(tree, updates, "params or slots", "updates") for tree in others]
+    columns += [_matched_or_none(tree, updates) for tree in optional]
     rows = [
         [x, *(y if y is None else widen(y, x.dtype) for y in row)]
         for x, *row in zip(leaves, *columns, strict=True)
     ]
-    for i, (x, *row) in enumerate(rows):
-        wrong = [y.shape for y in row if y is not None and y.shape != x.shape]
-        if wrong:
-            raise ValueError(
-                f"{at(leaf_paths(updates)[i])} the updates have shape {x.shape}, params or slots "
-                f"{wrong[0]}: does the state belong to params of these shapes?"
-            )
     own = {real: [cast(x, real) for x in numbers] for real in {real_dtype(x.dtype) for x in leaves}}
     kinds = [tuple(x if x is None else (x.shape, x.dtype) for x in row) for row in rows]
     often = Counter(kinds)
@@ -64,9 +63,17 @@ def each_leaf(
         results.append(call(*row, *own[real_dtype(row[0].dtype)]))
     if not results:
         like = jnp.zeros((), own_dtype(updates))
-        count = len(jax.eval_shape(rule, *[like] * (1 + len(others) + len(numbers))))
+        count = len(jax.eval_shape(rule, *[like] * (1 + len(columns) + len(numbers))))
         return tuple(treedef.unflatten([]) for _ in range(count))
     return tuple(map(treedef.unflatten, zip(*results, strict=True)))
+
+
+def _matched_or_none(tree: PyTree, updates: PyTree) -> list:
+    there = [x is not None for x in flatten_like(tree, updates, "slots", "updates")]
+    leaves, treedef = jax.tree.flatten(updates)
+    present = [x if own else None for x, own in zip(leaves, there, strict=True)]
+    found = iter(matched(tree, treedef.unflatten(present), "slots", "updates"))
+    return [next(found) if own else None for own in there]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -99,6 +106,8 @@ def number_slot(value: Any, params: PyTree) -> jax.Array:
 def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
     """Zeros like the params in their compute dtype, or in its real part's."""
 
+    check_floating("the param", params)
+
     def zeros(p):
         dtype = compute_dtype(p.dtype)
         return like_param(jnp.zeros(p.shape, real_dtype(dtype) if real else dtype), p)
@@ -108,9 +117,11 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
 
 def start_of(params: PyTree) -> PyTree:
     """The params as they are, in buffers of their own and in their own dtypes."""
+    check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(p, p), params)
 
 
 def wide_start_of(params: PyTree) -> PyTree:
     """The params as they are, in buffers of their own and in their compute dtypes."""
+    check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(cast(p, compute_dtype(p.dtype)), p), params)

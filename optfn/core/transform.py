@@ -21,7 +21,7 @@ from optfn.core.placement import beside, replicated
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
 
-ExtraKind = Literal["scalar", "tree", "function", "key"]
+ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
 
 ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
 
@@ -67,7 +67,8 @@ class Transform(Data):
 
     Class attributes a subclass may set:
         extra_args: the keyword arguments of `update` that the stage needs, each with its kind:
-            `"scalar"`, `"tree"` (like the params), `"function"` (of the params) or `"key"`.
+            `"scalar"`, `"tree"` (like the params), `"function"` (of the params), `"tree function"`
+            (of the params, to a tree like them) or `"key"`.
         needs_params: whether `update` must be given the params.
     """
 
@@ -212,6 +213,8 @@ class Transform(Data):
     def init_named(self, params: PyTree) -> dict[str, Any]:
         """`{name: slots}`, without an entry for stages that have no state."""
         self.check_scalars()
+        if not self._wraps:
+            check_floating("the param", params)
         slots = self.init_slots(params)
         if self.name is None:
             return slots or {}
@@ -222,14 +225,8 @@ class Transform(Data):
         self, updates: PyTree, slots: Mapping[str, Any], ctx: Context
     ) -> tuple[PyTree, dict[str, Any]]:
         """`apply` on this transform's entries of `slots`; gives back these entries, renewed."""
-        own = slots if self.name is None else slots.get(self.name)
-        has_inner = any(True for _ in self.fields("child"))
-        if self.stateful and own is None and not has_inner:
-            raise ValueError(
-                f"the state has no slots for '{self.name}', only for {sorted(slots)}: was it made "
-                "by another optimizer?"
-            )
-        if not has_inner:
+        own = self._own(slots)
+        if not self._wraps:
             check_floating("the gradient", updates)
         declared = self.declared_extra_args()
         ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
@@ -247,8 +244,24 @@ class Transform(Data):
     @final
     def evaluation_params_named(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         """`evaluation_params` with this transform's entry of `slots`."""
-        own = slots if self.name is None else (slots or {}).get(self.name)
-        return self.evaluation_params(params, own, step)
+        return self.evaluation_params(params, self._own(slots or {}), step)
+
+    def _own(self, slots: Mapping[str, Any]) -> Any:
+        """This transform's entry."""
+        if self.name is None:
+            return slots
+        own = slots.get(self.name)
+        if self.stateful and own is None:
+            raise ValueError(
+                f"the state has no slots for '{self.name}', only for {sorted(slots)}: was it made "
+                "by another optimizer?"
+            )
+        return own
+
+    @property
+    def _wraps(self) -> bool:
+        """Whether other transforms are inside, whose business the leaves are."""
+        return any(True for _ in self.fields("child"))
 
     @final
     def ready(self, ctx: Context) -> Self:

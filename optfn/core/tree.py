@@ -101,28 +101,20 @@ class PerLeaf:
         if callable(value) and is_leaf(value):
             _check_takes_path_and_leaf(value, where)
             return cls(value, (), None, where, kind)
-        leaves, treedef = jax.tree.flatten(value)
-        paths = leaf_paths(value)
-        return cls(
-            None,
-            tuple(
-                _as_static(leaf, f"{where} {at(path)}", kind)
-                for leaf, path in zip(leaves, paths, strict=True)
-            ),
-            treedef,
-            where,
-            kind,
-        )
+        is_value = _is_tuple_of_values if kind is tuple else None
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(value, is_value)
+        values = [_as_static(leaf, f"{where} {at_path(path)}", kind) for path, leaf in leaves]
+        return cls(None, tuple(values), treedef, where, kind)
 
     def values(self, tree: PyTree) -> list:
         """The value for every leaf of `tree`, in flattening order."""
         if self.function is not None:
             leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
             return [self._call(self.function, path, leaf) for path, leaf in leaves]
-        prefix = self.treedef.unflatten(self.leaves)
         try:
             subtrees = self.treedef.flatten_up_to(tree)
         except ValueError:
+            prefix = self.treedef.unflatten(map(_Literal, self.leaves))
             reason = _prefix_mismatch(prefix, tree, self.where) or "they differ in static parts"
             raise ValueError(f"{self.where} does not fit the params: {reason}.") from None
         return [
@@ -153,6 +145,11 @@ class PerLeaf:
         if self.function is not None:
             return getattr(self.function, "__qualname__", repr(self.function))
         return repr(self.treedef.unflatten(map(_Literal, self.leaves)))
+
+
+def _is_tuple_of_values(x: Any) -> bool:
+    """A tuple that is one value, and no node of a tree of them."""
+    return isinstance(x, tuple) and not any(isinstance(y, (tuple, list, dict)) for y in x)
 
 
 class _Literal:

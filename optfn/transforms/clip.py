@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import static
-from optfn.core.dtypes import norms_along, real_dtype, root_mean_square, scaled_norm
+from optfn.core.dtypes import cast, norms_along, root_mean_square, scaled_norm, widen
 from optfn.core.leafwise import Leafwise
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -117,7 +117,6 @@ class clip_by_global_norm(Transform):
         scale = jnp.where(within, 1, scale)
 
         def clipped(g):
-            real = real_dtype(g.dtype)
-            return jnp.where(within, g, g / scale.astype(real) * shrink.astype(real))
+            return jnp.where(within, g, cast(widen(g, scale.dtype) / scale * shrink, g.dtype))
 
         return jax.tree.map(clipped, updates), slots

@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise
+from optfn.core.schedule import Schedule
 
 
 def decays(mask: bool | None) -> bool:
@@ -13,7 +15,16 @@ def decays(mask: bool | None) -> bool:
     return mask is None or mask
 
 
-class add_decayed_weights(Leafwise):
+class _Decay(Leafwise):
+    """What decays the weights that a mask selects."""
+
+    needs_params = True
+
+    weight_decay: Any = 0.0
+    mask: Any = per_leaf(default=None, of=bool)
+
+
+class add_decayed_weights(_Decay):
     """Adds `weight_decay * param` to the updates.
 
     Before `scale_by_learning_rate` and after the direction this is the decoupled decay of AdamW,
@@ -34,18 +45,14 @@ class add_decayed_weights(Leafwise):
     Source: Loshchilov and Hutter 2019.
     """
 
-    needs_params = True
-
-    weight_decay: Any = 0.0
-    mask: Any = per_leaf(default=None, of=bool)
-
     def update_leaf(self, g, slots, param, t):
-        if not decays(self.mask):
+        known_to_be_none = isinstance(self.weight_decay, np.generic) and self.weight_decay == 0
+        if known_to_be_none or not decays(self.mask):
             return g, slots
         return g + self.weight_decay * param, slots
 
 
-class add_cautious_decay(Leafwise):
+class add_cautious_decay(_Decay):
     """Adds `weight_decay * param` to those entries of the updates that lead the same way.
 
         u = g + weight_decay * p  where g * p >= 0,  else  g
@@ -63,11 +70,6 @@ class add_cautious_decay(Leafwise):
     Source: Chen et al. 2025.
     """
 
-    needs_params = True
-
-    weight_decay: Any = 0.0
-    mask: Any = per_leaf(default=None, of=bool)
-
     def update_leaf(self, g, slots, param, t):
         if not decays(self.mask):
             return g, slots
@@ -84,6 +86,14 @@ class _DecayingStep(Leafwise):
     max_learning_rate: Any
     weight_decay: Any = 0.0
     mask: Any = per_leaf(default=None, of=bool)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.max_learning_rate, Schedule):
+            raise TypeError(
+                f"{type(self).__name__}(max_learning_rate=...) must be a number, the largest rate "
+                "of the schedule, found a schedule."
+            )
 
     def update_leaf(self, g, slots, param, t):
         step = -self.learning_rate * g
@@ -110,7 +120,8 @@ class descend_with_corrected_decay(_DecayingStep):
 
     Args:
         learning_rate: a schedule, or a number.
-        max_learning_rate: the largest rate of the schedule, a number.
+        max_learning_rate: the largest rate of the schedule, a number; to be replaced and swept
+            together with it.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
@@ -136,7 +147,8 @@ class descend_with_independent_decay(_DecayingStep):
 
     Args:
         learning_rate: a schedule, or a number.
-        max_learning_rate: the largest rate of the schedule, a number.
+        max_learning_rate: the largest rate of the schedule, a number; to be replaced and swept
+            together with it.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 

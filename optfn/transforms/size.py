@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.dtypes import global_norm, real_dtype, root_mean_square, scaled_norm
+from optfn.core.dtypes import cast, global_norm, root_mean_square, scaled_norm, widen
 from optfn.core.leafwise import Leafwise
-from optfn.core.passes import scaled_by
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -66,8 +65,8 @@ class normalize_by_update_norm(Transform):
     eps: Any = 1e-6
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        factor = self.scale_factor / (global_norm(updates) + self.eps)
-        return scaled_by(factor, updates), slots
+        scale, relative = scaled_norm(updates)
+        return _divided(updates, scale, relative + self.eps / scale, self.scale_factor), slots
 
 
 class normalize(Transform):
@@ -78,13 +77,14 @@ class normalize(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         scale, relative = scaled_norm(updates)
-        relative = jnp.where(relative == 0, 1, relative)
+        return _divided(updates, scale, jnp.where(relative == 0, 1, relative)), slots
 
-        def normalized(g):
-            real = real_dtype(g.dtype)
-            return g / scale.astype(real) / relative.astype(real)
 
-        return jax.tree.map(normalized, updates), slots
+def _divided(updates: PyTree, scale: jax.Array, relative: jax.Array, factor: Any = 1) -> PyTree:
+    """The updates over a norm given as a product, in its dtype: a narrower one may not hold it."""
+    return jax.tree.map(
+        lambda g: cast(widen(g, scale.dtype) / scale / relative * factor, g.dtype), updates
+    )
 
 
 class centralize(Leafwise):

@@ -31,6 +31,74 @@ def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
+# What is kept and what is worked out.
+
+WRAPPED = {
+    "schedule_free": lambda b, **keep: optfn.schedule_free(optfn.chain(), RATE, b, **keep),
+    "primal_averaging": lambda b, **keep: optfn.primal_averaging(optfn.sgd(RATE), 0.9, b, **keep),
+    "schedule_free_sgd": lambda b, **keep: optfn.schedule_free_sgd(RATE, b1=b, **keep),
+    "schedule_free_adamw": lambda b, **keep: optfn.schedule_free_adamw(RATE, b1=b, **keep),
+}
+wrapped = pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPED.keys() - {"primal_averaging"}))
+def test_a_share_that_rises_from_zero(name, x64):
+    """At the first step the average is where the optimizer is, so that nothing is lost."""
+    make, share = WRAPPED[name], schedules.linear(0.0, 0.9, 10)
+    kept, not_kept = (paths(make(share, keep_average=k), START, GRADS) for k in (True, False))
+    assert_close(kept[0], not_kept[0])
+    np.testing.assert_allclose(kept[1][1:], not_kept[1][1:], rtol=1e-9)
+
+
+@wrapped
+def test_one_step_s_derivative_by_the_share(make, x64):
+    """With the state held fixed, as in online tuning of hyperparameters."""
+
+    def after(b, keep):
+        state, params = states[keep]
+        return jnp.sum(optfn.step(make(b, keep_average=keep), GRADS[4], state, params)[0])
+
+    states = {}
+    for keep in (True, False):
+        tx, params = make(0.8, keep_average=keep), jnp.asarray(START)
+        state = tx.init(params)
+        for g in GRADS[:4]:
+            params, state = optfn.step(tx, g, state, params)
+        states[keep] = state, params
+    kept, not_kept = (jax.grad(after)(0.8, keep) for keep in (True, False))
+    np.testing.assert_allclose(not_kept, kept, rtol=1e-8)
+    assert abs(kept) > 1e-3
+
+
+@wrapped
+def test_a_share_of_zero_needs_the_average_kept(make):
+    with pytest.raises(ValueError, match=r"\(\w+=\.\.\.\) is 0: the average .* keep_average=True"):
+        make(0)
+    assert np.isfinite(paths(make(0, keep_average=True), START, GRADS)[1]).all()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optfn.primal_averaging(tx, 0.9, 0.8),
+        lambda tx: optfn.ema_nesterov(tx, 0.9, 0.5),
+        optfn.mechanize,
+    ],
+    ids=["primal_averaging", "ema_nesterov", "mechanize"],
+)
+def test_a_direction_alone_is_refused(wrap):
+    with pytest.raises(ValueError, match=r"optimizer=\.\.\.\) must be a whole optimizer"):
+        wrap(optfn.scale_by_adam())
+
+
+def test_a_warm_up_is_of_a_number():
+    with pytest.raises(TypeError, match="warmup_steps is for a learning_rate that is a number"):
+        optfn.schedule_free_sgd(schedules.constant(0.1), warmup_steps=10)
+    with pytest.raises(TypeError, match=r"warmup_steps=\.\.\.\) must be a number"):
+        optfn.schedule_free_adamw(0.1, warmup_steps="3")
+
+
 # Schedule-Free.
 
 RATES = [

@@ -1,5 +1,7 @@
 """Mechanic: the factor on another optimizer's steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,16 @@ def run(tx, params, grads):
 
 def together(tree):
     return np.concatenate([np.asarray(x) for x in tree.values()], axis=-1)
+
+
+def test_a_spike_does_not_end_the_run():
+    """The square of its slope overflows."""
+    tx, params = optfn.mechanize(optfn.adam(0.1), s_init=0.1), jnp.ones(2)
+    state, update = tx.init(params), jax.jit(functools.partial(optfn.step, tx))
+    for step in range(300):
+        params, state = update((params - 3) * (1e25 if step == 7 else 1), state, params)
+    assert jnp.isfinite(state.slots["mechanize"].spread).all()
+    assert jnp.isfinite(params).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.5, "s_init": 1e-2, "num_betas": 3}])

@@ -149,3 +149,26 @@ def test_bad_input():
     alternating = optfn.sam(optfn.sgd(0.1), adversary(optfn))
     with pytest.raises(TypeError, match="'grad_fn', which no stage declares"):
         alternating.update(PARAMS, alternating.init(PARAMS), PARAMS, grad_fn=gradient)
+
+
+def test_an_optimizer_with_a_function_among_its_arguments():
+    """Its estimate of curvature; in rounds of two it is asked for up and down."""
+    tx = optfn.sam(optfn.sophia(0.05, update_interval=1), adversary(optfn))
+    path, state = run(tx, 4, obj_fn=loss)
+    assert float(loss(path[-1])) < float(loss(PARAMS))
+    assert state.slots["sam"].optimizer.slots["scale_by_sophia"].nu["w"].all()
+
+
+def test_whole_rounds_of_some_leaves():
+    """The function is of all params, and its gradients of those that are the optimizer's."""
+    inside = optfn.sam(optfn.sgd(0.1), adversary(optfn), opaque_mode=True)
+    frozen = optfn.freeze(inside, {"w": False, "b": True})
+    path, _ = run(frozen, 3, grad_fn=lambda params, i: gradient(params))
+    np.testing.assert_array_equal(path[-1]["b"], PARAMS["b"])
+    alone = {"w": START}
+    state = inside.init(alone)
+    slope = jax.grad(lambda p: jnp.sum(CURVATURES * p["w"] ** 2) / 2)
+    for found in path:
+        updates, state = inside.update(slope(alone), state, alone, grad_fn=lambda p, i: slope(p))
+        alone = optax.apply_updates(alone, updates)
+        np.testing.assert_allclose(found["w"], alone["w"], rtol=1e-6, atol=1e-7)

@@ -15,6 +15,7 @@ from optfn.core.dtypes import (
     cast_numbers,
     compute_dtype,
     global_norm,
+    root_mean_square,
     sqrt,
 )
 from optfn.optimizers.elementwise.adam import scale_by_adam
@@ -141,6 +142,29 @@ def test_global_norm_of_mixed_precision_is_the_widest(x64):
     tree = [jnp.asarray([3.0], jnp.bfloat16), jnp.asarray([4.0], jnp.float64)]
     assert global_norm(tree).dtype == jnp.float64
     assert global_norm(tree[:1]).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [optfn.clip_by_global_norm(1.0), optfn.normalize(), optfn.normalize_by_update_norm()],
+    ids=lambda stage: stage.name,
+)
+@pytest.mark.parametrize("wide", [0.0, 1e-60, 1e60])
+def test_norms_of_mixed_precision_hold_what_the_widest_holds(stage, wide, x64):
+    """The narrower float32 has neither 1e-60 nor the least divisor of float64."""
+    tree = {"a": jnp.zeros(3, jnp.float32), "b": jnp.full(1, wide, jnp.float64)}
+    np.testing.assert_allclose(global_norm(tree), wide, rtol=1e-12)
+    updates, _ = stage.update(tree, stage.init(tree))
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates)), updates
+
+
+def test_global_norm_counts_integers():
+    assert global_norm({"a": jnp.asarray([3, 4]), "b": jnp.zeros(2)}) == 5
+
+
+def test_a_mean_square_is_no_larger_than_the_largest_entry():
+    """The norm would overflow."""
+    np.testing.assert_allclose(root_mean_square(jnp.full(1000, 3e37)), 3e37, rtol=1e-6)
 
 
 @each_way

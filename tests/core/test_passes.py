@@ -55,7 +55,7 @@ def test_none_stays_none_and_numbers_take_the_dtype_of_the_leaf(x64):
         seen[x.dtype.name] = number.dtype.name, y
         return (x,)
 
-    each_leaf(rule, tree, {"a": None, "b": tree["b"]}, numbers=(0.5,))
+    each_leaf(rule, tree, optional=[{"a": None, "b": tree["b"]}], numbers=(0.5,))
     assert seen["float32"] == ("float32", None)
     assert seen["complex128"][0] == "float64"
 

@@ -116,3 +116,9 @@ def test_a_seed_that_is_none_is_refused():
     tx = optfn.hutchinson_estimator_diag_hessian(random_seed=0.5)
     with pytest.raises(ValueError, match=r"random_seed must be a whole number below 2\*\*24"):
         tx.update(START, tx.init(START), START, obj_fn=bowl)
+
+
+def test_a_complex_curvature_of_real_params_is_refused():
+    tx = optfn.given_hessian_diagonal()
+    with pytest.raises(TypeError, match="a complex value cannot be stored as float32"):
+        tx.update(START, tx.init(START), hessian_diag=jax.tree.map(lambda c: c + 1j, CURVATURES))

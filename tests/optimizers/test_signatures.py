@@ -50,6 +50,9 @@ NOT_HERE_IN = {
     "sophia": {"hessian_diagonal_fn", "verbose", "print_win_rate_every_n_steps"},
     "hutchinson_estimator_diag_hessian": {"random_seed"},
     # A key is made of the seed, which is a number that can be swept.
+    # optax's cannot have b1 = 0.
+    "schedule_free_sgd": {"keep_average"},
+    "schedule_free_adamw": {"keep_average"},
     "noisy_sgd": {"key", "seed"},
     "add_noise": {"key", "seed"},
 }

@@ -192,6 +192,9 @@ from oracles.schedules import (
     schedule_linear as schedule_linear,
 )
 from oracles.schedules import (
+    schedule_linear_half_life as schedule_linear_half_life,
+)
+from oracles.schedules import (
     schedule_one_cycle as schedule_one_cycle,
 )
 from oracles.schedules import (

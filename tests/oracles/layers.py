@@ -163,9 +163,9 @@ def adam_mini(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> np.ndarray:
-    """Adam-mini (Zhang et al. 2024, Algorithm 1) of one block."""
+    """Adam-mini (Zhang et al. 2024, Algorithm 1): a vector is one block, as is a column."""
     grads = double(grads)
-    mean = np.mean(squared(grads), axis=tuple(range(1, grads.ndim)), keepdims=True)
+    mean = np.mean(squared(grads), axis=tuple(range(1, max(2, grads.ndim - 1))), keepdims=True)
     return descend(p, ema(grads, b1) / (np.sqrt(ema(mean, b2)) + eps), lr, weight_decay)
 
 

@@ -52,6 +52,14 @@ def schedule_exponential(
     return init_value * decay_rate ** _periods(step, transition_steps, staircase)
 
 
+def schedule_linear_half_life(
+    step: int, init_value: float, end_value: float, transition_steps: int
+) -> float:
+    """The decay whose half-life lies on a straight line (Pagliardini et al. 2024)."""
+    first, last = (math.log(0.5) / math.log(b) for b in (init_value, end_value))
+    return 0.5 ** (1 / _from_to(first, last, 1 - _fraction(step, transition_steps)))
+
+
 def schedule_inverse_time(
     step: int,
     init_value: float,

@@ -160,7 +160,7 @@ def prodigy(
 
     Source: Mishchenko and Defazio 2024.
     """
-    b1, b2 = betas
+    b1, b2 = _pair(betas, "prodigy")
     return chain(
         scale_by_prodigy(
             *(learning_rate, b1, b2, beta3, eps, estim_lr0, estim_lr_coef),
@@ -229,7 +229,7 @@ class scale_by_dadapt_adamw(Transform):
 
 
 def _dadapt_adamw(g, p, mu, nu, s, w, decay, b1, b2, b, eps):
-    along = dot(g, s / (sqrt(nu) + eps))
+    along = dot(g, ratio(s, sqrt(nu) + eps))
     mu, nu = average(b1, mu, w * g), average(b2, nu, abs_sq(g))
     s = average(b, s, w * g)
     (step,) = _decayed_adam(g, p, mu, nu, 1, decay, eps)
@@ -256,5 +256,11 @@ def dadapt_adamw(
 
     Source: Defazio and Mishchenko 2023.
     """
-    b1, b2 = betas
+    b1, b2 = _pair(betas, "dadapt_adamw")
     return chain(scale_by_dadapt_adamw(learning_rate, b1, b2, eps, estim_lr0, weight_decay))
+
+
+def _pair(betas: Any, name: str) -> tuple[Any, Any]:
+    if isinstance(betas, (tuple, list)) and len(betas) == 2:
+        return betas[0], betas[1]
+    raise TypeError(f"{name}(betas=...) must be a pair of decays, found {betas!r}.")

@@ -44,6 +44,9 @@ def _gather(old: jax.Array, new: jax.Array) -> jax.Array:
     return global_norm((old, new))
 
 
+FIRST = ("distance", "learning_rate", "heuristic")
+
+
 class scale_by_dog(Transform):
     """The step of DoG: the longest distance from the start over all gradients so far.
 
@@ -66,16 +69,16 @@ class scale_by_dog(Transform):
 
     init_step_value: Any
     eps: Any
-    init_step_kind: str = static(choices=("distance", "learning_rate", "heuristic"))
+    init_step_kind: str = static(choices=FIRST)
 
     def __init__(self, init_step: tuple[str, Any], eps: Any = 1e-8):
-        if not (isinstance(init_step, tuple) and len(init_step) == 2):
+        where = "scale_by_dog(init_step=...)"
+        if not (isinstance(init_step, tuple) and len(init_step) == 2 and init_step[0] in FIRST):
             raise TypeError(
-                "scale_by_dog(init_step=...) must be a pair like ('heuristic', 1e-6), found "
-                f"{init_step!r}."
+                f"{where} must be a pair of one of {FIRST} and a number, found {init_step!r}."
             )
         object.__setattr__(self, "init_step_kind", init_step[0])
-        object.__setattr__(self, "init_step_value", init_step[1])
+        object.__setattr__(self, "init_step_value", self._as_number(init_step[1], where))
         object.__setattr__(self, "eps", eps)
         self.__post_init__()
 
@@ -95,7 +98,7 @@ class scale_by_dog(Transform):
         norm = _gather(slots.gradient_norm, global_norm(updates))
         rate = ratio(r, _gather(norm, sqrt(self.eps)))
         if self.init_step_kind == "learning_rate":
-            rate = jnp.where(ctx.step == 0, self.init_step_value, rate)
+            rate = jnp.where(r == 0, self.init_step_value, rate)
         return scaled_by(rate, updates), Travelled(r, norm, slots.start)
 
     def _arguments(self) -> list[str]:

@@ -46,7 +46,7 @@ class scale_by_polyak(Transform):
             gap = jnp.maximum(gap, 0)
         square = global_norm(updates) ** 2 + self.eps
         rate = jnp.minimum(ratio(gap, square), self.max_learning_rate)
-        return scaled_by(jnp.where(square == 0, 0, rate), updates), slots
+        return scaled_by(rate, updates), slots
 
 
 def polyak_sgd(
@@ -235,10 +235,12 @@ def _step_to_bound(
     if stage.adapt_lower_bound:
         lower = jnp.maximum(here / (2 * growth * line.weight), stage.lower_bound)
         bound = jnp.where(here < growth * line.weight * bound, lower, bound)
-    full = ratio(jnp.maximum(here - growth * line.weight * bound, 0), line.square)
-    tau = jnp.minimum(stage.learning_rate / line.weight, full)
+    gap = jnp.maximum(here - growth * line.weight * bound, 0)
+    longest = stage.learning_rate / line.weight
+    tau = jnp.minimum(longest, ratio(gap, line.square))
     if stage.adapt_lower_bound:
-        reached = line.height + line.inner - tau * line.square / 2
+        # Not tau * square, which may be 0 * inf.
+        reached = line.height + line.inner - jnp.minimum(longest * line.square, gap) / 2
         bound = jnp.maximum(reached / line.weight, stage.lower_bound)
     numbers = tau, decay / growth
     return each_leaf(_step_along, updates, params, direction, numbers=numbers)[0], bound

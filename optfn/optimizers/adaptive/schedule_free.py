@@ -5,6 +5,7 @@ from typing import Any
 from optfn import schedules
 from optfn.compose.averaging import schedule_free
 from optfn.compose.chain import chain
+from optfn.core.data import as_number
 from optfn.core.transform import Transform
 from optfn.optimizers.elementwise.rmsprop import scale_by_rms
 from optfn.transforms.decay import add_decayed_weights
@@ -16,6 +17,8 @@ def schedule_free_sgd(
     b1: Any = 0.9,
     weight_decay: Any = None,
     weight_lr_power: Any = 2.0,
+    *,
+    keep_average: bool = False,
 ) -> schedule_free:
     """Schedule-Free SGD: gradient descent that needs no falling rate and no number of steps.
 
@@ -23,17 +26,19 @@ def schedule_free_sgd(
     `evaluation_params(tx, state, params)`. The rule is `schedule_free` of g + weight_decay * p.
 
     Args:
-        learning_rate: a number, or a schedule that rises to it.
+        learning_rate: a number, or, without `warmup_steps`, a schedule that rises to it.
         warmup_steps: in which the rate rises from 0 to `learning_rate`, a number; None for none.
         b1: the share of the average in the params.
         weight_decay: a number or a schedule; None for none.
         weight_lr_power: of the rate in the weights of the average.
+        keep_average: whether the state holds the average, as it must for b1 = 0; see
+            `schedule_free`.
 
     Source: Defazio et al. 2024.
     """
     direction: list[Transform] = [] if weight_decay is None else [add_decayed_weights(weight_decay)]
     rate = _warmed_up(learning_rate, warmup_steps)
-    return schedule_free(chain(*direction), rate, b1, weight_lr_power)
+    return schedule_free(chain(*direction), rate, b1, weight_lr_power, keep_average=keep_average)
 
 
 def schedule_free_adamw(
@@ -44,6 +49,8 @@ def schedule_free_adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_lr_power: Any = 2.0,
+    *,
+    keep_average: bool = False,
 ) -> schedule_free:
     """Schedule-Free AdamW: AdamW that needs no falling rate and no number of steps.
 
@@ -51,13 +58,15 @@ def schedule_free_adamw(
     `evaluation_params(tx, state, params)`. The rule is `schedule_free` of Adam without momentum.
 
     Args:
-        learning_rate: a number, or a schedule that rises to it.
+        learning_rate: a number, or, without `warmup_steps`, a schedule that rises to it.
         warmup_steps: in which the rate rises from 0 to `learning_rate`, a number; None for none.
         b1: the share of the average in the params.
         b2: decay of the second moment.
         eps: added to the root.
         weight_decay: a number or a schedule.
         weight_lr_power: of the rate in the weights of the average.
+        keep_average: whether the state holds the average, as it must for b1 = 0; see
+            `schedule_free`.
 
     Source: Defazio et al. 2024.
     """
@@ -67,10 +76,17 @@ def schedule_free_adamw(
         _warmed_up(learning_rate, warmup_steps),
         b1,
         weight_lr_power,
+        keep_average=keep_average,
     )
 
 
 def _warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:
     if warmup_steps is None:
         return learning_rate
+    if callable(learning_rate):
+        raise TypeError(
+            "warmup_steps is for a learning_rate that is a number; a schedule has its own warm-up."
+        )
+    for name, value in (("learning_rate", learning_rate), ("warmup_steps", warmup_steps)):
+        as_number(value, f"schedule_free({name}=...)")
     return schedules.linear(0.0, learning_rate, warmup_steps)

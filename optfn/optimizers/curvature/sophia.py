@@ -8,7 +8,7 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import child
-from optfn.core.dtypes import own_dtype, widen
+from optfn.core.dtypes import cast, own_dtype, visible, widen
 from optfn.core.moments import average, debias
 from optfn.core.passes import (
     each_leaf,
@@ -86,7 +86,7 @@ class given_hessian_diagonal(Transform):
 
 
 def _given(g, hessian):
-    return (hessian.astype(g.dtype),)
+    return (cast(hessian, g.dtype),)
 
 
 class Curvature(NamedTuple):
@@ -111,8 +111,9 @@ class scale_by_sophia(Transform):
         b1: decay of the average gradient, a number or a schedule.
         b2: decay of the average curvature, a number or a schedule.
         eps: the least divisor.
-        gamma: how much of the curvature counts, a number or a schedule: from it follows the share
-            of entries that are clipped, of which most should not be.
+        gamma: how much of the curvature counts, a number or a schedule. The larger, the fewer
+            entries are clipped; the authors keep the share of those that are not between a tenth
+            and a half.
         clip_threshold: the longest entry, a number or a schedule; inf does not clip.
         update_interval: steps from one estimate to the next, a number or a schedule.
         hessian_diagonal_fn: the estimator: a transform whose updates are the estimate. Hutchinson's
@@ -158,7 +159,8 @@ class scale_by_sophia(Transform):
 
 def _clipped_newton(g, mu, nu, b1, t, gamma, eps, limit):
     mu = average(b1, mu, g)
-    return clip_entries(debias(mu, b1, t) / jnp.maximum(gamma * nu, eps), limit), mu
+    newton = debias(mu, b1, t) / jnp.maximum(gamma * nu, eps)
+    return visible(clip_entries(newton, limit), mu), mu
 
 
 def _average_curvature(h, nu, b2):

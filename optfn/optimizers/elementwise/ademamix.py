@@ -31,7 +31,8 @@ class scale_by_ademamix(Leafwise):
     Args:
         b1: decay of the fast average, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
-        b3: decay of the slow average, a number or a schedule. The authors let it grow from b1.
+        b3: decay of the slow average, a number or a schedule. The authors let it grow from b1:
+            `schedules.linear_half_life(b1, b3, total_steps)`.
         alpha: the weight of the slow average, a number or a schedule. The authors let it grow from
             0: `schedules.linear(0, alpha, total_steps)`.
         eps: added to the root.

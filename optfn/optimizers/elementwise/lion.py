@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
+from optfn.core.dtypes import visible
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import FirstMoment, average
 from optfn.transforms.decay import add_decayed_weights
@@ -33,8 +34,8 @@ class scale_by_lion(Leafwise):
         return FirstMoment(jnp.zeros_like(param))
 
     def update_leaf(self, g, slots, param, t):
-        u = jnp.sign(average(self.b1, slots.mu, g))
-        return u, FirstMoment(average(self.b2, slots.mu, g))
+        mixed = average(self.b1, slots.mu, g)
+        return visible(jnp.sign(mixed), mixed), FirstMoment(average(self.b2, slots.mu, g))
 
 
 def lion(

@@ -93,7 +93,8 @@ class scale_by_qhadam(Leafwise):
         nu = average(self.b2, slots.nu, abs_sq(g))
         direction = average(self.v1, debias(mu, self.b1, t), g)
         # An infinite square is no NaN where it has no share.
-        own = jnp.where(self.v2 == 1, 0, abs_sq(g))
+        own = abs_sq(g)
+        own = jnp.where((self.v2 == 1) & jnp.isinf(own), 0, own)
         square = average(self.v2, debias(nu, self.b2, t), own)
         return direction / (sqrt(square) + self.eps), Moments(mu, nu)
 

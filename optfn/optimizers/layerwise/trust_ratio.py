@@ -70,8 +70,8 @@ def lars(
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         trust_coefficient: the size of a step relative to the params.
         eps: added to the norm of the updates.
-        trust_ratio_mask: where to rescale, a bool per leaf; biases and norm scales are usually left
-            out: `lambda path, leaf: leaf.ndim > 1`.
+        trust_ratio_mask: where to rescale, a bool per leaf, None for all; biases and norm scales
+            are usually left out: `lambda path, leaf: leaf.ndim > 1`.
         momentum: decay of the sum of the steps.
         nesterov: look ahead by one more step of the sum.
 
@@ -79,7 +79,10 @@ def lars(
     """
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
-        masked(scale_by_trust_ratio(0.0, trust_coefficient, eps), trust_ratio_mask),
+        masked(
+            scale_by_trust_ratio(0.0, trust_coefficient, eps),
+            True if trust_ratio_mask is None else trust_ratio_mask,
+        ),
         scale_by_learning_rate(learning_rate),
         trace(momentum, nesterov),
     )
