@@ -11,15 +11,18 @@ WITHOUT_SLOTS = {
     "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
     "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd", "polyak_sgd",
 }  # fmt: skip
+ACCUMULATES = ("accumulate", "accumulate weighted")
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
 SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
 }
+SKIPPED |= {name: {"nan_visible": "NaN gradients are skipped and counted"} for name in ACCUMULATES}
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
+    "nan_visible": ACCUMULATES,  # compose/test_accumulate.py
 }
 
 
