@@ -131,10 +131,10 @@ def microbatch(
             rows = zip(kinds, like, strict=True)
             return sums, [jnp.zeros_like(x) if k == "concat" else None for k, x in rows]
 
-        real = _number_run(num_real_microbatches, split.count)
+        real = _number_run(num_real_microbatches, split.number)
         body = add if split.spread else lambda sums, i: lax.cond(i < real, add, hold, sums, i)
         start = [_zeros(kind, x) for kind, x in zip(kinds, like, strict=True)]
-        sums, pieces = lax.scan(body, start, jnp.arange(split.count, dtype=jnp.int32))
+        sums, pieces = lax.scan(body, start, jnp.arange(split.number, dtype=jnp.int32))
 
         def finished(kind: str | None, x: Any, sum: Any, pieces: Any) -> Any:
             if kind is None:
@@ -151,21 +151,21 @@ def microbatch(
 
 
 class _Split(NamedTuple):
-    """How rows are taken apart: `count` pieces of `size`, each spread over the rows or a run."""
+    """How rows are taken apart: `number` pieces of `size`, each spread over the rows or a run."""
 
-    count: int
+    number: int
     size: int
     spread: bool
 
     def piece(self, x: jax.Array, i: jax.Array, axis: int) -> jax.Array:
         axis %= x.ndim
-        rows = (self.size, self.count) if self.spread else (self.count, self.size)
+        rows = (self.size, self.number) if self.spread else (self.number, self.size)
         apart = x.reshape(*x.shape[:axis], *rows, *x.shape[axis + 1 :])
         return lax.dynamic_index_in_dim(apart, i, axis + self.spread, keepdims=False)
 
     def joined(self, pieces: jax.Array) -> jax.Array:
         in_order = pieces.swapaxes(0, 1) if self.spread else pieces
-        return in_order.reshape(self.count * self.size, *pieces.shape[2:])
+        return in_order.reshape(self.number * self.size, *pieces.shape[2:])
 
 
 def _as_tuple(value: Any, one: type) -> tuple:
