@@ -37,8 +37,9 @@ def microbatch(
         value_and_grad = microbatch(jax.value_and_grad(loss), argnums=1, microbatch_size=64)
         value, grads = value_and_grad(params, batch)
 
-    The gradient of a microbatched function, taken outside, is the same but keeps what every
-    micro-batch leaves behind, unless the function is under `jax.checkpoint`.
+    Call it under `jax.jit`; outside, each call compiles anew. The gradient of a microbatched
+    function, taken outside, is the same but keeps what every micro-batch leaves behind, unless the
+    function is under `jax.checkpoint`.
 
     Sums are in float32 at least, in whatever dtype the function computes, and results have the
     shapes and dtypes of the function's own. They equal those of the whole batch to rounding if the
@@ -48,7 +49,8 @@ def microbatch(
 
     Micro-batch i has the rows i, i + n, i + 2n and so on, so that of a batch which is sharded over
     devices each device has its share of every micro-batch. With `num_real_microbatches`, which
-    leaves out the last rows, micro-batches are consecutive rows.
+    leaves out the last rows, micro-batches are consecutive rows; then the rows cannot be sharded
+    over an axis of a mesh with explicit axes, as jax moves nothing there by itself.
 
     Args:
         fun: any function of arrays.

@@ -189,8 +189,8 @@ def test_only_the_first_rows_count(real, traced):
 
 def test_a_traced_number_is_held_to_what_there_is():
     rows = jnp.arange(6.0)
-    evaluate = jax.jit(lambda n: microbatch(jnp.sum, 0, 2, "sum", num_real_microbatches=n)(rows))
-    assert [float(evaluate(n)) for n in (-1, 0, 1, 3, 99)] == [0, 0, 1, 15, 15]
+    evaluate = jax.jit(lambda n: microbatch(jnp.mean, 0, 2, num_real_microbatches=n)(rows))
+    assert [float(evaluate(n)) for n in (-1, 0, 1, 3, 99)] == [0, 0, 0.5, 2.5, 2.5]
 
 
 def test_a_mean_is_over_the_micro_batches_that_were_evaluated():
@@ -280,6 +280,34 @@ def test_memory_falls_with_the_micro_batch():
     assert whole > parts[0] > parts[1]
     # What is left is the gradient of the weights, of a part and summed, and a part's activations.
     assert parts[1] < 3 * weights + 2 * activations / 16
+
+
+def test_a_gradient_from_outside_needs_a_checkpoint():
+    rows = jax.ShapeDtypeStruct((256, 64), jnp.float32)
+    w = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+
+    def deep(w, x):
+        for _ in range(6):
+            x = jnp.tanh(x @ w)
+        return jnp.mean(x**2)
+
+    def needed(fun):
+        compiled = jax.jit(jax.grad(microbatch(fun, 1, 16))).lower(w, rows).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(jax.checkpoint(deep)) < needed(deep) / 2
+
+
+def test_micro_batches_are_every_nth_row_or_consecutive_rows():
+    x = jnp.arange(6.0)
+
+    def neighbours(x):
+        return x[:-1] @ x[1:]
+
+    spread = microbatch(neighbours, 0, 3, "sum")(x)
+    assert float(spread) == (0 * 2 + 2 * 4) + (1 * 3 + 3 * 5)
+    consecutive = microbatch(neighbours, 0, 3, "sum", num_real_microbatches=2)(x)
+    assert float(consecutive) == (0 * 1 + 1 * 2) + (3 * 4 + 4 * 5)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

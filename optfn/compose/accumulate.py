@@ -10,7 +10,7 @@ from jax import lax
 from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype, ratio
-from optfn.core.inputs import check_floating, is_float0
+from optfn.core.inputs import check_floating
 from optfn.core.passes import each_leaf, number_slot, scaled_by, zeros_of
 from optfn.core.placement import beside, like_param
 from optfn.core.transform import (
@@ -51,9 +51,10 @@ class accumulate(Transform):
         total <- total + w * g            for each micro-gradient, in order; w = 1 unless weighted
         step of the optimizer with g = total / (sum of w)       when `every` of them are added
 
-    In between the updates are zeros, and the optimizer does not run. It stands inside as a whole:
-    its schedules count its own steps, and so does a schedule for `every`. What is beside it in a
-    chain sees every micro-gradient and counts them.
+    In between the updates are zeros, and the optimizer does not run; only under a `vmap` that
+    reaches `every` it does, and the result is dropped. It stands inside as a whole: its schedules
+    count its own steps, and so does a schedule for `every`. What is beside it in a chain sees every
+    micro-gradient and counts them.
 
         accumulate(adamw(1e-3), every=8)
 
@@ -135,20 +136,16 @@ class accumulate(Transform):
         count = slots.micro_step + kept
         due = kept & (count >= jnp.round(self.every))
 
-        # A conditional has no place for arrays of dtype float0.
-        real = [not is_float0(g) for g in jax.tree.leaves(updates)]
-
         def run(inner: State) -> tuple[PyTree, State]:
             (mean,) = each_leaf(_over, total, numbers=(weight if self.use_grad_mean else 1,))
             whole = merge(cast_like(mean, grads), updates, summed)
-            steps, inner = advance_inner(self.transform, whole, inner, ctx.params, ctx.extra_args)
-            return view(steps, real), inner
+            return advance_inner(self.transform, whole, inner, ctx.params, ctx.extra_args)
 
         def hold(inner: State) -> tuple[PyTree, State]:
-            return jax.tree.map(jnp.zeros_like, view(updates, real)), inner
+            return jax.tree.map(jnp.zeros_like, updates), inner
 
         steps, inner = lax.cond(due, run, hold, slots.inner)
-        return merge(steps, updates, real), Accumulation(
+        return steps, Accumulation(
             sum=total,
             weight=weight,
             micro_step=jnp.where(due, 0, count),
