@@ -15,6 +15,8 @@ ELSEWHERE = {
     "identity": "chain",
     "inject_hyperparams": "hyperparameters",
     "inject_stateful_hyperparams": "hyperparameters",
+    "MultiSteps": "accumulate",
+    "apply_every": "accumulate",
     "multi_transform": "partition",
     "named_chain": "chain",
     "safe_norm": "global_norm",
@@ -45,7 +47,7 @@ def _words(text: str) -> set[str]:
 
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
-    MultiSteps apply_every skip_large_updates skip_not_finite apply_if_finite conditionally_mask
+    skip_large_updates skip_not_finite apply_if_finite conditionally_mask
     conditionally_transform zero_nans lookahead measure_with_ema monitor snapshot reduce_on_plateau
     lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
     value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
@@ -67,7 +69,7 @@ LEFT = {
         safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
         update_infinity_moment update_moment update_moment_per_elem_norm
     """),
-    "of the training loop": _words("microbatch periodic_update"),
+    "of the training loop": _words("periodic_update"),
     "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
     "a mark in optax's states": _words("MaskedNode"),
 }

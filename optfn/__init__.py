@@ -25,6 +25,7 @@ from optfn.core.transform import State as State
 from optfn.core.transform import Transform as Transform
 
 # Composition.
+from optfn.compose.accumulate import accumulate as accumulate
 from optfn.compose.averaging import ema_nesterov as ema_nesterov
 from optfn.compose.averaging import primal_averaging as primal_averaging
 from optfn.compose.averaging import schedule_free as schedule_free
@@ -38,6 +39,9 @@ from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
 from optfn.compose.sam import sam as sam
+
+# The training loop.
+from optfn.microbatching import microbatch as microbatch
 
 # Stages that are no algorithm of their own.
 from optfn.transforms.clip import adaptive_grad_clip as adaptive_grad_clip

@@ -118,11 +118,14 @@ OPTIMIZERS = {
         by_shape,
     ),
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
+    "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
+    "accumulate weighted": optfn.accumulate(optfn.sgd(0.1, 0.5), 2, weighted=True),
 }
 
 # What `update` must be given, for those that need more than the gradients.
 EXTRA_ARGS = {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")} | {
-    "sophia": {"obj_fn": loss}
+    "sophia": {"obj_fn": loss},
+    "accumulate weighted": {"weight": 3.0},
 }
 
 STAGES = {

@@ -201,6 +201,55 @@ def test_digits_are_standardised_by_the_training_images(digits):
     assert not np.array_equal(digits.load_data(seed=4)[1].labels, test_data.labels)
 
 
+# accumulate_gradients
+
+
+@pytest.fixture(scope="module")
+def ways():
+    return load("accumulate_gradients")
+
+
+WAY = re.compile(
+    r"^\s*(?P<way>\S.*?) {2,}(?P<images>\d+) +(?P<calls>\d+) +(?P<memory>\d+)"
+    r" +(?P<loss>\d\.\d{4}) +(?P<difference>\d\.\de[+-]\d\d)\s*$",
+    re.MULTILINE,
+)
+
+
+def test_accumulation_takes_the_steps_of_the_whole_batch_in_less_memory(tmp_path, ways):
+    ran = run("accumulate_gradients", tmp_path, "--quick", "--output", "here/figure.png")
+    rows = {row["way"]: row.groupdict() for row in WAY.finditer(ran.stdout)}
+    assert list(rows) == list(ways.WAYS)
+    for name in ("accumulate", "microbatch"):
+        # Twenty steps, each of which multiplies a rounding of 6e-8 by little.
+        assert float(rows[name]["difference"]) < 1e-4
+        assert rows[name]["loss"] == rows["whole batch"]["loss"]
+        assert 3 * int(rows[name]["memory"]) < int(rows["whole batch"]["memory"])
+    assert float(rows["one micro-batch"]["difference"]) > 0.1
+    assert ran.written == {"here/figure.png"}
+    check_drawn(ran.folder / "here/figure.png", *ways.COLORS.values())
+
+
+def test_figure_of_accumulation_holds_every_run(ways):
+    runs = {
+        name: ways.Run(np.array([2.0, 1.0, i + 0.5]), 1024 * (i + 1))
+        for i, name in enumerate(ways.WAYS)
+    }
+    losses, memory = ways.draw(runs).axes
+    for line, (name, ran) in zip(losses.lines, runs.items(), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), list(enumerate(ran.losses)))
+        assert (line.get_label(), line.get_color()) == (name, ways.COLORS[name])
+    assert [bar.get_width() for bar in memory.patches] == [4, 3, 2, 1]
+    assert [label.get_text() for label in memory.get_yticklabels()] == list(runs)[::-1]
+
+
+def test_accumulation_refuses_fewer_than_one_step(ways, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["accumulate_gradients.py", "--steps", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        ways.main()
+    assert "--steps must be at least 1" in capsys.readouterr().err
+
+
 # plot_lecture
 
 

@@ -2,8 +2,7 @@
 
 That optax does is asserted for this version alone; a later one may have mended it.
 
-Rows that wait for what does not exist here yet: gradient accumulation (a NaN micro-gradient that
-poisons it for ever; an inner update on every micro-step), metrics whose state changes structure,
+Rows that wait for what does not exist here yet: metrics whose state changes structure,
 reduce-on-plateau with a negative loss, and the `argmin` of a sweep that returns the NaN trial.
 """
 
@@ -294,3 +293,77 @@ def test_no_value_decides_what_the_program_is():
     for lane, number in enumerate((0.0, 0.5)):
         expected, _ = run(tx(number), PARAMS, GRADS)
         np.testing.assert_allclose(swept["w"][lane], expected["w"], rtol=1e-5)
+
+
+def multi_steps(tx, k, **options):
+    return optax.MultiSteps(tx, k, **options).gradient_transformation()
+
+
+def test_one_nan_gradient_does_not_poison_an_accumulation():
+    bad = PARAMS | {"b": jnp.asarray([1.0, jnp.nan])}
+    grads = [GRADS, bad, *[GRADS] * 9]
+    theirs, state = run(multi_steps(optax.sgd(0.1), 2), PARAMS, *grads, GRADS)
+    wrong_in_optax(not finite(theirs) and not finite(state.acc_grads))
+
+    updates, state = run(optfn.accumulate(optfn.sgd(0.1), 2), PARAMS, *grads)
+    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * g, rtol=1e-6), updates, GRADS)
+    assert finite(state)
+    assert state.slots["accumulate"].skipped == 1
+
+
+def test_the_optimizer_runs_for_every_kth_gradient_only():
+    """Counted where it runs: 8 gradients make 2 updates."""
+    calls = []
+
+    def counting():
+        def update(updates, state, params=None):
+            jax.debug.callback(lambda: calls.append(None))
+            return updates, state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    def count(tx):
+        calls.clear()
+        _, last = jax.jit(lambda: run(tx, PARAMS, *[GRADS] * 8))()
+        jax.block_until_ready(last)
+        jax.effects_barrier()
+        return len(calls)
+
+    wrong_in_optax(count(multi_steps(counting(), 4)) == 8)
+    assert count(optfn.accumulate(optfn.from_optax(counting()), 4)) == 2
+
+
+def test_a_skipped_gradient_is_no_update():
+    """optax's `has_updated` sees only that the next round has not begun."""
+    bad = jax.tree.map(lambda g: jnp.nan * g, GRADS)
+    theirs = optax.MultiSteps(optax.sgd(0.1), 2, should_skip_update_fn=optax.skip_not_finite)
+    _, state = run(theirs, PARAMS, GRADS, GRADS, bad)
+    wrong_in_optax(bool(theirs.has_updated(state)))
+    tx = optfn.accumulate(optfn.sgd(0.1), 2)
+    states = [run(tx, PARAMS, *[GRADS, GRADS, bad][:n])[1] for n in (1, 2, 3)]
+    assert [bool(s.slots["accumulate"].has_updated) for s in states] == [False, True, False]
+
+
+def test_between_updates_of_an_accumulation_params_stay_as_they_are():
+    """optax multiplies by zero what the optimizer gives between updates, and NaN times 0 is NaN."""
+
+    logarithms = optax.stateless(lambda updates, params: jax.tree.map(jnp.log, updates))
+    negative = jax.tree.map(lambda p: -jnp.ones_like(p), PARAMS)
+    theirs, _ = run(multi_steps(logarithms, 2), PARAMS, negative)
+    wrong_in_optax(not finite(theirs))
+    updates, _ = run(optfn.accumulate(optfn.from_optax(logarithms), 2), PARAMS, negative)
+    assert all(not u.any() for u in jax.tree.leaves(updates))
+
+
+def test_micro_batches_are_summed_in_float32():
+    """In bfloat16 a sum of ones ends at 256."""
+    ones = jnp.ones(1024, jnp.bfloat16)
+    wrong_in_optax(float(optax.microbatch(jnp.sum, 0, 1)(ones)) == 256)
+    assert float(optfn.microbatch(jnp.sum, 0, 1, "sum")(ones)) == 1024
+
+
+def test_the_rows_of_a_filled_up_batch_that_count_are_the_first():
+    rows = jnp.asarray([1.0, 1, 1, 1, 100, 100, 100, 100])
+    theirs = optax.microbatch(jnp.sum, 0, 2, num_real_microbatches=2)
+    wrong_in_optax(float(theirs(rows)) == 202)
+    assert float(optfn.microbatch(jnp.sum, 0, 2, "sum", num_real_microbatches=2)(rows)) == 4

@@ -171,7 +171,7 @@ def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
             changes[field] = tuple(resolve(inner, field) for inner in value)
         else:
             changes[field] = resolve(value, field)
-    return tx.resolve(step).rebuilt(**changes)
+    return tx.resolve(tx.schedule_step(own, step)).rebuilt(**changes)
 
 
 def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:

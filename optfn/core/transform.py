@@ -103,6 +103,17 @@ class Transform(Data):
         """
         return (slots.slots, slots.step) if isinstance(slots, State) else (slots, step)
 
+    def schedule_step(self, slots: Any, step: Any) -> Any:
+        """The step that this transform's own schedules are read at: its own, `step`.
+
+        A wrapper that counts by its inner optimizer's steps overrides it.
+
+        Args:
+            slots: this transform's slots.
+            step: this transform's step.
+        """
+        return step
+
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         """The params to evaluate at, given those that the gradient is taken at.
 
@@ -230,7 +241,7 @@ class Transform(Data):
             check_floating("the gradient", updates)
         declared = self.declared_extra_args()
         ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
-        stage = self.ready(ctx)
+        stage = self.ready(ctx._replace(step=self.schedule_step(own, ctx.step)))
         if self._computes_itself:
             stage = stage._with_numbers_in(own_dtype(updates))
         new_updates, new = stage.apply(updates, own, ctx)

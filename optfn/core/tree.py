@@ -106,8 +106,8 @@ class PerLeaf:
         values = [_as_static(leaf, f"{where} {at_path(path)}", kind) for path, leaf in leaves]
         return cls(None, tuple(values), treedef, where, kind)
 
-    def values(self, tree: PyTree) -> list:
-        """The value for every leaf of `tree`, in flattening order."""
+    def values(self, tree: PyTree, what: str = "the params") -> list:
+        """The value for every leaf of `tree`, which a message calls `what`, in flattening order."""
         if self.function is not None:
             leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
             return [self._call(self.function, path, leaf) for path, leaf in leaves]
@@ -115,8 +115,8 @@ class PerLeaf:
             subtrees = self.treedef.flatten_up_to(tree)
         except ValueError:
             prefix = self.treedef.unflatten(map(_Literal, self.leaves))
-            reason = _prefix_mismatch(prefix, tree, self.where) or "they differ in static parts"
-            raise ValueError(f"{self.where} does not fit the params: {reason}.") from None
+            reason = _prefix_mismatch(prefix, tree, what) or "they differ in static parts"
+            raise ValueError(f"{self.where} does not fit {what}: {reason}.") from None
         return [
             value
             for value, subtree in zip(self.leaves, subtrees, strict=True)
@@ -167,21 +167,21 @@ def at_path(path: tuple) -> str:
     return at(path_string(path))
 
 
-def _prefix_mismatch(prefix: PyTree, tree: PyTree, name: str, path: tuple = ()) -> str | None:
+def _prefix_mismatch(prefix: PyTree, tree: PyTree, what: str, path: tuple = ()) -> str | None:
     """Like `mismatch`, but a leaf of `prefix` stands for a whole subtree."""
     if is_leaf(prefix):
         return None
     kind_a, kind_b = describe(prefix), describe(tree)
     if kind_a != kind_b:
-        return f"{at_path(path)} it has {kind_a}, the params have {kind_b}"
+        return f"{at_path(path)} it has {kind_a}, {what} have {kind_b}"
     children_a, children_b = _children(prefix), _children(tree)
     for key in children_b:
         if key not in children_a:
             return f"it has no value {at_path((*path, *key))}"
     for key, value in children_a.items():
         if key not in children_b:
-            return f"it has a value {at_path((*path, *key))}, where the params have no entry"
-        found = _prefix_mismatch(value, children_b[key], name, (*path, *key))
+            return f"it has a value {at_path((*path, *key))}, where {what} have no entry"
+        found = _prefix_mismatch(value, children_b[key], what, (*path, *key))
         if found:
             return found
     return None

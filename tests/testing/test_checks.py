@@ -15,15 +15,18 @@ WITHOUT_SLOTS = {
     "clip_by_block_rms", "adaptive_grad_clip", "normalize_by_update_norm", "centralize",
     "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio",
 }  # fmt: skip
+ACCUMULATES = ("accumulate", "accumulate weighted")
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
 SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
 }
+SKIPPED |= {name: {"nan_visible": "NaN gradients are skipped and counted"} for name in ACCUMULATES}
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
+    "nan_visible": ACCUMULATES,  # compose/test_accumulate.py
 }
 
 

@@ -1,0 +1,186 @@
+"""Gradient accumulation: an optimizer that takes one step for several gradients."""
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.compose.partition import merge, view
+from optfn.core.data import child, static
+from optfn.core.dtypes import cast, own_dtype, ratio
+from optfn.core.inputs import check_floating
+from optfn.core.passes import each_leaf, number_slot, scaled_by, zeros_of
+from optfn.core.placement import beside, like_param
+from optfn.core.transform import (
+    Context,
+    ExtraKind,
+    State,
+    Transform,
+    advance_inner,
+    cast_like,
+)
+from optfn.core.tree import PyTree, flatten_like
+
+
+class Accumulation(NamedTuple):
+    """What was added up since the last update, and the state of the optimizer inside.
+
+    Attributes:
+        sum: of the micro-gradients, each times its weight. After an update it stands until the next
+            micro-gradient takes its place.
+        weight: the sum of their weights; without weights, their number.
+        micro_step: int32 scalar, how many micro-gradients the next update has; 0 after an update.
+        skipped: int32 scalar, how many were left out since `init`, as they were not finite.
+        has_updated: bool scalar, whether the optimizer ran in the last call of `update`.
+        inner: the optimizer's `State`, whose step is the number of updates made.
+    """
+
+    sum: PyTree
+    weight: jax.Array
+    micro_step: jax.Array
+    skipped: jax.Array
+    has_updated: jax.Array
+    inner: State
+
+
+class accumulate(Transform):
+    """Gradient accumulation: an optimizer takes one step for several gradients, with their mean.
+
+        total <- total + w * g            for each micro-gradient, in order; w = 1 unless weighted
+        step of the optimizer with g = total / (sum of w)       when `every` of them are added
+
+    In between the updates are zeros, and the optimizer does not run; only under a `vmap` that
+    reaches `every` it does, and the result is dropped. It stands inside as a whole: its schedules
+    count its own steps, and so does a schedule for `every`. What is beside it in a chain sees every
+    micro-gradient and counts them.
+
+        accumulate(adamw(1e-3), every=8)
+
+    A micro-gradient with an entry that is not finite, or with such a weight, is skipped: it is not
+    added, and it does not count, so that every step has `every` gradients. The optimizer gets the
+    extra arguments of the call in which it runs, those of the last micro-batch. The slots, an
+    `Accumulation`, say how far the sum is, how many gradients were skipped and whether the last
+    call was a step.
+
+    For gradients that come one by one. A batch that is there at once, but too large for the memory,
+    is `microbatch`'s task, which needs no state.
+
+    Args:
+        transform: the optimizer.
+        every: micro-gradients a step, a number or a schedule; it is rounded, and below 1 it is 1.
+        use_grad_mean: whether to divide by the sum of the weights; else the step is with the total.
+        weighted: whether `update` takes the keyword argument `weight`, a scalar, for micro-batches
+            of different sizes: the number of examples or tokens that the gradient is the mean of. A
+            mean with a total weight of zero is zero.
+        accumulator_dtype: of the sum, a real one also for complex gradients; None is float32, or
+            wider with wider params. In a narrower one, small gradients are lost in a large sum.
+
+    Raises:
+        TypeError: `accumulator_dtype` is no floating point dtype.
+    """
+
+    transform: Transform = child()
+    every: Any
+    use_grad_mean: bool = static(default=True, kw_only=True)
+    weighted: bool = static(default=False, kw_only=True)
+    accumulator_dtype: Any = static(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.accumulator_dtype is not None:
+            name = _name_of_floating(self.accumulator_dtype, "accumulate(accumulator_dtype=...)")
+            object.__setattr__(self, "accumulator_dtype", name)
+
+    def declared_extra_args(self) -> dict[str, ExtraKind]:
+        own: dict[str, ExtraKind] = {"weight": "scalar"} if self.weighted else {}
+        return super().declared_extra_args() | own
+
+    def init_slots(self, params: PyTree) -> Accumulation:
+        leaves = jax.tree.leaves(params)
+        # An integer param can only be frozen inside; it has no sum.
+        summed = view(params, [jnp.issubdtype(p.dtype, jnp.inexact) for p in leaves])
+        return Accumulation(
+            sum=jax.tree.map(self._in_accumulator_dtype, zeros_of(summed)),
+            weight=number_slot(0, params),
+            micro_step=beside(jnp.zeros((), jnp.int32), leaves),
+            skipped=beside(jnp.zeros((), jnp.int32), leaves),
+            has_updated=beside(jnp.zeros((), bool), leaves),
+            inner=self.transform.init(params),
+        )
+
+    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
+        return slots.inner.slots, slots.inner.step
+
+    def schedule_step(self, slots: Any, step: Any) -> Any:
+        return slots.inner.step
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        sums = flatten_like(slots.sum, updates, f"the slots {self.name}.sum", "updates")
+        summed = [x is not None for x in sums]
+        grads = view(updates, summed)
+        check_floating("the gradient", grads)
+
+        weight = cast(ctx.extra_args["weight"] if self.weighted else 1, own_dtype(grads))
+        terms = scaled_by(weight, grads)
+        kept = jnp.isfinite(weight) & _all_finite(terms)
+        first = slots.micro_step == 0
+
+        def added(term, plus, before):
+            return jnp.where(kept, jnp.where(first, term, plus), before)
+
+        (plus,) = each_leaf(_plus, terms, slots.sum)
+        total = jax.tree.map(added, terms, plus, slots.sum)
+        weight = added(weight, slots.weight + weight, slots.weight)
+        count = slots.micro_step + kept
+        due = kept & (count >= jnp.round(self.every))
+
+        def run(inner: State) -> tuple[PyTree, State]:
+            (mean,) = each_leaf(_over, total, numbers=(weight if self.use_grad_mean else 1,))
+            whole = merge(cast_like(mean, grads), updates, summed)
+            return advance_inner(self.transform, whole, inner, ctx.params, ctx.extra_args)
+
+        def hold(inner: State) -> tuple[PyTree, State]:
+            return jax.tree.map(jnp.zeros_like, updates), inner
+
+        steps, inner = lax.cond(due, run, hold, slots.inner)
+        return steps, Accumulation(
+            sum=total,
+            weight=weight,
+            micro_step=jnp.where(due, 0, count),
+            skipped=slots.skipped + ~kept,
+            has_updated=due,
+            inner=inner,
+        )
+
+    def _in_accumulator_dtype(self, x: jax.Array) -> jax.Array:
+        if self.accumulator_dtype is None:
+            return x
+        dtype = jnp.dtype(self.accumulator_dtype)
+        if jnp.iscomplexobj(x):
+            dtype = jnp.promote_types(dtype, x.dtype)
+        return like_param(cast(x, dtype), x)
+
+
+def _plus(g, before):
+    return (before + g,)
+
+
+def _over(total, weight):
+    return (ratio(total, weight),)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+    return reduce(jnp.logical_and, finite, jnp.ones((), bool))
+
+
+def _name_of_floating(dtype: Any, where: str) -> str:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
+    return found.name
