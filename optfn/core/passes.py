@@ -21,6 +21,7 @@ from optfn.core.dtypes import (
     real_dtype,
     widen,
 )
+from optfn.core.inputs import is_float0
 from optfn.core.leafwise import COMMON
 from optfn.core.placement import beside, like_param
 from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
@@ -94,6 +95,11 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
 def number_slot(value: Any, params: PyTree) -> jax.Array:
     """A scalar of the state, in the dtype and on the devices of its params."""
     return beside(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
+
+
+def no_updates(updates: PyTree) -> PyTree:
+    """Zeros like the updates; gradients of integers stay what they are."""
+    return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)
 
 
 def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
