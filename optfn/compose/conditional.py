@@ -11,7 +11,8 @@ from optfn.compose.chain import finishes_inside
 from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.data import child, static
 from optfn.core.passes import no_updates
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
+from optfn.core.placement import beside
+from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
 
 
@@ -42,20 +43,25 @@ class _Conditional(Transform):
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         declared = super().declared_extra_args()
         for name in () if self.forward_extra_args is True else self.forward_extra_args:
-            if name not in declared | KNOWN_KINDS:
+            if name in declared:
+                continue
+            if name not in KNOWN_KINDS:
                 raise ValueError(
                     f"{self.name}(forward_extra_args=...): the kind of {name!r} is not known; the "
                     f"transform must declare it, or it must be one of {', '.join(KNOWN_KINDS)}."
                 )
-            declared.setdefault(name, KNOWN_KINDS.get(name, "scalar"))
+            declared[name] = KNOWN_KINDS[name]
         return declared
 
     def init_slots(self, params: PyTree) -> State:
-        return self.transform.init(params)
+        step = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return State(step, self.transform.init_named(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         def run():
-            return advance_inner(self.transform, updates, slots, ctx.params, ctx.extra_args)
+            own = ctx._replace(step=slots.step)
+            new_updates, new = self.transform.apply_named(updates, slots.slots, own)
+            return new_updates, State(own.next_step, new)
 
         return lax.cond(self._runs(ctx), run, lambda: (self._elsewhere(updates), slots))
 
@@ -79,7 +85,7 @@ class _Conditional(Transform):
 class conditionally_transform(_Conditional):
     """Runs a stage at some steps only and hands the updates on unchanged at the others.
 
-        chain(conditionally_transform(clip_by_global_norm(1.0), lambda step: step < 1000), adam(1e-3))
+        chain(conditionally_transform(clip(1.0), lambda step: step < 1000), adam(1e-3))
 
     Only as a stage among others where the transform applies a learning rate: at the other steps
     raw gradients would become updates, which they do in optax. For a whole optimizer there is
@@ -102,7 +108,7 @@ class conditionally_transform(_Conditional):
 
     def why_not_root(self) -> str | None:
         if not finishes_inside(self.transform):
-            return None
+            return super().why_not_root()
         return (
             "conditionally_transform(...) of an optimizer is none: at the steps that it does not "
             "run, the raw gradients would become updates. Use conditionally_mask(...), which makes "

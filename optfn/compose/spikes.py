@@ -1,5 +1,6 @@
 """Steps that are skipped because their gradient, or their loss, is far above the last ones."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,21 +18,26 @@ from optfn.core.transform import Context, ExtraKind, count_up
 from optfn.core.tree import PyTree
 
 
-class Spikes(NamedTuple):
-    """The level of the steps taken so far, and the skipped ones.
+class Level(NamedTuple):
+    """Where the norms, or the losses, of the steps taken lie.
 
     Attributes:
-        mean: the average level; recent ones weigh more.
+        mean: the average; recent ones weigh more.
         std: the standard deviation, with the same weights.
         weight: the sum of the weights, of which the last is 1.
-        count: int32 scalar, how many levels these are of.
-        skips: the skipped steps, and the state of the optimizer inside.
+        seen: int32 scalar, how many there were.
     """
 
     mean: jax.Array
     std: jax.Array
     weight: jax.Array
-    count: jax.Array
+    seen: jax.Array
+
+
+class Spikes(NamedTuple):
+    """The level so far, and the skipped steps with the state of the optimizer inside."""
+
+    level: Level
     skips: Skips
 
 
@@ -80,29 +86,31 @@ class skip_spikes(Skipping):
 
     def init_slots(self, params: PyTree) -> Spikes:
         mean, std, weight = (number_slot(0, params) for _ in range(3))
-        count = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
-        return Spikes(mean, std, weight, count, self.no_skips(params))
+        seen = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return Spikes(Level(mean, std, weight, seen), self.no_skips(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        x = self._level(updates, ctx)
-        mean, std = slots.mean, slots.std
-        warm = slots.count >= self.warmup_steps
+        x = self._watched(updates, ctx)
+        mean, std, weight, seen = slots.level
+        warm = seen >= self.warmup_steps
         shifted = slots.skips.consecutive >= self.max_consecutive
         spike = x > mean + self.threshold * jnp.maximum(std, self.eps * jnp.abs(mean))
         fit = jnp.isfinite(x) & all_finite(updates) & ~(spike & warm & ~shifted)
         steps, skips = self.attempt(updates, slots.skips, ctx, fit, self.max_consecutive)
 
-        weight = 1 + self.decay * jnp.where(shifted, 0, slots.weight)
-        count = count_up(jnp.where(shifted, 0, slots.count))
+        weight = 1 + self.decay * jnp.where(shifted, 0, weight)
         kept, share = 1 - 1 / weight, 1 / weight
-        # A norm of two, for differences whose squares would overflow.
-        new_std = sqrt(kept) * global_norm((std, sqrt(share) * (x - mean)))
-        new = average(kept, mean, x), new_std, weight, count
-        old = mean, std, slots.weight, slots.count
-        kept_or_new = [jnp.where(skips.skipped, a, b) for a, b in zip(old, new, strict=True)]
-        return steps, Spikes(*lax.stop_gradient(kept_or_new), skips)
+        new = Level(
+            mean=average(kept, mean, x),
+            # As a norm of two, for differences whose squares would overflow.
+            std=sqrt(kept) * global_norm((std, sqrt(share) * (x - mean))),
+            weight=weight,
+            seen=count_up(jnp.where(shifted, 0, seen)),
+        )
+        level = jax.tree.map(partial(jnp.where, skips.skipped), slots.level, new)
+        return steps, Spikes(lax.stop_gradient(level), skips)
 
-    def _level(self, updates: PyTree, ctx: Context) -> jax.Array:
+    def _watched(self, updates: PyTree, ctx: Context) -> jax.Array:
         if self.watch == "value":
             return jnp.asarray(ctx.extra_args["value"], own_dtype(updates))
         return global_norm([g for g in jax.tree.leaves(updates) if is_inexact(g)])

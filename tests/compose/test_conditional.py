@@ -136,6 +136,17 @@ def test_an_optimizer_that_hands_on_raw_gradients_is_refused():
     np.testing.assert_allclose(updates["w"][4], -jnp.clip(5 * GRADS["w"], -0.5, 0.5), rtol=1e-6)
 
 
+def test_a_stage_inside_need_not_be_an_optimizer():
+    """Of a `masked` one the other leaves go on unchanged."""
+    part = optfn.masked(optfn.trace(0.9), {"w": True, "b": False})
+    tx = optfn.chain(optfn.conditionally_transform(part, every_third), optfn.sgd(1.0))
+    updates, _ = run(tx)
+    np.testing.assert_allclose(updates["w"][4], -(0.9 * 2 + 5) * GRADS["w"], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"][4], -5 * GRADS["b"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"masked\(...\) alone is no optimizer"):
+        optfn.conditionally_transform(part, every_third).init(PARAMS)
+
+
 BAD = {
     "no function": (
         lambda: optfn.conditionally_mask(optfn.sgd(0.1), 3),

@@ -185,6 +185,14 @@ def test_it_gives_up_where_no_scale_helps():
         optfn.raise_if_gave_up(state)
 
 
+def test_a_step_that_is_not_finite_for_other_reasons_leaves_the_scale():
+    tx = optfn.loss_scale(optfn.chain(optfn.sgd(1.0), optfn.scale(float("inf"))))
+    updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+    assert not updates.any()
+    assert state.slots["loss_scale"].skips.skipped
+    assert optfn.current_loss_scale(state) == 2**15
+
+
 def test_derivatives_do_not_see_overflows_nor_the_scale():
     def last(tx):
         return jnp.sum(run(tx, np.arange(STEPS) % 5 == 2)[1])
