@@ -168,6 +168,12 @@ def test_it_gives_up_at_the_first_bad_step_or_never():
         assert bool(state.slots["skip_nonfinite"].gave_up) == gave_up
 
 
+def test_a_larger_number_does_not_undo_it():
+    tx = safe(max_consecutive=lambda step: jnp.where(step < 4, 1, 100))
+    _, _, _, slots = run(tx, grads_of(STEPS, [1, 2]))
+    np.testing.assert_array_equal(slots["skip_nonfinite"].gave_up, np.arange(STEPS) >= 2)
+
+
 def gone(total=6):
     """A state that gave up."""
     return run(safe(max_consecutive=2.0), grads_of(total, range(total)))[1]
