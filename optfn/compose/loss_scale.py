@@ -48,12 +48,12 @@ class loss_scale(Skipping):
 
     Powers of two divide without rounding. `growth_factor=1, backoff_factor=1` hold the scale:
     static scaling. The outermost wrapper; a clip belongs inside, where gradients have their size.
-    For bfloat16, whose range is that of float32, it does nothing. No derivative goes through the
+    bfloat16, whose range is that of float32, has no need of it. No derivative goes through the
     scale.
 
     Args:
         transform: the optimizer.
-        init_scale: the first scale.
+        init_scale: the first scale, a number.
         growth_factor: at least 1, a number or a schedule.
         backoff_factor: at most 1, a number or a schedule.
         growth_interval: in steps, a number or a schedule.
@@ -61,7 +61,8 @@ class loss_scale(Skipping):
         max_scale: a number or a schedule.
         max_consecutive: as in `skip_nonfinite`. From `max_scale` to `min_scale` it takes 24 steps.
 
-    Source: Micikevicius et al. 2018; the defaults of torch's GradScaler, with bounds.
+    Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds. (That one begins
+    with 2^16, which is infinite in float16.)
     """
 
     init_scale: Any = 2.0**15
