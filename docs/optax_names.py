@@ -9,6 +9,9 @@ import optfn
 # What does the same under another name, or with other arguments.
 ELSEWHERE = {
     "freeze": "freeze",
+    "apply_if_finite": "skip_nonfinite",
+    "skip_large_updates": "skip_spikes",
+    "skip_not_finite": "skip_nonfinite",
     "GradientTransformation": "Transform",
     "GradientTransformationExtraArgs": "Transform",
     "Schedule": "Schedule",
@@ -47,8 +50,7 @@ def _words(text: str) -> set[str]:
 
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
-    skip_large_updates skip_not_finite apply_if_finite conditionally_mask
-    conditionally_transform zero_nans lookahead measure_with_ema monitor snapshot reduce_on_plateau
+    lookahead measure_with_ema monitor snapshot reduce_on_plateau
     lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
     value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
     per_example_global_norm_clip per_example_layer_norm_clip dpsgd

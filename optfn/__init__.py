@@ -30,15 +30,22 @@ from optfn.compose.averaging import ema_nesterov as ema_nesterov
 from optfn.compose.averaging import primal_averaging as primal_averaging
 from optfn.compose.averaging import schedule_free as schedule_free
 from optfn.compose.chain import chain as chain
+from optfn.compose.conditional import conditionally_mask as conditionally_mask
+from optfn.compose.conditional import conditionally_transform as conditionally_transform
+from optfn.compose.finite import raise_if_gave_up as raise_if_gave_up
+from optfn.compose.finite import skip_nonfinite as skip_nonfinite
 from optfn.compose.gradient_signs import cautious as cautious
 from optfn.compose.gradient_signs import with_gradient_signs as with_gradient_signs
 from optfn.compose.interop import from_optax as from_optax
 from optfn.compose.interop import to_optax as to_optax
+from optfn.compose.loss_scale import current_loss_scale as current_loss_scale
+from optfn.compose.loss_scale import loss_scale as loss_scale
 from optfn.compose.mechanic import mechanize as mechanize
 from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
 from optfn.compose.sam import sam as sam
+from optfn.compose.spikes import skip_spikes as skip_spikes
 
 # The training loop.
 from optfn.microbatching import microbatch as microbatch
@@ -60,6 +67,7 @@ from optfn.transforms.decay import (
 )
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
+from optfn.transforms.nans import zero_nans as zero_nans
 from optfn.transforms.noise import add_noise as add_noise
 from optfn.transforms.scale import descend as descend
 from optfn.transforms.scale import scale as scale

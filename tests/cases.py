@@ -23,6 +23,10 @@ def is_bias(path, leaf):
     return leaf.ndim == 1
 
 
+def not_every_third(step):
+    return step % 3 != 2
+
+
 def loss(params):
     """Of any tree, with a Hessian that is not constant."""
     leaves = jax.tree.leaves(params)
@@ -120,6 +124,10 @@ OPTIMIZERS = {
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
     "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
     "accumulate weighted": optfn.accumulate(optfn.sgd(0.1, 0.5), 2, weighted=True),
+    "skip_nonfinite": optfn.skip_nonfinite(optfn.sgd(0.01, 0.9)),
+    "skip_spikes": optfn.skip_spikes(optfn.sgd(0.01, 0.9), warmup_steps=2),
+    "loss_scale": optfn.loss_scale(optfn.sgd(0.1), 2.0, growth_interval=10, max_scale=4.0),
+    "conditionally_mask": optfn.conditionally_mask(optfn.sgd(0.01, 0.9), not_every_third),
 }
 
 # What `update` must be given, for those that need more than the gradients.
@@ -150,6 +158,8 @@ STAGES = {
     "scale_by_adam": optfn.scale_by_adam(eps_root=1e-6),
     "scale_by_amsgrad": optfn.scale_by_amsgrad(bias_correction_mu=False, bias_correction_nu=False),
     "scale_by_lion": optfn.scale_by_lion(),
+    "zero_nans": optfn.chain(optfn.zero_nans(), optfn.scale(2.0)),
+    "conditionally_transform": optfn.conditionally_transform(optfn.trace(0.9), not_every_third),
     "masked in a chain": optfn.chain(
         optfn.scale_by_adam(), optfn.masked(optfn.trace(0.5), decays).named("momentum")
     ),

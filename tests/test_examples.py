@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -248,6 +250,37 @@ def test_accumulation_refuses_fewer_than_one_step(ways, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         ways.main()
     assert "--steps must be at least 1" in capsys.readouterr().err
+
+
+# train_float16
+
+
+@pytest.fixture(scope="module")
+def float16():
+    return load("train_float16")
+
+
+def test_float16_trains_with_a_scaled_loss_and_not_without(tmp_path, float16):
+    ran = run("train_float16", tmp_path, "--quick", "--output", "here/figure.png")
+    row = re.compile(r"^  (\S.*?) {2,}(\d+) +(\d\.\d{4}) +(\d+\.\d) +(\d+) +2\^(\d+)", re.M)
+    full, plain, scaled = ([float(x) for x in found[1:]] for found in row.findall(ran.stdout))
+    # Zeros in the first gradient (%), loss, accuracy (%), skipped steps, last scale.
+    assert plain == [100, 2.3026, 10.0, 0, 0], "log(10) and a guess"
+    assert full[0] == scaled[0] == 0
+    assert full[1] < 2 and scaled[1] < 2
+    assert full[3] == 0 and 3 <= scaled[3] <= 20
+    assert 10 < scaled[4] < 24
+    assert ran.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png", *float16.COLORS.values())
+
+
+def test_float16_first_gradients_are_too_small_for_it(float16):
+    data, _ = float16.load_data(seed=0)
+    params = jax.jit(float16.Classifier(jnp.float32).init)(jax.random.key(0), data.images)
+    grads = jax.jit(jax.grad(lambda p: float16.loss_fn(p, data, jnp.float32)[0]))(params)
+    sizes = np.concatenate([np.abs(x).ravel() for x in jax.tree.leaves(grads)])
+    assert sizes.max() < float(jnp.finfo(jnp.float16).smallest_subnormal)
+    assert 1e-10 < np.median(sizes) < 1e-8
 
 
 # plot_lecture

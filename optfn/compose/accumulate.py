@@ -1,6 +1,5 @@
 """Gradient accumulation: an optimizer that takes one step for several gradients."""
 
-from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype, ratio
 from optfn.core.inputs import check_floating
-from optfn.core.passes import each_leaf, number_slot, scaled_by, zeros_of
+from optfn.core.passes import all_finite, each_leaf, number_slot, scaled_by, zeros_of
 from optfn.core.placement import beside, like_param
 from optfn.core.transform import (
     Context,
@@ -124,7 +123,7 @@ class accumulate(Transform):
 
         weight = cast(ctx.extra_args["weight"] if self.weighted else 1, own_dtype(grads))
         terms = scaled_by(weight, grads)
-        kept = jnp.isfinite(weight) & _all_finite(terms)
+        kept = jnp.isfinite(weight) & all_finite(terms)
         first = slots.micro_step == 0
 
         def added(term, plus, before):
@@ -169,11 +168,6 @@ def _plus(g, before):
 
 def _over(total, weight):
     return (ratio(total, weight),)
-
-
-def _all_finite(tree: PyTree) -> jax.Array:
-    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
-    return reduce(jnp.logical_and, finite, jnp.ones((), bool))
 
 
 def _name_of_floating(dtype: Any, where: str) -> str:

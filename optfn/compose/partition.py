@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from optfn.core.data import child, per_leaf
-from optfn.core.inputs import is_float0
+from optfn.core.passes import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
 
@@ -183,7 +182,7 @@ class freeze(_Selective):
     selects = False
 
     def _others(self, updates: PyTree) -> PyTree:
-        return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)
+        return no_updates(updates)
 
 
 def view(tree: PyTree, mine: list[bool]) -> PyTree:

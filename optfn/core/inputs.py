@@ -122,5 +122,10 @@ def check_addable(params: PyTree, updates: list) -> None:
             )
 
 
+def is_inexact(x: Any) -> bool:
+    """Whether it is real or complex floating point, and no integer."""
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
 def is_float0(x: Any) -> bool:
     return getattr(x, "dtype", None) == jax.dtypes.float0

@@ -21,7 +21,7 @@ from optfn.core.dtypes import (
     real_dtype,
     widen,
 )
-from optfn.core.inputs import check_floating, matched
+from optfn.core.inputs import check_floating, is_float0, is_inexact, matched
 from optfn.core.leafwise import COMMON
 from optfn.core.placement import beside, like_param
 from optfn.core.tree import PyTree, flatten_like
@@ -86,6 +86,12 @@ def total(tree: PyTree) -> jax.Array:
     return reduce(add, jax.tree.leaves(tree), jnp.zeros((), own_dtype(tree)))
 
 
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry is finite; those of integers are."""
+    leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x)]
+    return reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in leaves), jnp.asarray(True))
+
+
 def scaled_by(number: jax.Array, tree: PyTree) -> PyTree:
     """Every leaf times a number, which takes the leaf's real dtype."""
     return jax.tree.map(lambda x: x * cast(number, real_dtype(x.dtype)), tree)
@@ -101,6 +107,11 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
 def number_slot(value: Any, params: PyTree) -> jax.Array:
     """A scalar of the state, in the dtype and on the devices of its params."""
     return beside(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
+
+
+def no_updates(updates: PyTree) -> PyTree:
+    """Zeros like the updates; gradients of integers stay what they are."""
+    return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)
 
 
 def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:

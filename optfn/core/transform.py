@@ -26,6 +26,11 @@ ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
 ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
 
 
+def count_up(count: jax.Array) -> jax.Array:
+    """An int32 count and one more; it saturates at 2**31 - 1."""
+    return lax.select(lax.lt(count, MAX_STEP), lax.add(count, ONE_STEP), MAX_STEP)
+
+
 class State(NamedTuple):
     """What the next update needs.
 
@@ -54,7 +59,7 @@ class Context(NamedTuple):
     @property
     def next_step(self) -> jax.Array:
         """int32 scalar, 1 at the first update; it saturates at 2**31 - 1."""
-        return lax.select(lax.lt(self.step, MAX_STEP), lax.add(self.step, ONE_STEP), MAX_STEP)
+        return count_up(self.step)
 
 
 class Transform(Data):

@@ -1,0 +1,138 @@
+"""Wrappers that run a transform at some steps only."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.compose.chain import finishes_inside
+from optfn.compose.interop import KNOWN_KINDS
+from optfn.core.data import child, static
+from optfn.core.passes import no_updates
+from optfn.core.placement import beside
+from optfn.core.transform import Context, ExtraKind, State, Transform
+from optfn.core.tree import PyTree
+
+
+class _Conditional(Transform):
+    """A transform that runs where a function of the step says so, and not at all elsewhere."""
+
+    transform: Transform = child()
+    should_transform_fn: Callable = static()
+    forward_extra_args: Any = static(default=())
+
+    def __post_init__(self):
+        where = type(self).__name__
+        super().__post_init__()
+        if not callable(self.should_transform_fn):
+            raise TypeError(
+                f"{where}(should_transform_fn=...) must be a function of the step, found "
+                f"{self.should_transform_fn!r}."
+            )
+        names = self.forward_extra_args
+        if isinstance(names, str) or not isinstance(names, (bool, tuple)):
+            raise TypeError(
+                f"{where}(forward_extra_args=...) must be a bool or a tuple of names, found "
+                f"{names!r}."
+            )
+        object.__setattr__(self, "forward_extra_args", names or ())
+        self.declared_extra_args()
+
+    def declared_extra_args(self) -> dict[str, ExtraKind]:
+        declared = super().declared_extra_args()
+        for name in () if self.forward_extra_args is True else self.forward_extra_args:
+            if name in declared:
+                continue
+            if name not in KNOWN_KINDS:
+                raise ValueError(
+                    f"{self.name}(forward_extra_args=...): the kind of {name!r} is not known; the "
+                    f"transform must declare it, or it must be one of {', '.join(KNOWN_KINDS)}."
+                )
+            declared[name] = KNOWN_KINDS[name]
+        return declared
+
+    def init_slots(self, params: PyTree) -> State:
+        step = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return State(step, self.transform.init_named(params))
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        def run():
+            own = ctx._replace(step=slots.step)
+            new_updates, new = self.transform.apply_named(updates, slots.slots, own)
+            return new_updates, State(own.next_step, new)
+
+        return lax.cond(self._runs(ctx), run, lambda: (self._elsewhere(updates), slots))
+
+    def _runs(self, ctx: Context) -> jax.Array:
+        names = self.forward_extra_args
+        names = ctx.extra_args if names is True else names
+        runs = jnp.asarray(
+            self.should_transform_fn(ctx.step, **{k: ctx.extra_args[k] for k in names})
+        )
+        if runs.shape or runs.dtype != bool:
+            raise TypeError(
+                f"{self.name}(should_transform_fn=...) must give one bool, found "
+                f"{runs.dtype}{list(runs.shape)}."
+            )
+        return runs
+
+    def _elsewhere(self, updates: PyTree) -> PyTree:
+        raise NotImplementedError
+
+
+class conditionally_transform(_Conditional):
+    """Runs a stage at some steps only and hands the updates on unchanged at the others.
+
+        chain(conditionally_transform(clip(1.0), lambda step: step < 1000), adam(1e-3))
+
+    Only as a stage among others where the transform applies a learning rate: at the other steps
+    raw gradients would become updates, which they do in optax. For a whole optimizer there is
+    `conditionally_mask`. The stage's state and step stand still where it does not run.
+
+    Args:
+        transform: the stage.
+        should_transform_fn: a function `step -> bool`, of the int32 step, 0 at the first update.
+        forward_extra_args: the names of the extra arguments of `update` to give the function as
+            keyword arguments, as in `("value",)`; True for all that the transform declares.
+
+    Raises:
+        TypeError: the function gives anything but one bool.
+        ValueError: an extra argument whose kind is not known.
+    """
+
+    @property
+    def finishes(self) -> bool:
+        return False
+
+    def why_not_root(self) -> str | None:
+        if not finishes_inside(self.transform):
+            return super().why_not_root()
+        return (
+            "conditionally_transform(...) of an optimizer is none: at the steps that it does not "
+            "run, the raw gradients would become updates. Use conditionally_mask(...), which makes "
+            "them zero."
+        )
+
+    def _elsewhere(self, updates: PyTree) -> PyTree:
+        return updates
+
+
+class conditionally_mask(_Conditional):
+    """Runs a transform at some steps only and gives zero updates at the others.
+
+    An optimizer inside counts the steps that it ran, and so do its schedules.
+
+    Args:
+        transform: the transform, a stage or a whole optimizer.
+        should_transform_fn: as in `conditionally_transform`.
+        forward_extra_args: as in `conditionally_transform`.
+
+    Raises:
+        TypeError: as in `conditionally_transform`.
+        ValueError: as in `conditionally_transform`.
+    """
+
+    def _elsewhere(self, updates: PyTree) -> PyTree:
+        return no_updates(updates)

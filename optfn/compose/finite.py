@@ -1,0 +1,158 @@
+"""Steps that are taken only where they are finite, and the machinery of all wrappers that skip."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from optfn.core.data import child
+from optfn.core.inputs import is_float0
+from optfn.core.passes import all_finite
+from optfn.core.placement import beside
+from optfn.core.transform import Context, State, Transform, advance_inner, count_up
+from optfn.core.tree import PyTree, at_path
+
+
+class Skips(NamedTuple):
+    """What became of the steps so far.
+
+    Attributes:
+        consecutive: int32 scalar, how many of the last steps in a row were skipped.
+        total: int32 scalar, how many steps were skipped.
+        skipped: whether the last step was skipped.
+        gave_up: whether too many in a row were; from then on all are.
+        inner: the state of the optimizer inside, whose step counts the steps taken.
+    """
+
+    consecutive: jax.Array
+    total: jax.Array
+    skipped: jax.Array
+    gave_up: jax.Array
+    inner: State
+
+
+class Skipping(Transform):
+    """An optimizer whose steps are taken or skipped; a subclass says which gradients are fit."""
+
+    transform: Transform = child()
+
+    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
+        skips = slots if isinstance(slots, Skips) else slots.skips
+        return skips.inner.slots, skips.inner.step
+
+    def no_skips(self, params: PyTree) -> Skips:
+        """The slots to start with."""
+
+        def zero(dtype):
+            return beside(jnp.zeros((), dtype), jax.tree.leaves(params))
+
+        counts, flags = (zero(jnp.int32), zero(jnp.int32)), (zero(bool), zero(bool))
+        return Skips(*counts, *flags, self.transform.init(params))
+
+    def attempt(
+        self, grads: PyTree, skips: Skips, ctx: Context, fit: jax.Array, max_consecutive: Any
+    ) -> tuple[PyTree, Skips]:
+        """The inner optimizer's step if the gradient is fit and the step finite, else none."""
+        fit = fit & ~skips.gave_up
+        # Selected twice: of what is not fit the inner optimizer sees zeros, so that none of its
+        # loops, decompositions and derivatives meets a NaN.
+        shown = _or_zeros(fit, grads)
+        steps, new = advance_inner(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
+        taken = fit & all_finite(steps)
+        consecutive = jnp.where(taken, 0, count_up(skips.consecutive))
+        return _or_zeros(taken, steps), Skips(
+            consecutive=consecutive,
+            total=jnp.where(taken, skips.total, count_up(skips.total)),
+            skipped=~taken,
+            gave_up=skips.gave_up | (consecutive > max_consecutive),
+            inner=jax.tree.map(partial(jnp.where, taken), new, skips.inner),
+        )
+
+
+class skip_nonfinite(Skipping):
+    """Skips a step whose gradient, or whose update, has an entry that is NaN or infinite.
+
+    The updates of a skipped step are zero, and the optimizer inside is as if there had been none:
+    its state stays as it is, bit for bit, and its schedules count the steps taken.
+
+    After more than `max_consecutive` skipped steps in a row it gives up. From then on every step is
+    skipped and counted, finite or not, and `raise_if_gave_up(state)` raises. (`apply_if_finite` of
+    optax lets the NaNs through then.) To go on, take an older state.
+
+    Around a whole optimizer. Because the update is looked at too, the old state is kept until the
+    new one is known, even where it is donated. A state that overflows shows only when an update
+    does. For entries that are NaN now and then by nature there is `zero_nans`.
+
+    Args:
+        transform: the optimizer.
+        max_consecutive: a number or a schedule; `float("inf")` never gives up.
+    """
+
+    max_consecutive: Any = 5
+
+    def init_slots(self, params: PyTree) -> Skips:
+        return self.no_skips(params)
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        return self.attempt(updates, slots, ctx, all_finite(updates), self.max_consecutive)
+
+
+def raise_if_gave_up(state: PyTree) -> None:
+    """Raises if an optimizer gave up: `skip_nonfinite`, `skip_spikes` or `loss_scale`.
+
+    It reads the state, so call it outside of `jit`, now and then: it waits for the step to finish.
+
+    Args:
+        state: an optimizer's state, or any tree with such states inside, of single runs or of
+            `vmap`ped ones.
+
+    Raises:
+        FloatingPointError: an optimizer gave up; it names the stage by its path, how many steps
+            were skipped and, of a batch of runs, the lanes.
+        ValueError: the state is of no optimizer that could.
+        TypeError: it was called inside of `jit` or `vmap`.
+    """
+    found = dict(_skips_in(state))
+    if not found:
+        raise ValueError(
+            "raise_if_gave_up(state): the state has no part of a skip_nonfinite, skip_spikes or "
+            "loss_scale."
+        )
+    if any(isinstance(skips.gave_up, Tracer) for skips in found.values()):
+        raise TypeError("raise_if_gave_up(state) reads values: call it outside of jit and vmap.")
+    reports = [
+        f"{at_path(path)} {report}"
+        for path, skips in found.items()
+        for report in _reports(*jax.device_get((skips.gave_up, skips.consecutive, skips.total)))
+    ]
+    if reports:
+        raise FloatingPointError(
+            f"the optimizer gave up, and the params stand still: {'; '.join(reports)}."
+        )
+
+
+def _or_zeros(keep: jax.Array, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x if is_float0(x) else jnp.where(keep, x, 0), tree)
+
+
+def _skips_in(tree: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Skips]]:
+    """All of them with their key paths, also one inside another."""
+    entries = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Skips))
+    for end, skips in entries:
+        if isinstance(skips, Skips):
+            here = *path, *end
+            yield here, skips
+            yield from _skips_in(skips.inner, (*here, jax.tree_util.GetAttrKey("inner")))
+
+
+def _reports(gave_up: np.ndarray, consecutive: np.ndarray, total: np.ndarray) -> Iterator[str]:
+    lanes = np.argwhere(gave_up)
+    for lane in map(tuple, lanes[:5]):
+        where = f"in lane {', '.join(map(str, lane))} " if lane else ""
+        yield f"{where}it skipped the last {consecutive[lane]} steps, {total[lane]} in all"
+    if len(lanes) > 5:
+        yield f"and {len(lanes) - 5} more lanes of {gave_up.size} gave up"
