@@ -114,12 +114,34 @@ OPTIMIZERS = {
         by_shape,
     ),
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
+    "lbfgs": optfn.lbfgs(memory_size=2),
+    "backtracking": optfn.chain(
+        optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(5, store_grad=True)
+    ),
 }
 
+
+def bowl(params):
+    """Of any tree, the value in float32 or wider; of a vector the kit's problem."""
+    leaves = jax.tree.leaves(params)
+    parts = [
+        jnp.sum(optfn.abs_sq(p.astype(jnp.promote_types(p.dtype, jnp.float32)) - 1)) for p in leaves
+    ]
+    return sum(parts, start=jnp.zeros((), jnp.float32)) / 2
+
+
+def searched(grads, params):
+    """What a line search must be given."""
+    value, grad = jax.value_and_grad(bowl)(params)
+    return {"value": value, "grad": jax.tree.map(jnp.conj, grad), "value_fn": bowl}
+
+
 # What `update` must be given, for those that need more than the gradients.
-EXTRA_ARGS = {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")} | {
-    "sophia": {"obj_fn": loss}
-}
+EXTRA_ARGS = (
+    {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")}
+    | {"sophia": {"obj_fn": loss}}
+    | dict.fromkeys(("lbfgs", "backtracking"), searched)
+)
 
 STAGES = {
     "scale": optfn.scale(2.0),

@@ -16,10 +16,15 @@ SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
 }
+SEARCHES = ("lbfgs", "backtracking")
+SKIPPED |= {
+    name: {"hypergradients": "a while loop has no derivative backwards"} for name in SEARCHES
+}
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
+    "hypergradients": SEARCHES,
 }
 
 
