@@ -185,7 +185,7 @@ def measure_seconds(name: str, rounds: int) -> dict[str, dict[str, list[float]]]
 
     timers = {who: partial(compiled, loop) for who, loop in LOOPS.items()}
     interleaved(timers, 1)  # What is imported or set up at first use is nobody's cost.
-    compilations = interleaved(timers, max(2, rounds // 3))
+    compilations = interleaved(timers, max(1, rounds // 3))
 
     def timer(loop: Callable) -> Callable[[], float]:
         run = jax.jit(lambda x: loop(function, x)).lower(x0).compile()

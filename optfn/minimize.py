@@ -105,7 +105,7 @@ def minimize(
     of mini-batches write a training loop.
 
         result = minimize(lambda x, a: jnp.sum((x - a) ** 2), jnp.zeros(3), args=(2.0,))
-        print(result)  # converged: value 0, ...
+        print(result)  # converged: value 0, gradient 0, 2 steps, ...
 
     Args:
         fun: `fun(x, *args)` gives a real scalar, or a pair of it and anything with `has_aux`. A new

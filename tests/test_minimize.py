@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize
 
 import optfn
-from optfn.minimize import Status
+from optfn import Status
 
 START = jnp.asarray([-1.2, 1.0])
 

@@ -274,6 +274,20 @@ def test_a_relative_tolerance_of_a_negative_loss_is_one():
     wrong_in_optax(moved[optax].learning_rate < 1)
 
 
+@pytest.mark.parametrize(("tolerance", "good"), [(1e-6, True), (0.0, False), (None, False)])
+def test_a_value_may_be_higher_for_rounding_s_sake(tolerance, good):
+    """By its last digit, where the slope falls as it should."""
+    params = jnp.asarray([1e-3])
+
+    def f(x):
+        slope_only = jnp.sum(x**2 - jax.lax.stop_gradient(x**2))
+        return 1e6 + slope_only + jnp.where(jnp.all(x == params), 0, 0.0625)
+
+    search = optfn.scale_by_zoom_linesearch(5, approx_dec_rtol=tolerance)
+    _, state = once(search, -params, params, f)
+    assert found(state).failed != good
+
+
 def test_the_largest_rate_is_accepted_where_the_function_still_falls():
     search = optfn.scale_by_zoom_linesearch(20, max_learning_rate=3.0)
     updates, state = once(search, -jnp.ones(2), jnp.ones(2), jnp.sum)
@@ -418,4 +432,3 @@ def test_bad_input():
     without = optfn.chain(optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(5))
     with pytest.raises(ValueError, match="found one that keeps no gradient"):
         from_state(x, state=without.init(x))
-    assert optfn.scale_by_zoom_linesearch(5, approx_dec_rtol=None).approx_dec_rtol == -np.inf

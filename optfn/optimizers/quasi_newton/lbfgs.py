@@ -56,7 +56,8 @@ class scale_by_lbfgs(Transform):
     all pairs are forgotten, and the direction is the gradient's.
 
     For functions without noise, with a line search behind it; see `lbfgs`. The state has
-    2 * memory_size + 2 numbers for each of the params', in one matrix that is not sharded.
+    2 * memory_size + 2 numbers for each of the params', not in trees like the params: how they lie
+    on a mesh is the compiler's choice.
 
     Args:
         memory_size: the most pairs to remember, a whole number from 1 on.

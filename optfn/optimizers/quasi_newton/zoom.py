@@ -80,7 +80,7 @@ class scale_by_zoom_linesearch(LineSearch):
         slope_rtol: the share of the first slope that must be gained, a number or a schedule.
         curv_rtol: the share of the first slope that may remain, a number or a schedule.
         approx_dec_rtol: how much larger a value may be for rounding's sake, a number or a schedule;
-            None never allows it.
+            below 0 the second pair of conditions is never enough, as None has it.
         stepsize_precision: an interval this short is searched no further, if a good rate is known;
             a number or a schedule.
         initial_guess_strategy: the first rate to try: `"keep"` for the last one, `"one"` for 1, as
@@ -104,7 +104,7 @@ class scale_by_zoom_linesearch(LineSearch):
 
     def __post_init__(self):
         if self.approx_dec_rtol is None:
-            object.__setattr__(self, "approx_dec_rtol", float("-inf"))
+            object.__setattr__(self, "approx_dec_rtol", -1.0)
         super().__post_init__()
 
     def search(self, line: Line, last_rate: jax.Array) -> Found:
@@ -140,13 +140,14 @@ class scale_by_zoom_linesearch(LineSearch):
         here = Point(old.rate, value, line.slope_of(grad))
         last, _, best = points_of(old)
 
-        rounding = self.approx_dec_rtol * jnp.abs(line.value)
+        rounding = jnp.maximum(self.approx_dec_rtol, 0) * jnp.abs(line.value)
         enough = line.value + self.slope_rtol * here.rate * line.slope + self.tol
         flat = here.slope <= (2 * self.slope_rtol - 1) * line.slope
+        flat &= (value <= line.value + rounding) & (self.approx_dec_rtol >= 0)
         finite = jnp.isfinite(value) & jnp.isfinite(here.slope)
-        lower = finite & ((value <= enough) | (flat & (value <= line.value + rounding)))
+        lower = finite & ((value <= enough) | flat)
         level = jnp.abs(here.slope) <= self.curv_rtol * jnp.abs(line.slope) + self.tol
-        large = ~finite | (here.slope >= 0) | (value > enough + jnp.maximum(rounding, 0))
+        large = ~finite | (here.slope >= 0) | (value > enough + rounding)
         accepted = lower & (level | (~large & (here.rate >= most)))
         better = accepted | (lower & (value < best.value))
 
