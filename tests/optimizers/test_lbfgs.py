@@ -235,6 +235,16 @@ def test_uphill_it_goes_along_the_negative_gradient(search):
 
 
 @each_search
+def test_a_zero_direction_is_no_step(search):
+    """As a learning rate of zero wants it."""
+    params = jnp.asarray([1.0, 0.2])
+    updates, state = once(search, jnp.zeros(2), params, tree_loss)
+    assert not updates.any()
+    assert found(state).evaluations == (0, 0)
+    np.testing.assert_array_equal(found(state).value, tree_loss(params))
+
+
+@each_search
 def test_a_search_that_finds_nothing_says_so_and_stays(search):
     """The gradient that it is given is wrong."""
     params = jnp.asarray([1.0, 2.0])

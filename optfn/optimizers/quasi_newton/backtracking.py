@@ -31,10 +31,10 @@ class scale_by_backtracking_linesearch(LineSearch):
 
     The first rate is the last one times `increase_factor`, and each that fails is multiplied by
     `decrease_factor`; a value that is not finite fails. It is the last stage of an optimizer whose
-    updates point downhill, as those of `sgd(1.0)` do; where they do not, the negative gradient
-    takes their place. Each rate that is tried costs a value, and the gradient is only taken at the
-    end, so this is the search for functions whose gradient is dear. L-BFGS needs the other one,
-    `scale_by_zoom_linesearch`: here a rate may be too small.
+    updates point downhill, as those of `sgd(1.0)` do; where they point uphill, the negative
+    gradient takes their place. Each rate that is tried costs a value, and the gradient is only
+    taken at the end, so this is the search for functions whose gradient is dear. L-BFGS needs the
+    other one, `scale_by_zoom_linesearch`: here a rate may be too small.
 
     `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
     latter uphill as the gradients are, and `value_fn`, a function of the params. Where the

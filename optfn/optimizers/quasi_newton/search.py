@@ -45,10 +45,10 @@ class Line(NamedTuple):
     Attributes:
         value_fn: the function of the params.
         params: where the line begins.
-        direction: a tree like the params, downhill if anything is.
+        direction: a tree like the params.
         value: at the params.
         grad: uphill there.
-        slope: along the direction there; not below 0 only if the gradient is zero or not finite.
+        slope: along the direction there; where it is not below 0 there is nothing to search.
     """
 
     value_fn: Callable
@@ -71,8 +71,8 @@ class LineSearch(Transform):
     """A stage that finds how far to go along the updates, which point downhill.
 
     `update` takes the keyword arguments `value` and `grad`, of the function at the params, and
-    `value_fn`, the function. Where the updates do not point downhill the search goes along the
-    negative gradient, with no entry larger than 1.
+    `value_fn`, the function. Where the updates point uphill the search goes along the negative
+    gradient, with no entry larger than 1; where they are zero it stays.
     """
 
     needs_params = True
@@ -109,13 +109,13 @@ class LineSearch(Transform):
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
-    """The updates, or the negative gradient where they do not descend, and the slope along it."""
+    """The updates, or the negative gradient where they climb, and the slope along it."""
     slope = total(jax.tree.map(dot, grad, updates))
-    descends = ~(slope >= 0)  # NaN stays visible
+    climbs = slope > 0  # Not where it is NaN, which stays visible.
     short = scaled_by(-1 / jnp.maximum(largest(grad), 1), grad)
     steepest = total(jax.tree.map(dot, grad, short))
-    direction = jax.tree.map(lambda u, g: jnp.where(descends, u, g), updates, short)
-    return direction, jnp.where(descends, slope, steepest)
+    direction = jax.tree.map(lambda u, g: jnp.where(climbs, g, u), updates, short)
+    return direction, jnp.where(climbs, steepest, slope)
 
 
 def largest(tree: PyTree) -> jax.Array:

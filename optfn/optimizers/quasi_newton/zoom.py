@@ -56,8 +56,8 @@ class scale_by_zoom_linesearch(LineSearch):
         |<g(p + rate * u), u>| <= curv_rtol * |<g, u>| + tol
 
     for functions without noise. It is the last stage of an optimizer such as `lbfgs`, whose updates
-    point downhill; where they do not, the negative gradient takes their place. Near a minimum the
-    first condition drowns in rounding, so there it may also be
+    point downhill; where they point uphill, the negative gradient takes their place. Near a minimum
+    the first condition drowns in rounding, so there it may also be
 
         <g(p + rate * u), u> <= (2 * slope_rtol - 1) * <g, u>
         f(p + rate * u) <= f(p) + approx_dec_rtol * |f(p)|
