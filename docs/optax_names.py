@@ -51,8 +51,7 @@ def _words(text: str) -> set[str]:
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
     lookahead measure_with_ema monitor snapshot reduce_on_plateau
-    lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
-    value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
+    muon scale_by_muon galore scale_by_galore incremental_update
     per_example_global_norm_clip per_example_layer_norm_clip dpsgd
     differentially_private_aggregate split_real_and_imaginary flatten keep_params_nonnegative
 """)

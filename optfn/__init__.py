@@ -190,6 +190,20 @@ from optfn.optimizers.layerwise.trust_ratio import (
     retract_by_learning_rate as retract_by_learning_rate,
 )
 from optfn.optimizers.layerwise.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from optfn.optimizers.quasi_newton.backtracking import (
+    scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
+)
+from optfn.optimizers.quasi_newton.lbfgs import lbfgs as lbfgs
+from optfn.optimizers.quasi_newton.lbfgs import scale_by_lbfgs as scale_by_lbfgs
+from optfn.optimizers.quasi_newton.zoom import (
+    scale_by_zoom_linesearch as scale_by_zoom_linesearch,
+)
+
+# A whole run.
+from optfn.minimize import Minimum as Minimum
+from optfn.minimize import Status as Status
+from optfn.minimize import minimize as minimize
+from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
 
 # Schedules are a namespace of their own.
 from optfn import schedules as schedules

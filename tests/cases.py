@@ -128,13 +128,34 @@ OPTIMIZERS = {
     "skip_spikes": optfn.skip_spikes(optfn.sgd(0.01, 0.9), warmup_steps=2),
     "loss_scale": optfn.loss_scale(optfn.sgd(0.1), 2.0, growth_interval=10, max_scale=4.0),
     "conditionally_mask": optfn.conditionally_mask(optfn.sgd(0.01, 0.9), not_every_third),
+    "lbfgs": optfn.lbfgs(memory_size=2),
+    "backtracking": optfn.chain(
+        optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(5, store_grad=True)
+    ),
 }
 
+
+def bowl(params):
+    """Of any tree, the value in float32 or wider; of a vector the kit's problem."""
+    leaves = jax.tree.leaves(params)
+    parts = [
+        jnp.sum(optfn.abs_sq(p.astype(jnp.promote_types(p.dtype, jnp.float32)) - 1)) for p in leaves
+    ]
+    return sum(parts, start=jnp.zeros((), jnp.float32)) / 2
+
+
+def searched(grads, params):
+    """What a line search must be given."""
+    value, grad = jax.value_and_grad(bowl)(params)
+    return {"value": value, "grad": jax.tree.map(jnp.conj, grad), "value_fn": bowl}
+
+
 # What `update` must be given, for those that need more than the gradients.
-EXTRA_ARGS = {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")} | {
-    "sophia": {"obj_fn": loss},
-    "accumulate weighted": {"weight": 3.0},
-}
+EXTRA_ARGS = (
+    {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")}
+    | {"sophia": {"obj_fn": loss}, "accumulate weighted": {"weight": 3.0}}
+    | dict.fromkeys(("lbfgs", "backtracking"), searched)
+)
 
 STAGES = {
     "scale": optfn.scale(2.0),

@@ -438,4 +438,15 @@ LEGS = {
         "with blocks of one entry it is Adam",
         "test_adam_mini_with_blocks_of_one_entry_is_adam",
     ),
+    "lbfgs": Legs(
+        (
+            "scale_by_lbfgs",
+            "scale_by_zoom_linesearch",
+        ),
+        "lbfgs",
+        False,
+        (),
+        "with exact steps on a quadratic it takes conjugate directions and ends after n steps",
+        "test_with_exact_steps_it_takes_conjugate_directions",
+    ),
 }

@@ -214,7 +214,18 @@ def test_recompiles_counts_traces_and_compilations():
 def test_every_shared_optimizer_is_measured():
     """But for those that need more than gradients and a loss."""
     shared = {name for name, leg in LEGS.items() if getattr(optax, name, None) or leg.optax}
-    assert shared - {"noisy_sgd", "sophia"} == set(every_optimizer.OPTIMIZERS)
+    assert shared - {"noisy_sgd", "sophia", "lbfgs"} == set(every_optimizer.OPTIMIZERS)
+
+
+def test_lbfgs_reports_evaluations_and_seconds():
+    text = run("lbfgs.py", "--quick")
+    (row,) = table(text, "Evaluations")
+    reached = "[0-2]/2"
+    counts = [r"\d+|nan"] * 3
+    judged = rf"{JUDGED}|none to compare"
+    assert matches(row, "beale", *counts, f"{reached} (pass|MISS)", *[reached] * 2, *[judged] * 2)
+    (row,) = table(text, "Seconds")
+    assert matches(row, "beale", NUMBER, JUDGED, NUMBER, JUDGED)
 
 
 def test_every_optimizer_reports_steps_and_traces_and_their_means():

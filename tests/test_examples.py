@@ -432,3 +432,21 @@ def test_a_person_decays_the_rate_without_compiling_again(monkeypatch):
     assert len(traces) == first
     expected = np.repeat([0.3, 0.1, 0.03, 0.01], [20, 25, 30, 25])
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+# fit_regression
+
+
+def test_regression_finds_scipy_s_weights(tmp_path):
+    done = run("fit_regression", tmp_path, "--quick")
+    number = r" +([\d.e+-]+)"
+    rows = re.findall(rf"^ *(\de-\d\d){number * 6} *$", done.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1e-01", "1e-04"]
+    for _, loss, accuracy, steps, evaluations, theirs, difference in rows:
+        assert 0.04 < float(loss) < 0.2
+        assert 95 < float(accuracy) < 100
+        assert int(steps) < int(evaluations) < 1.1 * int(theirs)
+        # A gradient of 1e-8 over the least curvature, the penalty.
+        assert float(difference) < 1e-3
+    assert done.stdout.count("converged: value ") == 2
+    assert not done.written

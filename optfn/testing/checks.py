@@ -53,17 +53,20 @@ class Subject:
 
     Attributes:
         tx: the transform, anything with `init` and `update`.
-        extra_args: keyword arguments for every `update`.
+        extra_args: keyword arguments for every `update`, or a function `(grads, params)` that gives
+            them.
         learning_rate: what its updates are multiplied by, with a minus, before they are added;
             None if they are ready to be added.
     """
 
     tx: Any
-    extra_args: Mapping[str, Any]
+    extra_args: Mapping[str, Any] | Callable[[PyTree, PyTree], Mapping[str, Any]]
     learning_rate: float | None = None
 
     def update(self, grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
-        return self.tx.update(grads, state, params, **self.extra_args)
+        extra_args = self.extra_args
+        given = extra_args(grads, params) if callable(extra_args) else extra_args
+        return self.tx.update(grads, state, params, **given)
 
     def twice(self, tx: Any, grads: PyTree, params: PyTree) -> tuple[PyTree, Any]:
         """The second update of `tx` with the same gradients, and the state after it."""
@@ -92,7 +95,7 @@ class Subject:
 def check_transform(
     tx: Any,
     *,
-    extra_args: Mapping[str, Any] | None = None,
+    extra_args: Mapping[str, Any] | Callable[[PyTree, PyTree], Mapping[str, Any]] | None = None,
     learning_rate: float | None = None,
     problems: Sequence[problem_set.Problem] = (),
     skip: Mapping[str, str] | None = None,
@@ -102,7 +105,8 @@ def check_transform(
     Args:
         tx: an optfn transform, an `optax.GradientTransformation`, or any object with `init` and
             `update` of that form.
-        extra_args: keyword arguments for every `update`, if it needs any; scalars.
+        extra_args: keyword arguments for every `update`, if it needs any: scalars and functions, or
+            a function `(grads, params)` that gives them, where they are trees.
         learning_rate: give it for a stage, whose updates point uphill: the checks that train
             multiply by minus this.
         problems: problems of `optfn.testing.problems` on which it must descend; a plain quadratic
@@ -122,7 +126,7 @@ def check_transform(
             raise ValueError(f"skip names '{name}'; the checks are: {', '.join(CHECKS)}.")
         if not reason:
             raise ValueError(f"skip gives no reason for leaving out '{name}'.")
-    subject = Subject(tx, dict(extra_args or {}), learning_rate)
+    subject = Subject(tx, extra_args or {}, learning_rate)
     outcome, failures = {}, []
     for name, check in CHECKS.items():
         if name in skip:
@@ -548,8 +552,9 @@ def _close(expected: PyTree, got: PyTree, rtol: float, what: str, atol: float = 
     pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
     for path, a, b in pairs:
         a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))
-        scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
-        off = ~(np.abs(a - b) <= scale) & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
+        with np.errstate(invalid="ignore"):  # of infinities, which are equal
+            scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
+            off = ~(np.abs(a - b) <= scale) & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
         if off.any():
             i = int(np.argmax(off))
             raise AssertionError(

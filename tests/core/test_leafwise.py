@@ -1,6 +1,5 @@
 """The lift: what a rule about one array sees, how often it is traced, and what becomes of slots."""
 
-import functools
 import re
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 
 import optfn
 from optfn import schedules
+from optfn.testing.checks import Subject
 
 
 class Kept(NamedTuple):
@@ -244,10 +244,10 @@ def avals(jaxpr):
             yield from avals(inner)
 
 
-def program_of(tx, params, **extra_args):
+def program_of(tx, params, extra_args=None):
+    subject = Subject(tx, extra_args or {})
     state = jax.eval_shape(tx.init, params)
-    update = functools.partial(tx.update, **extra_args)
-    return jax.make_jaxpr(update)(params, state, params).jaxpr
+    return jax.make_jaxpr(subject.update)(params, state, params).jaxpr
 
 
 @pytest.mark.parametrize("name", cases.OPTIMIZERS | cases.STAGES)
@@ -256,7 +256,7 @@ def test_with_x64_on_a_float32_update_is_not_wide(name, x64):
     params = leaves(3) | leaves(1, (), start=3) | leaves(1, (4,), jnp.bfloat16, start=4)
     if name in cases.STAGES:
         tx = optfn.chain(tx, optfn.scale(1.0))
-    program = program_of(tx, params, **cases.EXTRA_ARGS.get(name, {}))
+    program = program_of(tx, params, cases.EXTRA_ARGS.get(name))
     wide = [x for x in avals(program) if x.dtype == jnp.float64]
     assert not [x for x in wide if x.shape], wide
     if not any(isinstance(x, optfn.Schedule) for x in parts(tx)):

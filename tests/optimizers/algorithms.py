@@ -50,6 +50,8 @@ class Case:
     optax_real: bool = False
     # How many times further off optax's rounding may be, with the reason where it is not 1.
     optax_slack: float = 1.0
+    # The same of the oracle's.
+    oracle_slack: float = 1.0
     # optax's updates are differences of params, and rounded as these are.
     differences: bool = False
     # A NaN in one entry is seen in all of its leaf, whose norm it enters.
@@ -71,7 +73,7 @@ class Case:
     def _labels(self):
         options = {self.rate_name: self.learning_rate, **self.options}
         for name, value in options.items():
-            if name == "hessian_diagonal_fn":
+            if name in ("hessian_diagonal_fn", "linesearch"):
                 continue
             if isinstance(value, Written):
                 yield name, type(value.here).__name__
@@ -357,6 +359,19 @@ CASES = [
                 {"gamma": 1.0, "b2": 0.9, "update_interval": 3, "weight_decay": 0.5},
                 {"optax_real": True},
             ),
+        )
+    ),
+    # Steps and changes of random gradients are all but orthogonal, and their products cancel.
+    *(
+        Case(
+            *("lbfgs", options | {"linesearch": None}, rate),
+            oracle_slack=16,
+            treewise=True,
+            largest=1e3,
+        )
+        for options, rate in (
+            ({}, RATE),
+            ({"memory_size": 3, "scale_init_precond": False}, RISING_FALLING),
         )
     ),
     # The rate is a small difference of losses and slopes.

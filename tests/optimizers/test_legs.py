@@ -7,6 +7,7 @@ import oracles
 import pytest
 import test_curvature
 import test_golden
+import test_lbfgs
 import test_optax
 import test_theorems
 from legs import LEGS
@@ -23,7 +24,7 @@ def test_every_optimizer_has_legs():
     assert LEGS.keys() == functions
 
 
-THEOREMS = (test_theorems, test_curvature)
+THEOREMS = (test_theorems, test_curvature, test_lbfgs)
 
 
 @pytest.mark.parametrize("name", LEGS)

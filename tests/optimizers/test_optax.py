@@ -23,7 +23,7 @@ from algorithms import (
 import optfn
 
 # What is not optax's path; a test says how.
-OTHER_THERE = {"rprop", "adan"}
+OTHER_THERE = {"rprop", "adan", "lbfgs"}
 SHARED = [
     case
     for case in CASES

@@ -54,6 +54,9 @@ NOT_HERE_IN = {
     "schedule_free_sgd": {"keep_average"},
     "schedule_free_adamw": {"keep_average"},
     "noisy_sgd": {"key", "seed"},
+    "lbfgs": {"linesearch"},
+    "scale_by_zoom_linesearch": {"verbose"},
+    "scale_by_backtracking_linesearch": {"verbose"},
     "add_noise": {"key", "seed"},
 }
 
@@ -81,8 +84,12 @@ NOT_THE_STAGE_S = {
 }
 
 
-# sm3's momentum is the stage's b1; an estimator within is another matter.
-OTHER_NAMES = {("sm3", "scale_by_sm3"), ("sophia", "hutchinson_estimator_diag_hessian")}
+# sm3's momentum is the stage's b1; an estimator or a line search within is another matter.
+OTHER_NAMES = {
+    ("sm3", "scale_by_sm3"),
+    ("sophia", "hutchinson_estimator_diag_hessian"),
+    ("lbfgs", "scale_by_zoom_linesearch"),
+}
 
 
 def parameters(function):
@@ -137,6 +144,7 @@ def test_defaults_are_tested_for_every_direction():
     built = [case.here() for case in CASES]
     used = {type(stage).__name__ for tx in built for stage in stages_in(tx)}
     alone = {"scale_by_distance_over_gradients", "hutchinson_estimator_diag_hessian"}
+    alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}
     assert DIRECTIONS.keys() - used == alone
 
 
@@ -149,5 +157,6 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"descend_with_corrected_decay", "descend_with_independent_decay"}
     alone |= {"hutchinson_estimator_diag_hessian"}  # test_curvature
     alone |= {"zero_nans"}  # transforms/test_nans.py
+    alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}  # test_lbfgs
     inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()

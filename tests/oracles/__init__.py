@@ -137,6 +137,9 @@ from oracles.layers import (
 )
 from oracles.paths import ema as ema
 from oracles.paths import trace as trace
+from oracles.quasi_newton import (
+    lbfgs as lbfgs,
+)
 from oracles.rate_free import (
     cocob as cocob,
 )

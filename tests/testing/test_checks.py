@@ -26,11 +26,16 @@ SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
     for name in AVERAGES
 }
 SKIPPED |= {name: {"nan_visible": "to remove them is what it is for"} for name in REMOVES_NANS}
+SEARCHES = ("lbfgs", "backtracking")
+SKIPPED |= {
+    name: {"hypergradients": "a while loop has no derivative backwards"} for name in SEARCHES
+}
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
+    "hypergradients": SEARCHES,
 }
 
 

@@ -1,0 +1,219 @@
+"""L-BFGS: Newton's direction from the last steps and what they did to the gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.compose.chain import chain
+from optfn.core.data import check_count, static
+from optfn.core.dtypes import cast, global_norm, own_dtype, ratio, real_dtype, widen
+from optfn.core.passes import number_slot
+from optfn.core.placement import beside
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree
+from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch
+from optfn.transforms.scale import descend, scale_by_learning_rate
+
+
+class Memory(NamedTuple):
+    """The last steps; all leaves together are a vector of n real numbers.
+
+    Attributes:
+        params: at the last update, [n].
+        grad: there, [n].
+        steps: the rows s of the memory, [m, n], of which the oldest is written over.
+        changes: of the gradient along them, the rows y, [m, n].
+        inverse: of the triangle of the products <s_i, y_j>, i no newer than j, [m, m]; zero in the
+            rows and columns of what is not remembered.
+        scale: <s, y> / <y, y> of the newest; 0 if there is none.
+        row: int32, the one to be written next; -1 before the first update.
+    """
+
+    params: jax.Array
+    grad: jax.Array
+    steps: jax.Array
+    changes: jax.Array
+    inverse: jax.Array
+    scale: jax.Array
+    row: jax.Array
+
+
+class scale_by_lbfgs(Transform):
+    """The direction of L-BFGS: the gradient times an inverse Hessian H made of the last steps.
+
+        s = p - p_before        y = g - g_before        r = 1 / <s, y>
+        H <- (I - r s y^T) H (I - r y s^T) + r s s^T        for each pair, from the oldest on
+        u = H g
+
+    H begins as <s, y> / <y, y> of the newest pair times the identity, and before there is one as
+    1 / max(||g||, 1). It is never formed: u takes four products of the memory with a vector. All
+    leaves together are one vector, in which a complex number is two.
+
+    A pair along which the function does not curve upward, up to rounding, is not remembered. Where
+    the params have not moved since the last update, the direction was of no use to the line search:
+    all pairs are forgotten, and the direction is the gradient's.
+
+    For functions without noise, with a line search behind it; see `lbfgs`. The state has
+    2 * memory_size + 2 numbers for each of the params', not in trees like the params: how they lie
+    on a mesh is the compiler's choice.
+
+    Args:
+        memory_size: the most pairs to remember, a whole number from 1 on.
+        scale_init_precond: False begins with the identity itself.
+
+    Raises:
+        ValueError: `update` was not given the params; or `memory_size` is below 1.
+
+    Source: Liu and Nocedal 1989.
+    """
+
+    needs_params = True
+
+    memory_size: int = static(default=10)
+    scale_init_precond: bool = static(default=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count(self.memory_size, "scale_by_lbfgs(memory_size=...)")
+
+    def init_slots(self, params: PyTree) -> Memory:
+        start = _vector(params, own_dtype(params))
+        m, n = self.memory_size, start.size
+        return Memory(
+            params=number_slot(start, params),
+            grad=number_slot(jnp.zeros(n), params),
+            steps=number_slot(jnp.zeros((m, n)), params),
+            changes=number_slot(jnp.zeros((m, n)), params),
+            inverse=number_slot(jnp.zeros((m, m)), params),
+            scale=number_slot(0, params),
+            row=beside(jnp.full((), -1, jnp.int32), jax.tree.leaves(params)),
+        )
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        dtype = own_dtype(updates)
+        params, grad = _vector(ctx.params, dtype), _vector(updates, dtype)
+        if params.shape != slots.params.shape:
+            raise ValueError(
+                f"the params have {params.size} numbers, the memory of {self.name} "
+                f"{slots.params.size}: does the state belong to params of these shapes?"
+            )
+        memory = jax.tree.map(lambda x: widen(x, dtype), slots)
+        memory = _remember(memory, params, grad)
+        first = 1 / jnp.maximum(global_norm(grad), 1)
+        if self.scale_init_precond:
+            scale = jnp.where(memory.scale > 0, memory.scale, first)
+        else:
+            scale = jnp.ones((), dtype)
+        u = _newton(memory, grad, scale)
+        # H is positive definite, but for rounding.
+        u = jnp.where(_dot(grad, u) > 0, u, first * grad)
+        return _like(u, updates), memory
+
+
+def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
+    """With the step to these params, if the function curves upward along it.
+
+    One that went nowhere says that the direction was no good: then all is forgotten.
+    """
+    both = jnp.stack([params - old.params, grad - old.grad])
+    (length, product), (_, square) = _dot(both, both.T)
+    rounding = jnp.finfo(both.dtype).eps * jnp.sqrt(length) * jnp.sqrt(square)
+    kept = (old.row >= 0) & (product > rounding) & (product < jnp.inf) & (square < jnp.inf)
+    product, square = (jnp.where(kept, x, 1) for x in (product, square))
+    moved = jnp.any(both[0] != 0)
+    row = jnp.maximum(old.row, 0)
+
+    def written(rows: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.where(kept, new, lax.dynamic_index_in_dim(rows, row, keepdims=False))
+        return lax.dynamic_update_index_in_dim(rows, new, row, 0)
+
+    steps, changes = written(old.steps, both[0]), written(old.changes, both[1])
+    # A triangle with one column more, of which the first part is b and the last entry c, has the
+    # inverse with the column -inverse b / c, 1 / c more; and one with its first row and column
+    # less has the rest of its inverse. So the rows can stay where they are.
+    this = jnp.arange(len(steps)) == row
+    rest = jnp.where(this[:, None] | this[None, :], 0, old.inverse)
+    column = (this - jnp.sum(rest * _dot(steps, both[1])[None, :], axis=1)) / product
+    renewed = jnp.where(this[None, :], column[:, None], rest)
+    inverse = jnp.where(kept, renewed, jnp.where(moved, old.inverse, 0))
+    scale = jnp.where(kept, product / square, jnp.where(moved, old.scale, 0))
+    after = jnp.where(row + 1 < len(steps), row + 1, 0)
+    return Memory(params, grad, steps, changes, inverse, scale, jnp.where(kept, after, row))
+
+
+def _newton(memory: Memory, grad: jax.Array, scale: jax.Array) -> jax.Array:
+    """The two loops over the memory: each solves a triangle, whose inverse is at hand."""
+    _, _, steps, changes, inverse, _, _ = memory
+    triangle = jnp.sum(inverse * jnp.eye(len(inverse), dtype=inverse.dtype), axis=0)
+    along = jnp.sum(inverse * _dot(steps, grad)[None, :], axis=1)
+    rest = scale * (grad - _dot(along, changes))
+    back = jnp.sum((ratio(along, triangle) - _dot(changes, rest))[:, None] * inverse, axis=0)
+    return rest + _dot(back, steps)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _vector(tree: PyTree, dtype: Any) -> jax.Array:
+    """All leaves in one vector; a complex number is two real ones."""
+    parts = [jnp.zeros(0, dtype)]
+    for x in jax.tree.leaves(tree):
+        parts += [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+    return jnp.concatenate([cast(x, dtype).reshape(-1) for x in parts])
+
+
+def _like(vector: jax.Array, tree: PyTree) -> PyTree:
+    """The inverse of `_vector`, in the shapes and dtypes of a tree."""
+    leaves, treedef = jax.tree.flatten(tree)
+    start = 0
+
+    def take(x):
+        nonlocal start
+        part = vector[start : start + x.size].reshape(x.shape)
+        start += x.size
+        return cast(part, real_dtype(x.dtype))
+
+    return treedef.unflatten(
+        [lax.complex(take(x), take(x)) if jnp.iscomplexobj(x) else take(x) for x in leaves]
+    )
+
+
+ZOOM = scale_by_zoom_linesearch(20, increase_factor=4.0, initial_guess_strategy="one")
+
+
+def lbfgs(
+    learning_rate: Any = None,
+    memory_size: int = 10,
+    scale_init_precond: bool = True,
+    linesearch: Transform | None = ZOOM,
+) -> chain:
+    """L-BFGS: quasi-Newton steps with a line search, for smooth functions without noise.
+
+    The method of choice for up to millions of params where the whole loss is evaluated at every
+    step: regressions, fits, inverse problems. Not for mini-batches, whose noise it takes for
+    curvature. `minimize` runs it until the gradient is small; in a loop of one's own:
+
+        value_and_grad = value_and_grad_from_state(f)
+        value, grad = value_and_grad(params, state=state)
+        params, state = step(tx, grad, state, params, value=value, grad=grad, value_fn=f)
+
+    The rule is `scale_by_lbfgs`, then p <- p - learning_rate * rate * u, the rate from the line
+    search. Gradients near 1e-8 need double precision.
+
+    Args:
+        learning_rate: a number or a schedule that multiplies the direction before the line search;
+            None is 1.
+        memory_size: the most pairs to remember.
+        scale_init_precond: False begins each inverse Hessian with the identity itself.
+        linesearch: the stage that finds the rate: `scale_by_zoom_linesearch` with up to 20 trials
+            from 1 on, each at most four times the one before, or another; None for no search, and
+            then `update` takes no extra arguments.
+
+    Source: Liu and Nocedal 1989.
+    """
+    downhill = descend() if learning_rate is None else scale_by_learning_rate(learning_rate)
+    search = () if linesearch is None else (linesearch,)
+    return chain(scale_by_lbfgs(memory_size, scale_init_precond), downhill, *search)

@@ -1,0 +1,144 @@
+"""What line searches share: what they are given, what they leave, and how it is used again."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.dtypes import cast, own_dtype
+from optfn.core.passes import dot, number_slot, scaled_by, total, zeros_of
+from optfn.core.placement import beside
+from optfn.core.transform import Context, Transform, cast_like
+from optfn.core.tree import PyTree
+
+
+class Evaluations(NamedTuple):
+    """How often a function was evaluated, int32: its value, and its gradient."""
+
+    value: jax.Array
+    grad: jax.Array
+
+
+class Found(NamedTuple):
+    """Where a line search ended, which is where the next update begins.
+
+    Attributes:
+        learning_rate: what the direction was multiplied by; 0 where no step was good.
+        value: of the function at the new params; infinite before the first update.
+        grad: uphill there, in the compute dtype; None where it is not kept.
+        evaluations: what the last search needed.
+        failed: whether the conditions of the search do not hold at the new params.
+    """
+
+    learning_rate: jax.Array
+    value: jax.Array
+    grad: PyTree
+    evaluations: Evaluations
+    failed: jax.Array
+
+
+class Line(NamedTuple):
+    """A function along a direction, from the params at the rate 0.
+
+    Attributes:
+        value_fn: the function of the params.
+        params: where the line begins.
+        direction: a tree like the params.
+        value: at the params.
+        grad: uphill there.
+        slope: along the direction there; where it is not below 0 there is nothing to search.
+    """
+
+    value_fn: Callable
+    params: PyTree
+    direction: PyTree
+    value: jax.Array
+    grad: PyTree
+    slope: jax.Array
+
+    def at(self, rate: jax.Array) -> PyTree:
+        """The params that `apply_updates` will give."""
+        moved = scaled_by(rate, self.direction)
+        return jax.tree.map(lambda p, u: cast(p + u, p.dtype), self.params, moved)
+
+    def slope_of(self, grad: PyTree) -> jax.Array:
+        return total(jax.tree.map(dot, grad, self.direction))
+
+
+class LineSearch(Transform):
+    """A stage that finds how far to go along the updates, which point downhill.
+
+    `update` takes the keyword arguments `value` and `grad`, of the function at the params, and
+    `value_fn`, the function. Where the updates point uphill the search goes along the negative
+    gradient, with no entry larger than 1; where they are zero it stays.
+    """
+
+    needs_params = True
+    extra_args: ClassVar = {"value": "scalar", "grad": "tree", "value_fn": "function"}
+
+    @property
+    def keeps_grad(self) -> bool:
+        """Whether the gradient at the new params is known, and kept."""
+        return True
+
+    def search(self, line: Line, last_rate: jax.Array) -> Found:
+        """The best step along a line, in the dtype of its value."""
+        raise NotImplementedError
+
+    def init_slots(self, params: PyTree) -> Found:
+        leaves = jax.tree.leaves(params)
+        never = [beside(jnp.zeros((), jnp.int32), leaves) for _ in Evaluations._fields]
+        return Found(
+            learning_rate=number_slot(1, params),
+            value=number_slot(jnp.inf, params),
+            grad=zeros_of(params) if self.keeps_grad else None,
+            evaluations=Evaluations(*never),
+            failed=beside(jnp.zeros((), bool), leaves),
+        )
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        dtype = own_dtype(updates)
+        grad = cast_like(ctx.extra_args["grad"], updates)
+        value = jnp.asarray(ctx.extra_args["value"], dtype)
+        direction, slope = _downhill(updates, grad)
+        line = Line(ctx.extra_args["value_fn"], ctx.params, direction, value, grad, slope)
+        found = self.search(line, cast(slots.learning_rate, dtype))
+        return scaled_by(found.learning_rate, direction), found
+
+
+def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
+    """The updates, or the negative gradient where they climb, and the slope along it."""
+    slope = total(jax.tree.map(dot, grad, updates))
+    climbs = slope > 0  # Not where it is NaN, which stays visible.
+    short = scaled_by(-1 / jnp.maximum(largest(grad), 1), grad)
+    steepest = total(jax.tree.map(dot, grad, short))
+    direction = jax.tree.map(lambda u, g: jnp.where(climbs, g, u), updates, short)
+    return direction, jnp.where(climbs, steepest, slope)
+
+
+def largest(tree: PyTree) -> jax.Array:
+    """The magnitude of the largest entry; 0 of an empty tree."""
+    dtype = own_dtype(tree)
+    parts = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)]
+    return reduce(jnp.maximum, parts, jnp.zeros((), dtype))
+
+
+def value_and_grad(value_fn: Callable, params: PyTree, like: PyTree) -> tuple[jax.Array, PyTree]:
+    """The value in the compute dtype of the tree `like`, and the gradient uphill in its dtypes."""
+    value, grad = jax.value_and_grad(value_fn)(params)
+    return cast(value, own_dtype(like)), uphill(grad, like)
+
+
+def uphill(grad: PyTree, like: PyTree) -> PyTree:
+    """jax's gradient by a complex number is the conjugate of the direction uphill."""
+    return jax.tree.map(
+        lambda g, y: cast(g.conj() if jnp.iscomplexobj(g) else g, y.dtype), grad, like
+    )
+
+
+def searches_in(state: Any) -> list[Found]:
+    """What every line search in a state has left."""
+    entries = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Found))
+    return [x for x in entries if isinstance(x, Found)]

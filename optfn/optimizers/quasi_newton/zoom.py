@@ -1,0 +1,187 @@
+"""A line search for the strong Wolfe conditions, by an interval that is closed in on."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.core.data import static
+from optfn.core.tree import PyTree
+from optfn.optimizers.quasi_newton.search import (
+    Evaluations,
+    Found,
+    Line,
+    LineSearch,
+    value_and_grad,
+)
+
+# Of an interval whose far end is not finite: CG_DESCENT's nan_decay.
+NEAR = 0.1
+
+
+class Point(NamedTuple):
+    """A rate that was tried, the value there and the slope."""
+
+    rate: jax.Array
+    value: jax.Array
+    slope: jax.Array
+
+
+class Interval(NamedTuple):
+    """The state of a search.
+
+    Attributes:
+        points: as rows, the largest rate known to be too small, the smallest known to be too large,
+            which is infinite if none is, and the one to end at, [3, 3]. One array compiles faster
+            than nine numbers.
+        grad: at the point to end at.
+        rate: to try next.
+        trials: of the rates tried.
+        accepted: whether the conditions hold at the point to end at.
+    """
+
+    points: jax.Array
+    grad: PyTree
+    rate: jax.Array
+    trials: jax.Array
+    accepted: jax.Array
+
+
+class scale_by_zoom_linesearch(LineSearch):
+    """Scales the updates u by a rate that satisfies the strong Wolfe conditions.
+
+        f(p + rate * u) <= f(p) + slope_rtol * rate * <g, u> + tol
+        |<g(p + rate * u), u>| <= curv_rtol * |<g, u>| + tol
+
+    for functions without noise. It is the last stage of an optimizer such as `lbfgs`, whose updates
+    point downhill; where they point uphill, the negative gradient takes their place. Near a minimum
+    the first condition drowns in rounding, so there it may also be
+
+        <g(p + rate * u), u> <= (2 * slope_rtol - 1) * <g, u>
+        f(p + rate * u) <= f(p) + approx_dec_rtol * |f(p)|
+
+    A rate is too small while the function still falls steeply, and too large where it is too high,
+    rises or is not finite. Between two such rates the next is the minimizer of a cubic.
+
+    `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
+    latter uphill as the gradients are, and `value_fn`, a function of the params. The state keeps
+    value and gradient at the new params, for `value_and_grad_from_state`. Each rate that is tried
+    costs one value and one gradient. Where the conditions were not met, `failed` is True in the
+    state and the best rate that was seen is taken, or 0 if none was any good.
+
+    Args:
+        max_linesearch_steps: the most rates to try, a number or a schedule.
+        max_learning_rate: the largest rate, a number or a schedule; None sets no bound. Where the
+            function still falls there, it is accepted.
+        tol: an absolute tolerance of the conditions, a number or a schedule.
+        increase_factor: the most that a rate too small is increased by, a number or a schedule.
+        slope_rtol: the share of the first slope that must be gained, a number or a schedule.
+        curv_rtol: the share of the first slope that may remain, a number or a schedule.
+        approx_dec_rtol: how much larger a value may be for rounding's sake, a number or a schedule;
+            below 0 the second pair of conditions is never enough, as None has it.
+        stepsize_precision: an interval this short is searched no further, if a good rate is known;
+            a number or a schedule.
+        initial_guess_strategy: the first rate to try: `"keep"` for the last one, `"one"` for 1, as
+            quasi-Newton methods need it.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Nocedal and Wright 2006, section 3.5; Hager and Zhang 2006.
+    """
+
+    max_linesearch_steps: Any
+    max_learning_rate: Any = None
+    tol: Any = 0.0
+    increase_factor: Any = 2.0
+    slope_rtol: Any = 1e-4
+    curv_rtol: Any = 0.9
+    approx_dec_rtol: Any = 1e-6
+    stepsize_precision: Any = 1e-5
+    initial_guess_strategy: str = static(default="keep", choices=("keep", "one"))
+
+    def __post_init__(self):
+        if self.approx_dec_rtol is None:
+            object.__setattr__(self, "approx_dec_rtol", -1.0)
+        super().__post_init__()
+
+    def search(self, line: Line, last_rate: jax.Array) -> Found:
+        dtype = line.slope.dtype
+        most = jnp.asarray(
+            jnp.inf if self.max_learning_rate is None else self.max_learning_rate, dtype
+        )
+        first = jnp.ones((), dtype)
+        if self.initial_guess_strategy == "keep":
+            first = jnp.where(last_rate > 0, last_rate, first)
+        here = [jnp.zeros((), dtype), line.value, line.slope]
+        start = Interval(
+            points=jnp.stack([*here, jnp.asarray(jnp.inf, dtype), *here[1:], *here]).reshape(3, 3),
+            grad=line.grad,
+            rate=jnp.minimum(first, most),
+            trials=jnp.zeros((), jnp.int32),
+            accepted=~(line.slope < 0),
+        )
+
+        def goes_on(interval: Interval) -> jax.Array:
+            low, high, best = points_of(interval)
+            closed = (high.rate - low.rate <= self.stepsize_precision) & (best.rate > 0)
+            return ~interval.accepted & ~closed & (interval.trials < self.max_linesearch_steps)
+
+        end = lax.while_loop(goes_on, partial(self._narrowed, line, most), start)
+        rate, value, _ = points_of(end)[2]
+        evaluations = Evaluations(end.trials, end.trials)
+        return Found(rate, value, end.grad, evaluations, ~end.accepted | (end.trials == 0))
+
+    def _narrowed(self, line: Line, most: jax.Array, old: Interval) -> Interval:
+        """The interval after one more rate."""
+        value, grad = value_and_grad(line.value_fn, line.at(old.rate), line.grad)
+        here = Point(old.rate, value, line.slope_of(grad))
+        last, _, best = points_of(old)
+
+        rounding = jnp.maximum(self.approx_dec_rtol, 0) * jnp.abs(line.value)
+        enough = line.value + self.slope_rtol * here.rate * line.slope + self.tol
+        flat = here.slope <= (2 * self.slope_rtol - 1) * line.slope
+        flat &= (value <= line.value + rounding) & (self.approx_dec_rtol >= 0)
+        finite = jnp.isfinite(value) & jnp.isfinite(here.slope)
+        lower = finite & ((value <= enough) | flat)
+        level = jnp.abs(here.slope) <= self.curv_rtol * jnp.abs(line.slope) + self.tol
+        large = ~finite | (here.slope >= 0) | (value > enough + rounding)
+        accepted = lower & (level | (~large & (here.rate >= most)))
+        better = accepted | (lower & (value < best.value))
+
+        replaced = jnp.stack([~large, large, better])
+        points = jnp.where(replaced[:, None], jnp.stack(here)[None, :], old.points)
+        grad = jax.tree.map(lambda x, y: jnp.where(better, x, y), grad, old.grad)
+        rate = self._next_rate(points, last, here, most)
+        return Interval(points, grad, rate, old.trials + 1, accepted)
+
+    def _next_rate(self, points: jax.Array, last: Point, here: Point, most: jax.Array) -> jax.Array:
+        """The minimizer of a cubic, in the interval or, where it has no end, beyond."""
+        low, high, _ = (Point(*point) for point in points)
+        bounded = high.rate < jnp.inf
+        a, b = (
+            Point(*(jnp.where(bounded, x, y) for x, y in zip(*two, strict=True)))
+            for two in ((low, last), (high, here))
+        )
+        width = high.rate - low.rate
+        shortest = jnp.where(bounded, low.rate + NEAR * width, 1.1 * here.rate)
+        longest = jnp.where(bounded, high.rate - NEAR * width, self.increase_factor * here.rate)
+        rate = _minimizer(a, b)
+        middle = jnp.where(bounded, low.rate + width / 2, longest)
+        rate = jnp.where(jnp.isfinite(rate), jnp.clip(rate, shortest, longest), middle)
+        rate = jnp.where(jnp.isfinite(b.value), rate, shortest)
+        return jnp.minimum(rate, most)
+
+
+def points_of(interval: Interval) -> tuple[Point, Point, Point]:
+    low, high, best = (Point(*point) for point in interval.points)
+    return low, high, best
+
+
+def _minimizer(a: Point, b: Point) -> jax.Array:
+    """Of the cubic through two points with these slopes; not finite where it has none."""
+    d = a.slope + b.slope - 3 * (a.value - b.value) / (a.rate - b.rate)
+    root = jnp.sqrt(d * d - a.slope * b.slope)
+    return b.rate - (b.rate - a.rate) * (b.slope + root - d) / (b.slope - a.slope + 2 * root)
