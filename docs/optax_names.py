@@ -76,6 +76,37 @@ LEFT = {
 }
 
 
+# Arguments that one of the two libraries does not have, and what is so instead.
+OTHER_ARGUMENTS = {
+    "scale_by_lion": ("mode smooth_beta", "the sign; other functions are other algorithms"),
+    "nadam": ("nesterov", "always; without it this is `adam`"),
+    "nadamw": ("nesterov", "always; without it this is `adamw`"),
+    "scale_by_factored_rms": ("decay_rate_fn", "`decay_rate` may be a schedule"),
+    "sophia": (
+        "hessian_diagonal_fn verbose print_win_rate_every_n_steps",
+        "the estimator is a transform; nothing is printed",
+    ),
+    "hutchinson_estimator_diag_hessian": ("random_seed", "a number, no key"),
+    "noisy_sgd": ("key seed", "`seed`, a number that can be swept"),
+    "add_noise": ("key seed", "`seed`, a number that can be swept"),
+    "schedule_free_sgd": ("keep_average", "for `b1=0`, which is NaN in optax"),
+    "schedule_free_adamw": ("keep_average", "for `b1=0`, which is NaN in optax"),
+    "lbfgs": ("linesearch", "a stage of optfn's, with longer second trials"),
+    "scale_by_zoom_linesearch": ("verbose", "nothing is printed; the state says why it failed"),
+    "scale_by_backtracking_linesearch": ("verbose", "nothing is printed"),
+}
+
+REQUIRED = inspect.Parameter.empty
+
+# Defaults that differ: optfn's, and why.
+OTHER_DEFAULTS = {
+    ("scale_by_learning_rate", "learning_rate"): (REQUIRED, "optax's None means ascent"),
+    ("adadelta", "learning_rate"): (1.0, "as in torch; optax's None means ascent"),
+    ("adopt", "clip_value_fn"): (None, "stands for optax's function, t^(1/4)"),
+    ("scale_by_adopt", "clip_value_fn"): (None, "stands for optax's function, t^(1/4)"),
+}
+
+
 def names() -> list[str]:
     """The public functions and classes of optax and its contrib; states and type aliases aside."""
     found = {}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import optax
 from legs import LEGS
-from optax_names import names, place
+from optax_names import OTHER_ARGUMENTS, OTHER_DEFAULTS, REQUIRED, names, place
 
 import optfn
 from optfn.testing import ConformanceError, check_transform
@@ -85,10 +85,22 @@ def optax_names() -> Table:
     return [["in optfn", "in optax"]] + [[p, ", ".join(places[p])] for p in order]
 
 
+def other_arguments() -> Table:
+    """What a caller of optax's functions has to change."""
+    rows = [["function", "argument", "in optfn"]]
+    for name, (arguments, instead) in OTHER_ARGUMENTS.items():
+        rows.append([f"`{name}`", ", ".join(f"`{x}`" for x in arguments.split()), instead])
+    for (name, argument), (default, why) in OTHER_DEFAULTS.items():
+        value = "no default" if default is REQUIRED else f"`{default}` by default"
+        rows.append([f"`{name}`", f"`{argument}`", f"{value}: {why}"])
+    return rows
+
+
 TABLES: dict[tuple[str, str], Callable[[], Table]] = {
     ("README.md", "algorithms"): algorithms,
     ("docs/conformance.md", "checks"): checks,
     ("docs/conformance.md", "findings"): findings,
+    ("docs/coming_from_optax.md", "arguments"): other_arguments,
     ("docs/coming_from_optax.md", "names"): optax_names,
 }
 

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import test_sizes
 from algorithms import CASES, STAGES, in_optax
+from optax_names import OTHER_ARGUMENTS, OTHER_DEFAULTS
 
 import optfn
 from optfn.core.transform import transforms_in
@@ -36,38 +37,8 @@ NOT_IN_OPTAX = {
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
 
-# What optax's functions take and optfn's do not. A storage dtype is chosen by wrapping a transform,
-# not by a flag of each rule; Lion's other functions in the place of the sign are other algorithms.
+# A storage dtype is chosen by wrapping a transform, not by a flag of each rule.
 NOT_HERE = {"mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "state_dtype"}
-NOT_HERE_IN = {
-    "scale_by_lion": {"mode", "smooth_beta"},
-    # A switch that makes another algorithm of them.
-    "nadam": {"nesterov"},
-    "nadamw": {"nesterov"},
-    # decay_rate may be a schedule instead.
-    "scale_by_factored_rms": {"decay_rate_fn"},
-    # Printing is another's task; an estimator is of its own library.
-    "sophia": {"hessian_diagonal_fn", "verbose", "print_win_rate_every_n_steps"},
-    "hutchinson_estimator_diag_hessian": {"random_seed"},
-    # A key is made of the seed, which is a number that can be swept.
-    # optax's cannot have b1 = 0.
-    "schedule_free_sgd": {"keep_average"},
-    "schedule_free_adamw": {"keep_average"},
-    "noisy_sgd": {"key", "seed"},
-    "lbfgs": {"linesearch"},
-    "scale_by_zoom_linesearch": {"verbose"},
-    "scale_by_backtracking_linesearch": {"verbose"},
-    "add_noise": {"key", "seed"},
-}
-
-# optax's default None means no rate and, with it, ascent; with torch, Adadelta's rate is 1.
-OTHER_DEFAULTS = {
-    ("scale_by_learning_rate", "learning_rate"): EMPTY,
-    ("adadelta", "learning_rate"): 1.0,
-    # A function is no number; None stands for it.
-    ("adopt", "clip_value_fn"): None,
-    ("scale_by_adopt", "clip_value_fn"): None,
-}
 
 # Where optax's function and its stage differ, and so do optfn's; the authors' eps of Grams.
 NOT_THE_STAGE_S = {
@@ -106,17 +77,18 @@ def stages_in(tx):
 def test_arguments_are_optax_s(name):
     """Their names, their order, their kinds and their defaults."""
 
-    omitted = NOT_HERE | NOT_HERE_IN.get(name, set())
+    omitted = NOT_HERE | set(OTHER_ARGUMENTS.get(name, ("",))[0].split())
+    defaults = {k: value for (owner, k), (value, _) in OTHER_DEFAULTS.items() if owner == name}
 
     def arguments(function):
         return [
-            (k, p.kind, OTHER_DEFAULTS.get((name, k), p.default))
+            (k, p.kind, defaults.get(k, p.default))
             for k, p in parameters(function).items()
             if k not in omitted
         ]
 
     assert arguments(PUBLIC[name]) == arguments(in_optax(name))
-    for k, default in ((k, x) for (owner, k), x in OTHER_DEFAULTS.items() if owner == name):
+    for k, default in defaults.items():
         assert parameters(PUBLIC[name])[k].default == default
 
 
