@@ -30,12 +30,14 @@ SEARCHES = ("lbfgs", "backtracking")
 SKIPPED |= {
     name: {"hypergradients": "a while loop has no derivative backwards"} for name in SEARCHES
 }
+OF_NUMBERS = ("one_trace", "schedule_equals_constant", "hyperparameters_vmap", "round_trip")
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
+    **dict.fromkeys(OF_NUMBERS, {"centralize"}),  # has none
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
-    "hypergradients": SEARCHES,
+    "hypergradients": {*SEARCHES, "centralize"},
 }
 
 
