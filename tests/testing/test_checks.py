@@ -33,7 +33,7 @@ SKIPPED |= {
 OF_NUMBERS = ("one_trace", "schedule_equals_constant", "hyperparameters_vmap", "round_trip")
 NOT_APPLICABLE = {
     "sharding": WITHOUT_SLOTS,
-    **dict.fromkeys(OF_NUMBERS, {"centralize"}),  # has none
+    **{check: {"centralize"} for check in OF_NUMBERS},  # has none
     "tree_layout": {"noisy_sgd"},
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
