@@ -298,8 +298,9 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
     if rule.Slots is None:
         return [None] * len(jax.tree.leaves(updates))
     if not isinstance(slots, rule.Slots):
+        found = "missing" if slots is None else type(slots).__name__
         raise ValueError(
-            f"the state's slots for '{rule.name}' are {type(slots).__name__}, this optimizer's are "
+            f"the state's slots for '{rule.name}' are {found}, this optimizer's are "
             f"{rule.Slots.__name__}: was the state made by another optimizer?"
         )
     trees = [
