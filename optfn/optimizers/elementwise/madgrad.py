@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import abs_sq, sqrt
+from optfn.core.dtypes import abs_sq, ratio, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import zeros_like_real
 from optfn.core.tree import PyTree
@@ -66,9 +66,17 @@ class scale_by_madgrad(Leafwise):
         return True
 
 
+@jax.custom_jvp
 def _cbrt(x: jax.Array) -> jax.Array:
     """The cube root, with derivative zero at zero, as of the shared square root."""
-    return jnp.where(x == 0, 0, jnp.cbrt(jnp.where(x == 0, 1, x)))
+    return jnp.cbrt(x)
+
+
+@_cbrt.defjvp
+def _cbrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    root = _cbrt(x)
+    return root, ratio(dx, 3 * root**2)
 
 
 def madgrad(
