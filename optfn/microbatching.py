@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -86,11 +87,7 @@ def microbatch(
             "batches; give one for each or one for all."
         )
     per_output = PerLeaf.of(accumulator, "microbatch(accumulator=...)", str)
-    for choice in per_output.leaves:
-        if choice not in ACCUMULATORS:
-            raise ValueError(
-                f"microbatch(accumulator=...) must be one of {ACCUMULATORS}, found {choice!r}."
-            )
+    _check_choices(per_output.leaves)
 
     @functools.wraps(fun, updated=())
     def microbatched(*args: Any, **kwargs: Any) -> Any:
@@ -117,6 +114,7 @@ def microbatch(
         shapes = jax.eval_shape(evaluate, jax.ShapeDtypeStruct((), jnp.int32))
         like, treedef = jax.tree.flatten(shapes)
         kinds = per_output.values(shapes, "the results")
+        _check_choices(kinds)
         # The gradient of an integer is nothing to add up.
         kinds = [None if is_float0(x) else kind for kind, x in zip(kinds, like, strict=True)]
         for path, kind, x in zip(leaf_paths(shapes), kinds, like, strict=True):
@@ -170,7 +168,17 @@ class _Split(NamedTuple):
         return in_order.reshape(self.number * self.size, *pieces.shape[2:])
 
 
+def _check_choices(choices: Sequence[str]) -> None:
+    for choice in choices:
+        if choice not in ACCUMULATORS:
+            raise ValueError(
+                f"microbatch(accumulator=...) must be one of {ACCUMULATORS}, found {choice!r}."
+            )
+
+
 def _as_tuple(value: Any, one: type) -> tuple:
+    if one is int and hasattr(value, "__index__"):
+        return (operator.index(value),)
     return (value,) if isinstance(value, one) else tuple(value)
 
 

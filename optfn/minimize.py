@@ -108,11 +108,12 @@ def minimize(
         print(result)  # converged: value 0, gradient 0, 2 steps, ...
 
     Args:
-        fun: `fun(x, *args)` gives a real scalar, or a pair of it and anything with `has_aux`. A new
+        fun: `fun(x, *args)` gives a real scalar, or with `has_aux` a pair of it and arrays. A new
             function is compiled anew; data that changes belongs into `args`.
         x0: where to start, a pytree of real or complex arrays.
         tx: an optimizer, `lbfgs()` if none is given. It may ask for the extra arguments `value`,
-            `grad` and `value_fn`. Behind a `freeze` the frozen params do not count.
+            `grad` and `value_fn`. Behind a `freeze` the frozen params do not count. A line search
+            inside of another wrapper is not asked for the value it found, nor whether it failed.
         args: further arguments of `fun`, pytrees of arrays.
         has_aux: whether `fun` gives a pair. It costs one more evaluation, at the end.
         tol: the largest entry of the gradient to stop at.
@@ -123,9 +124,14 @@ def minimize(
         `lbfgs`, before the run ends.
 
     Raises:
-        TypeError: `x0` holds integers, or `tx` needs other extra arguments.
+        TypeError: `x0` holds integers, `args` is no tuple, `fun` gives a pair or none against
+            `has_aux`, or `tx` needs other extra arguments.
         ValueError: `fun` gives no scalar.
     """
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
+        )
     tx = lbfgs() if tx is None else tx
     check_transform_type(tx, "minimize(tx=...)")
     x0 = to_arrays(x0, "x0")
@@ -192,6 +198,9 @@ def _run(
 
     def value_fn(x):
         out = fun(x, *args)
+        if has_aux != (isinstance(out, tuple) and len(out) == 2):
+            found = "has_aux is True and it gives one" if has_aux else "it gives a pair without"
+            raise TypeError(f"minimize(fun=...) gives a pair with has_aux=True alone; {found}.")
         value = out[0] if has_aux else out
         if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
@@ -265,7 +274,8 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
     Only before the first update, where the state holds no finite value, is the function evaluated;
     under `vmap` it is evaluated always, as any branch there. It is too where the search moved some
     of the params alone, in a `partition` or a `freeze`. Only for functions without noise, and a
-    search that is the last stage.
+    search that is the last to move the params: not inside of `schedule_free`, `sam` and the like,
+    nor before a `scale`.
 
     Args:
         value_fn: `value_fn(params, *args, **kwargs)` gives a real scalar.

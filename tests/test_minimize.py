@@ -214,3 +214,18 @@ def test_bad_input():
         optfn.minimize(lambda x: x, START)
     with pytest.raises(ValueError, match=r"must give a real scalar, found complex64\[\]"):
         optfn.minimize(lambda x: jnp.sum(x) * 1j, START)
+
+
+def test_what_is_no_tuple_of_arguments_is_refused():
+    with pytest.raises(TypeError, match=r"minimize\(args=\.\.\.\) must be a tuple, as in args="):
+        optfn.minimize(lambda x, a: jnp.sum((x - a) ** 2), jnp.zeros(2), args=jnp.ones(2))
+
+
+@pytest.mark.parametrize("has_aux", [True, False])
+def test_a_pair_and_has_aux_go_together(has_aux):
+    def fun(x):
+        value = jnp.sum(x**2)
+        return value if has_aux else (value, x)
+
+    with pytest.raises(TypeError, match="gives a pair with has_aux=True alone; "):
+        optfn.minimize(fun, jnp.zeros(2), has_aux=has_aux)

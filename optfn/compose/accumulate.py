@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optfn.compose.finite import check_gradients_arrive
 from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype, ratio
@@ -19,6 +20,7 @@ from optfn.core.transform import (
     Transform,
     advance_inner,
     cast_like,
+    count_up,
 )
 from optfn.core.tree import PyTree, flatten_like
 
@@ -59,7 +61,8 @@ class accumulate(Transform):
 
     A micro-gradient with an entry that is not finite, or with such a weight, is skipped: it is not
     added, and it does not count, so that every step has `every` gradients. The optimizer gets the
-    extra arguments of the call in which it runs, those of the last micro-batch. The slots, an
+    extra arguments of the call in which it runs, those of the last micro-batch: a line search would
+    search there alone. The slots, an
     `Accumulation`, say how far the sum is, how many gradients were skipped and whether the last
     call was a step.
 
@@ -74,10 +77,12 @@ class accumulate(Transform):
             of different sizes: the number of examples or tokens that the gradient is the mean of. A
             mean with a total weight of zero is zero.
         accumulator_dtype: of the sum, a real one also for complex gradients; None is float32, or
-            wider with wider params. In a narrower one, small gradients are lost in a large sum.
+            wider with wider params. In bfloat16 small gradients are lost in a large sum, and in
+            float16 the sum would overflow, so that it is refused.
 
     Raises:
-        TypeError: `accumulator_dtype` is no floating point dtype.
+        TypeError: `accumulator_dtype` is no floating point dtype with the range of float32.
+        ValueError: there is a `loss_scale` inside, which would not see what overflows.
     """
 
     transform: Transform = child()
@@ -88,6 +93,7 @@ class accumulate(Transform):
 
     def __post_init__(self):
         super().__post_init__()
+        check_gradients_arrive(self.transform, "accumulate")
         if self.accumulator_dtype is not None:
             name = _name_of_floating(self.accumulator_dtype, "accumulate(accumulator_dtype=...)")
             object.__setattr__(self, "accumulator_dtype", name)
@@ -148,7 +154,7 @@ class accumulate(Transform):
             sum=total,
             weight=weight,
             micro_step=jnp.where(due, 0, count),
-            skipped=slots.skipped + ~kept,
+            skipped=jnp.where(kept, slots.skipped, count_up(slots.skipped)),
             has_updated=due,
             inner=inner,
         )
@@ -177,4 +183,6 @@ def _name_of_floating(dtype: Any, where: str) -> str:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
+    if float(jnp.finfo(found).max) < 1e30:
+        raise TypeError(f"{where} must have the range of float32, found {found.name}.")
     return found.name

@@ -13,7 +13,14 @@ from optfn.core.data import child
 from optfn.core.inputs import is_float0
 from optfn.core.passes import all_finite
 from optfn.core.placement import beside
-from optfn.core.transform import Context, State, Transform, advance_inner, count_up
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    advance_inner,
+    count_up,
+    transforms_in,
+)
 from optfn.core.tree import PyTree, at_path
 
 
@@ -40,6 +47,10 @@ class Skipping(Transform):
 
     transform: Transform = child()
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_gradients_arrive(self.transform, type(self).__name__)
+
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         skips = slots if isinstance(slots, Skips) else slots.skips
         return skips.inner.slots, skips.inner.step
@@ -58,8 +69,8 @@ class Skipping(Transform):
     ) -> tuple[PyTree, Skips]:
         """The inner optimizer's step if the gradient is fit and the step finite, else none."""
         fit = fit & ~skips.gave_up
-        # Selected twice: of what is not fit the inner optimizer sees zeros, so that none of its
-        # loops, decompositions and derivatives meets a NaN.
+        # Selected twice: in the place of a gradient that is not fit the inner optimizer sees zeros,
+        # so that none of its loops and decompositions meets a NaN.
         shown = _or_zeros(fit, grads)
         steps, new = advance_inner(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
         taken = fit & all_finite(steps)
@@ -101,10 +112,25 @@ class skip_nonfinite(Skipping):
         return self.attempt(updates, slots, ctx, all_finite(updates), self.max_consecutive)
 
 
+def check_gradients_arrive(transform: Transform, wrapper: str) -> None:
+    """Refuses a `loss_scale` inside of what keeps the gradients from it that it is there for."""
+    if getattr(type(transform), "needs_every_gradient", False):
+        name = type(transform).__name__
+        raise ValueError(
+            f"{name} inside of {wrapper} would never see the gradients that overflow: put {name} "
+            "outside."
+        )
+    for _, value in transform.fields("child"):
+        for inner in transforms_in(value):
+            check_gradients_arrive(inner, wrapper)
+
+
 def raise_if_gave_up(state: PyTree) -> None:
     """Raises if an optimizer gave up: `skip_nonfinite`, `skip_spikes` or `loss_scale`.
 
     It reads the state, so call it outside of `jit`, now and then: it waits for the step to finish.
+    Inside of `accumulate`, which leaves out gradients that are not finite by itself, a wrapper does
+    not see them: wrap the `accumulate`.
 
     Args:
         state: an optimizer's state, or any tree with such states inside, of single runs or of

@@ -1,6 +1,6 @@
 """Loss scaling: gradients that float16 would lose are computed larger and made small again."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class loss_scale(Skipping):
     Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds. (That one begins
     with 2^16, which is infinite in float16.)
     """
+
+    needs_every_gradient: ClassVar[bool] = True
 
     init_scale: Any = 2.0**15
     growth_factor: Any = 2.0

@@ -121,7 +121,7 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
 
     def zeros(p):
         dtype = compute_dtype(p.dtype)
-        return like_param(jnp.zeros(p.shape, real_dtype(dtype) if real else dtype), p)
+        return like_param(jnp.zeros_like(p, real_dtype(dtype) if real else dtype), p)
 
     return jax.tree.map(zeros, params)
 

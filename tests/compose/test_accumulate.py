@@ -410,10 +410,27 @@ def test_many_tiny_gradients_do_not_vanish_in_low_precision(dtype):
     assert updates.dtype == dtype
     assert slots_of(states).sum.dtype == jnp.float32
     np.testing.assert_allclose(np.float64(updates[-1]), -exact, rtol=float(jnp.finfo(dtype).eps))
-    narrow = optfn.accumulate(optfn.sgd(1.0), n + 1, accumulator_dtype=dtype)
+    narrow = optfn.accumulate(optfn.sgd(1.0), n + 1, accumulator_dtype=jnp.bfloat16)
     updates, states = run(narrow, params, grads)
-    assert slots_of(states).sum.dtype == dtype
+    assert slots_of(states).sum.dtype == jnp.bfloat16
     assert np.float64(updates[-1, 0]) > -0.9 * exact
+
+
+def test_a_sum_has_the_range_of_float32():
+    with pytest.raises(TypeError, match="must have the range of float32, found float16"):
+        optfn.accumulate(optfn.sgd(0.1), 2, accumulator_dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda tx: optfn.accumulate(tx, 2), optfn.skip_nonfinite, optfn.skip_spikes],
+    ids=["accumulate", "skip_nonfinite", "skip_spikes"],
+)
+def test_a_loss_scale_that_would_not_see_what_overflows_is_refused(wrap):
+    inside = optfn.chain(optfn.clip(1.0), optfn.loss_scale(optfn.adam(0.1)))
+    with pytest.raises(ValueError, match=r"loss_scale inside of .* put loss_scale outside"):
+        wrap(inside)
+    optfn.loss_scale(wrap(optfn.adam(0.1)))
 
 
 def test_accumulator_dtypes():

@@ -213,7 +213,6 @@ def test_the_scale_is_read_anywhere_in_a_state():
     for tx in (
         scaled,
         optfn.chain(optfn.zero_nans(), scaled),
-        optfn.skip_nonfinite(scaled),
         optfn.freeze(scaled, {"w": False, "b": True}),
         optax.chain(optax.zero_nans(), scaled),
     ):

@@ -152,6 +152,12 @@ def test_the_check_sees_the_fault(name):
     assert sentence in str(error.value), error.value
 
 
+def test_an_infinity_is_not_near_a_number():
+    overflowing = stateless(lambda g: g * jnp.inf if g.dtype == jnp.float16 else g)
+    with pytest.raises(AssertionError, match="float16: the updates differ"):
+        CHECKS["low_precision"](Subject(overflowing, {}))
+
+
 def test_all_failures_are_reported():
     with pytest.raises(ConformanceError, match="fails 2 checks") as error:
         check_transform(stateless(lambda g: 0.1 * jnp.nan_to_num(g)))
