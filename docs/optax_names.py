@@ -18,6 +18,10 @@ ELSEWHERE = {
     "identity": "chain",
     "inject_hyperparams": "hyperparameters",
     "inject_stateful_hyperparams": "hyperparameters",
+    # Functions before an optimizer: a gradient for each example is no tree like the params.
+    "differentially_private_aggregate": "private_mean",
+    "dpsgd": "private_mean",
+    "snapshot": "monitor",
     "MultiSteps": "accumulate",
     "apply_every": "accumulate",
     "multi_transform": "partition",
@@ -50,10 +54,8 @@ def _words(text: str) -> set[str]:
 
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
-    lookahead measure_with_ema monitor snapshot reduce_on_plateau
-    muon scale_by_muon galore scale_by_galore incremental_update
-    per_example_global_norm_clip per_example_layer_norm_clip dpsgd
-    differentially_private_aggregate split_real_and_imaginary flatten keep_params_nonnegative
+    lookahead reduce_on_plateau muon scale_by_muon galore scale_by_galore incremental_update
+    split_real_and_imaginary flatten keep_params_nonnegative
 """)
 
 # Why optax's own remains the one to take.
@@ -71,6 +73,7 @@ LEFT = {
         update_infinity_moment update_moment update_moment_per_elem_norm
     """),
     "of the training loop": _words("periodic_update"),
+    "a log's to smooth, of what monitor measures": _words("measure_with_ema"),
     "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
     "a mark in optax's states": _words("MaskedNode"),
 }

@@ -19,6 +19,8 @@ from optfn.core.hyperparameters import replace as replace
 from optfn.core.hyperparameters import stack as stack
 from optfn.core.hyperparameters import unstack as unstack
 from optfn.core.leafwise import Leafwise as Leafwise
+from optfn.core.metrics import Metrics as Metrics
+from optfn.core.metrics import metrics as metrics
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.transform import Context as Context
 from optfn.core.transform import State as State
@@ -41,6 +43,7 @@ from optfn.compose.interop import to_optax as to_optax
 from optfn.compose.loss_scale import current_loss_scale as current_loss_scale
 from optfn.compose.loss_scale import loss_scale as loss_scale
 from optfn.compose.mechanic import mechanize as mechanize
+from optfn.compose.monitor import monitor as monitor
 from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
@@ -49,6 +52,10 @@ from optfn.compose.spikes import skip_spikes as skip_spikes
 
 # The training loop.
 from optfn.microbatching import microbatch as microbatch
+from optfn.privacy import noisy_mean as noisy_mean
+from optfn.privacy import per_example_global_norm_clip as per_example_global_norm_clip
+from optfn.privacy import per_example_layer_norm_clip as per_example_layer_norm_clip
+from optfn.privacy import private_mean as private_mean
 
 # Stages that are no algorithm of their own.
 from optfn.transforms.clip import adaptive_grad_clip as adaptive_grad_clip

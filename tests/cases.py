@@ -27,6 +27,10 @@ def not_every_third(step):
     return step % 3 != 2
 
 
+def largest(grads, updates, params):
+    return jnp.stack([abs(u).max() for u in jax.tree.leaves(updates)]).max()
+
+
 def loss(params):
     """Of any tree, with a Hessian that is not constant."""
     leaves = jax.tree.leaves(params)
@@ -127,6 +131,12 @@ OPTIMIZERS = {
     "skip_nonfinite": optfn.skip_nonfinite(optfn.sgd(0.01, 0.9)),
     "skip_spikes": optfn.skip_spikes(optfn.sgd(0.01, 0.9), warmup_steps=2),
     "loss_scale": optfn.loss_scale(optfn.sgd(0.1), 2.0, growth_interval=10, max_scale=4.0),
+    "monitor": optfn.monitor(
+        optfn.chain(optfn.clip_by_global_norm(1.0), optfn.adam(schedules.linear(0.1, 0.05, 20)))
+    ),
+    "monitor inside": optfn.accumulate(
+        optfn.monitor(optfn.sgd(0.1, 0.5), {"largest": largest}, norms=False), 2
+    ),
     "conditionally_mask": optfn.conditionally_mask(optfn.sgd(0.01, 0.9), not_every_third),
     "lbfgs": optfn.lbfgs(memory_size=2),
     "backtracking": optfn.chain(

@@ -2,8 +2,8 @@
 
 That optax does is asserted for this version alone; a later one may have mended it.
 
-Rows that wait for what does not exist here yet: metrics whose state changes structure,
-reduce-on-plateau with a negative loss, and the `argmin` of a sweep that returns the NaN trial.
+Rows that wait for what does not exist here yet: reduce-on-plateau with a negative loss, and the
+`argmin` of a sweep that returns the NaN trial.
 """
 
 import contextlib
@@ -367,3 +367,63 @@ def test_the_rows_of_a_filled_up_batch_that_count_are_the_first():
     theirs = optax.microbatch(jnp.sum, 0, 2, num_real_microbatches=2)
     wrong_in_optax(float(theirs(rows)) == 202)
     assert float(optfn.microbatch(jnp.sum, 0, 2, "sum", num_real_microbatches=2)(rows)) == 4
+
+
+def norm_of_gradients(grads, updates, params):
+    return optfn.global_norm(grads)
+
+
+def test_metrics_have_their_structure_from_the_start():
+    def in_a_loop(tx):
+        def step(state, _):
+            return tx.update(GRADS, state, PARAMS)[1], None
+
+        return jax.lax.scan(step, tx.init(PARAMS), length=2)[0]
+
+    theirs = optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.adam(0.1))
+    with error_in_optax(TypeError, match="carry"):
+        in_a_loop(theirs)
+
+    tx = optfn.monitor(optfn.adam(0.1), {"norm": norm_of_gradients})
+    told = optfn.metrics(tx, in_a_loop(tx))
+    np.testing.assert_allclose(told["norm"], optax.tree.norm(GRADS), rtol=1e-6)
+
+
+def test_a_huge_gradient_of_one_example_is_clipped_and_not_lost():
+    grads = [jnp.asarray([[3e25, 4e25]])]
+    (theirs,), _ = optax.per_example_global_norm_clip(grads, 1.0)
+    wrong_in_optax(not theirs.any())
+    (total,), count = optfn.per_example_global_norm_clip(grads, 1.0)
+    np.testing.assert_allclose(total, [0.6, 0.8], rtol=1e-6)
+    assert count == 1
+
+
+def test_the_share_of_an_example_is_bounded_whatever_it_is():
+    for bad in (jnp.nan, jnp.inf):
+        grads = [jnp.asarray([[3.0, 4.0], [bad, 1.0]])]
+        theirs, _ = optax.per_example_global_norm_clip(grads, 1.0)
+        wrong_in_optax(not finite(theirs))
+        (total,), count = optfn.per_example_global_norm_clip(grads, 1.0)
+        np.testing.assert_allclose(total, [0.6, 0.8], rtol=1e-6)
+        assert count == 2
+
+
+def test_private_noise_is_as_large_in_the_parts_of_a_complex_number():
+    """The norm of what it hides is that of both parts together."""
+    grads, key = jnp.zeros((1, 20000), jnp.complex64), jax.random.key(0)
+    aggregate = optax.contrib.differentially_private_aggregate(1.0, 1.0, key)
+    theirs, _ = aggregate.update(grads, aggregate.init(None))
+    wrong_in_optax(abs(theirs.real.std() - 0.5**0.5) < 0.02)
+    mean = optfn.private_mean(grads, 1.0, 1.0, key)
+    # Five standard errors of the deviation of 20000 draws.
+    np.testing.assert_allclose([mean.real.std(), mean.imag.std()], 1, atol=0.025)
+
+
+def test_private_noise_is_not_rounded_to_a_bfloat16_sum():
+    grads, key = jnp.full((1, 1000), 256, jnp.bfloat16), jax.random.key(0)
+    aggregate = optax.contrib.differentially_private_aggregate(1e6, 1e-7, key)
+    theirs, _ = aggregate.update(grads, aggregate.init(None))
+    wrong_in_optax(not (theirs - grads[0]).any())
+    mean = optfn.private_mean(grads, 1e6, 1e-7, key)
+    # Each to half a unit of float32 at 256, 1.5e-5; five standard errors of 1000 draws.
+    np.testing.assert_allclose((mean - 256).std(), 0.1, rtol=5 / 2000**0.5)

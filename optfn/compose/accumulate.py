@@ -121,6 +121,9 @@ class accumulate(Transform):
     def schedule_step(self, slots: Any, step: Any) -> Any:
         return slots.inner.step
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"skipped": slots.skipped}
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         sums = flatten_like(slots.sum, updates, f"the slots {self.name}.sum", "updates")
         summed = [x is not None for x in sums]

@@ -52,8 +52,11 @@ class Skipping(Transform):
         check_gradients_arrive(self.transform, type(self).__name__)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        skips = slots if isinstance(slots, Skips) else slots.skips
+        skips = _skips_of(slots)
         return skips.inner.slots, skips.inner.step
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"skipped": _skips_of(slots).total}
 
     def no_skips(self, params: PyTree) -> Skips:
         """The slots to start with."""
@@ -159,6 +162,10 @@ def raise_if_gave_up(state: PyTree) -> None:
         raise FloatingPointError(
             f"the optimizer gave up, and the params stand still: {'; '.join(reports)}."
         )
+
+
+def _skips_of(slots: Any) -> Skips:
+    return slots if isinstance(slots, Skips) else slots.skips
 
 
 def _or_zeros(keep: jax.Array, tree: PyTree) -> PyTree:

@@ -80,6 +80,9 @@ class loss_scale(Skipping):
         good_steps = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return LossScale(scale, good_steps, self.no_skips(params))
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"scale": slots.scale, **super().measurements(slots)}
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         finite = all_finite(updates)
         inverse = 1 / slots.scale

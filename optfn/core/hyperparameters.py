@@ -3,7 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,25 @@ T = TypeVar("T")
 
 
 class HyperparameterNameError(KeyError, ValueError):
-    """A name that is no hyperparameter's, or several's."""
+    """A name that is no number's, or several's."""
 
     __str__ = ValueError.__str__
 
 
-class Hyperparameters(dict):
-    """Values by qualified name; `h["b1"]` finds `h["scale_by_adam.b1"]` where that is unique."""
+class ByName(dict):
+    """Values by qualified name, a pytree; `d["b"]` finds `d["a.b"]` where that is unique."""
+
+    what: ClassVar[str]
+
+    def __init_subclass__(cls):
+        jax.tree_util.register_pytree_with_keys(
+            cls,
+            lambda d: (tuple((jax.tree_util.DictKey(k), d[k]) for k in d), tuple(d)),
+            lambda names, values: cls(zip(names, values, strict=True)),
+        )
 
     def __missing__(self, name: str) -> Any:
-        return self[_find(name, list(self))]
+        return self[_find(name, list(self), self.what)]
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or len(_ending(str(name), list(self))) == 1
@@ -35,11 +44,10 @@ class Hyperparameters(dict):
         return self[name] if name in self else default  # noqa: SIM401
 
 
-jax.tree_util.register_pytree_with_keys(
-    Hyperparameters,
-    lambda h: (tuple((jax.tree_util.DictKey(k), h[k]) for k in h), tuple(h)),
-    lambda names, values: Hyperparameters(zip(names, values, strict=True)),
-)
+class Hyperparameters(ByName):
+    """Values by qualified name; `h["b1"]` finds `h["scale_by_adam.b1"]` where that is unique."""
+
+    what = "hyperparameter"
 
 
 def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
@@ -57,7 +65,12 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
     check_transform_type(tx, "hyperparameters(tx, state): tx")
     if not isinstance(state, State):
         raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
-    resolved = _resolve(tx, state.slots, state.step)
+    return hyperparameters_at(tx, state.slots, state.step)
+
+
+def hyperparameters_at(tx: Transform, slots: Any, step: Any) -> Hyperparameters:
+    """`hyperparameters` of a transform inside, given its named slots and its step."""
+    resolved = _resolve(tx, slots, step)
     return Hyperparameters(zip(_names(resolved), jax.tree.leaves(resolved), strict=True))
 
 
@@ -181,37 +194,41 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
     among siblings of one name each gets a `tag`, its number.
     """
     if isinstance(node, Transform) and node.name is not None:
-        prefix = _join(prefix, node.name + tag)
+        prefix = join(prefix, node.name + tag)
     if isinstance(node, Data):
         holders = [field for field, _ in node.fields("child")]
         silent = holders if isinstance(node, Transform) and len(holders) == 1 else []
         return [
             name
             for field, value in node.fields("number", "numbers", "child")
-            for name in _names(value, prefix if field in silent else _join(prefix, field))
+            for name in _names(value, prefix if field in silent else join(prefix, field))
         ]
     if isinstance(node, dict):
-        return [n for label in sorted(node) for n in _names(node[label], _join(prefix, label))]
+        return [n for label in sorted(node) for n in _names(node[label], join(prefix, label))]
     if isinstance(node, tuple) and all(isinstance(x, Transform) for x in node):
-        repeated = {name for name, k in Counter(x.name for x in node).items() if k > 1}
-        seen = Counter()
-        names = []
-        for inner in node:
-            tag = f"[{seen[inner.name]}]" if inner.name in repeated else ""
-            seen[inner.name] += 1
-            names += _names(inner, prefix, tag)
-        return names
+        return [n for x, tag in zip(node, tags(node), strict=True) for n in _names(x, prefix, tag)]
     if isinstance(node, tuple):
-        return [n for i, x in enumerate(node) for n in _names(x, _join(prefix, str(i)))]
+        return [n for i, x in enumerate(node) for n in _names(x, join(prefix, str(i)))]
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
-    return [_join(prefix, jax.tree_util.keystr(path, simple=True, separator=".")) for path in paths]
+    return [join(prefix, jax.tree_util.keystr(path, simple=True, separator=".")) for path in paths]
 
 
-def _join(*parts: str | None) -> str:
+def tags(siblings: Sequence[Transform]) -> list[str]:
+    """What to add to the name of each to tell apart those of one name: `"[0]"`, or nothing."""
+    repeated = {name for name, k in Counter(x.name for x in siblings).items() if k > 1}
+    seen = Counter()
+    out = []
+    for x in siblings:
+        out.append(f"[{seen[x.name]}]" if x.name in repeated else "")
+        seen[x.name] += 1
+    return out
+
+
+def join(*parts: str | None) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _find(name: str, names: list[str]) -> str:
+def _find(name: str, names: list[str], what: str = "hyperparameter") -> str:
     """The one qualified name that `name` is, or is the end of."""
     if name in names:
         return name
@@ -232,7 +249,7 @@ def _find(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, sorted(endings), 1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     raise HyperparameterNameError(
-        f"no hyperparameter is named '{name}'.{hint} There are: {', '.join(names)}."
+        f"no {what} is named '{name}'.{hint} There are: {', '.join(names) or 'none'}."
     )
 
 

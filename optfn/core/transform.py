@@ -130,6 +130,14 @@ class Transform(Data):
                 params = inner.evaluation_params_named(params, *self.inner(slots, step, field))
         return params
 
+    def measurements(self, slots: Any) -> Mapping[str, jax.Array]:
+        """What the slots tell of the run: scalars by name. Users call `metrics(tx, state)`.
+
+        Args:
+            slots: this transform's slots.
+        """
+        return {}
+
     @property
     def finishes(self) -> bool:
         """Whether a learning rate is applied inside, so that the updates can be added."""

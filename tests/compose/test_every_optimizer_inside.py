@@ -26,6 +26,7 @@ WRAPPERS = {
     ),
     "partition": lambda tx: optfn.partition({"all": tx, "none": optfn.sgd(1.0)}, "all"),
     "freeze": lambda tx: optfn.freeze(tx, False),
+    "monitor": optfn.monitor,
     "chain": lambda tx: optfn.chain(optfn.clip_by_global_norm(1e30), tx),
     "named chain": lambda tx: optfn.chain(tx).named("inner"),
     "twice": lambda tx: optfn.skip_nonfinite(optfn.accumulate(optfn.freeze(tx, False), 1)),

@@ -1,0 +1,57 @@
+"""Reading what an optimizer measured."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from optfn.core.hyperparameters import ByName, join
+from optfn.core.transform import State, Transform, check_transform_type
+
+
+class Metrics(ByName):
+    """Values by qualified name; `m["grad_norm"]` finds `m["monitor.grad_norm"]` if unique."""
+
+    what = "metric"
+
+
+def metrics(tx: Transform, state: State) -> Metrics:
+    """What there is to tell of the last update: of every `monitor`, and the skipped steps.
+
+        params, state = optfn.step(tx, grads, state, params)
+        print(optfn.metrics(tx, state)["grad_norm"])
+
+    What `monitor` measures is listed there. Without one there are only the counts that the state
+    holds anyway: `skipped`, the steps or micro-gradients that `skip_nonfinite`, `skip_spikes`,
+    `loss_scale` and `accumulate` left out, and the `scale` of `loss_scale`.
+
+    Args:
+        tx: an optimizer.
+        state: its state after the update.
+
+    Returns:
+        A dict from qualified names like `"accumulate.monitor.grad_norm"`, which are made as those
+        of `hyperparameters`, to scalars; `[n]` from the state of n runs. A short name works as a
+        key where it is unique. It is a pytree, so a jitted step or the body of a `scan` can
+        return it. Before the first update all values are 0.
+    """
+    check_transform_type(tx, "metrics(tx, state): tx")
+    if not isinstance(state, State):
+        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    return Metrics(sorted(_measured(tx, state.slots, state.step)))
+
+
+def _measured(tx: Transform, slots: Any, step: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The measurements of a transform and of all inside, with its named slots."""
+    own = slots if tx.name is None else (slots or {}).get(tx.name)
+    prefix = join(prefix, tx.name)
+    if own is not None:
+        for name, value in tx.measurements(own).items():
+            yield join(prefix, name), value
+    fields = list(tx.fields("child"))
+    for field, value in fields:
+        here = join(prefix, field) if len(fields) > 1 else prefix
+        if isinstance(value, dict):
+            for label, inner in sorted(value.items()):
+                yield from _measured(inner, *tx.inner(own, step, label), join(here, label))
+        else:
+            for inner in value if isinstance(value, tuple) else (value,):
+                yield from _measured(inner, *tx.inner(own, step, field), here)
