@@ -198,10 +198,11 @@ def _run(
 
     def value_fn(x):
         out = fun(x, *args)
-        if has_aux != (isinstance(out, tuple) and len(out) == 2):
+        is_pair = isinstance(out, tuple) and len(out) == 2
+        if has_aux != is_pair:
             found = "has_aux is True and it gives one" if has_aux else "it gives a pair without"
             raise TypeError(f"minimize(fun=...) gives a pair with has_aux=True alone; {found}.")
-        value = out[0] if has_aux else out
+        value: Any = out[0] if has_aux else out
         if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(
                 "minimize(fun=...) must give a real scalar, found "
