@@ -175,9 +175,7 @@ def _scalar(name: str, value: Any) -> jax.Array:
         raise TypeError(f"{where} must give a scalar, found {describe(value)}.")
     value = jnp.asarray(value)
     if value.shape or jnp.iscomplexobj(value):
-        raise TypeError(
-            f"{where} must give a real scalar, found {value.dtype}{list(value.shape)}."
-        )
+        raise TypeError(f"{where} must give a real scalar, found {value.dtype}{list(value.shape)}.")
     return value
 
 

@@ -39,9 +39,7 @@ def metrics(tx: Transform, state: State) -> Metrics:
     return Metrics(sorted(_measured(tx, state.slots, state.step)))
 
 
-def _measured(
-    tx: Transform, slots: Any, step: Any, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+def _measured(tx: Transform, slots: Any, step: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The measurements of a transform and of all inside, with its named slots."""
     own = slots if tx.name is None else (slots or {}).get(tx.name)
     prefix = join(prefix, tx.name)
