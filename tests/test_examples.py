@@ -1,5 +1,6 @@
 """The examples run, their output says what it should, and what their pictures claim is so."""
 
+import csv
 import importlib.util
 import io
 import os
@@ -281,6 +282,42 @@ def test_float16_first_gradients_are_too_small_for_it(float16):
     sizes = np.concatenate([np.abs(x).ravel() for x in jax.tree.leaves(grads)])
     assert sizes.max() < float(jnp.finfo(jnp.float16).smallest_subnormal)
     assert 1e-10 < np.median(sizes) < 1e-8
+
+
+# log_metrics
+
+
+def test_log_has_a_row_for_every_step_and_says_what_happened(tmp_path):
+    ran = run("log_metrics", tmp_path, "--quick", "--output", "here/log.csv")
+    assert ran.written == {"here/log.csv"}
+    with (tmp_path / "here/log.csv").open() as file:
+        names = next(csv.reader(file))
+        log = optfn.Metrics(zip(names, np.loadtxt(file, delimiter=",").T, strict=True))
+    steps = 3 * (1347 // 64)
+    np.testing.assert_array_equal(log["step"], np.arange(1, steps + 1))
+    rate = optfn.schedules.warmup_cosine(0.01, warmup_steps=steps // 10, total_steps=steps)
+    rates = jax.vmap(rate)(jnp.arange(steps))
+    np.testing.assert_allclose(log["learning_rate"], rates, rtol=1e-5, atol=1e-9)
+
+    norm, factor = log["grad_norm"], log["clip_by_global_norm.factor"]
+    clipped = norm > 1.0
+    assert 0 < clipped.sum() < steps
+    np.testing.assert_allclose(factor, 1 / np.maximum(norm, 1), rtol=1e-5)
+    np.testing.assert_array_equal(log["clip_by_global_norm.hits"], np.cumsum(clipped))
+    ratio = log["update_norm"] / log["param_norm"]
+    np.testing.assert_allclose(log["update_ratio"], ratio, rtol=1e-5)
+
+    epochs = re.findall(
+        r"^epoch (\d)/3: loss (\d\.\d{4}), gradient norm (\d\.\d{4})$", ran.stdout, re.M
+    )
+    told = np.asarray(epochs, float)
+    means = [log[name].reshape(3, -1).mean(1) for name in ("loss", "grad_norm")]
+    np.testing.assert_allclose(told, np.stack([[1, 2, 3], *means], axis=1), atol=1e-4)
+    found = re.search(r"(\d+) gradients clipped; test accuracy (\d+\.\d) %", ran.stdout)
+    assert found and int(found[1]) == clipped.sum()
+    # Guessing gives 10 %; three epochs give about 95.
+    assert float(found[2]) > 85
+    assert f"\n  {steps:>4} " in ran.stdout and "\x1b" not in ran.stdout
 
 
 # plot_lecture
