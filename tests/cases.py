@@ -27,10 +27,6 @@ def not_every_third(step):
     return step % 3 != 2
 
 
-def largest(grads, updates, params):
-    return jnp.stack([abs(u).max() for u in jax.tree.leaves(updates)]).max()
-
-
 def loss(params):
     """Of any tree, with a Hessian that is not constant."""
     leaves = jax.tree.leaves(params)
@@ -118,8 +114,8 @@ OPTIMIZERS = {
         optfn.descend_with_corrected_decay(schedules.linear(0.1, 0.01, 20), 0.1, 0.1),
     ),
     "independent decay": optfn.chain(
-        optfn.trace(0.9),
-        optfn.descend_with_independent_decay(schedules.linear(0.01, 0.001, 20), 0.01, 1e-3),
+        optfn.scale_by_adam(),
+        optfn.descend_with_independent_decay(schedules.linear(0.1, 0.01, 20), 0.1, 1e-3),
     ),
     "partition": optfn.partition(
         {"matrix": optfn.adam(0.1), "rest": optfn.sgd(0.05, 0.9)},
@@ -133,9 +129,6 @@ OPTIMIZERS = {
     "loss_scale": optfn.loss_scale(optfn.sgd(0.1), 2.0, growth_interval=10, max_scale=4.0),
     "monitor": optfn.monitor(
         optfn.chain(optfn.clip_by_global_norm(1.0), optfn.adam(schedules.linear(0.1, 0.05, 20)))
-    ),
-    "monitor inside": optfn.accumulate(
-        optfn.monitor(optfn.sgd(0.1, 0.5), {"largest": largest}, norms=False), 2
     ),
     "conditionally_mask": optfn.conditionally_mask(optfn.sgd(0.01, 0.9), not_every_third),
     "lbfgs": optfn.lbfgs(memory_size=2),
