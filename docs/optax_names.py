@@ -25,7 +25,6 @@ ELSEWHERE = {
     "safe_norm": "global_norm",
     "selective_transform": "freeze",
     "schedule_free_eval_params": "evaluation_params",
-    "set_to_zero": "freeze",
     "with_extra_args_support": "Transform",
     "constant_schedule": "schedules.constant",
     "cosine_decay_schedule": "schedules.cosine",
@@ -54,7 +53,7 @@ PLANNED = _words("""
     lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
     value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
     per_example_global_norm_clip per_example_layer_norm_clip dpsgd
-    differentially_private_aggregate split_real_and_imaginary flatten keep_params_nonnegative
+    differentially_private_aggregate split_real_and_imaginary flatten
 """)
 
 # Why optax's own remains the one to take.

@@ -1,0 +1,108 @@
+"""A part of an optimizer started anew in the middle of a run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import child
+from optfn.core.placement import beside
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    check_transform_type,
+    transforms_in,
+)
+from optfn.core.tree import PyTree
+
+
+class own_step(Transform):
+    """Runs a transform by a step of its own, which starts at 0 wherever the others are.
+
+    For a group of a partition that `reset` is to start anew as if training began: its schedules and
+    bias corrections then begin again too. Without it a group's step is the whole optimizer's.
+
+    Args:
+        transform: a stage or a whole optimizer.
+    """
+
+    transform: Transform = child()
+
+    def init_slots(self, params: PyTree) -> State:
+        step = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return State(step, self.transform.init_named(params))
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        own = ctx._replace(step=slots.step)
+        updates, new = self.transform.apply_named(updates, slots.slots, own)
+        return updates, State(own.next_step, new)
+
+
+def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
+    """The state with one group or stage in it as `init` makes it, and the rest as it is.
+
+        state = reset(tx, state, params, "head")
+
+    For a head that was exchanged, a group that was thawed, moments that went bad. All of the state
+    starts anew with `tx.init(params)`.
+
+    The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
+    `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no
+    correction: with its usual numbers, steps of up to 6.6 times the length follow. Make the group
+    `own_step(adam(...))` to have them right.
+
+    Args:
+        tx: an optimizer.
+        state: its state.
+        params: the current params.
+        name: the label of a group, or the name of a stage, as in `hyperparameters`: `"head"`,
+            or, where several end so, `"head.scale_by_adam"`.
+
+    Raises:
+        ValueError: no such name, an ambiguous one, or the state of another optimizer.
+    """
+    check_transform_type(tx, "reset(tx, state, params, name): tx")
+    if not isinstance(state, State):
+        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    fresh = tx.init(params)
+    leaves, treedef = jax.tree.flatten(state)
+    if jax.tree.structure(fresh) != treedef:
+        raise ValueError(
+            "reset(tx, state, params, name): the state is not one of this optimizer and params."
+        )
+    # The leaves of this state are their own places.
+    places = treedef.unflatten(range(treedef.num_leaves))
+    parts = dict(_parts(tx, places.slots, places.step))
+    found = [name] if name in parts else [x for x in parts if x.endswith(f".{name}")]
+    if len(found) != 1:
+        what = (
+            f"is ambiguous; say which: {', '.join(found)}."
+            if found
+            else (f"is no group or stage with a state; there are: {', '.join(parts) or 'none'}.")
+        )
+        raise ValueError(f"reset(tx, state, params, name): {name!r} {what}")
+    anew = set(jax.tree.leaves(parts[found[0]]))
+    pairs = enumerate(zip(leaves, jax.tree.leaves(fresh), strict=True))
+    return treedef.unflatten([new if i in anew else old for i, (old, new) in pairs])
+
+
+def _parts(tx: Transform, slots: Any, step: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The slots of every group and stage that has any, by qualified name."""
+    own = slots if tx.name is None else (slots or {}).get(tx.name)
+    if own is None:
+        return
+    if tx.name is not None:
+        prefix = f"{prefix}.{tx.name}".strip(".")
+        yield prefix, own
+    holders = list(tx.fields("child"))
+    for field, value in holders:
+        where = prefix if len(holders) == 1 else f"{prefix}.{field}".strip(".")
+        groups = isinstance(value, dict)
+        for label, inner in value.items() if groups else [(field, x) for x in transforms_in(value)]:
+            there = f"{where}.{label}".strip(".") if groups else where
+            inner_slots, inner_step = tx.inner(own, step, label)
+            if groups and inner_slots:
+                yield there, inner_slots
+            yield from _parts(inner, inner_slots, inner_step, there)
