@@ -50,15 +50,15 @@ class scale_by_layer_decay(Leafwise):
 
         u = decay^n g        n layers lie above the leaf's own
 
-    For fine-tuning: the head learns at the full rate, the layers below it ever more slowly. It has
-    its place after the direction and after the weight decay, as a factor of the rate; before a
-    direction that does not depend on the size of its gradients, such as Adam's, it would do
-    nothing. Of twelve layers between embeddings and a head:
+    For fine-tuning: the head learns at the full rate, the layers below it ever more slowly. It is a
+    factor of the learning rate, so it stands after the optimizer. Before one that does not mind the
+    size of its gradients, such as Adam, it would do nothing. With twelve layers between embeddings
+    and a head:
 
         layers_above = by_path(
             {"embed/**": 13, "head/**": 0} | {f"layers_{i}/**": 12 - i for i in range(12)}
         )
-        chain(scale_by_adam(), scale_by_layer_decay(0.75, layers_above), scale_by_learning_rate(1e-3))
+        chain(adamw(1e-3), scale_by_layer_decay(0.75, layers_above))
 
     Papers that count the depth from the embeddings, at 0, have `decay^(depth of the head - depth)`.
 
