@@ -88,16 +88,19 @@ WAYS = {
 
 def load_data(seed: int) -> tuple[Data, Data, Data]:
     """The digits 0 to 4, a few images of every digit, and the others of every digit to test on."""
-    images, labels = load_digits(return_X_y=True)
-    images = np.float32((images - images.mean()) / images.std())
-    order = np.random.default_rng(seed).permutation(len(images))
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    images = (images - images.mean()) / images.std()
+    order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order], labels[order]
     rank = np.zeros(len(labels), int)  # among the images of its digit
     for digit in range(10):
         rank[labels == digit] = np.arange((labels == digit).sum())
     few, test = rank < IMAGES_PER_DIGIT, rank >= 100
-    old = ~few & ~test & (labels < 5)
-    return tuple(Data(jnp.asarray(images[x]), jnp.asarray(labels[x])) for x in (old, few, test))
+
+    def those(rows):
+        return Data(jnp.asarray(images[rows], jnp.float32), jnp.asarray(labels[rows]))
+
+    return those(~few & ~test & (labels < 5)), those(few), those(test)
 
 
 def loss_fn(params, data: Data):

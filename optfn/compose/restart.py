@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child
+from optfn.core.hyperparameters import qualified
 from optfn.core.placement import beside
 from optfn.core.transform import (
     Context,
@@ -45,8 +46,8 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
 
         state = reset(tx, state, params, "head")
 
-    For a head that was exchanged, a group that was thawed, moments that went bad. All of the state
-    starts anew with `tx.init(params)`.
+    For a head that was exchanged, also by one of another size, or moments that went bad. All of the
+    state starts anew with `tx.init(params)`.
 
     The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
     `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no
@@ -76,13 +77,15 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
     places = treedef.unflatten(range(treedef.num_leaves))
     parts = dict(_parts(tx, places.slots, places.step))
     found = [name] if name in parts else [x for x in parts if x.endswith(f".{name}")]
-    if len(found) != 1:
-        what = (
-            f"is ambiguous; say which: {', '.join(found)}."
-            if found
-            else (f"is no group or stage with a state; there are: {', '.join(parts) or 'none'}.")
+    if not found:
+        raise ValueError(
+            f"reset(tx, state, params, name): {name!r} is no group or stage with a state; there "
+            f"are: {', '.join(parts) or 'none'}."
         )
-        raise ValueError(f"reset(tx, state, params, name): {name!r} {what}")
+    if len(found) > 1:
+        raise ValueError(
+            f"reset(tx, state, params, name): {name!r} is ambiguous; say which: {', '.join(found)}."
+        )
     anew = set(jax.tree.leaves(parts[found[0]]))
     pairs = enumerate(zip(leaves, jax.tree.leaves(fresh), strict=True))
     return treedef.unflatten([new if i in anew else old for i, (old, new) in pairs])
@@ -94,14 +97,14 @@ def _parts(tx: Transform, slots: Any, step: Any, prefix: str = "") -> Iterator[t
     if own is None:
         return
     if tx.name is not None:
-        prefix = f"{prefix}.{tx.name}".strip(".")
+        prefix = qualified(prefix, tx.name)
         yield prefix, own
     holders = list(tx.fields("child"))
     for field, value in holders:
-        where = prefix if len(holders) == 1 else f"{prefix}.{field}".strip(".")
+        where = prefix if len(holders) == 1 else qualified(prefix, field)
         groups = isinstance(value, dict)
         for label, inner in value.items() if groups else [(field, x) for x in transforms_in(value)]:
-            there = f"{where}.{label}".strip(".") if groups else where
+            there = qualified(where, label) if groups else where
             inner_slots, inner_step = tx.inner(own, step, label)
             if groups and inner_slots:
                 yield there, inner_slots

@@ -181,17 +181,17 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
     among siblings of one name each gets a `tag`, its number.
     """
     if isinstance(node, Transform) and node.name is not None:
-        prefix = _join(prefix, node.name + tag)
+        prefix = qualified(prefix, node.name + tag)
     if isinstance(node, Data):
         holders = [field for field, _ in node.fields("child")]
         silent = holders if isinstance(node, Transform) and len(holders) == 1 else []
         return [
             name
             for field, value in node.fields("number", "numbers", "child")
-            for name in _names(value, prefix if field in silent else _join(prefix, field))
+            for name in _names(value, prefix if field in silent else qualified(prefix, field))
         ]
     if isinstance(node, dict):
-        return [n for label in sorted(node) for n in _names(node[label], _join(prefix, label))]
+        return [n for label in sorted(node) for n in _names(node[label], qualified(prefix, label))]
     if isinstance(node, tuple) and all(isinstance(x, Transform) for x in node):
         repeated = {name for name, k in Counter(x.name for x in node).items() if k > 1}
         seen = Counter()
@@ -202,12 +202,15 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
             names += _names(inner, prefix, tag)
         return names
     if isinstance(node, tuple):
-        return [n for i, x in enumerate(node) for n in _names(x, _join(prefix, str(i)))]
+        return [n for i, x in enumerate(node) for n in _names(x, qualified(prefix, str(i)))]
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(node)[0]]
-    return [_join(prefix, jax.tree_util.keystr(path, simple=True, separator=".")) for path in paths]
+    return [
+        qualified(prefix, jax.tree_util.keystr(path, simple=True, separator=".")) for path in paths
+    ]
 
 
-def _join(*parts: str | None) -> str:
+def qualified(*parts: str | None) -> str:
+    """`"outer.inner"`: a name of names, of which some may be missing."""
     return ".".join(part for part in parts if part)
 
 

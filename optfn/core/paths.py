@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 
@@ -34,19 +35,21 @@ class by_path:
     def __init__(self, patterns: Mapping[str, Any], default: Any = None):
         if not isinstance(patterns, Mapping) or not patterns:
             raise TypeError(
-                f"by_path(patterns=...) must be a dict {{pattern: value}}: {patterns!r}."
+                f"by_path(patterns=...) must be a dict {{pattern: value}}, found {patterns!r}."
             )
-        for pattern in patterns:
+        for pattern, value in patterns.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"by_path(patterns=...): patterns are strings, found {pattern!r}.")
-        self.patterns, self.default = dict(patterns), default
+            if value is None:
+                raise TypeError(f"by_path(patterns=...): {pattern!r} has None for a value.")
+        self.patterns, self.default = tuple(patterns.items()), default
         try:
             hash(self)
         except TypeError:
             raise TypeError(f"{self!r}: every value must hash.") from None
 
     def __call__(self, path: str, leaf: Any = None) -> Any:
-        matching = (value for pattern, value in self.patterns.items() if matches(pattern, path))
+        matching = (value for pattern, value in self.patterns if matches(pattern, path))
         return next(matching, self.default)
 
     def check(self, leaves: Sequence[str], places: Sequence[str], where: str) -> None:
@@ -59,7 +62,7 @@ class by_path:
         """
         unused = [
             pattern
-            for pattern in self.patterns
+            for pattern, _ in self.patterns
             if places and not any(matches(pattern, path) for path in places)
         ]
         if unused:
@@ -80,14 +83,15 @@ class by_path:
 
     def _content(self) -> tuple:
         # True == 1 == 1.0 in Python, and a mask is not a depth.
-        values = (*self.patterns.values(), self.default)
-        return tuple(self.patterns), values, tuple(map(type, values))
+        types = [type(value) for _, value in self.patterns]
+        return self.patterns, self.default, *types, type(self.default)
 
     def __repr__(self) -> str:
         default = "" if self.default is None else f", default={self.default!r}"
-        return f"by_path({self.patterns!r}{default})"
+        return f"by_path({dict(self.patterns)!r}{default})"
 
 
+@cache
 def matches(pattern: str, path: str) -> bool:
     """Whether a path like `"encoder/0/kernel"` is one of those that a pattern stands for."""
     return _entries_match(_entries(pattern), _entries(path))

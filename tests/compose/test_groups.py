@@ -172,9 +172,10 @@ def test_patterns_and_leaves_that_do_not_meet_are_named(patterns, default, sente
     ("make", "sentence"),
     [
         (lambda: by_path({}), "by_path(patterns=...) must be a dict"),
-        (lambda: by_path("*/bias"), "by_path(patterns=...) must be a dict {pattern: value}"),
+        (lambda: by_path("*/bias"), "must be a dict {pattern: value}, found '*/bias'."),
         (lambda: by_path({3: "x"}), "by_path(patterns=...): patterns are strings, found 3."),
         (lambda: by_path({"a": ["x"]}), "every value must hash"),
+        (lambda: by_path({"a": None}, "x"), "by_path(patterns=...): 'a' has None for a value."),
         (
             lambda: optfn.freeze(optfn.sgd(0.1), by_path({"**": "x"})).init(PARAMS),
             "freeze(mask=...) at 'embed/kernel' must be a bool, found 'x'.",

@@ -59,6 +59,16 @@ def test_a_reset_group_trains_as_from_the_start_and_the_others_go_on(compiled):
     assert not np.array_equal(uninterrupted["head"]["w"], first["head"]["w"])
 
 
+def test_a_head_may_be_exchanged_by_one_of_another_size():
+    params, state, _ = train(TX, TX.init(PARAMS), PARAMS)
+    params = params | {"head": {"w": jnp.ones((3, 3))}}
+    state = optfn.reset(TX, state, params, "head")
+    moved = train(TX, state, params)[0]["head"]["w"]
+    alone = {"head": params["head"]}
+    wanted = train(HEAD, HEAD.init(alone), alone)[0]["head"]["w"]
+    np.testing.assert_allclose(moved, wanted, rtol=1e-6)
+
+
 def test_an_own_step_is_read_and_counts_for_itself():
     _, state, _ = train(TX, TX.init(PARAMS), PARAMS)
     state = optfn.reset(TX, state, PARAMS, "head")

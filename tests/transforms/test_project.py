@@ -27,7 +27,7 @@ def update(p, g):
     st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
     st.booleans(),
 )
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None)
 def test_params_are_never_below_zero_and_reach_it(p, g, dtype, wide):
     """With float32 gradients and with the params' own, by `update` and by `step`."""
     dtype = np.dtype(dtype)
@@ -38,7 +38,9 @@ def test_params_are_never_below_zero_and_reach_it(p, g, dtype, wide):
     for result in (added, stepped):
         assert (result >= 0).all()
         np.testing.assert_array_equal(result[cut], 0)
-    np.testing.assert_array_equal(updates[~cut], g[~cut])
+    # XLA takes denormal numbers for zero.
+    tiny = float(jnp.finfo(dtype).tiny)
+    np.testing.assert_allclose(updates[~cut].astype(float), g[~cut], rtol=0, atol=tiny)
 
 
 def test_it_is_optax_s_projection():
