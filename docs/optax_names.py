@@ -29,7 +29,6 @@ ELSEWHERE = {
     "safe_norm": "global_norm",
     "selective_transform": "freeze",
     "schedule_free_eval_params": "evaluation_params",
-    "set_to_zero": "freeze",
     "with_extra_args_support": "Transform",
     "constant_schedule": "schedules.constant",
     "cosine_decay_schedule": "schedules.cosine",
@@ -55,7 +54,7 @@ def _words(text: str) -> set[str]:
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
     lookahead reduce_on_plateau muon scale_by_muon galore scale_by_galore incremental_update
-    split_real_and_imaginary flatten keep_params_nonnegative
+    split_real_and_imaginary flatten
 """)
 
 # Why optax's own remains the one to take.

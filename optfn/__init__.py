@@ -21,6 +21,7 @@ from optfn.core.hyperparameters import unstack as unstack
 from optfn.core.leafwise import Leafwise as Leafwise
 from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
+from optfn.core.paths import by_path as by_path
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.transform import Context as Context
 from optfn.core.transform import State as State
@@ -47,6 +48,9 @@ from optfn.compose.monitor import monitor as monitor
 from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
+from optfn.compose.partition import set_to_zero as set_to_zero
+from optfn.compose.restart import own_step as own_step
+from optfn.compose.restart import reset as reset
 from optfn.compose.sam import sam as sam
 from optfn.compose.spikes import skip_spikes as skip_spikes
 
@@ -62,6 +66,7 @@ from optfn.transforms.clip import adaptive_grad_clip as adaptive_grad_clip
 from optfn.transforms.clip import clip as clip
 from optfn.transforms.clip import clip_by_block_rms as clip_by_block_rms
 from optfn.transforms.clip import clip_by_global_norm as clip_by_global_norm
+from optfn.transforms.clip import clip_by_norm as clip_by_norm
 from optfn.transforms.corrections import correct_by_mars as correct_by_mars
 from optfn.transforms.corrections import orthogonalize_to_params as orthogonalize_to_params
 from optfn.transforms.decay import add_decayed_weights as add_decayed_weights
@@ -76,8 +81,10 @@ from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
 from optfn.transforms.nans import zero_nans as zero_nans
 from optfn.transforms.noise import add_noise as add_noise
+from optfn.transforms.project import keep_params_nonnegative as keep_params_nonnegative
 from optfn.transforms.scale import descend as descend
 from optfn.transforms.scale import scale as scale
+from optfn.transforms.scale import scale_by_layer_decay as scale_by_layer_decay
 from optfn.transforms.scale import scale_by_learning_rate as scale_by_learning_rate
 from optfn.transforms.scale import scale_by_schedule as scale_by_schedule
 from optfn.transforms.size import centralize as centralize

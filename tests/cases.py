@@ -19,6 +19,10 @@ def by_shape(path, leaf):
     return "matrix" if leaf.ndim > 1 else "rest"
 
 
+def layers_above(path, leaf):
+    return 2 - leaf.ndim
+
+
 def is_bias(path, leaf):
     return leaf.ndim == 1
 
@@ -122,6 +126,8 @@ OPTIMIZERS = {
         by_shape,
     ),
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
+    "own_step": optfn.own_step(optfn.adam(schedules.linear(0.1, 0.05, 9))),
+    "keep_params_nonnegative": optfn.chain(optfn.adam(0.1), optfn.keep_params_nonnegative()),
     "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
     "accumulate weighted": optfn.accumulate(optfn.sgd(0.1, 0.5), 2, weighted=True),
     "skip_nonfinite": optfn.skip_nonfinite(optfn.sgd(0.01, 0.9)),
@@ -162,6 +168,7 @@ EXTRA_ARGS = (
 
 STAGES = {
     "scale": optfn.scale(2.0),
+    "scale_by_layer_decay": optfn.scale_by_layer_decay(0.75, layers_above),
     "scale_by_learning_rate": optfn.scale_by_learning_rate(2.0, flip_sign=False),
     "scale_by_schedule": optfn.scale_by_schedule(schedules.linear(1.0, 0.5, 10)),
     "trace": optfn.trace(0.9, nesterov=True),
@@ -169,6 +176,7 @@ STAGES = {
     "add_decayed_weights": optfn.add_decayed_weights(0.1),
     "clip": optfn.clip(0.5),
     "clip_by_global_norm": optfn.clip_by_global_norm(1.0),
+    "clip_by_norm": optfn.clip_by_norm(0.5),
     "clip_by_block_rms": optfn.clip_by_block_rms(0.5),
     "adaptive_grad_clip": optfn.adaptive_grad_clip(0.1),
     "normalize_by_update_norm": optfn.normalize_by_update_norm(),

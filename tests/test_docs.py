@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    "README.md",
-    "docs/write_an_optimizer.md",
-    "docs/coming_from_optax.md",
-    "docs/checkpoints.md",
+PAGES = ["README.md"] + [
+    f"docs/{page}.md"
+    for page in ("write_an_optimizer", "coming_from_optax", "checkpoints", "groups")
 ]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

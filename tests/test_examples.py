@@ -320,6 +320,32 @@ def test_log_has_a_row_for_every_step_and_says_what_happened(tmp_path):
     assert f"\n  {steps:>4} " in ran.stdout and "\x1b" not in ran.stdout
 
 
+# finetune_groups
+
+
+def test_finetuning_leaves_frozen_leaves_as_they_were_and_holds_no_state_for_them(tmp_path):
+    ran = run("finetune_groups", tmp_path, "--quick")
+    row = re.compile(r"^  (\S.*?) {2,}(\d+) +(\d+) +(\d\.\d{4}) +(\d+\.\d)\s*$", re.M)
+    rows = {way: [float(x) for x in numbers] for way, *numbers in row.findall(ran.stdout)}
+    whole = 3 * (64 * 64 + 64) + 64 * 10 + 10
+    trained = {
+        "from scratch": whole,
+        "one rate": whole,
+        "frozen backbone": 64 * 10 + 10,
+        "falling rates": whole,
+        "groups": 64 * 64 + 64 + 64 * 10 + 10,
+    }
+    assert {way: numbers[0] for way, numbers in rows.items()} == trained
+    assert {way: numbers[1] for way, numbers in rows.items()} == {
+        way: 2 * count for way, count in trained.items()
+    }
+    for way in ("frozen backbone", "falling rates", "groups"):
+        # Twenty images: from scratch the loss is far above that of a guess, log(10) = 2.3.
+        assert rows[way][2] < 1.6 < rows["from scratch"][2]
+        assert rows[way][3] > 60
+    assert not ran.written
+
+
 # plot_lecture
 
 

@@ -117,6 +117,15 @@ def test_clipping_a_zero_gradient_to_norm_zero_gives_zero():
         assert all(not u.any() for u in jax.tree.leaves(updates))
 
 
+def test_clipping_a_zero_array_to_zero_gives_zero():
+    theirs, _ = run(optax.clip_by_block_rms(0.0), PARAMS, zeros_like(GRADS))
+    wrong_in_optax(not finite(theirs))
+    for grads in (zeros_like(GRADS), GRADS):
+        for clip in (optfn.clip_by_block_rms, optfn.clip_by_norm, optfn.adaptive_grad_clip):
+            updates, _ = run(clip(0.0), PARAMS, grads)
+            assert all(not u.any() for u in jax.tree.leaves(updates))
+
+
 def kernels(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
 from optfn.core.passes import no_updates
 from optfn.core.transform import Context, Transform
@@ -183,6 +184,16 @@ class freeze(_Selective):
 
     def _others(self, updates: PyTree) -> PyTree:
         return no_updates(updates)
+
+
+def set_to_zero() -> freeze:
+    """Zero updates for every leaf: what a group of a partition gets that is not to move.
+
+        partition({"frozen": set_to_zero(), "trained": adamw(1e-3)}, labels)
+
+    The same as `freeze(chain(), True)`: no state, no cost, and leaves of any dtype.
+    """
+    return freeze(chain(), True)
 
 
 def view(tree: PyTree, mine: list[bool]) -> PyTree:

@@ -1,9 +1,7 @@
 """Reading what an optimizer measured."""
 
-from collections.abc import Iterator
-from typing import Any
-
 from optfn.core.hyperparameters import ByName, join
+from optfn.core.parts import parts
 from optfn.core.transform import State, Transform, check_transform_type
 
 
@@ -36,22 +34,11 @@ def metrics(tx: Transform, state: State) -> Metrics:
     check_transform_type(tx, "metrics(tx, state): tx")
     if not isinstance(state, State):
         raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
-    return Metrics(sorted(_measured(tx, state.slots, state.step)))
-
-
-def _measured(tx: Transform, slots: Any, step: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The measurements of a transform and of all inside, with its named slots."""
-    own = slots if tx.name is None else (slots or {}).get(tx.name)
-    prefix = join(prefix, tx.name)
-    if own is not None:
-        for name, value in tx.measurements(own).items():
-            yield join(prefix, name), value
-    fields = list(tx.fields("child"))
-    for field, value in fields:
-        here = join(prefix, field) if len(fields) > 1 else prefix
-        if isinstance(value, dict):
-            for label, inner in sorted(value.items()):
-                yield from _measured(inner, *tx.inner(own, step, label), join(here, label))
-        else:
-            for inner in value if isinstance(value, tuple) else (value,):
-                yield from _measured(inner, *tx.inner(own, step, field), here)
+    return Metrics(
+        sorted(
+            (join(name, quantity), value)
+            for name, stage, own in parts(tx, state.slots, state.step)
+            if stage is not None
+            for quantity, value in stage.measurements(own).items()
+        )
+    )

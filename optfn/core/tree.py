@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from optfn.core.paths import by_path
+
 PyTree = Any
 
 
@@ -24,6 +26,12 @@ def leaf_paths(tree: PyTree) -> list[str]:
     """
     entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]
     return [path_string(path) for path, box in entries for _ in jax.tree.leaves(box)]
+
+
+def _places(tree: PyTree) -> list[str]:
+    """The paths of all leaves and of None, which stands where a leaf was left out."""
+    entries = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is None or _is_box(x))[0]
+    return [path_string(path) for path, _ in entries]
 
 
 def _is_box(node: PyTree) -> bool:
@@ -109,7 +117,10 @@ class PerLeaf:
     def values(self, tree: PyTree, what: str = "the params") -> list:
         """The value for every leaf of `tree`, which a message calls `what`, in flattening order."""
         if self.function is not None:
-            leaves = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+            paths = leaf_paths(tree)
+            if isinstance(self.function, by_path):
+                self.function.check(paths, _places(tree), self.where)
+            leaves = zip(paths, jax.tree.leaves(tree), strict=True)
             return [self._call(self.function, path, leaf) for path, leaf in leaves]
         try:
             subtrees = self.treedef.flatten_up_to(tree)

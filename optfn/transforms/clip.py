@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import static
-from optfn.core.dtypes import cast, norms_along, root_mean_square, scaled_norm, widen
+from optfn.core.dtypes import cast, norms_along, scaled_norm, widen
 from optfn.core.leafwise import Leafwise
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -34,13 +34,36 @@ def clip_entries(x: jax.Array, limit: Any) -> jax.Array:
     return jnp.clip(x, -limit, limit)
 
 
+class clip_by_norm(Leafwise):
+    """Shrinks each array of the updates so that its norm is at most `max_norm`.
+
+        u = g * min(1, max_norm / ||g||)        ||g|| of the array alone
+
+    For layers whose gradients explode each on their own: one layer's do not shrink the others', as
+    they do in `clip_by_global_norm`. So it changes the direction of the gradient as a whole. A NaN
+    or infinite entry makes its array NaN.
+
+    Args:
+        max_norm: a number or a schedule, not negative; 0 gives zero updates.
+
+    Source: Pascanu et al. 2012, by layer.
+    """
+
+    max_norm: Any
+
+    def update_leaf(self, g, slots, param, t):
+        return _shrunk(g, *scaled_norm(g), self.max_norm), slots
+
+
 class clip_by_block_rms(Leafwise):
     """Shrinks each array of the updates so that its root mean square is at most `threshold`.
 
         u = g / max(1, sqrt(mean(|g|^2)) / threshold)
 
+    A NaN or infinite entry makes its array NaN.
+
     Args:
-        threshold: a number or a schedule, above 0.
+        threshold: a number or a schedule, not negative; 0 gives zero updates.
 
     Source: Shazeer and Stern 2018.
     """
@@ -48,7 +71,8 @@ class clip_by_block_rms(Leafwise):
     threshold: Any
 
     def update_leaf(self, g, slots, param, t):
-        return g / jnp.maximum(1, root_mean_square(g) / self.threshold), slots
+        scale, relative = scaled_norm(g)
+        return _shrunk(g, scale, relative / max(g.size, 1) ** 0.5, self.threshold), slots
 
 
 class adaptive_grad_clip(Leafwise):
@@ -109,14 +133,18 @@ class clip_by_global_norm(Transform):
     max_norm: Any
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        scale, relative = scaled_norm(updates)
-        within = scale * relative <= self.max_norm
-        # Where nothing is to be clipped the divisor is 1, so that a zero gradient has a derivative.
-        shrink = self.max_norm / jnp.where(within, 1, relative)
-        shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
-        scale = jnp.where(within, 1, scale)
+        return _shrunk(updates, *scaled_norm(updates), self.max_norm), slots
 
-        def clipped(g):
-            return jnp.where(within, g, cast(widen(g, scale.dtype) / scale * shrink, g.dtype))
 
-        return jax.tree.map(clipped, updates), slots
+def _shrunk(updates: PyTree, scale: jax.Array, relative: jax.Array, limit: Any) -> PyTree:
+    """The updates times min(1, limit / size), with a size given as the product scale * relative."""
+    within = scale * relative <= limit
+    # Where nothing is to be clipped the divisor is 1, so that a zero gradient has a derivative.
+    shrink = limit / jnp.where(within, 1, relative)
+    shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
+    scale = jnp.where(within, 1, scale)
+
+    def clipped(g):
+        return jnp.where(within, g, cast(widen(g, scale.dtype) / scale * shrink, g.dtype))
+
+    return jax.tree.map(clipped, updates)

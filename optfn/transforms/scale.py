@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optfn.core.data import static
+from optfn.core.data import per_leaf, static
 from optfn.core.leafwise import Leafwise
 
 
@@ -43,6 +43,54 @@ class scale_by_learning_rate(Leafwise):
     @property
     def finishes(self) -> bool:
         return self.flip_sign
+
+
+class scale_by_layer_decay(Leafwise):
+    """Multiplies the updates of each leaf by a power of `decay`: the lower its layer, the smaller.
+
+        u = decay^n g        n layers lie above the leaf's own
+
+    For fine-tuning: the head learns at the full rate, the layers below it ever more slowly. It is a
+    factor of the learning rate, so it stands after the optimizer. Before one that does not mind the
+    size of its gradients, such as Adam, it would do nothing. With twelve layers between embeddings
+    and a head:
+
+        layers_above = by_path(
+            {"embed/**": 13, "head/**": 0} | {f"layers_{i}/**": 12 - i for i in range(12)}
+        )
+        chain(adamw(1e-3), scale_by_layer_decay(0.75, layers_above))
+
+    Papers that count the depth from the embeddings, at 0, have `decay^(depth of the head - depth)`.
+
+    Args:
+        decay: a number or a schedule, from 0 to 1; 1 leaves the updates as they are.
+        layers_above: how many layers lie between a leaf's layer and the loss, a whole number from
+            0 on: a tree, of which a prefix is enough, or a function `(path, leaf) -> int`.
+
+    Raises:
+        TypeError: a value that is no int.
+        ValueError: a value below 0, by its path.
+
+    Source: Howard and Ruder 2018; Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
+    """
+
+    elementary = True
+
+    decay: Any
+    layers_above: Any = per_leaf(of=int)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layers_above is None:
+            raise TypeError("scale_by_layer_decay(layers_above=...) must be a tree or a function.")
+
+    def update_leaf(self, update, slots, param, t):
+        if self.layers_above < 0:
+            raise ValueError(
+                f"scale_by_layer_decay(layers_above=...) must not be below 0, found "
+                f"{self.layers_above}."
+            )
+        return self.decay**self.layers_above * update, slots
 
 
 class descend(Leafwise):

@@ -34,6 +34,7 @@ NOT_IN_OPTAX = {
     *("scale_by_dog", "scale_by_dowg", "given_hessian_diagonal", "hyperball", "scale_by_sophia"),
     *("stable_adamw", "scale_by_stable_adamw", "adam_mini", "scale_by_adam_mini"),
     *("add_cautious_decay", "descend_with_corrected_decay", "descend_with_independent_decay"),
+    *("clip_by_norm", "scale_by_layer_decay"),
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
 
@@ -130,5 +131,7 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"hutchinson_estimator_diag_hessian"}  # test_curvature
     alone |= {"zero_nans"}  # transforms/test_nans.py
     alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}  # test_lbfgs
+    alone |= {"clip_by_norm", "keep_params_nonnegative"}  # transforms/test_clip.py, test_project.py
+    alone |= {"scale_by_layer_decay"}  # compose/test_groups.py
     inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()

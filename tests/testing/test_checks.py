@@ -14,7 +14,7 @@ WITHOUT_SLOTS = {
     "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd", "polyak_sgd",
     "clip_by_block_rms", "adaptive_grad_clip", "normalize_by_update_norm", "centralize",
     "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio",
-    "loss_scale", "zero_nans",
+    "loss_scale", "zero_nans", "clip_by_norm", "scale_by_layer_decay",
 }  # fmt: skip
 REMOVES_NANS = (
     *("skip_nonfinite", "skip_spikes", "loss_scale", "zero_nans"),
