@@ -26,6 +26,7 @@ ELSEWHERE = {
     "cosine_decay_schedule": "schedules.cosine",
     "cosine_onecycle_schedule": "schedules.one_cycle",
     "exponential_decay": "schedules.exponential",
+    "flatten": "packed",
     "join_schedules": "schedules.join",
     "linear_onecycle_schedule": "schedules.one_cycle",
     "linear_schedule": "schedules.linear",
@@ -46,11 +47,11 @@ def _words(text: str) -> set[str]:
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
     MultiSteps apply_every skip_large_updates skip_not_finite apply_if_finite conditionally_mask
-    conditionally_transform zero_nans lookahead measure_with_ema monitor snapshot reduce_on_plateau
+    conditionally_transform zero_nans measure_with_ema monitor snapshot
     lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch
-    value_and_grad_from_state muon scale_by_muon galore scale_by_galore incremental_update
+    value_and_grad_from_state muon scale_by_muon galore scale_by_galore
     per_example_global_norm_clip per_example_layer_norm_clip dpsgd
-    differentially_private_aggregate split_real_and_imaginary flatten keep_params_nonnegative
+    differentially_private_aggregate split_real_and_imaginary keep_params_nonnegative
 """)
 
 # Why optax's own remains the one to take.
@@ -67,7 +68,8 @@ LEFT = {
         safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
         update_infinity_moment update_moment update_moment_per_elem_norm
     """),
-    "of the training loop": _words("microbatch periodic_update"),
+    # A target network is a tree of its own; an average beside a run is `ema_of_params`.
+    "of the training loop": _words("incremental_update microbatch periodic_update"),
     "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
     "a mark in optax's states": _words("MaskedNode"),
 }

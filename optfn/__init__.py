@@ -33,7 +33,11 @@ from optfn.compose.gradient_signs import cautious as cautious
 from optfn.compose.gradient_signs import with_gradient_signs as with_gradient_signs
 from optfn.compose.interop import from_optax as from_optax
 from optfn.compose.interop import to_optax as to_optax
+from optfn.compose.lookahead import lookahead as lookahead
 from optfn.compose.mechanic import mechanize as mechanize
+from optfn.compose.packed import packed as packed
+from optfn.compose.param_averages import ema_of_params as ema_of_params
+from optfn.compose.param_averages import mean_of_params as mean_of_params
 from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
@@ -57,6 +61,7 @@ from optfn.transforms.decay import (
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
 from optfn.transforms.noise import add_noise as add_noise
+from optfn.transforms.plateau import reduce_on_plateau as reduce_on_plateau
 from optfn.transforms.scale import descend as descend
 from optfn.transforms.scale import scale as scale
 from optfn.transforms.scale import scale_by_learning_rate as scale_by_learning_rate

@@ -201,6 +201,11 @@ def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:
     )
 
 
+def floating(tree: PyTree) -> list[bool]:
+    """Which leaves have fractions, as those have that are not frozen."""
+    return [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree)]
+
+
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:
     """The context as the routed transform sees it.
 

@@ -114,6 +114,11 @@ class PerLeaf:
             kind,
         )
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one value for all leaves."""
+        return self.function is None and jax.tree_util.treedef_is_leaf(self.treedef)
+
     def values(self, tree: PyTree) -> list:
         """The value for every leaf of `tree`, in flattening order."""
         if self.function is not None:

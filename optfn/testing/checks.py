@@ -548,8 +548,9 @@ def _close(expected: PyTree, got: PyTree, rtol: float, what: str, atol: float = 
     pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
     for path, a, b in pairs:
         a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))
-        scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
-        off = ~(np.abs(a - b) <= scale) & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
+        with np.errstate(invalid="ignore"):  # infinities are equal or not
+            scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
+            off = ~(np.abs(a - b) <= scale) & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
         if off.any():
             i = int(np.argmax(off))
             raise AssertionError(

@@ -52,6 +52,8 @@ NOT_HERE_IN = {
     # A key is made of the seed, which is a number that can be swept.
     "noisy_sgd": {"key", "seed"},
     "add_noise": {"key", "seed"},
+    # optax has the one for losses only.
+    "reduce_on_plateau": {"direction"},
 }
 
 # optax's default None means no rate and, with it, ascent; with torch, Adadelta's rate is 1.
@@ -145,5 +147,6 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"scale_by_distance_over_gradients", "normalize", "hyperball", "add_cautious_decay"}
     alone |= {"descend_with_corrected_decay", "descend_with_independent_decay"}
     alone |= {"hutchinson_estimator_diag_hessian"}  # test_curvature
+    alone |= {"reduce_on_plateau"}  # compose/test_plateau
     inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()

@@ -186,6 +186,12 @@ from oracles.schedules import (
     schedule_inverse_time as schedule_inverse_time,
 )
 from oracles.schedules import (
+    schedule_ema_power_law as schedule_ema_power_law,
+)
+from oracles.schedules import (
+    schedule_ema_warmup as schedule_ema_warmup,
+)
+from oracles.schedules import (
     schedule_join as schedule_join,
 )
 from oracles.schedules import (

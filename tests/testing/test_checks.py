@@ -7,9 +7,10 @@ from optfn.testing import check_transform
 from optfn.testing.checks import CHECKS
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
-WITHOUT_SLOTS = {
+WITHOUT_SLOTS = {  # of the params' shapes
     "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
     "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd", "polyak_sgd",
+    "reduce_on_plateau", "packed",
 }  # fmt: skip
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
 SKIPPED = {"noisy_sgd": {"tree_layout": "the noise depends on the path"}} | {
