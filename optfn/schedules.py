@@ -363,9 +363,9 @@ class wsd(Schedule):
 
 
 class ema_warmup(Schedule):
-    """A decay of averages that rises while they are young: min(end_value, (1+step) / (offset+step)).
+    """The decay of a young average: min(end_value, (1 + step) / (offset + step)).
 
-    For `ema_of_params`: an average so young forgets its first, worst params.
+    For `ema_of_params`, so that it soon forgets its first and worst params.
 
     Args:
         end_value: the decay to arrive at.
@@ -382,10 +382,10 @@ class ema_warmup(Schedule):
 
 
 class ema_power_law(Schedule):
-    """A decay of averages whose memory is always the same share of the run: (1 - 1 / t)^(gamma + 1).
+    """The decay of an average that remembers a share of the run: (1 - 1 / t)^(gamma + 1).
 
-    With t = step + 1. For `ema_of_params` from the first update on: there the params of update s
-    then weigh about s^gamma, and no length of the run has to be chosen.
+    With t = step + 1. For `ema_of_params` from the first update on: the params after update s weigh
+    about s^gamma, and no time has to be chosen.
 
     Args:
         gamma: the power; 6.94 is a memory of a tenth of the run (its standard deviation), 16.97

@@ -220,3 +220,8 @@ def test_every_optimizer_reports_steps_and_traces_and_their_means():
         assert matches(row, "tiny", name, NUMBER, NUMBER, JUDGED, JUDGED)
     for row, what in zip(table(text, "Geometric means"), ("time", "trace"), strict=True):
         assert matches(row, what, NUMBER, JUDGED)
+
+
+def test_packed_reports_steps_traces_and_compilations():
+    (row,) = table(run("packed.py", "--quick"), "Packed against plain")
+    assert matches(row, "tiny", "adam", *[NUMBER] * 7)

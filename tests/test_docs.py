@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/write_an_optimizer.md", "docs/coming_from_optax.md"]
+PAGES = [
+    "README.md",
+    "docs/write_an_optimizer.md",
+    "docs/coming_from_optax.md",
+    "docs/averages.md",
+]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -4,7 +4,7 @@ That optax does is asserted for this version alone; a later one may have mended 
 
 Rows that wait for what does not exist here yet: gradient accumulation (a NaN micro-gradient that
 poisons it for ever; an inner update on every micro-step), metrics whose state changes structure,
-reduce-on-plateau with a negative loss, schedule-free that skips the schedule's step 0, and the
+schedule-free that skips the schedule's step 0, and the
 `argmin` of a sweep that returns the NaN trial.
 """
 

@@ -62,7 +62,7 @@ class lookahead(Transform):
 
     def __post_init__(self):
         super().__post_init__()
-        check_within(self.sync_period, 1, math.inf, "lookahead(sync_period=...)")
+        check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
 
     def init_slots(self, params: PyTree) -> Slow:
         slow = wide_start_of(view(params, floating(params)))

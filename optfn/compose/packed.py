@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optfn.core.data import child
 from optfn.core.dependence import needs_its_arrays
@@ -15,9 +16,10 @@ from optfn.core.tree import PyTree
 class packed(Transform):
     """Gives a transform all leaves as one vector for each dtype of the params.
 
-    For thousands of small arrays, where the operations cost more than what they do: the transform
-    is traced, compiled and run for one array. Each update copies the gradients together, and its
-    result apart, so that a tree of large arrays only gets slower.
+    For hundreds of small arrays and more, where the operations cost more than what they do: the
+    transform is traced and run for one array. Each update copies the gradients together, and its
+    result apart, so that a tree of large arrays only gets slower; and to take the result apart may
+    compile for longer than the transform for each array would.
 
     The updates are the same for rules about each entry, and up to rounding for those about the
     whole tree, such as `clip_by_global_norm`. Others are refused: rules about each array, values
@@ -74,18 +76,15 @@ def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
     """The leaves one after the other, in a vector for each dtype of their params."""
     groups: dict[str, list] = {}
     for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
-        groups.setdefault(p.dtype.name, []).append(jnp.ravel(x))
+        groups.setdefault(p.dtype.name, []).append(lax.reshape(x, (p.size,)))
     return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
 def _unpack(vectors: dict[str, jax.Array], params: PyTree) -> PyTree:
     """The inverse of `_pack`, for a tree like the params."""
     leaves, treedef = jax.tree.flatten(params)
-    ends = dict.fromkeys(vectors, 0)
-    parts = []
-    for p in leaves:
-        name = p.dtype.name
-        start, ends[name] = ends[name], ends[name] + p.size
-        part = jax.lax.slice(vectors[name], (start,), (ends[name],))
-        parts.append(part.reshape(p.shape))
-    return treedef.unflatten(parts)
+    parts = {
+        name: iter(lax.split(vector, [p.size for p in leaves if p.dtype.name == name]))
+        for name, vector in vectors.items()
+    }
+    return treedef.unflatten([lax.reshape(next(parts[p.dtype.name]), p.shape) for p in leaves])

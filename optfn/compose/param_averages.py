@@ -117,8 +117,8 @@ class ema_of_params(_ParamAverage):
 
     def __post_init__(self):
         super().__post_init__()
-        check_within(self.decay, 0, 1, "ema_of_params(decay=...)")
-        check_within(self.every, 1, math.inf, "ema_of_params(every=...)")
+        check_within(self.decay, (0, 1), "ema_of_params(decay=...)")
+        check_within(self.every, (1, math.inf), "ema_of_params(every=...)")
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         new = 1 - self.decay
@@ -138,9 +138,9 @@ class mean_of_params(_ParamAverage):
         a <- a + (p - a) / n            after every so many updates; p is the n-th in a
 
     Evaluate at a: `evaluation_params(tx, state, params)`; before the first p is in it this gives
-    the params themselves. For the last part of a run, at a constant or a cyclical rate, with `every`
-    the length of a cycle. The statistics of batch norm are the model's, and wait to be computed
-    again at a. Around a whole optimizer, as `ema_of_params`, which forgets the early ones.
+    the params themselves. For the last part of a run, at a constant or a cyclical rate, with
+    `every` the length of a cycle. Around a whole optimizer, as `ema_of_params`, which forgets early
+    params and needs no start. The statistics of batch norm are the model's; compute them anew at a.
 
     Args:
         transform: the optimizer.
@@ -158,7 +158,7 @@ class mean_of_params(_ParamAverage):
 
     def __post_init__(self):
         super().__post_init__()
-        check_within(self.every, 1, math.inf, "mean_of_params(every=...)")
+        check_within(self.every, (1, math.inf), "mean_of_params(every=...)")
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         count = slots.weight + 1

@@ -220,8 +220,9 @@ def check_count(value: Any, where: str) -> None:
         raise ValueError(f"{where} must be a whole number above 0, found {value!r}.")
 
 
-def check_within(value: Any, least: float, most: float, where: str) -> None:
-    """Refuses a number that is known to lie outside of a range."""
+def check_within(value: Any, limits: tuple[float, float], where: str) -> None:
+    """Refuses a number that is known to lie outside of its limits."""
+    least, most = limits
     if isinstance(value, float) and not least <= value <= most:
         wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise ValueError(f"{where} must be {wanted}, found {show(value)}.")

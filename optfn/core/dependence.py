@@ -12,16 +12,15 @@ from optfn.core.transform import Transform, transforms_in
 from optfn.core.tree import PyTree
 
 # Operations whose results take each entry from the entries in its place alone.
-POINTWISE = set(
-    """
+NAMES = """
     abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type
     cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf
     erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log
     log1p logistic lt max min mul ne neg nextafter not optimization_barrier or pow pvary real
     reduce_precision rem reshape round rsqrt select_n shift_left shift_right_arithmetic
     shift_right_logical sign sin sinh sqrt square squeeze stop_gradient sub tan tanh xor
-    """.split()
-)
+"""
+POINTWISE = set(NAMES.split())
 # Of these an array of more dimensions may need more.
 LAYOUT = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type"}
 

@@ -21,7 +21,7 @@ class Plateau(NamedTuple):
         best_value: the best mean so far, as it was given; infinite before the first.
         plateau_count: means in a row that were no improvement.
         cooldown_count: means for which the factor still stays.
-        count: values in the mean that is being taken.
+        avg_count: values in the mean that is being taken.
         avg_value: that mean so far.
     """
 
@@ -29,7 +29,7 @@ class Plateau(NamedTuple):
     best_value: jax.Array
     plateau_count: jax.Array
     cooldown_count: jax.Array
-    count: jax.Array
+    avg_count: jax.Array
     avg_value: jax.Array
 
 
@@ -54,8 +54,8 @@ class reduce_on_plateau(Transform):
         rtol: the share of the best value that counts as an improvement.
         atol: what counts as one beside that.
         cooldown: values that do not count after the scale fell.
-        accumulation_size: values whose mean is taken for one, from 1 on: 1 for those of a validation
-            set, more for those of batches.
+        accumulation_size: values whose mean is taken for one, from 1 on: 1 for the losses of a
+            validation set, more for those of batches.
         min_scale: where the scale stops to fall.
         direction: "min" for a loss, "max" for an accuracy.
 
@@ -81,19 +81,19 @@ class reduce_on_plateau(Transform):
         limits = {"factor": shares, "rtol": shares, "min_scale": shares, "atol": sizes}
         limits |= {"patience": counts, "accumulation_size": counts, "cooldown": sizes}
         for name, limit in limits.items():
-            check_within(getattr(self, name), *limit, f"reduce_on_plateau({name}=...)")
+            check_within(getattr(self, name), limit, f"reduce_on_plateau({name}=...)")
 
     def init_slots(self, params: PyTree) -> Plateau:
-        starts = Plateau(1, self._sign * jnp.inf, 0, 0, 0, 0)
+        starts = (1, self._sign * jnp.inf, 0, 0, 0, 0)
         return Plateau(*(number_slot(start, params) for start in starts))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         value = cast(ctx.extra_args["value"], own_dtype(updates))
-        count = slots.count + 1
-        mean = (slots.count * slots.avg_value + value) / count
+        count = slots.avg_count + 1
+        mean = (slots.avg_count * slots.avg_value + value) / count
         full = count >= self.accumulation_size
         after = self._after(mean, slots)
-        taken = slots._replace(count=count, avg_value=mean)
+        taken = slots._replace(avg_count=count, avg_value=mean)
         slots = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, taken)
         return scaled_by(slots.scale, updates), slots
 
@@ -116,7 +116,7 @@ class reduce_on_plateau(Transform):
             best_value=jnp.where(improved, value, slots.best_value),
             plateau_count=jnp.where(reduced, 0, bad),
             cooldown_count=jnp.where(reduced, self.cooldown, rest),
-            count=nothing,
+            avg_count=nothing,
             avg_value=nothing,
         )
 

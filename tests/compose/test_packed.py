@@ -238,7 +238,9 @@ def test_optax_s_are_looked_at_in_the_same_way():
 
 def test_bad_input():
     mask = optfn.adamw(0.1, mask={"w": True, "b": False})
-    with pytest.raises(ValueError, match=r"packed\(...\) would change the updates: add_decayed_wei"):
+    with pytest.raises(
+        ValueError, match=r"packed\(...\) would change the updates: add_decayed_wei"
+    ):
         optfn.packed(mask).init(PARAMS)
     assert optfn.packed(optfn.adamw(0.1, mask=True)).init(PARAMS)
     with pytest.raises(TypeError, match=r"packed\(transform=...\) must be an optfn transform"):

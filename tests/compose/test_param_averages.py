@@ -274,12 +274,16 @@ def test_a_decay_of_one_never_starts():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"ema_of_params\(decay=...\) must be from 0 to 1, found 2"):
+    with pytest.raises(
+        ValueError, match=r"ema_of_params\(decay=...\) must be from 0 to 1, found 2"
+    ):
         optfn.ema_of_params(SGD, 2.0)
     for make in (optfn.mean_of_params, lambda tx, **kwargs: optfn.ema_of_params(tx, 0.9, **kwargs)):
         with pytest.raises(ValueError, match=r"of_params\(every=...\) must be at least 1, found 0"):
             make(SGD, every=0)
-        with pytest.raises(TypeError, match=r"of_params\(transform=...\) must be an optfn transform"):
+        with pytest.raises(
+            TypeError, match=r"of_params\(transform=...\) must be an optfn transform"
+        ):
             make(optax.sgd(0.1))
         tx = make(SGD)
         with pytest.raises(ValueError, match="of_params needs the params"):

@@ -168,7 +168,7 @@ def test_a_negative_loss_that_stands_still_is_a_plateau():
 
 
 def test_a_negative_loss_that_falls_is_none():
-    assert scales(-1.1 ** np.arange(LENGTH), patience=2, rtol=1e-2)[-1] == 1
+    assert scales(-(1.1 ** np.arange(LENGTH)), patience=2, rtol=1e-2)[-1] == 1
 
 
 def test_a_value_that_is_nan_is_no_improvement():

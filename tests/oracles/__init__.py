@@ -177,6 +177,12 @@ from oracles.schedules import (
     schedule_cosine_restarts as schedule_cosine_restarts,
 )
 from oracles.schedules import (
+    schedule_ema_power_law as schedule_ema_power_law,
+)
+from oracles.schedules import (
+    schedule_ema_warmup as schedule_ema_warmup,
+)
+from oracles.schedules import (
     schedule_exponential as schedule_exponential,
 )
 from oracles.schedules import (
@@ -184,12 +190,6 @@ from oracles.schedules import (
 )
 from oracles.schedules import (
     schedule_inverse_time as schedule_inverse_time,
-)
-from oracles.schedules import (
-    schedule_ema_power_law as schedule_ema_power_law,
-)
-from oracles.schedules import (
-    schedule_ema_warmup as schedule_ema_warmup,
 )
 from oracles.schedules import (
     schedule_join as schedule_join,
