@@ -75,6 +75,11 @@ class _ParamAverage(Transform):
         return merge(chosen, own, mine)
 
 
+def _check_turns(tx: Any) -> None:
+    check_within(tx.start, (0, math.inf), f"{type(tx).__name__}(start=...)")
+    check_within(tx.every, (1, math.inf), f"{type(tx).__name__}(every=...)")
+
+
 def _nearer(average, p, turn, share):
     return (jnp.where(turn, average + share * (p - average), average),)
 
@@ -104,8 +109,7 @@ class ema_of_params(_ParamAverage):
         every: updates from one p to the next, a number or a schedule, from 1 on.
 
     Raises:
-        ValueError: `update` was not given the params; or `every` is below 1 or `decay`
-            not from 0 to 1.
+        ValueError: `update` was not given the params; or a number is out of its range.
 
     Source: Polyak and Juditsky 1992; the exponential form as in Szegedy et al. 2016.
     """
@@ -118,7 +122,7 @@ class ema_of_params(_ParamAverage):
     def __post_init__(self):
         super().__post_init__()
         check_within(self.decay, (0, 1), "ema_of_params(decay=...)")
-        check_within(self.every, (1, math.inf), "ema_of_params(every=...)")
+        _check_turns(self)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         new = 1 - self.decay
@@ -148,7 +152,7 @@ class mean_of_params(_ParamAverage):
         every: updates from one p to the next, a number or a schedule, from 1 on.
 
     Raises:
-        ValueError: `update` was not given the params; or `every` is below 1.
+        ValueError: `update` was not given the params; or a number is out of its range.
 
     Source: Izmailov et al. 2018.
     """
@@ -158,7 +162,7 @@ class mean_of_params(_ParamAverage):
 
     def __post_init__(self):
         super().__post_init__()
-        check_within(self.every, (1, math.inf), "mean_of_params(every=...)")
+        _check_turns(self)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         count = slots.weight + 1

@@ -37,6 +37,7 @@ def needs_its_arrays(tx: Transform) -> str | None:
 
     They get the same where each entry is treated alone, and where a sum is over all arrays. This
     is read from the programs of two updates of two arrays, for each transform that `tx` is made of.
+    What cannot be read, such as a loop, counts as a look at whole arrays.
     """
     parts = list(_parts(tx))
     for part in parts:

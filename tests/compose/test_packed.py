@@ -50,10 +50,10 @@ def test_what_is_refused_and_why():
     def because(reason):
         return {name for name, found in REASONS.items() if found and reason in found}
 
-    assert because("looks at each array as a whole") == ABOUT_ARRAYS
-    assert because("has a value for each leaf") == ABOUT_LEAVES
-    assert because("calls a function of the params") == {"sophia"}
-    assert sum(reason is not None for reason in REASONS.values()) == 20
+    assert because("looks at each array as a whole") >= ABOUT_ARRAYS
+    assert because("has a value for each leaf") >= ABOUT_LEAVES
+    assert because("calls a function of the params") >= {"sophia"}
+    assert not any(REASONS[name] for name in ABOUT_THE_TREE | OTHER_NOISE)
 
 
 def test_the_updates_are_the_same_bit_for_bit():
@@ -110,6 +110,19 @@ def test_it_is_optax_s_flatten():
     ours = updates_of(optfn.packed(optfn.adam(0.1)))
     theirs = updates_of(optax.flatten(optax.adam(0.1)))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5), ours, theirs)
+
+
+def test_sharded_params_get_the_same_updates():
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(_AUTO,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {"w": jax.device_put(jnp.arange(12.0).reshape(4, 3), spec), "b": jnp.ones(2)}
+    params["b"] = jax.device_put(params["b"], spec)
+    run = jax.jit(lambda tx: updates_of(tx, params, [params] * 2))
+    plain, packed = run(optfn.adam(0.1)), run(optfn.packed(optfn.adam(0.1)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
+
+
+_AUTO = jax.sharding.AxisType.Auto
 
 
 # What passes through.

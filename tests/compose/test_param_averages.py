@@ -282,6 +282,10 @@ def test_bad_input():
         with pytest.raises(ValueError, match=r"of_params\(every=...\) must be at least 1, found 0"):
             make(SGD, every=0)
         with pytest.raises(
+            ValueError, match=r"of_params\(start=...\) must be at least 0, found -5"
+        ):
+            make(SGD, start=-5)
+        with pytest.raises(
             TypeError, match=r"of_params\(transform=...\) must be an optfn transform"
         ):
             make(optax.sgd(0.1))
