@@ -18,8 +18,8 @@ class packed(Transform):
 
     For hundreds of small arrays and more, where the operations cost more than what they do: the
     transform is traced and run for one array. Each update copies the gradients together, and its
-    result apart, so that a tree of large arrays only gets slower; and to take the result apart may
-    compile for longer than the transform for each array would.
+    result apart, so that a tree of a few large arrays gains nothing; and to take the result apart
+    may compile for longer than the transform for each array would.
 
     The updates are the same for rules about each entry, and up to rounding for those about the
     whole tree, such as `clip_by_global_norm`. Others are refused: rules about each array, values
