@@ -60,6 +60,7 @@ TREES: dict[str, Callable[[], Any]] = {
     "one_16m": lambda: {"kernel": leaf(2**24)},
     "equal_64x64": lambda: many([(64, 64)] * 400),
     "equal_16": lambda: many([(16,)] * 400),
+    "many_16": lambda: many([(16,)] * 4000),
     "distinct": lambda: many([(i, 16) for i in range(1, 401)]),
     "gpt2": gpt2,
     "tiny": lambda: many([(8, 8), (8,)] * 3),

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "cosine_decay_schedule": "schedules.cosine",
     "cosine_onecycle_schedule": "schedules.one_cycle",
     "exponential_decay": "schedules.exponential",
+    "flatten": "packed",
     "join_schedules": "schedules.join",
     "linear_onecycle_schedule": "schedules.one_cycle",
     "linear_schedule": "schedules.linear",
@@ -53,8 +54,7 @@ def _words(text: str) -> set[str]:
 
 # To come. Until then each goes through `from_optax`.
 PLANNED = _words("""
-    lookahead reduce_on_plateau muon scale_by_muon galore scale_by_galore incremental_update
-    split_real_and_imaginary flatten
+    muon scale_by_muon galore scale_by_galore split_real_and_imaginary
 """)
 
 # Why optax's own remains the one to take.
@@ -71,7 +71,8 @@ LEFT = {
         safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
         update_infinity_moment update_moment update_moment_per_elem_norm
     """),
-    "of the training loop": _words("periodic_update"),
+    # A target network is a tree of its own; an average beside a run is `ema_of_params`.
+    "of the training loop": _words("incremental_update periodic_update"),
     "a log's to smooth, of what monitor measures": _words("measure_with_ema"),
     "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
     "a mark in optax's states": _words("MaskedNode"),
@@ -93,6 +94,7 @@ OTHER_ARGUMENTS = {
     "add_noise": ("key seed", "`seed`, a number that can be swept"),
     "schedule_free_sgd": ("keep_average", "for `b1=0`, which is NaN in optax"),
     "schedule_free_adamw": ("keep_average", "for `b1=0`, which is NaN in optax"),
+    "reduce_on_plateau": ("direction", '`"max"` for what is to grow; optax\'s is for losses'),
     "lbfgs": ("linesearch", "a stage of optfn's, with longer second trials"),
     "scale_by_zoom_linesearch": ("verbose", "nothing is printed; the state says why it failed"),
     "scale_by_backtracking_linesearch": ("verbose", "nothing is printed"),

@@ -389,6 +389,44 @@ class wsd(Schedule):
         return jnp.where(step < self.warmup_steps, up, _mix(self.peak_value, self.end_value, over))
 
 
+class ema_warmup(Schedule):
+    """The decay of a young average: min(end_value, (1 + step) / (offset + step)).
+
+    For `ema_of_params`, so that it soon forgets its first and worst params.
+
+    Args:
+        end_value: the decay to arrive at.
+        offset: above 1; a larger one forgets faster.
+
+    Source: TensorFlow's ExponentialMovingAverage, whose offset is 10.
+    """
+
+    end_value: Any
+    offset: Any = 10.0
+
+    def at(self, step):
+        return jnp.minimum(self.end_value, (1 + step) / (self.offset + step))
+
+
+class ema_power_law(Schedule):
+    """The decay of an average that remembers a share of the run: (1 - 1 / t)^(gamma + 1).
+
+    With t = step + 1. For `ema_of_params` from the first update on: the params after update s weigh
+    about s^gamma, and no time has to be chosen.
+
+    Args:
+        gamma: the power; 6.94 is a memory of a tenth of the run (its standard deviation), 16.97
+            of a twentieth, and 0 the mean of all.
+
+    Source: Karras et al. 2024 (EDM2).
+    """
+
+    gamma: Any
+
+    def at(self, step):
+        return _power(step / (step + 1), self.gamma + 1)
+
+
 class join(Schedule):
     """One schedule after the other, each counting from the boundary where it begins.
 

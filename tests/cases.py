@@ -106,6 +106,11 @@ OPTIMIZERS = {
     "primal_averaging": optfn.primal_averaging(optfn.sgd(0.05), 0.9, 0.8),
     "ema_nesterov": optfn.ema_nesterov(optfn.sgd(0.05), 0.9, 0.5),
     "sam": optfn.sam(optfn.sgd(0.1), optfn.chain(optfn.normalize(), optfn.sgd(0.01))),
+    "lookahead": optfn.lookahead(optfn.adam(0.1), 2, 0.5, reset_state=True),
+    "ema_of_params": optfn.ema_of_params(optfn.sgd(0.05, 0.9), schedules.ema_warmup(0.9)),
+    "mean_of_params": optfn.mean_of_params(optfn.adam(0.1), start=1),
+    "reduce_on_plateau": optfn.chain(optfn.sgd(0.1), optfn.reduce_on_plateau(0.5, 20)),
+    "packed": optfn.packed(optfn.adam(0.1)),
     "sophia": optfn.sophia(0.05, gamma=0.1, update_interval=2),
     "stable_adamw": optfn.stable_adamw(0.1, mask=decays),
     "adam_mini": optfn.adam_mini(0.1, weight_decay=0.01),
@@ -161,7 +166,7 @@ def searched(grads, params):
 
 # What `update` must be given, for those that need more than the gradients.
 EXTRA_ARGS = (
-    {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam")}
+    {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam", "reduce_on_plateau")}
     | {"sophia": {"obj_fn": loss}, "accumulate weighted": {"weight": 3.0}}
     | dict.fromkeys(("lbfgs", "backtracking"), searched)
 )

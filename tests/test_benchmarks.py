@@ -271,3 +271,8 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
     named = {name.split()[0] for name in cases.OPTIMIZERS}
     functions = {name for name in named if inspect.isfunction(getattr(optfn, name, None))}
     assert functions - {"lbfgs"} == set(module.OPTIMIZERS)  # which has a benchmark of its own
+
+
+def test_packed_reports_steps_traces_and_compilations():
+    (row,) = table(run("packed.py", "--quick"), "Packed against plain")
+    assert matches(row, "tiny", "adam", *[NUMBER] * 7)

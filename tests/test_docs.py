@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md"] + [
     f"docs/{page}.md"
-    for page in ("write_an_optimizer", "coming_from_optax", "checkpoints", "groups")
+    for page in ("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages")
 ]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

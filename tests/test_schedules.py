@@ -48,6 +48,8 @@ CASES = [
     schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02),
     schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02, tail="cosine"),
     schedules.wsd(0.2, 5, 12, 40, 0.01, 0.02, tail="sqrt"),
+    schedules.ema_warmup(0.77),
+    schedules.ema_power_law(6.94),
     schedules.join((schedules.linear(0.0, 0.2, 5), schedules.exponential(0.2, 0.9)), (5,)),
     schedules.per_epoch(schedules.inverse_time(0.2, 1.0), 4),
     schedules.per_epoch(schedules.exponential(0.2, 0.95), 4, first_epoch=1),

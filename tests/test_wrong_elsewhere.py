@@ -2,8 +2,7 @@
 
 That optax does is asserted for this version alone; a later one may have mended it.
 
-Rows that wait for what does not exist here yet: reduce-on-plateau with a negative loss, and the
-`argmin` of a sweep that returns the NaN trial.
+One row waits for what does not exist here yet: the `argmin` of a sweep that returns the NaN trial.
 """
 
 import contextlib

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
@@ -209,6 +210,11 @@ def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:
     return treedef.unflatten(
         [next(mine_leaves) if m else x for x, m in zip(leaves, mine, strict=True)]
     )
+
+
+def floating(tree: PyTree) -> list[bool]:
+    """Which leaves have fractions, as those have that are not frozen."""
+    return [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree)]
 
 
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:

@@ -6,6 +6,7 @@ unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything in
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, Self, dataclass_transform
@@ -217,6 +218,14 @@ def check_count(value: Any, where: str) -> None:
     """Refuses what is no number of times."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{where} must be a whole number above 0, found {value!r}.")
+
+
+def check_within(value: Any, limits: tuple[float, float], where: str) -> None:
+    """Refuses a number that is known to lie outside of its limits."""
+    least, most = limits
+    if isinstance(value, float) and not least <= value <= most:
+        wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise ValueError(f"{where} must be {wanted}, found {show(value)}.")
 
 
 def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:

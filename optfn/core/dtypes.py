@@ -71,6 +71,11 @@ def cast_numbers(tree: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(lambda x: known(x) if isinstance(x, float) else cast(x, dtype), tree)
 
 
+def whole(x: Any) -> jax.Array:
+    """A number of updates as int32: rounded, not negative, and at most 2**30."""
+    return jnp.clip(jnp.round(x), 0, 2.0**30).astype(jnp.int32)
+
+
 def abs_sq(x: jax.Array) -> jax.Array:
     """|x|^2, real also for complex x."""
     if jnp.iscomplexobj(x):

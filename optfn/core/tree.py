@@ -114,6 +114,11 @@ class PerLeaf:
         values = [_as_static(leaf, f"{where} {at_path(path)}", kind) for path, leaf in leaves]
         return cls(None, tuple(values), treedef, where, kind)
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one value for all leaves."""
+        return self.function is None and jax.tree_util.treedef_is_leaf(self.treedef)
+
     def values(self, tree: PyTree, what: str = "the params") -> list:
         """The value for every leaf of `tree`, which a message calls `what`, in flattening order."""
         if self.function is not None:

@@ -133,5 +133,6 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}  # test_lbfgs
     alone |= {"clip_by_norm", "keep_params_nonnegative"}  # transforms/test_clip.py, test_project.py
     alone |= {"scale_by_layer_decay"}  # compose/test_groups.py
+    alone |= {"reduce_on_plateau"}  # compose/test_plateau
     inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()

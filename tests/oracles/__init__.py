@@ -180,6 +180,12 @@ from oracles.schedules import (
     schedule_cosine_restarts as schedule_cosine_restarts,
 )
 from oracles.schedules import (
+    schedule_ema_power_law as schedule_ema_power_law,
+)
+from oracles.schedules import (
+    schedule_ema_warmup as schedule_ema_warmup,
+)
+from oracles.schedules import (
     schedule_exponential as schedule_exponential,
 )
 from oracles.schedules import (

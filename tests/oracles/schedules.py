@@ -201,3 +201,13 @@ def schedule_per_epoch(
 ) -> float:
     """A schedule of the epoch, one pass over the data, instead of the step."""
     return schedule(first_epoch + step // steps_per_epoch)
+
+
+def schedule_ema_warmup(step: int, end_value: float, offset: float = 10.0) -> float:
+    """What is kept of an average that is still young, at most the end value."""
+    return min(end_value, (1 + step) / (offset + step))
+
+
+def schedule_ema_power_law(step: int, gamma: float) -> float:
+    """What is kept at the t-th update, t = step + 1, so that weights go as a power of t."""
+    return (1 - 1 / (step + 1)) ** (gamma + 1)

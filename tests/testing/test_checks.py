@@ -9,12 +9,13 @@ from optfn.testing import check_transform
 from optfn.testing.checks import CHECKS
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
-WITHOUT_SLOTS = {
+WITHOUT_SLOTS = {  # of the params' shapes
     "sgd", "scale", "scale_by_learning_rate", "scale_by_schedule", "clip", "clip_by_global_norm",
     "add_decayed_weights", "sign_sgd", "fromage", "noisy_sgd", "orthograd", "polyak_sgd",
     "clip_by_block_rms", "adaptive_grad_clip", "normalize_by_update_norm", "centralize",
     "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio",
-    "loss_scale", "zero_nans", "clip_by_norm", "scale_by_layer_decay",
+    "loss_scale", "zero_nans", "clip_by_norm", "scale_by_layer_decay", "reduce_on_plateau",
+    "packed",
 }  # fmt: skip
 REMOVES_NANS = (
     *("skip_nonfinite", "skip_spikes", "loss_scale", "zero_nans"),

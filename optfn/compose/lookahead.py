@@ -1,0 +1,97 @@
+"""Lookahead: an optimizer runs ahead, and slow params follow it every few steps."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.compose.partition import floating, merge, view
+from optfn.core.apply import apply_updates
+from optfn.core.data import check_within, child, static
+from optfn.core.dtypes import whole
+from optfn.core.passes import each_leaf, wide_start_of
+from optfn.core.transform import Context, State, Transform, advance_inner, cast_like
+from optfn.core.tree import PyTree
+
+
+class Slow(NamedTuple):
+    """What stays behind, and who runs ahead.
+
+    Attributes:
+        slow: the slow params, at least float32.
+        fast: the state of the optimizer inside.
+    """
+
+    slow: PyTree
+    fast: State
+
+
+class lookahead(Transform):
+    """Lookahead: `sync_period` steps forward, then back to a point on the way.
+
+        p <- p + step                                   the inner optimizer's
+        slow <- slow + slow_step_size * (p - slow)      every `sync_period` updates
+        p <- slow                                       then too
+
+    The params are the fast ones, at which gradients are taken; the slow ones are in the state.
+    Evaluate at the slow ones, which are less noisy: `evaluation_params(tx, state, params)`. Around
+    any optimizer, with its learning rate; nothing may change the updates after it.
+
+    Args:
+        fast_optimizer: the optimizer.
+        sync_period: updates from one synchronization to the next, a number or a schedule, from 1
+            on; a fraction is rounded. The paper has 5 to 10.
+        slow_step_size: how far the slow params follow, a number or a schedule; the paper has 0.5,
+            and with 1 this is the inner optimizer itself.
+        reset_state: whether the inner optimizer starts afresh after a synchronization, with its
+            step count, and so with its schedules.
+
+    Raises:
+        ValueError: `update` was not given the params; or `sync_period` is below 1.
+
+    Source: Zhang et al. 2019.
+    """
+
+    needs_params = True
+
+    fast_optimizer: Transform = child()
+    sync_period: Any
+    slow_step_size: Any
+    reset_state: bool = static(default=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
+
+    def init_slots(self, params: PyTree) -> Slow:
+        slow = wide_start_of(view(params, floating(params)))
+        return Slow(slow, self.fast_optimizer.init(params))
+
+    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
+        return slots.fast.slots, slots.fast.step
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        steps, fast = advance_inner(
+            self.fast_optimizer, updates, slots.fast, ctx.params, ctx.extra_args
+        )
+        synced = ctx.next_step % jnp.maximum(whole(self.sync_period), 1) == 0
+        numbers = synced, self.slow_step_size
+        mine = floating(ctx.params)
+        own, params = view(steps, mine), view(ctx.params, mine)
+        own, slow = each_leaf(_followed, own, params, slots.slow, numbers=numbers)
+        steps = merge(own, steps, mine)
+        if self.reset_state:
+            first = self.fast_optimizer.init(apply_updates(ctx.params, steps))
+            fast = jax.tree.map(lambda new, old: jnp.where(synced, new, old), first, fast)
+        return steps, Slow(slow, fast)
+
+    def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
+        mine = floating(params)
+        return merge(cast_like(slots.slow, view(params, mine)), params, mine)
+
+
+def _followed(step, fast, slow, synced, step_size):
+    # Not the new slow params less the fast ones, in whose difference small steps are lost.
+    back = step - (1 - step_size) * (fast - slow + step)
+    return jnp.where(synced, back, step), jnp.where(synced, fast + back, slow)

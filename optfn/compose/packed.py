@@ -1,0 +1,90 @@
+"""Very many small arrays as one long one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.core.data import child
+from optfn.core.dependence import needs_its_arrays
+from optfn.core.inputs import check_floating
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree
+
+
+class packed(Transform):
+    """Gives a transform all leaves as one vector for each dtype of the params.
+
+    For hundreds of small arrays and more, where the operations cost more than what they do: the
+    transform is traced and run for one array. Each update copies the gradients together, and its
+    result apart, so that a tree of a few large arrays gains nothing; and to take the result apart
+    may compile for longer than the transform for each array would.
+
+    The updates are the same for rules about each entry, and up to rounding for those about the
+    whole tree, such as `clip_by_global_norm`. Others are refused: rules about each array, values
+    for each leaf (masks, labels) and functions of the params. Let a partition stand outside:
+
+        partition({"decay": packed(adamw(1e-3)), "plain": packed(adam(1e-3))}, labels)
+
+    The slots are vectors, with the leaves in the order of the tree: a checkpoint is bound to this
+    order, and to all leaves being there. Params that are sharded are gathered; keep it to those
+    that every device holds. Noise is drawn for the vector, other than without `packed`.
+
+    Args:
+        transform: the transform.
+
+    Raises:
+        ValueError: `update` was not given the params; or, at `init`, a transform that is refused.
+    """
+
+    needs_params = True
+
+    transform: Transform = child()
+
+    @property
+    def stateful(self) -> bool:
+        return self.transform.stateful
+
+    def init_slots(self, params: PyTree) -> Any:
+        reason = needs_its_arrays(self.transform)
+        if reason is not None:
+            raise ValueError(f"packed(...) would change the updates: {reason}.")
+        check_floating("the param", params)
+        return self.transform.init_named(_pack(params, params)) or None
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        check_floating("the gradient", updates)
+
+        def packs(kind: str, value: Any) -> Any:
+            return _pack(value, ctx.params) if kind == "tree" else value
+
+        kinds = self.transform.declared_extra_args()
+        extra = {name: packs(kind, ctx.extra_args[name]) for name, kind in kinds.items()}
+        inside = ctx._replace(params=_pack(ctx.params, ctx.params), extra_args=extra)
+        vectors = _pack(updates, ctx.params)
+        vectors, new = self.transform.apply_named(vectors, slots or {}, inside)
+        return _unpack(vectors, ctx.params), new or None
+
+    def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
+        vectors = _pack(params, params)
+        own = self.transform.evaluation_params_named(vectors, slots or {}, step)
+        return _unpack(own, params)
+
+
+def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
+    """The leaves one after the other, in a vector for each dtype of their params."""
+    groups: dict[str, list] = {}
+    for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
+        groups.setdefault(p.dtype.name, []).append(lax.reshape(x, (p.size,)))
+    return {name: jnp.concatenate(parts) for name, parts in groups.items()}
+
+
+def _unpack(vectors: dict[str, jax.Array], params: PyTree) -> PyTree:
+    """The inverse of `_pack`, for a tree like the params."""
+    leaves, treedef = jax.tree.flatten(params)
+    parts = {
+        name: iter(lax.split(vector, [p.size for p in leaves if p.dtype.name == name]))
+        for name, vector in vectors.items()
+    }
+    return treedef.unflatten([lax.reshape(next(parts[p.dtype.name]), p.shape) for p in leaves])

@@ -1,0 +1,169 @@
+"""Averages of the params beside a run, to evaluate at: exponential, or uniform as in SWA."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.compose.partition import floating, merge, view
+from optfn.core.apply import apply_updates
+from optfn.core.data import check_within, child, static
+from optfn.core.dtypes import ratio, whole
+from optfn.core.passes import each_leaf, number_slot, zeros_of
+from optfn.core.transform import Context, Transform, cast_like
+from optfn.core.tree import PyTree
+
+
+class ParamAverage(NamedTuple):
+    """An average of the params.
+
+    Attributes:
+        average: at least float32; of no meaning before the first params are in it.
+        weight: the sum of the weights of the params in it, 0 before the first.
+        inner: the slots of the optimizer inside.
+    """
+
+    average: PyTree
+    weight: jax.Array
+    inner: Any
+
+
+class _ParamAverage(Transform):
+    """The updates of an optimizer as they are, and an average of the params that they lead to."""
+
+    needs_params = True
+
+    transform: Transform = child()
+
+    def init_slots(self, params: PyTree) -> ParamAverage:
+        inner = self.transform.init_named(params)
+        average = zeros_of(view(params, floating(params)))
+        return ParamAverage(average, number_slot(0, params), inner)
+
+    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
+        return slots.inner, step
+
+    def _averaged(
+        self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
+    ) -> tuple[PyTree, ParamAverage]:
+        """One update, after which the params have this share in the average, if it is their turn.
+
+        Args:
+            where: the last update before the average, and the updates from one turn to the next.
+        """
+        updates, inner = self.transform.apply_named(updates, slots.inner, ctx)
+        start, every = map(whole, where)
+        since = ctx.next_step - start
+        turn = (since > 0) & (since % jnp.maximum(every, 1) == 0)
+
+        params = apply_updates(ctx.params, updates)
+        params = self.transform.evaluation_params_named(params, inner, ctx.next_step)
+        own = view(params, floating(params))
+        # Not one branch of two: the other would copy the average.
+        (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, share))
+        weight = jnp.where(turn, weight, slots.weight)
+        return updates, ParamAverage(average, weight, inner)
+
+    def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
+        own = self.transform.evaluation_params_named(params, *self.inner(slots, step, "transform"))
+        mine = floating(params)
+        average = cast_like(slots.average, view(params, mine))
+        chosen = jax.tree.map(
+            lambda a, p: jnp.where(slots.weight > 0, a, p), average, view(own, mine)
+        )
+        return merge(chosen, own, mine)
+
+
+def _check_turns(tx: Any) -> None:
+    check_within(tx.start, (0, math.inf), f"{type(tx).__name__}(start=...)")
+    check_within(tx.every, (1, math.inf), f"{type(tx).__name__}(every=...)")
+
+
+def _nearer(average, p, turn, share):
+    return (jnp.where(turn, average + share * (p - average), average),)
+
+
+class ema_of_params(_ParamAverage):
+    """An exponential moving average of the params beside the run, which it leaves as it is.
+
+        p <- p + step                             the optimizer's
+        a <- decay * a + (1 - decay) * p          after every so many updates
+
+    Evaluate at a: `evaluation_params(tx, state, params)`; before the first p is in it this gives
+    the params themselves. Around a whole optimizer, whose updates nothing may change afterwards. If
+    the optimizer evaluates at other params than it steps from, as `schedule_free` and `sam` do,
+    those are averaged. `ema` is an average of the updates instead, and changes them.
+
+    Young averages should forget faster: `decay=schedules.ema_warmup(0.9999)`, or
+    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run.
+
+    Args:
+        transform: the optimizer.
+        decay: the share of the average that is kept, a number or a schedule; 0.999 to 0.9999 for
+            tens of thousands of updates.
+        debias: divide by the sum of the weights, so that each p has the weight (1 - decay) *
+            decay^age of what there is. Otherwise the first p keeps the whole weight that was left:
+            decay^age, as in `torch.optim.swa_utils` and in copies made before the first update.
+        start: the update after which averaging begins, a number or a schedule.
+        every: updates from one p to the next, a number or a schedule, from 1 on.
+
+    Raises:
+        ValueError: `update` was not given the params; or a number is out of its range.
+
+    Source: Polyak and Juditsky 1992; the exponential form as in Szegedy et al. 2016.
+    """
+
+    decay: Any
+    debias: bool = static(default=True)
+    start: Any = 0
+    every: Any = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_within(self.decay, (0, 1), "ema_of_params(decay=...)")
+        _check_turns(self)
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        new = 1 - self.decay
+        if self.debias:
+            weight = self.decay * slots.weight + new
+            share = ratio(new, weight)
+        else:
+            weight = jnp.ones_like(slots.weight)
+            share = jnp.where(slots.weight > 0, new, 1)
+        return self._averaged(updates, slots, ctx, (self.start, self.every), share, weight)
+
+
+class mean_of_params(_ParamAverage):
+    """The mean of the params beside the run, which it leaves as it is: SWA.
+
+        p <- p + step                   the optimizer's
+        a <- a + (p - a) / n            after every so many updates; p is the n-th in a
+
+    Evaluate at a: `evaluation_params(tx, state, params)`; before the first p is in it this gives
+    the params themselves. For the last part of a run, at a constant or a cyclical rate, with
+    `every` the length of a cycle. Around a whole optimizer, as `ema_of_params`, which forgets early
+    params and needs no start. The statistics of batch norm are the model's; compute them anew at a.
+
+    Args:
+        transform: the optimizer.
+        start: the update after which averaging begins, a number or a schedule.
+        every: updates from one p to the next, a number or a schedule, from 1 on.
+
+    Raises:
+        ValueError: `update` was not given the params; or a number is out of its range.
+
+    Source: Izmailov et al. 2018.
+    """
+
+    start: Any = 0
+    every: Any = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_turns(self)
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        count = slots.weight + 1
+        return self._averaged(updates, slots, ctx, (self.start, self.every), 1 / count, count)

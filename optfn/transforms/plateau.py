@@ -1,0 +1,125 @@
+"""Smaller steps when the loss stops to improve."""
+
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import check_within, static
+from optfn.core.dtypes import cast, own_dtype
+from optfn.core.passes import number_slot, scaled_by
+from optfn.core.transform import Context, Transform
+from optfn.core.tree import PyTree
+
+
+class Plateau(NamedTuple):
+    """The factor on the updates, and what it waits for; scalars.
+
+    Attributes:
+        scale: the factor.
+        best_value: the best mean so far, as it was given; infinite before the first.
+        plateau_count: means in a row that were no improvement.
+        cooldown_count: means for which the factor still stays.
+        avg_count: values in the mean that is being taken.
+        avg_value: that mean so far.
+    """
+
+    scale: jax.Array
+    best_value: jax.Array
+    plateau_count: jax.Array
+    cooldown_count: jax.Array
+    avg_count: jax.Array
+    avg_value: jax.Array
+
+
+class reduce_on_plateau(Transform):
+    """Multiplies the updates by a factor that falls when the value stops to improve.
+
+        improved:  value < best - (rtol * |best| + atol)        > best + (...) for "max"
+        after `patience` values in a row that did not:  scale <- max(factor * scale, min_scale)
+
+    The last stage of an optimizer, after the learning rate; it waits `cooldown` values before it
+    counts again. `update` takes the keyword argument `value`: a loss or a metric, of the step or of
+    the last evaluation. NaN is no improvement. The factor is
+    `state.slots["reduce_on_plateau"].scale`.
+
+    With `rtol=0` or `atol=0` these are the modes "abs" and "rel" of torch's `ReduceLROnPlateau`,
+    which allows one value more: its patience is one less. There and in optax a share of a negative
+    value is a step to the wrong side, so that a negative loss always improves.
+
+    Args:
+        factor: what the scale is multiplied by, a number or a schedule, as all but `direction`.
+        patience: values in a row without improvement, from 1 on.
+        rtol: the share of the best value that counts as an improvement.
+        atol: what counts as one beside that.
+        cooldown: values that do not count after the scale fell.
+        accumulation_size: values whose mean is taken for one, from 1 on: 1 for the losses of a
+            validation set, more for those of batches.
+        min_scale: where the scale stops to fall.
+        direction: "min" for a loss, "max" for an accuracy.
+
+    Raises:
+        ValueError: a count or a tolerance is too small; or `factor`, `rtol` or `min_scale` is not
+            from 0 to 1.
+    """
+
+    extra_args: ClassVar = {"value": "scalar"}
+
+    factor: Any = 0.1
+    patience: Any = 10
+    rtol: Any = 1e-4
+    atol: Any = 0.0
+    cooldown: Any = 0
+    accumulation_size: Any = 1
+    min_scale: Any = 0.0
+    direction: str = static(default="min", choices=("min", "max"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares, counts, sizes = (0, 1), (1, math.inf), (0, math.inf)
+        limits = {"factor": shares, "rtol": shares, "min_scale": shares, "atol": sizes}
+        limits |= {"patience": counts, "accumulation_size": counts, "cooldown": sizes}
+        for name, limit in limits.items():
+            check_within(getattr(self, name), limit, f"reduce_on_plateau({name}=...)")
+
+    def init_slots(self, params: PyTree) -> Plateau:
+        starts = (1, self._sign * jnp.inf, 0, 0, 0, 0)
+        return Plateau(*(number_slot(start, params) for start in starts))
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        value = cast(ctx.extra_args["value"], own_dtype(updates))
+        count = slots.avg_count + 1
+        mean = (slots.avg_count * slots.avg_value + value) / count
+        full = count >= self.accumulation_size
+        after = self._after(mean, slots)
+        taken = slots._replace(avg_count=count, avg_value=mean)
+        slots = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, taken)
+        return scaled_by(slots.scale, updates), slots
+
+    def _after(self, value: jax.Array, slots: Plateau) -> Plateau:
+        """The slots after one more value."""
+        # Downhill in both directions; best - rtol * |best| in the rounding of both peers.
+        signed, best = self._sign * value, self._sign * slots.best_value
+        share = jnp.where(best < 0, 1 + self.rtol, 1 - self.rtol)
+        limit = jnp.where(jnp.isinf(best), best, share * best - self.atol)
+        improved = signed < limit
+
+        cooling = slots.cooldown_count > 0
+        bad = jnp.where(improved | cooling, 0, slots.plateau_count + 1)
+        reduced = (bad > 0) & (bad >= self.patience)
+        lower = jnp.maximum(self.factor * slots.scale, self.min_scale)
+        rest = jnp.maximum(slots.cooldown_count - 1, 0)
+        nothing = jnp.zeros_like(value)
+        return Plateau(
+            scale=jnp.where(reduced, jnp.minimum(lower, slots.scale), slots.scale),
+            best_value=jnp.where(improved, value, slots.best_value),
+            plateau_count=jnp.where(reduced, 0, bad),
+            cooldown_count=jnp.where(reduced, self.cooldown, rest),
+            avg_count=nothing,
+            avg_value=nothing,
+        )
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.direction == "min" else -1
