@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md"] + [
-    f"docs/{page}.md"
-    for page in ("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages")
-]
+NAMES = (
+    *("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages"),
+    *("wrappers", "minimize"),
+)
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -18,10 +18,16 @@ from optfn.core.passes import number_slot
 from optfn.core.placement import beside
 from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree, describe, is_leaf
-from optfn.transforms.clip import adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm
+from optfn.transforms.clip import (
+    adaptive_grad_clip,
+    clip,
+    clip_by_block_rms,
+    clip_by_global_norm,
+    clip_by_norm,
+)
 
 NORMS = ("grad_norm", "update_norm", "param_norm", "update_ratio")
-CLIPS = (adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm)
+CLIPS = (adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_by_norm)
 
 
 class Monitored(NamedTuple):

@@ -200,7 +200,9 @@ def set_to_zero() -> freeze:
 def view(tree: PyTree, mine: list[bool]) -> PyTree:
     """The tree with None in place of the leaves that are not mine."""
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten([x if own else None for x, own in zip(leaves, mine, strict=True)])
+    seen = treedef.unflatten([x if own else None for x, own in zip(leaves, mine, strict=True)])
+    # None for the params as a whole would say that there are none.
+    return () if seen is None else seen
 
 
 def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:

@@ -38,6 +38,14 @@ def head_only(tree):
 # Partitions.
 
 
+def test_one_array_of_another_group_is_not_missing_params():
+    params = jnp.asarray([1.0, -2.0])
+    groups = {"x": optfn.monitor(optfn.adamw(0.1)), "y": optfn.adamw(0.1)}
+    updates, _ = run(optfn.partition(groups, "y"), params, params)
+    expected, _ = run(groups["y"], params, params)
+    np.testing.assert_array_equal(updates, expected)
+
+
 @pytest.mark.parametrize(
     "labels",
     [
