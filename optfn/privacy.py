@@ -97,7 +97,9 @@ def noisy_mean(
     """
     total = _gradients(total)
     clip = _scalar(l2_norm_clip, "l2_norm_clip")
-    deviation = clip * _scalar(noise_multiplier, "noise_multiplier")
+    multiplier = _scalar(noise_multiplier, "noise_multiplier")
+    # Without a bound there can be no noise, and inf * 0 is NaN.
+    deviation = jnp.where(multiplier == 0, 0, clip * multiplier)
     size = _scalar(batch_size, "batch_size", above_zero=True)
     leaves, treedef = jax.tree.flatten(total)
     keys = leaf_keys(_checked_key(key), "noisy_mean", total)

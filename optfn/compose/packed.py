@@ -9,6 +9,7 @@ from jax import lax
 from optfn.core.data import child
 from optfn.core.dependence import needs_its_arrays
 from optfn.core.inputs import check_floating
+from optfn.core.placement import split_like, whole_everywhere
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -76,7 +77,7 @@ def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
     """The leaves one after the other, in a vector for each dtype of their params."""
     groups: dict[str, list] = {}
     for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
-        groups.setdefault(p.dtype.name, []).append(lax.reshape(x, (p.size,)))
+        groups.setdefault(p.dtype.name, []).append(lax.reshape(whole_everywhere(x), (p.size,)))
     return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
@@ -87,4 +88,5 @@ def _unpack(vectors: dict[str, jax.Array], params: PyTree) -> PyTree:
         name: iter(lax.split(vector, [p.size for p in leaves if p.dtype.name == name]))
         for name, vector in vectors.items()
     }
-    return treedef.unflatten([lax.reshape(next(parts[p.dtype.name]), p.shape) for p in leaves])
+    apart = [lax.reshape(next(parts[p.dtype.name]), p.shape) for p in leaves]
+    return treedef.unflatten(map(split_like, apart, leaves))

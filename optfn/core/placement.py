@@ -22,6 +22,18 @@ def like_param(slot: Any, param: jax.Array) -> jax.Array:
     return beside(jnp.where(jnp.zeros((), bool), slot, slot), [param])
 
 
+def whole_everywhere(x: Any) -> jax.Array:
+    """An array that a mesh with explicit axes splits, on every device; any other as it is."""
+    sharding = jax.typeof(x).sharding
+    return jax.sharding.reshard(x, replicated([jax.typeof(x)])) if any(sharding.spec) else x
+
+
+def split_like(x: jax.Array, other: Any) -> jax.Array:
+    """The inverse of `whole_everywhere`: split as `other`, of the same shape, is."""
+    sharding = jax.typeof(other).sharding
+    return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
+
+
 def beside(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
     """`x` on the devices that the arrays `leaves` are bound to; under a trace as it is."""
     arrays = [leaf for leaf in (x, *leaves) if isinstance(leaf, jax.Array)]

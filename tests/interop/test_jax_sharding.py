@@ -119,6 +119,22 @@ def test_a_donated_step_keeps_every_sharding_and_computes_the_same(mesh):
     jax.tree.map(assert_close, params, expected)
 
 
+@pytest.mark.parametrize("tx", [optfn.lbfgs(3, linesearch=None), optfn.packed(optfn.adam(0.1))])
+def test_a_vector_of_all_leaves_is_put_together_on_a_mesh(tx, mesh):
+    """Where the params keep their places, and the update is the one of a single device."""
+    step = jax.jit(lambda params, state: optfn.step(tx, params, state, params))
+    params, expected = params_on(mesh), host_params()
+    placement = jax.tree.map(lambda x: x.sharding, params)
+    state, expected_state = tx.init(params), tx.init(expected)
+    for _ in range(2):
+        params, state = step(params, state)
+        expected, expected_state = step(expected, expected_state)
+        assert jax.tree.all(
+            jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, placement)
+        )
+    jax.tree.map(assert_close, params, expected)
+
+
 def assert_close(x, y):
     """The norm is summed in another order, and bfloat16 may then round to the other neighbour.
 

@@ -10,7 +10,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import check_count, static
 from optfn.core.dtypes import cast, global_norm, own_dtype, ratio, real_dtype, widen
 from optfn.core.passes import number_slot
-from optfn.core.placement import beside
+from optfn.core.placement import beside, split_like, whole_everywhere
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch
@@ -57,7 +57,7 @@ class scale_by_lbfgs(Transform):
 
     For functions without noise, with a line search behind it; see `lbfgs`. The state has
     2 * memory_size + 2 numbers for each of the params', not in trees like the params: how they lie
-    on a mesh is the compiler's choice.
+    on a mesh is the compiler's choice, or, with explicit axes, whole on every device.
 
     Args:
         memory_size: the most pairs to remember, a whole number from 1 on.
@@ -161,6 +161,7 @@ def _vector(tree: PyTree, dtype: Any) -> jax.Array:
     """All leaves in one vector; a complex number is two real ones."""
     parts = [jnp.zeros(0, dtype)]
     for x in jax.tree.leaves(tree):
+        x = whole_everywhere(x)
         parts += [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
     return jnp.concatenate([cast(x, dtype).reshape(-1) for x in parts])
 
@@ -176,9 +177,8 @@ def _like(vector: jax.Array, tree: PyTree) -> PyTree:
         start += x.size
         return cast(part, real_dtype(x.dtype))
 
-    return treedef.unflatten(
-        [lax.complex(take(x), take(x)) if jnp.iscomplexobj(x) else take(x) for x in leaves]
-    )
+    parts = [lax.complex(take(x), take(x)) if jnp.iscomplexobj(x) else take(x) for x in leaves]
+    return treedef.unflatten(map(split_like, parts, leaves))
 
 
 ZOOM = scale_by_zoom_linesearch(20, increase_factor=4.0, initial_guess_strategy="one")
