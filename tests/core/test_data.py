@@ -317,7 +317,13 @@ NAMESPACE = (
     | {"jnp": jnp, "np": np, "decays": cases.decays, "halve": halve}
     | {
         function.__name__: function
-        for function in (cases.not_the_scale, cases.by_shape, cases.is_bias, cases.not_every_third)
+        for function in (
+            cases.not_the_scale,
+            cases.by_shape,
+            cases.is_bias,
+            cases.not_every_third,
+            cases.layers_above,
+        )
     }
 )
 
