@@ -69,7 +69,7 @@ def beale() -> Function:
 
 def breast_cancer() -> Function:
     """Logistic regression on 30 standardised measures, with a small penalty."""
-    inputs, labels = load_breast_cancer(return_X_y=True)
+    inputs, labels = map(np.asarray, load_breast_cancer(return_X_y=True))
     inputs = jnp.asarray((inputs - inputs.mean(0)) / inputs.std(0))
     signs = jnp.asarray(2.0 * labels - 1)
 
