@@ -130,13 +130,13 @@ def test_mean_without_noise_is_the_definition_and_optaxs(rows):
     assert_close(mean, theirs.update(grads, theirs.init(None))[0])
 
 
-@pytest.mark.filterwarnings('ignore:"seed" is deprecated')
 def test_without_a_bound_and_noise_the_mean_is_the_plain_one():
     grads = grads_of(3)
     found = optfn.private_mean(grads, jnp.inf, 0.0, KEY)
     jax.tree.map(lambda x, g: np.testing.assert_allclose(x, g.mean(0), rtol=1e-6), found, grads)
 
 
+@pytest.mark.filterwarnings('ignore:"seed" is deprecated')
 def test_steps_without_noise_are_those_of_optaxs_dpsgd():
     params = jax.tree.map(lambda g: jnp.ones(g.shape[1:]), grads_of(1))
     theirs = optax.contrib.dpsgd(0.1, 0.5, 0.0, seed=0, momentum=0.9)
