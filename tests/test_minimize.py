@@ -6,16 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from functions import counted, rosenbrock
 from scipy import optimize
 
 import optfn
 from optfn import Status
 
 START = jnp.asarray([-1.2, 1.0])
-
-
-def rosenbrock(x):
-    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
 def scipy_s(f, x0):
@@ -74,25 +71,7 @@ def test_lanes_are_runs_of_their_own(x64):
 
 
 def test_evaluations_are_those_that_happen():
-    calls = {"value": 0, "grad": 0}
-
-    def note(name):
-        calls[name] += 1
-
-    @jax.custom_vjp
-    def f(x):
-        jax.debug.callback(lambda: note("value"))
-        return rosenbrock(x)
-
-    def forward(x):
-        jax.debug.callback(lambda: note("value"))
-        return rosenbrock(x), x
-
-    def backward(x, c):
-        jax.debug.callback(lambda: note("grad"))
-        return (c * jax.grad(rosenbrock)(x),)
-
-    f.defvjp(forward, backward)
+    f, calls = counted(rosenbrock)
     backtracking = optfn.scale_by_backtracking_linesearch
     for tx in (
         optfn.lbfgs(),

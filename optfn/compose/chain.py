@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, check_transform_type, transforms_in
+from optfn.core.transform import Context, Transform, check_transform_type
 from optfn.core.tree import PyTree
 
 
@@ -82,8 +82,4 @@ class chain(Transform):
 
 def finishes_inside(transform: Transform) -> bool:
     """Whether a learning rate is applied to some leaves or to all."""
-    return transform.finishes or any(
-        finishes_inside(inner)
-        for _, value in transform.fields("child")
-        for inner in transforms_in(value)
-    )
+    return transform.finishes or any(map(finishes_inside, transform.contents))

@@ -13,14 +13,7 @@ from optfn.core.data import child
 from optfn.core.inputs import is_float0
 from optfn.core.passes import all_finite
 from optfn.core.placement import beside
-from optfn.core.transform import (
-    Context,
-    State,
-    Transform,
-    advance_inner,
-    count_up,
-    transforms_in,
-)
+from optfn.core.transform import Context, State, Transform, advance_inner, count_up
 from optfn.core.tree import PyTree, at_path
 
 
@@ -123,9 +116,8 @@ def check_gradients_arrive(transform: Transform, wrapper: str) -> None:
             f"{name} inside of {wrapper} would never see the gradients that overflow: put {name} "
             "outside."
         )
-    for _, value in transform.fields("child"):
-        for inner in transforms_in(value):
-            check_gradients_arrive(inner, wrapper)
+    for inner in transform.contents:
+        check_gradients_arrive(inner, wrapper)
 
 
 def raise_if_gave_up(state: PyTree) -> None:

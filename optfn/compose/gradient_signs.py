@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.compose.interop import from_optax
 from optfn.core.data import child
-from optfn.core.transform import Context, Transform, transforms_in
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale
 
@@ -56,8 +56,7 @@ def of_unknown_side(transform: Transform) -> str | None:
     """The name of a part whose sign is anyone's guess."""
     if isinstance(transform, (from_optax, scale)):
         return transform.name
-    inner = (x for _, value in transform.fields("child") for x in transforms_in(value))
-    return next(filter(None, map(of_unknown_side, inner)), None)
+    return next(filter(None, map(of_unknown_side, transform.contents)), None)
 
 
 class cautious(_Signed):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optfn.core.data import child
 from optfn.core.parts import parts
 from optfn.core.placement import beside
-from optfn.core.transform import Context, State, Transform, check_transform_type
+from optfn.core.transform import Context, State, Transform, check_state_type, check_transform_type
 from optfn.core.tree import PyTree
 
 
@@ -58,8 +58,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         ValueError: no such name, an ambiguous one, or the state of another optimizer.
     """
     check_transform_type(tx, "reset(tx, state, params, name): tx")
-    if not isinstance(state, State):
-        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    check_state_type(state)
     fresh = tx.init(params)
     leaves, treedef = jax.tree.flatten(state)
     if jax.tree.structure(fresh) != treedef:

@@ -6,7 +6,7 @@ import jax
 
 from optfn.core.dtypes import cast
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
-from optfn.core.transform import State, Transform, advance, check_transform_type
+from optfn.core.transform import State, Transform, advance, check_state_type, check_transform_type
 from optfn.core.tree import PyTree
 
 
@@ -65,8 +65,7 @@ def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
         A tree like the params, in their dtypes.
     """
     check_transform_type(tx, "evaluation_params(tx, state, params): tx")
-    if not isinstance(state, State):
-        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    check_state_type(state)
     params = to_arrays(params, "the param")
     return tx.evaluation_params_named(params, state.slots, state.step)
 

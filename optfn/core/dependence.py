@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from optfn.core.transform import Transform, transforms_in
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 # Operations whose results take each entry from the entries in its place alone.
@@ -60,9 +60,8 @@ def needs_its_arrays(tx: Transform) -> str | None:
 
 def _parts(tx: Transform) -> Iterator[Transform]:
     yield tx
-    for _, value in tx.fields("child"):
-        for inner in transforms_in(value):
-            yield from _parts(inner)
+    for inner in tx.contents:
+        yield from _parts(inner)
 
 
 def _two_updates(tx: Transform, shapes: dict[str, tuple]) -> Any:

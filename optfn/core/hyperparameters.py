@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
-from optfn.core.transform import State, Transform, check_transform_type
+from optfn.core.transform import State, Transform, check_state_type, check_transform_type
 
 T = TypeVar("T")
 
@@ -63,8 +63,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
         jitted step can return it.
     """
     check_transform_type(tx, "hyperparameters(tx, state): tx")
-    if not isinstance(state, State):
-        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    check_state_type(state)
     return hyperparameters_at(tx, state.slots, state.step)
 
 

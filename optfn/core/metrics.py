@@ -2,7 +2,7 @@
 
 from optfn.core.hyperparameters import ByName, join
 from optfn.core.parts import parts
-from optfn.core.transform import State, Transform, check_transform_type
+from optfn.core.transform import State, Transform, check_state_type, check_transform_type
 
 
 class Metrics(ByName):
@@ -32,8 +32,7 @@ def metrics(tx: Transform, state: State) -> Metrics:
         return it. Before the first update all values are 0.
     """
     check_transform_type(tx, "metrics(tx, state): tx")
-    if not isinstance(state, State):
-        raise TypeError(f"state must be the State that init returns, found {type(state).__name__}.")
+    check_state_type(state)
     return Metrics(
         sorted(
             (join(name, quantity), value)

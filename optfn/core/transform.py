@@ -139,11 +139,14 @@ class Transform(Data):
         return {}
 
     @property
+    def contents(self) -> list["Transform"]:
+        """The transforms that stand directly inside."""
+        return [inner for _, value in self.fields("child") for inner in transforms_in(value)]
+
+    @property
     def finishes(self) -> bool:
         """Whether a learning rate is applied inside, so that the updates can be added."""
-        return any(
-            inner.finishes for _, value in self.fields("child") for inner in transforms_in(value)
-        )
+        return any(inner.finishes for inner in self.contents)
 
     @property
     def stateful(self) -> bool:
@@ -152,8 +155,7 @@ class Transform(Data):
 
     def why_not_root(self) -> str | None:
         """Why this stage alone makes no optimizer, or None if it does."""
-        inner = [i for _, value in self.fields("child") for i in transforms_in(value)]
-        return next(filter(None, (i.why_not_root() for i in inner)), None)
+        return next(filter(None, (inner.why_not_root() for inner in self.contents)), None)
 
     # What a user calls.
 
@@ -204,14 +206,13 @@ class Transform(Data):
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         """The extra arguments that `update` takes: this stage's and the inner transforms'."""
         declared = dict(self.extra_args)
-        for _, value in self.fields("child"):
-            for inner in transforms_in(value):
-                for name, kind in inner.declared_extra_args().items():
-                    if declared.setdefault(name, kind) != kind:
-                        raise ValueError(
-                            f"the extra argument '{name}' is declared as '{declared[name]}' and as "
-                            f"'{kind}'; one name has one kind."
-                        )
+        for inner in self.contents:
+            for name, kind in inner.declared_extra_args().items():
+                if declared.setdefault(name, kind) != kind:
+                    raise ValueError(
+                        f"the extra argument '{name}' is declared as '{declared[name]}' and as "
+                        f"'{kind}'; one name has one kind."
+                    )
         return declared
 
     def named(self, name: str) -> Self:
@@ -352,11 +353,7 @@ def advance(
 ) -> tuple[PyTree, State]:
     """One update with the result left in the compute dtype."""
     tx._check_root()
-    if not isinstance(state, State):
-        raise TypeError(
-            f"state must be the State that init returns, found {type(state).__name__}; "
-            "the order is update(grads, state, params)."
-        )
+    check_state_type(state, "; the order is update(grads, state, params)")
     updates = to_arrays(updates, "the gradient")
     params = None if params is None else to_arrays(params, "the param")
     count = jnp.asarray(state.step, jnp.int32)
@@ -391,6 +388,14 @@ def check_transform_type(value: Any, where: str) -> None:
     elif hasattr(value, "init") and hasattr(value, "update"):
         hint = "; use from_optax(...) for an optax transformation"
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
+
+
+def check_state_type(value: Any, hint: str = "") -> None:
+    """Refuses what is no optimizer's state."""
+    if not isinstance(value, State):
+        raise TypeError(
+            f"state must be the State that init returns, found {type(value).__name__}{hint}."
+        )
 
 
 def transforms_in(value: Any) -> list:

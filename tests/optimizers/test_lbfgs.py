@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from functions import counted, rosenbrock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_wrong_elsewhere import error_in_optax, wrong_in_optax
@@ -17,10 +18,6 @@ PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.25, -
 ZOOM = optfn.scale_by_zoom_linesearch(20, initial_guess_strategy="one")
 BACKTRACKING = optfn.scale_by_backtracking_linesearch(20, store_grad=True)
 each_search = pytest.mark.parametrize("search", [ZOOM, BACKTRACKING], ids=["zoom", "backtracking"])
-
-
-def rosenbrock(x):
-    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
 def tree_loss(params):
@@ -306,25 +303,7 @@ def test_the_largest_rate_is_accepted_where_the_function_still_falls():
 
 
 def test_searches_take_the_numbers_of_evaluations_that_they_count():
-    calls = {"value": 0, "grad": 0}
-
-    def note(name):
-        calls[name] += 1
-
-    @jax.custom_vjp
-    def f(x):
-        jax.debug.callback(lambda: note("value"))
-        return rosenbrock(x)
-
-    def forward(x):
-        jax.debug.callback(lambda: note("value"))
-        return rosenbrock(x), x
-
-    def backward(x, c):
-        jax.debug.callback(lambda: note("grad"))
-        return (c * jax.grad(rosenbrock)(x),)
-
-    f.defvjp(forward, backward)
+    f, calls = counted(rosenbrock)
     params = jnp.asarray([-1.2, 1.0])
     value, grad = jax.value_and_grad(rosenbrock)(params)
     for search in (ZOOM, BACKTRACKING, optfn.scale_by_backtracking_linesearch(20)):
