@@ -62,9 +62,8 @@ class accumulate(Transform):
     A micro-gradient with an entry that is not finite, or with such a weight, is skipped: it is not
     added, and it does not count, so that every step has `every` gradients. The optimizer gets the
     extra arguments of the call in which it runs, those of the last micro-batch: a line search would
-    search there alone. The slots, an
-    `Accumulation`, say how far the sum is, how many gradients were skipped and whether the last
-    call was a step.
+    search there alone. The slots, an `Accumulation`, say how far the sum is, how many gradients
+    were skipped and whether the last call was a step.
 
     For gradients that come one by one. A batch that is there at once, but too large for the memory,
     is `microbatch`'s task, which needs no state.

@@ -96,7 +96,8 @@ class ema_of_params(_ParamAverage):
     those are averaged. `ema` is an average of the updates instead, and changes them.
 
     Young averages should forget faster: `decay=schedules.ema_warmup(0.9999)`, or
-    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run.
+    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Both are
+    meant for `every=1`: a schedule is read by the update, and used at every so many of them.
 
     Args:
         transform: the optimizer.

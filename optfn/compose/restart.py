@@ -40,7 +40,9 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         state = reset(tx, state, params, "head")
 
     For a head that was exchanged, also by one of another size, or moments that went bad. All of the
-    state starts anew with `tx.init(params)`.
+    state starts anew with `tx.init(params)`. What a wrapper outside of the group keeps of its
+    leaves stays: the average of `ema_of_params`, the slow params of `lookahead`, the sum of
+    `accumulate`. Begin these anew when leaves are exchanged.
 
     The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
     `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no

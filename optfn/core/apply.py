@@ -53,8 +53,9 @@ def step(
 def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
     """The params to evaluate a model at, or to save as the result of a run.
 
-    With an optimizer that averages (`schedule_free`, `primal_averaging`, `ema_nesterov`) these are
-    the averages; with any other the params themselves.
+    With an optimizer that averages (`schedule_free`, `primal_averaging`, `ema_nesterov`,
+    `ema_of_params`, `mean_of_params`) these are the averages, with `lookahead` the slow params,
+    with `sam` those that it steps from; with any other the params themselves.
 
     Args:
         tx: an optimizer.
