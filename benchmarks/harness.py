@@ -72,12 +72,7 @@ TREES: dict[str, Callable[[], Any]] = {
 
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
-    """The result of a module's function in a new interpreter: no cache, no heap of ours.
-
-    In quick mode it is called here: to start an interpreter would take longer than its work.
-    """
-    if "--quick" in sys.argv:
-        return function(*args)
+    """The result of a module's function in a new interpreter: no cache, no heap of ours."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_call_and_tell, function, *args).result()
 

@@ -69,7 +69,12 @@ def test_the_scale_goes_as_it_should(overflows, exponent, growth, backoff, inter
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(patterns, st.integers(0, 12), st.integers(1, 6))
 def test_the_scale_goes_as_that_of_jmp(overflows, exponent, period):
-    tx = optfn.loss_scale(optfn.sgd(1.0), 2.0**exponent, growth_interval=float(period))
+    tx = optfn.loss_scale(
+        optfn.sgd(1.0),
+        2.0**exponent,
+        growth_interval=float(period),
+        max_scale=2.0**60,  # jmp has no bound
+    )
     scales, _, _ = run(tx, np.asarray(overflows))
     theirs = jmp.DynamicLossScale(jnp.float32(2.0**exponent), period=period)
     path = []
