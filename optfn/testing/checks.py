@@ -513,6 +513,7 @@ def check_descends(
         state = subject.tx.init(params)
         value_and_grad = _value_and_grad(problem.value)
         before, grads = value_and_grad(params)
+        after = before
         for _ in range(steps):
             _, state, params = subject.compiled_step(grads, state, params)
             after, grads = value_and_grad(params)
