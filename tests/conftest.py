@@ -22,3 +22,13 @@ def x64():
     """Runs the test in double precision."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_its_own():
+    """Every program holds tens of memory maps, of which Linux gives a process 65,530.
+
+    XLA dies without a word where there are no more, so no file leaves its programs behind.
+    """
+    yield
+    jax.clear_caches()
