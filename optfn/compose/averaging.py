@@ -79,6 +79,7 @@ class schedule_free(Transform):
     Source: Defazio et al. 2024.
     """
 
+    elementwise = True
     needs_params = True
 
     base_optimizer: Transform = child()
@@ -143,6 +144,7 @@ class primal_averaging(Transform):
     Source: Defazio et al. 2025.
     """
 
+    elementwise = True
     needs_params = True
 
     optimizer: Transform = child()
@@ -247,6 +249,8 @@ class ema_nesterov(Transform):
 
     Source: Yau et al. 2026.
     """
+
+    elementwise = True
 
     optimizer: Transform = child()
     decay: Any

@@ -25,6 +25,8 @@ class chain(Transform):
         ValueError: two stages share a name and both hold state or draw random numbers; name one.
     """
 
+    elementwise = True
+
     stages: tuple[Transform, ...] = child()
 
     def __init__(self, *stages: Transform):

@@ -104,5 +104,7 @@ class with_gradient_signs(_Signed):
     Source: Cao et al. 2024.
     """
 
+    elementwise = True
+
     def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
         return abs(u) * jnp.sign(g)

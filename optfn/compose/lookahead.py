@@ -53,6 +53,7 @@ class lookahead(Transform):
     Source: Zhang et al. 2019.
     """
 
+    elementwise = True
     needs_params = True
 
     fast_optimizer: Transform = child()

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.data import child
-from optfn.core.dependence import needs_its_arrays
 from optfn.core.inputs import check_floating
 from optfn.core.placement import split_like, whole_everywhere
 from optfn.core.transform import Context, Transform
@@ -22,35 +21,43 @@ class packed(Transform):
     result apart, so that a tree of a few large arrays gains nothing; and to take the result apart
     may compile for longer than the transform for each array would.
 
-    The updates are the same for rules about each entry, and up to rounding for those about the
-    whole tree, such as `clip_by_global_norm`. Others are refused: rules about each array, values
-    for each leaf (masks, labels) and functions of the params. Let a partition stand outside:
+    It takes rules about each entry, which say so by `elementwise = True` in their class: their
+    updates are the same. Others are refused: norms of an array or of the whole tree, noise, values
+    for each leaf (masks, labels) and functions of the params. Let them stand outside:
 
+        chain(clip_by_global_norm(1.0), packed(adam(1e-3)))
         partition({"decay": packed(adamw(1e-3)), "plain": packed(adam(1e-3))}, labels)
 
     The slots are vectors, with the leaves in the order of the tree: a checkpoint is bound to this
     order, and to all leaves being there. Params that are sharded are gathered; keep it to those
-    that every device holds. Noise is drawn for the vector, other than without `packed`.
+    that every device holds.
 
     Args:
         transform: the transform.
 
     Raises:
-        ValueError: `update` was not given the params; or, at `init`, a transform that is refused.
+        ValueError: a transform that is refused; or `update` was not given the params.
     """
 
+    elementwise = True
     needs_params = True
 
     transform: Transform = child()
+
+    def __post_init__(self):
+        super().__post_init__()
+        reason = _why_not_elementwise(self.transform)
+        if reason is not None:
+            raise ValueError(
+                f"packed(transform=...): {reason}. Let it stand outside of packed, where it sees "
+                "the arrays."
+            )
 
     @property
     def stateful(self) -> bool:
         return self.transform.stateful
 
     def init_slots(self, params: PyTree) -> Any:
-        reason = needs_its_arrays(self.transform)
-        if reason is not None:
-            raise ValueError(f"packed(...) would change the updates: {reason}.")
         check_floating("the param", params)
         return self.transform.init_named(_pack(params, params)) or None
 
@@ -71,6 +78,25 @@ class packed(Transform):
         vectors = _pack(params, params)
         own = self.transform.evaluation_params_named(vectors, slots or {}, step)
         return _unpack(own, params)
+
+
+def _why_not_elementwise(tx: Transform) -> str | None:
+    """Why longer arrays would change the updates, by the innermost part that is to blame."""
+    inner = next(filter(None, map(_why_not_elementwise, tx.contents)), None)
+    if inner is not None:
+        return inner
+    name = type(tx).__name__
+    # In its own class: what a subclass of an elementwise rule does is not known.
+    if not vars(type(tx)).get("elementwise", False):
+        return (
+            f"{name} is not declared to treat every entry by itself (a rule of your own that does "
+            f"says so by elementwise = True in the class {name})"
+        )
+    for field, value in tx.fields("per_leaf"):
+        if value is not None and not value.is_one:
+            return f"{name} has a value for each leaf ({field})"
+    functions = [arg for arg, kind in tx.declared_extra_args().items() if "function" in kind]
+    return f"{name} calls a function of the params ({functions[0]})" if functions else None
 
 
 def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:

@@ -115,6 +115,8 @@ class ema_of_params(_ParamAverage):
     Source: Polyak and Juditsky 1992; the exponential form as in Szegedy et al. 2016.
     """
 
+    elementwise = True
+
     decay: Any
     debias: bool = static(default=True)
     start: Any = 0
@@ -157,6 +159,8 @@ class mean_of_params(_ParamAverage):
 
     Source: Izmailov et al. 2018.
     """
+
+    elementwise = True
 
     start: Any = 0
     every: Any = 1

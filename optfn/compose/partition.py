@@ -34,6 +34,8 @@ class partition(Transform):
         ValueError: at `init` and `update`, leaves whose label no transform has, by their paths.
     """
 
+    elementwise = True
+
     transforms: Mapping[str, Transform] = child()
     labels: Any = per_leaf()
 
@@ -154,6 +156,8 @@ class masked(_Selective):
             `(path, leaf) -> bool`.
     """
 
+    elementwise = True
+
     @property
     def finishes(self) -> bool:
         return False
@@ -181,6 +185,7 @@ class freeze(_Selective):
             `(path, leaf) -> bool`.
     """
 
+    elementwise = True
     selects = False
 
     def _others(self, updates: PyTree) -> PyTree:

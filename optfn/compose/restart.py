@@ -22,6 +22,8 @@ class own_step(Transform):
         transform: a stage or a whole optimizer.
     """
 
+    elementwise = True
+
     transform: Transform = child()
 
     def init_slots(self, params: PyTree) -> State:

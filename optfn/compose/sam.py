@@ -51,6 +51,7 @@ class sam(Transform):
     Source: Foret et al. 2021.
     """
 
+    elementwise = True
     needs_params = True
 
     optimizer: Transform = child()

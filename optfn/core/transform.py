@@ -75,8 +75,13 @@ class Transform(Data):
             `"scalar"`, `"tree"` (like the params), `"function"` (of the params), `"tree function"`
             (of the params, to a tree like them) or `"key"`.
         needs_params: whether `update` must be given the params.
+        elementwise: whether each entry of the updates is made of the entries in its place and of
+            scalars alone, the same way in every leaf, provided that it is so for the transforms
+            inside and that a value per leaf is one for all; `packed` takes no others. A subclass
+            does not inherit it.
     """
 
+    elementwise: ClassVar[bool] = False
     extra_args: ClassVar[Mapping[str, ExtraKind]] = {}
     needs_params: ClassVar[bool] = False
     _given_name: str | None = static(default=None, init=False)

@@ -21,6 +21,8 @@ class clip(Leafwise):
         max_delta: a number or a schedule, not negative.
     """
 
+    elementwise = True
+
     max_delta: Any
 
     def update_leaf(self, g, slots, param, t):

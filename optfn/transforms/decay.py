@@ -45,6 +45,8 @@ class add_decayed_weights(_Decay):
     Source: Loshchilov and Hutter 2019.
     """
 
+    elementwise = True
+
     def update_leaf(self, g, slots, param, t):
         known_to_be_none = isinstance(self.weight_decay, np.generic) and self.weight_decay == 0
         if known_to_be_none or not decays(self.mask):
@@ -69,6 +71,8 @@ class add_cautious_decay(_Decay):
 
     Source: Chen et al. 2025.
     """
+
+    elementwise = True
 
     def update_leaf(self, g, slots, param, t):
         if not decays(self.mask):
@@ -131,6 +135,8 @@ class descend_with_corrected_decay(_DecayingStep):
     Source: Defazio 2025.
     """
 
+    elementwise = True
+
     def _decay(self) -> Any:
         share = self.learning_rate / self.max_learning_rate
         return share * self.learning_rate * self.weight_decay
@@ -157,6 +163,8 @@ class descend_with_independent_decay(_DecayingStep):
 
     Source: Wortsman et al. 2023, "Small-scale proxies".
     """
+
+    elementwise = True
 
     def _decay(self) -> Any:
         return self.learning_rate / self.max_learning_rate * self.weight_decay

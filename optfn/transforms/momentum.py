@@ -30,6 +30,8 @@ class trace(Leafwise):
     Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013.
     """
 
+    elementwise = True
+
     decay: Any
     nesterov: bool = static(default=False)
 
@@ -61,6 +63,8 @@ class ema(Leafwise):
         debias: divide by the weight that the gradients have in the average so far. (Exact for a
             constant decay.)
     """
+
+    elementwise = True
 
     decay: Any
     debias: bool = static(default=True)

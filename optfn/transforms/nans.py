@@ -24,6 +24,7 @@ class zero_nans(Leafwise):
     the other entries are wrong too.
     """
 
+    elementwise = True
     elementary = True
 
     Slots = FoundNan

@@ -64,6 +64,7 @@ class reduce_on_plateau(Transform):
             from 0 to 1.
     """
 
+    elementwise = True
     extra_args: ClassVar = {"value": "scalar"}
 
     factor: Any = 0.1

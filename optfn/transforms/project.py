@@ -23,6 +23,7 @@ class keep_params_nonnegative(Leafwise):
         ValueError: `update` was not given the params.
     """
 
+    elementwise = True
     elementary = True
     needs_params = True
 

@@ -13,6 +13,7 @@ class scale(Leafwise):
         step_size: a number or a schedule.
     """
 
+    elementwise = True
     elementary = True
 
     step_size: Any
@@ -31,6 +32,7 @@ class scale_by_learning_rate(Leafwise):
         flip_sign: False multiplies by plus the rate.
     """
 
+    elementwise = True
     elementary = True
 
     learning_rate: Any
@@ -74,6 +76,7 @@ class scale_by_layer_decay(Leafwise):
     Source: Howard and Ruder 2018; Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
     """
 
+    elementwise = True
     elementary = True
 
     decay: Any
@@ -96,6 +99,7 @@ class scale_by_layer_decay(Leafwise):
 class descend(Leafwise):
     """Turns an update around: u = -g. The last stage where no learning rate is the last."""
 
+    elementwise = True
     elementary = True
 
     def update_leaf(self, update, slots, param, t):

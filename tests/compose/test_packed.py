@@ -1,6 +1,6 @@
 """Packed: the same updates from one vector for each dtype, or a refusal that says why."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cases
 import jax
@@ -10,30 +10,44 @@ import optax
 import pytest
 
 import optfn
-from optfn.core.dependence import needs_its_arrays
 
 EVERY = cases.OPTIMIZERS | cases.STAGES
-REASONS = {name: needs_its_arrays(tx) for name, tx in EVERY.items()}
+# One value for all leaves, and other ways to stand around.
+AROUND = {
+    "partition": optfn.partition({"all": optfn.adam(0.1)}, "all"),
+    "masked": optfn.chain(optfn.masked(optfn.trace(0.5), True).named("x"), optfn.sgd(0.1)),
+    "freeze": optfn.freeze(optfn.sgd(0.1), False),
+    "scale_by_layer_decay": optfn.scale_by_layer_decay(0.5, 2),
+    "sam": optfn.sam(optfn.sgd(0.1), optfn.sgd(0.05)),
+    "retract": optfn.chain(optfn.scale_by_rms(), optfn.retract_by_learning_rate(0.1)),
+    "descend": optfn.chain(optfn.scale_by_rms(), optfn.descend()),
+    "sophia": optfn.sophia(
+        0.1, update_interval=2, hessian_diagonal_fn=optfn.given_hessian_diagonal()
+    ),
+}
 
-ABOUT_ARRAYS = {
-    *("cautious", "lamb", "lars", "fromage", "novograd", "sm3", "adafactor", "mars", "orthograd"),
-    *("layer-wise dog", "adam_mini", "hyperball"),
-}
-ABOUT_LEAVES = {
-    *("adamw", "lion", "adamaxw", "stable_adamw", "partition", "freeze", "masked in a chain"),
-}
-# Sums over all arrays, which another order rounds otherwise.
-ABOUT_THE_TREE = {
-    *("dog", "dowg", "prodigy", "dadapt_adamw", "polyak_sgd", "momo", "momo_adam", "mechanize"),
-    *("sam", "clip_by_global_norm"),
-}
-OTHER_NOISE = {"noisy_sgd"}
+
+def inside(tx):
+    return [tx, *(part for inner in tx.contents for part in inside(inner))]
+
+
+def elementwise(tx):
+    """As it is declared: of all parts, of which none has a value for each leaf."""
+    return all(
+        vars(type(part)).get("elementwise", False)
+        and all(value is None or value.is_one for _, value in part.fields("per_leaf"))
+        for part in inside(tx)
+    )
+
+
+TAKEN = {k: tx for k, tx in EVERY.items() if elementwise(tx)}
+TAKEN |= {f"{k} around": tx for k, tx in AROUND.items()}
 
 RNG = np.random.default_rng(0)
 SHAPES = {"w": (2, 3), "b": (3,)}
 PARAMS = {name: jnp.float32(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
 GRADS = [
-    {name: jnp.float32(RNG.normal(size=shape)) for name, shape in SHAPES.items()} for _ in range(2)
+    {name: jnp.float32(RNG.normal(size=shape)) for name, shape in SHAPES.items()} for _ in range(3)
 ]
 
 
@@ -46,32 +60,36 @@ def updates_of(tx, params=PARAMS, every=GRADS, **extra_args):
     return out
 
 
-def test_what_is_refused_and_why():
-    def because(reason):
-        return {name for name, found in REASONS.items() if found and reason in found}
-
-    assert because("looks at each array as a whole") >= ABOUT_ARRAYS
-    assert because("has a value for each leaf") >= ABOUT_LEAVES
-    assert because("calls a function of the params") >= {"sophia"}
-    assert not any(REASONS[name] for name in ABOUT_THE_TREE | OTHER_NOISE)
-
-
-def test_the_updates_are_the_same_bit_for_bit():
+def test_what_is_declared_gets_the_same_updates_bit_for_bit():
     """Op by op, since XLA fuses products and sums of other programs to other roundings."""
     with jax.disable_jit():
-        for name in [name for name, reason in REASONS.items() if reason is None]:
+        for name, tx in TAKEN.items():
             extra_args = cases.EXTRA_ARGS.get(name, {})
-            plain = updates_of(EVERY[name], **extra_args)
-            packed = updates_of(optfn.packed(EVERY[name]), **extra_args)
-            rtol = 2e-6 if name in ABOUT_THE_TREE else 0
-            if name not in OTHER_NOISE:
-                jax.tree.map(
-                    lambda x, y, rtol=rtol, name=name: np.testing.assert_allclose(
-                        x, y, rtol=rtol, err_msg=name
-                    ),
-                    packed,
-                    plain,
-                )
+            if "hessian_diag" in tx.declared_extra_args():
+                extra_args = {"hessian_diag": GRADS[0]}
+            plain, packed = (updates_of(x, **extra_args) for x in (tx, optfn.packed(tx)))
+            jax.tree.map(
+                lambda x, y, name=name: np.testing.assert_array_equal(x, y, name), packed, plain
+            )
+
+
+def test_what_is_not_declared_is_refused():
+    refused = {name: tx for name, tx in EVERY.items() if name not in TAKEN}
+    assert refused.keys() >= {"adam_mini", "clip_by_global_norm", "noisy_sgd", "lbfgs", "lion"}
+    for name, tx in refused.items():
+        blamed = "|".join(type(part).__name__ for part in inside(tx) if not elementwise(part))
+        with pytest.raises(ValueError, match=rf"^packed\(transform=...\): ({blamed}) ") as error:
+            optfn.packed(tx)
+        assert not str(error.value).startswith("packed(transform=...): chain"), name
+
+
+def test_no_declaration_is_without_a_test():
+    def classes(cls):
+        return {cls}.union(*map(classes, cls.__subclasses__()))
+
+    declared = {cls for cls in classes(optfn.Transform) if cls.__module__.startswith("optfn.")}
+    declared = {cls for cls in declared if vars(cls).get("elementwise")} - {optfn.Transform}
+    assert declared == {type(part) for tx in TAKEN.values() for part in inside(tx)}
 
 
 MIXED = {
@@ -131,6 +149,7 @@ _AUTO = jax.sharding.AxisType.Auto
 class damped(optfn.Leafwise):
     """Takes a tree and a number beside the gradient."""
 
+    elementwise = True
     extra_args: ClassVar = {"curvature": "tree", "damping": "scalar"}
 
     def update_leaf(self, g, slots, param, t, *, curvature, damping):
@@ -171,79 +190,67 @@ def test_a_partition_stands_outside():
 # Rules of others.
 
 
-class by_size(optfn.Leafwise):
-    def update_leaf(self, g, slots, param, t):
-        return g / g.size, slots
-
-
-class by_rank(optfn.Leafwise):
-    def update_leaf(self, g, slots, param, t):
-        return (jnp.sign(g) if g.ndim > 1 else g), slots
-
-
 class by_position(optfn.Leafwise):
     def update_leaf(self, g, slots, param, t):
-        return jnp.cumsum(g, axis=0), slots
-
-
-class by_memory(optfn.Leafwise):
-    """A norm that comes with the next gradient."""
-
-    Slots = optax.TraceState
-
-    def init_leaf(self, param):
-        return optax.TraceState(jnp.zeros(()))
-
-    def update_leaf(self, g, slots, param, t):
-        return g * slots.trace, optax.TraceState(jnp.sum(g))
-
-
-class by_loop(optfn.Leafwise):
-    def update_leaf(self, g, slots, param, t):
-        return jax.lax.fori_loop(0, 3, lambda i, x: x / jnp.max(x), g), slots
-
-
-class by_choice(optfn.Leafwise):
-    def update_leaf(self, g, slots, param, t):
-        return jax.lax.cond(jnp.max(g) > 1, jnp.sin, jnp.cos, g), slots
+        return g * jnp.arange(g.shape[0]).reshape(-1, *[1] * (g.ndim - 1)), slots
 
 
 class by_entry(optfn.Leafwise):
-    """Nothing but the entry, in many words."""
-
-    amount: Any = 0.5
+    elementwise = True
 
     def update_leaf(self, g, slots, param, t):
-        inner = jax.jit(lambda x: jnp.where(x > self.amount, jnp.tanh(x), jax.nn.relu(x)))
-        return jax.lax.cond(t > 1, inner, lambda x: -x, jnp.clip(g, -1, 1)), slots
+        return jax.lax.cond(t > 1, jnp.tanh, lambda x: -x, jnp.clip(g, -1, 1)), slots
 
 
-@pytest.mark.parametrize("rule", [by_position, by_memory, by_loop, by_choice])
-def test_rules_about_whole_arrays_are_refused(rule):
-    with pytest.raises(ValueError, match=f"{rule.__name__} looks at each array as a whole"):
-        optfn.packed(rule()).init(PARAMS)
+class by_norm(by_entry):
+    def update_leaf(self, g, slots, param, t):
+        return g / optfn.global_norm(g), slots
 
 
-@pytest.mark.parametrize("rule", [by_size, by_rank])
-def test_rules_about_shapes_are_refused(rule):
-    with pytest.raises(ValueError, match=f"{rule.__name__} looks at the shapes of arrays"):
-        optfn.packed(rule()).init(PARAMS)
+class by_function(optfn.Leafwise):
+    elementwise = True
+    extra_args: ClassVar = {"look": "function"}
+
+    def update_leaf(self, g, slots, param, t, *, look):
+        return g, slots
 
 
-def test_a_rule_about_entries_is_accepted():
+@pytest.mark.parametrize("rule", [by_position, by_norm])
+def test_a_rule_that_does_not_declare_it_is_refused_and_told_how(rule):
+    name = rule.__name__
+    sentence = (
+        rf"packed\(transform=...\): {name} is not declared to treat every entry by itself \(a rule "
+        rf"of your own that does says so by elementwise = True in the class {name}\). Let it stand"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        optfn.packed(optfn.chain(rule().named("x"), optfn.sgd(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("tx", "reason"),
+    [
+        (optfn.chain(by_function()), r"by_function calls a function of the params \(look\)"),
+        (
+            optfn.sam(optfn.sgd(0.1), optfn.sgd(0.05), opaque_mode=True),
+            r"sam calls a function of the params \(grad_fn\)",
+        ),
+        (optfn.lbfgs(), "scale_by_lbfgs is not declared"),
+        (
+            optfn.chain(optfn.masked(optfn.trace(0.5), cases.decays), optfn.sgd(0.1)),
+            r"masked has a value for each leaf \(mask\)",
+        ),
+        (optfn.from_optax(optax.adam(0.1)), "from_optax is not declared"),
+    ],
+    ids=["function", "sam", "lbfgs", "masked", "from_optax"],
+)
+def test_what_is_to_blame_is_named(tx, reason):
+    with pytest.raises(ValueError, match=rf"packed\(transform=...\): {reason}"):
+        optfn.packed(tx)
+
+
+def test_a_rule_that_declares_it_is_taken():
     plain, packed = (updates_of(tx) for tx in (by_entry(), optfn.packed(by_entry())))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
-
-
-def test_a_sum_over_the_tree_does_not_hide_one_over_an_array():
-    tx = optfn.chain(optfn.clip_by_global_norm(1.0), optfn.scale_by_trust_ratio(), optfn.sgd(0.1))
-    assert "scale_by_trust_ratio" in needs_its_arrays(tx)
-
-
-def test_optax_s_are_looked_at_in_the_same_way():
-    assert needs_its_arrays(optfn.from_optax(optax.adam(0.1))) is None
-    assert needs_its_arrays(optfn.from_optax(optax.clip_by_global_norm(1.0))) is None
-    assert "as a whole" in needs_its_arrays(optfn.from_optax(optax.lamb(0.1)))
 
 
 # Bad input.
@@ -251,10 +258,8 @@ def test_optax_s_are_looked_at_in_the_same_way():
 
 def test_bad_input():
     mask = optfn.adamw(0.1, mask={"w": True, "b": False})
-    with pytest.raises(
-        ValueError, match=r"packed\(...\) would change the updates: add_decayed_wei"
-    ):
-        optfn.packed(mask).init(PARAMS)
+    with pytest.raises(ValueError, match=r"add_decayed_weights has a value for each leaf \(mask\)"):
+        optfn.packed(mask)
     assert optfn.packed(optfn.adamw(0.1, mask=True)).init(PARAMS)
     with pytest.raises(TypeError, match=r"packed\(transform=...\) must be an optfn transform"):
         optfn.packed(optax.adam(0.1))

@@ -40,6 +40,7 @@ class scale_by_cocob(Leafwise):
     Source: Orabona and Tommasi 2017.
     """
 
+    elementwise = True
     needs_params = True
 
     alpha: Any = 100.0

@@ -79,6 +79,7 @@ class given_hessian_diagonal(Transform):
     for at every step, and looked at where `scale_by_sophia` is due.
     """
 
+    elementwise = True
     extra_args: ClassVar = {"hessian_diag": "tree"}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -121,6 +122,8 @@ class scale_by_sophia(Transform):
 
     Source: Liu et al. 2024.
     """
+
+    elementwise = True
 
     b1: Any = 0.965
     b2: Any = 0.99

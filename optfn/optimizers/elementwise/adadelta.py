@@ -32,6 +32,8 @@ class scale_by_adadelta(Leafwise):
     Source: Zeiler 2012.
     """
 
+    elementwise = True
+
     rho: Any = 0.9
     eps: Any = 1e-6
 

@@ -29,6 +29,8 @@ class scale_by_rss(Leafwise):
     Source: Duchi et al. 2011.
     """
 
+    elementwise = True
+
     initial_accumulator_value: Any = 0.1
     eps: Any = 1e-7
 

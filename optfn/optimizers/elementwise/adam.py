@@ -39,6 +39,8 @@ class scale_by_adam(Leafwise):
     Source: Kingma and Ba 2015.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-8
@@ -197,6 +199,8 @@ class scale_by_amsgrad(Leafwise):
 
     Source: Reddi et al. 2018.
     """
+
+    elementwise = True
 
     b1: Any = 0.9
     b2: Any = 0.999

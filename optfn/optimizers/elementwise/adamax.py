@@ -26,6 +26,8 @@ class scale_by_adamax(Leafwise):
     Source: Kingma and Ba 2015, section 7.1.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-8

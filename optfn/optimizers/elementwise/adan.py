@@ -44,6 +44,8 @@ class scale_by_adan(Leafwise):
     Source: Xie et al. 2022, with each decay as 1 minus the paper's beta.
     """
 
+    elementwise = True
+
     b1: Any = 0.98
     b2: Any = 0.92
     b3: Any = 0.99

@@ -41,6 +41,8 @@ class scale_by_ademamix(Leafwise):
     Source: Pagliardini et al. 2024.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     b3: Any = 0.9999
@@ -121,6 +123,8 @@ class scale_by_simplified_ademamix(Leafwise):
 
     Source: Morwani et al. 2025.
     """
+
+    elementwise = True
 
     b1: Any = 0.99
     b2: Any = 0.95

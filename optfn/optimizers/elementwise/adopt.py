@@ -35,6 +35,8 @@ class scale_by_adopt(Leafwise):
     Source: Taniguchi et al. 2024.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.9999
     eps: Any = 1e-6

@@ -36,6 +36,8 @@ class scale_by_belief(Leafwise):
     Source: Zhuang et al. 2020.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-16
@@ -100,6 +102,8 @@ class scale_by_acprop(Leafwise):
 
     Source: Zhuang et al. 2021, with the distance from the average before g as in optax's code.
     """
+
+    elementwise = True
 
     b1: Any = 0.9
     b2: Any = 0.999

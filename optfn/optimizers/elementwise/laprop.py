@@ -25,6 +25,8 @@ class scale_by_laprop(Leafwise):
     Source: Ziyin et al. 2020. (Their code weighs the average by the rates of its steps.)
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-15

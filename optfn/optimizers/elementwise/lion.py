@@ -25,6 +25,8 @@ class scale_by_lion(Leafwise):
     Source: Chen et al. 2023.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.99
 

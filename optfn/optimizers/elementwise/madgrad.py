@@ -42,6 +42,7 @@ class scale_by_madgrad(Leafwise):
     Source: Defazio and Jelassi 2022.
     """
 
+    elementwise = True
     needs_params = True
 
     learning_rate: Any

@@ -23,6 +23,8 @@ class scale_by_optimistic_gradient(Leafwise):
     Source: Mokhtari et al. 2020.
     """
 
+    elementwise = True
+
     alpha: Any = 1.0
     beta: Any = 1.0
 

@@ -30,6 +30,8 @@ class scale_by_qhm(Leafwise):
     Source: Ma and Yarats 2019.
     """
 
+    elementwise = True
+
     b1: Any = 0.999
     v1: Any = 0.7
 
@@ -76,6 +78,8 @@ class scale_by_qhadam(Leafwise):
 
     Source: Ma and Yarats 2019.
     """
+
+    elementwise = True
 
     b1: Any = 0.995
     b2: Any = 0.999

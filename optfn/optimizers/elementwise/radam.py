@@ -38,6 +38,8 @@ class scale_by_radam(Leafwise):
     Source: Liu et al. 2020.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-8

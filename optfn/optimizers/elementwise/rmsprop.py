@@ -37,6 +37,8 @@ class scale_by_rms(Leafwise):
     Source: Hinton, lecture 6e, 2012.
     """
 
+    elementwise = True
+
     decay: Any = 0.9
     eps: Any = 1e-8
     initial_scale: Any = 0.0
@@ -72,6 +74,8 @@ class scale_by_stddev(Leafwise):
 
     Source: Graves 2013.
     """
+
+    elementwise = True
 
     decay: Any = 0.9
     eps: Any = 1e-8

@@ -38,6 +38,8 @@ class scale_by_rprop(Leafwise):
     gradient after a turn.
     """
 
+    elementwise = True
+
     learning_rate: Any
     eta_minus: Any = 0.5
     eta_plus: Any = 1.2

@@ -17,6 +17,7 @@ class scale_by_sign(Leafwise):
     Source: Bernstein et al. 2018.
     """
 
+    elementwise = True
     elementary = True
 
     def update_leaf(self, g, slots, param, t):

@@ -28,6 +28,8 @@ class scale_by_yogi(Leafwise):
     Source: Zaheer et al. 2018.
     """
 
+    elementwise = True
+
     b1: Any = 0.9
     b2: Any = 0.999
     eps: Any = 1e-3

@@ -138,6 +138,7 @@ class retract_by_learning_rate(Leafwise):
     Source: Bernstein et al. 2020.
     """
 
+    elementwise = True
     needs_params = True
 
     learning_rate: Any
