@@ -11,7 +11,8 @@ from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import ratio, whole
 from optfn.core.passes import each_leaf, number_slot, zeros_of
-from optfn.core.transform import Context, Transform, cast_like
+from optfn.core.placement import beside
+from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
 
 
@@ -21,11 +22,13 @@ class ParamAverage(NamedTuple):
     Attributes:
         average: at least float32; of no meaning before the first params are in it.
         weight: the sum of the weights of the params in it, 0 before the first.
+        count: int32 scalar, how many params are in it.
         inner: the slots of the optimizer inside.
     """
 
     average: PyTree
     weight: jax.Array
+    count: jax.Array
     inner: Any
 
 
@@ -39,10 +42,14 @@ class _ParamAverage(Transform):
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
         average = zeros_of(view(params, floating(params)))
-        return ParamAverage(average, number_slot(0, params), inner)
+        count = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return ParamAverage(average, number_slot(0, params), count, inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
+
+    def schedule_step(self, slots: Any, step: Any) -> Any:
+        return slots.count
 
     def _averaged(
         self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
@@ -63,7 +70,8 @@ class _ParamAverage(Transform):
         # Not one branch of two: the other would copy the average.
         (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, share))
         weight = jnp.where(turn, weight, slots.weight)
-        return updates, ParamAverage(average, weight, inner)
+        count = jnp.where(turn, count_up(slots.count), slots.count)
+        return updates, ParamAverage(average, weight, count, inner)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         own = self.transform.evaluation_params_named(params, *self.inner(slots, step, "transform"))
@@ -96,8 +104,9 @@ class ema_of_params(_ParamAverage):
     those are averaged. `ema` is an average of the updates instead, and changes them.
 
     Young averages should forget faster: `decay=schedules.ema_warmup(0.9999)`, or
-    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Both are
-    meant for `every=1`: a schedule is read by the update, and used at every so many of them.
+    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Schedules of
+    its numbers are read at the count of params in the average so far, 0 for the first, so that
+    these two mean the same with every `start` and `every`.
 
     Args:
         transform: the optimizer.
@@ -146,6 +155,7 @@ class mean_of_params(_ParamAverage):
     the params themselves. For the last part of a run, at a constant or a cyclical rate, with
     `every` the length of a cycle. Around a whole optimizer, as `ema_of_params`, which forgets early
     params and needs no start. The statistics of batch norm are the model's; compute them anew at a.
+    Schedules of its numbers are read at the count of params in a so far.
 
     Args:
         transform: the optimizer.

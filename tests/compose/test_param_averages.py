@@ -99,13 +99,23 @@ def test_a_turn_comes_every_so_many_updates_after_the_start(start, every, x64):
     assert_averages(ema, np.where(turn, 0.7**turns_since, 0) + before)
 
 
-def test_a_schedule_that_counts_from_the_start(x64):
-    decays = np.concatenate([np.ones(10), np.arange(1, 21) / np.arange(10, 30)])
-    tx = optfn.ema_of_params(
-        SGD, schedules.join([schedules.constant(0.0), schedules.ema_warmup(0.99)], [10]), start=10
-    )
-    before = np.where((T <= 10) & (S == T), 1, 0)
-    assert_averages(tx, np.where(S > 10, (1 - decays) * kept(decays), 0) + before)
+@pytest.mark.parametrize(("start", "every"), [(10, 1), (0, 4), (5, 3)])
+def test_a_schedule_is_read_at_the_count_of_params_in_the_average(start, every, x64):
+    """The power law weighs by a power of the number of the turn, whenever turns come."""
+    tx = optfn.ema_of_params(SGD, schedules.ema_power_law(2.5), start=start, every=every)
+    turn = (start < S) & ((S - start) % every == 0)
+    number = np.maximum((S - start) / every, 1)
+    before = np.where((start + every > T) & (S == T), 1, 0)
+    assert_averages(tx, np.where(turn, number**3.5 - (number - 1) ** 3.5, 0) + before)
+
+
+def test_the_decay_that_is_read_is_the_next_turn_s():
+    tx = optfn.ema_of_params(SGD, schedules.ema_power_law(0.0), start=1, every=2)
+    params, state, decays = START, tx.init(START), []
+    for _ in range(6):
+        decays.append(float(optfn.hyperparameters(tx, state)["decay"]))
+        params, state = optfn.step(tx, START, state, params)
+    np.testing.assert_allclose(decays, [0, 0, 0, 1 / 2, 1 / 2, 2 / 3], rtol=1e-6)
 
 
 # optax's average, of the same params.
