@@ -48,6 +48,10 @@ class _ParamAverage(Transform):
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
 
+    @property
+    def stands_last(self) -> str | None:
+        return self.name
+
     def schedule_step(self, slots: Any, step: Any) -> Any:
         return slots.count
 

@@ -149,6 +149,14 @@ class Transform(Data):
         return any(inner.finishes for inner in self.contents)
 
     @property
+    def stands_last(self) -> str | None:
+        """The name of the stage, this or one inside, whose updates nothing may change afterwards.
+
+        Such as one that keeps an average of the params that they lead to. None if there is none.
+        """
+        return next(filter(None, (inner.stands_last for inner in self.contents)), None)
+
+    @property
     def stateful(self) -> bool:
         """Whether there are slots: a fact of the types, never of a value."""
         return type(self).init_slots is not Transform.init_slots
@@ -388,6 +396,16 @@ def check_transform_type(value: Any, where: str) -> None:
     elif hasattr(value, "init") and hasattr(value, "update"):
         hint = "; use from_optax(...) for an optax transformation"
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
+
+
+def check_nothing_last(transform: Transform, where: str, changer: str) -> None:
+    """Refuses what is to stand last where something changes its updates."""
+    last = transform.stands_last
+    if last is not None:
+        raise ValueError(
+            f"{where}: {changer} would change the updates of {last}, which keeps params that they "
+            f"lead to: put {last} around the whole optimizer, or last in its chain."
+        )
 
 
 def check_state_type(value: Any, hint: str = "") -> None:

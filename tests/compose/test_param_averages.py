@@ -208,7 +208,7 @@ def test_it_is_found_inside_other_transforms(wrap):
     tx = wrap(SGD)
     alone = paths(tx, START, GRADS)[1]
     chained = optfn.chain(optfn.clip(1e6), tx)
-    named = optfn.chain(optfn.chain(tx).named("inner"), optfn.scale(1.0))
+    named = optfn.chain(optfn.scale(1.0), optfn.chain(tx).named("inner"))
     for whole in (chained, named):
         found = paths(whole, START, GRADS)[1]
         for name in START:
@@ -216,12 +216,39 @@ def test_it_is_found_inside_other_transforms(wrap):
     for selective in (
         optfn.partition({"x": tx, "y": SGD}, {"w": "x", "b": "y"}),
         optfn.freeze(tx, {"w": False, "b": True}),
-        optfn.chain(optfn.masked(tx, {"w": True, "b": False}), optfn.scale_by_learning_rate(-1.0)),
+        optfn.chain(optfn.scale_by_learning_rate(-1.0), optfn.masked(tx, {"w": True, "b": False})),
     ):
         params, found = paths(selective, START, GRADS)
         np.testing.assert_allclose(found["w"], alone["w"], atol=1e-6)
         np.testing.assert_array_equal(found["b"], params["b"])
         assert not np.allclose(params["w"], found["w"])
+
+
+@each
+def test_nothing_may_change_the_updates_that_it_has_seen(wrap):
+    """Or the average is of params that never were."""
+    tx = wrap(SGD)
+    for whole in (
+        lambda: optfn.chain(tx, optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.chain(optfn.clip(1.0), tx), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.chain(optfn.clip(1.0), tx).named("inner"), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.freeze(tx, {"w": True, "b": False}), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.partition({"x": tx}, "x"), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.accumulate(tx, 2), optfn.scale(0.5)),
+    ):
+        with pytest.raises(ValueError, match=f": scale would change the updates of {tx.name}, whi"):
+            whole()
+    for whole, name in (
+        (lambda: optfn.lookahead(tx, 5, 0.5), "the synchronization"),
+        (lambda: optfn.mechanize(tx), "mechanize"),
+        (lambda: optfn.primal_averaging(tx, 0.9, 0.5), "primal_averaging"),
+        (lambda: optfn.ema_nesterov(tx, 0.9, 0.5), "ema_nesterov"),
+        (lambda: optfn.schedule_free(tx, 0.1), "schedule_free"),
+        (lambda: optfn.cautious(tx), "cautious"),
+    ):
+        with pytest.raises(ValueError, match=f": {name} would change the updates of {tx.name}"):
+            whole()
+    optfn.chain(optfn.clip(1.0), wrap(optfn.lookahead(optfn.chain(SGD, optfn.scale(0.5)), 5, 0.5)))
 
 
 @each
