@@ -10,7 +10,7 @@ from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import ratio, whole
-from optfn.core.passes import each_leaf, number_slot, zeros_of
+from optfn.core.passes import each_leaf, number_slot, wide_start_of
 from optfn.core.placement import beside
 from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
@@ -20,7 +20,7 @@ class ParamAverage(NamedTuple):
     """An average of the params.
 
     Attributes:
-        average: at least float32; of no meaning before the first params are in it.
+        average: at least float32; the params that there were at `init` before the first are in it.
         weight: the sum of the weights of the params in it, 0 before the first.
         count: int32 scalar, how many params are in it.
         inner: the slots of the optimizer inside.
@@ -41,7 +41,7 @@ class _ParamAverage(Transform):
 
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
-        average = zeros_of(view(params, floating(params)))
+        average = wide_start_of(view(params, floating(params)))
         count = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return ParamAverage(average, number_slot(0, params), count, inner)
 
@@ -71,8 +71,9 @@ class _ParamAverage(Transform):
         params = apply_updates(ctx.params, updates)
         params = self.transform.evaluation_params_named(params, inner, ctx.next_step)
         own = view(params, floating(params))
+        first = slots.weight == 0
         # Not one branch of two: the other would copy the average.
-        (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, share))
+        (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, first, share))
         weight = jnp.where(turn, weight, slots.weight)
         count = jnp.where(turn, count_up(slots.count), slots.count)
         return updates, ParamAverage(average, weight, count, inner)
@@ -92,8 +93,9 @@ def _check_turns(tx: Any) -> None:
     check_within(tx.every, (1, math.inf), f"{type(tx).__name__}(every=...)")
 
 
-def _nearer(average, p, turn, share):
-    return (jnp.where(turn, average + share * (p - average), average),)
+def _nearer(average, p, turn, first, share):
+    nearer = jnp.where(first, p, average + share * (p - average))
+    return (jnp.where(turn, nearer, average),)
 
 
 class ema_of_params(_ParamAverage):

@@ -108,6 +108,10 @@ class Transform(Data):
         """
         return (slots.slots, slots.step) if isinstance(slots, State) else (slots, step)
 
+    def inner_params(self, params: PyTree, label: Any) -> PyTree:
+        """The params that an inner transform is for, with None for the others; `label` as above."""
+        return params
+
     def schedule_step(self, slots: Any, step: Any) -> Any:
         """The step that this transform's own schedules are read at: its own, `step`.
 
@@ -459,18 +463,20 @@ def _check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
+    """The path of the param whose slot this is, by the end of the slot's own and by the shape."""
+    ends = (path[start:] for start in range(len(path) + 1))
+    return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
+
+
 def _abstract_init(tx: Transform, params: PyTree) -> State:
     """The state's shapes and dtypes; a slot of its param's shape has its param's sharding."""
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
     elsewhere = replicated(by_path.values())
 
     def place(path: tuple, slot: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = elsewhere
-        for start in range(len(path) + 1):
-            param = by_path.get(path[start:])
-            if param is not None and param.shape == slot.shape:
-                sharding = getattr(param, "sharding", None)
-                break
+        own = param_of(path, slot, by_path)
+        sharding = elsewhere if own is None else getattr(by_path[own], "sharding", None)
         return jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
