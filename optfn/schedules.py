@@ -411,8 +411,8 @@ class ema_warmup(Schedule):
 class ema_power_law(Schedule):
     """The decay of an average that remembers a share of the run: (1 - 1 / t)^(gamma + 1).
 
-    With t = step + 1. For `ema_of_params` from the first update on: the params after update s weigh
-    about s^gamma, and no time has to be chosen.
+    With t = step + 1. For `ema_of_params`: the s-th params in the average weigh about s^gamma, and
+    no time has to be chosen.
 
     Args:
         gamma: the power; 6.94 is a memory of a tenth of the run (its standard deviation), 16.97

@@ -13,7 +13,7 @@ from optfn.compose.gradient_signs import check_finished, of_unknown_side
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, compute_dtype, ratio
 from optfn.core.passes import each_leaf, number_slot, wide_start_of, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, check_nothing_last
 from optfn.core.tree import PyTree
 
 
@@ -91,6 +91,9 @@ class schedule_free(Transform):
 
     def __post_init__(self):
         super().__post_init__()
+        check_nothing_last(
+            self.base_optimizer, "schedule_free(base_optimizer=...)", "schedule_free"
+        )
         unknown = None if self.base_optimizer.finishes else of_unknown_side(self.base_optimizer)
         if unknown is not None:
             raise ValueError(

@@ -1,12 +1,12 @@
 """`chain`: one stage after the other."""
 
 from collections import Counter
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, check_transform_type
+from optfn.core.transform import Context, Transform, check_nothing_last, check_transform_type
 from optfn.core.tree import PyTree
 
 
@@ -22,7 +22,8 @@ class chain(Transform):
 
     Raises:
         TypeError: a stage is no optfn transform.
-        ValueError: two stages share a name and both hold state or draw random numbers; name one.
+        ValueError: two stages share a name and both hold state or draw random numbers; name one. Or
+            a stage stands behind one that must be last, as `ema_of_params` and `lookahead` must.
     """
 
     elementwise = True
@@ -35,6 +36,8 @@ class chain(Transform):
             check_transform_type(stage, f"chain(...), stage {i},")
             flat += stage.stages if isinstance(stage, chain) and stage.name is None else [stage]
         object.__setattr__(self, "stages", tuple(flat))
+        for stage, behind in pairwise(flat):
+            check_nothing_last(stage, "chain(...)", behind.name or repr(behind))
         # Moments would be swapped on restore, and two stages would draw the same noise.
         distinct = Counter(s.name for s in flat if s.stateful or getattr(s, "random", False))
         name, count = next(iter(distinct.most_common(1)), (None, 0))

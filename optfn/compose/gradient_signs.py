@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.compose.interop import from_optax
 from optfn.core.data import child
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, check_nothing_last
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale
 
@@ -19,10 +19,12 @@ class _Signed(Transform):
 
     def __post_init__(self):
         super().__post_init__()
+        name = type(self).__name__
+        check_nothing_last(self.transform, f"{name}(transform=...)", name)
         unknown = None if self.transform.finishes else of_unknown_side(self.transform)
         if unknown is not None:
             raise ValueError(
-                f"{type(self).__name__} cannot tell whether {unknown} turns the update downhill: "
+                f"{name} cannot tell whether {unknown} turns the update downhill: "
                 "wrap the direction alone, or end it with scale_by_learning_rate(...) or descend()."
             )
 
@@ -44,7 +46,11 @@ class _Signed(Transform):
 
 
 def check_finished(transform: Transform, where: str) -> None:
-    """Refuses a bare direction, which points uphill, where the steps of an optimizer are wanted."""
+    """Refuses a bare direction, which points uphill, where the steps of an optimizer are wanted.
+
+    And one whose steps must not be changed.
+    """
+    check_nothing_last(transform, where, where.partition("(")[0])
     if not transform.finishes and of_unknown_side(transform) is None:
         raise ValueError(
             f"{where} must be a whole optimizer, whose updates go downhill; end it with "

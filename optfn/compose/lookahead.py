@@ -11,7 +11,14 @@ from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import whole
 from optfn.core.passes import each_leaf, wide_start_of
-from optfn.core.transform import Context, State, Transform, advance_inner, cast_like
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    advance_inner,
+    cast_like,
+    check_nothing_last,
+)
 from optfn.core.tree import PyTree
 
 
@@ -48,7 +55,8 @@ class lookahead(Transform):
             step count, and so with its schedules.
 
     Raises:
-        ValueError: `update` was not given the params; or `sync_period` is below 1.
+        ValueError: `update` was not given the params; or `sync_period` is below 1; or the
+            optimizer holds an average of params, or a `lookahead`, which belongs around this one.
 
     Source: Zhang et al. 2019.
     """
@@ -64,6 +72,13 @@ class lookahead(Transform):
     def __post_init__(self):
         super().__post_init__()
         check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
+        check_nothing_last(
+            self.fast_optimizer, "lookahead(fast_optimizer=...)", "the synchronization"
+        )
+
+    @property
+    def stands_last(self) -> str | None:
+        return self.name
 
     def init_slots(self, params: PyTree) -> Slow:
         slow = wide_start_of(view(params, floating(params)))

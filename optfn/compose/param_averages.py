@@ -10,8 +10,9 @@ from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import ratio, whole
-from optfn.core.passes import each_leaf, number_slot, zeros_of
-from optfn.core.transform import Context, Transform, cast_like
+from optfn.core.passes import each_leaf, number_slot, wide_start_of
+from optfn.core.placement import beside
+from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
 
 
@@ -19,13 +20,15 @@ class ParamAverage(NamedTuple):
     """An average of the params.
 
     Attributes:
-        average: at least float32; of no meaning before the first params are in it.
+        average: at least float32; the params that there were at `init` before the first are in it.
         weight: the sum of the weights of the params in it, 0 before the first.
+        count: int32 scalar, how many params are in it.
         inner: the slots of the optimizer inside.
     """
 
     average: PyTree
     weight: jax.Array
+    count: jax.Array
     inner: Any
 
 
@@ -38,11 +41,19 @@ class _ParamAverage(Transform):
 
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
-        average = zeros_of(view(params, floating(params)))
-        return ParamAverage(average, number_slot(0, params), inner)
+        average = wide_start_of(view(params, floating(params)))
+        count = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return ParamAverage(average, number_slot(0, params), count, inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
+
+    @property
+    def stands_last(self) -> str | None:
+        return self.name
+
+    def schedule_step(self, slots: Any, step: Any) -> Any:
+        return slots.count
 
     def _averaged(
         self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
@@ -60,10 +71,12 @@ class _ParamAverage(Transform):
         params = apply_updates(ctx.params, updates)
         params = self.transform.evaluation_params_named(params, inner, ctx.next_step)
         own = view(params, floating(params))
+        first = slots.weight == 0
         # Not one branch of two: the other would copy the average.
-        (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, share))
+        (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, first, share))
         weight = jnp.where(turn, weight, slots.weight)
-        return updates, ParamAverage(average, weight, inner)
+        count = jnp.where(turn, count_up(slots.count), slots.count)
+        return updates, ParamAverage(average, weight, count, inner)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         own = self.transform.evaluation_params_named(params, *self.inner(slots, step, "transform"))
@@ -80,8 +93,9 @@ def _check_turns(tx: Any) -> None:
     check_within(tx.every, (1, math.inf), f"{type(tx).__name__}(every=...)")
 
 
-def _nearer(average, p, turn, share):
-    return (jnp.where(turn, average + share * (p - average), average),)
+def _nearer(average, p, turn, first, share):
+    nearer = jnp.where(first, p, average + share * (p - average))
+    return (jnp.where(turn, nearer, average),)
 
 
 class ema_of_params(_ParamAverage):
@@ -96,8 +110,9 @@ class ema_of_params(_ParamAverage):
     those are averaged. `ema` is an average of the updates instead, and changes them.
 
     Young averages should forget faster: `decay=schedules.ema_warmup(0.9999)`, or
-    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Both are
-    meant for `every=1`: a schedule is read by the update, and used at every so many of them.
+    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Schedules of
+    its numbers are read at the count of params in the average so far, 0 for the first, so that
+    these two mean the same with every `start` and `every`.
 
     Args:
         transform: the optimizer.
@@ -148,6 +163,7 @@ class mean_of_params(_ParamAverage):
     the params themselves. For the last part of a run, at a constant or a cyclical rate, with
     `every` the length of a cycle. Around a whole optimizer, as `ema_of_params`, which forgets early
     params and needs no start. The statistics of batch norm are the model's; compute them anew at a.
+    Schedules of its numbers are read at the count of params in a so far.
 
     Args:
         transform: the optimizer.

@@ -80,6 +80,9 @@ class partition(Transform):
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return (slots or {}).get(label, {}), step
 
+    def inner_params(self, params: PyTree, label: str) -> PyTree:
+        return view(params, [x == label for x in self._labels(params)])
+
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         labels = self._labels(params)
         for label, transform in self.transforms.items():
@@ -131,6 +134,9 @@ class _Selective(Transform):
             view(updates, mine), slots or {}, view_context(ctx, mine, updates, self.transform)
         )
         return merge(own, self._others(updates), mine), new or None
+
+    def inner_params(self, params: PyTree, label: Any) -> PyTree:
+        return view(params, self._mine(params))
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         mine = self._mine(params)

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 from optfn.core.data import child
 from optfn.core.parts import parts
 from optfn.core.placement import beside
-from optfn.core.transform import Context, State, Transform, check_state_type, check_transform_type
-from optfn.core.tree import PyTree
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    check_state_type,
+    check_transform_type,
+    param_of,
+)
+from optfn.core.tree import PyTree, leaf_paths
 
 
 class own_step(Transform):
@@ -42,9 +49,10 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         state = reset(tx, state, params, "head")
 
     For a head that was exchanged, also by one of another size, or moments that went bad. All of the
-    state starts anew with `tx.init(params)`. What a wrapper outside of the group keeps of its
-    leaves stays: the average of `ema_of_params`, the slow params of `lookahead`, the sum of
-    `accumulate`. Begin these anew when leaves are exchanged.
+    state starts anew with `tx.init(params)`. With a group goes what stands outside of it but has
+    the shape of its leaves, as if they had always been what they are now: an average of the params
+    and the slow ones of `lookahead` are the new head, and what `accumulate` has summed up for it is
+    zero. The name of a stage is for its own slots alone.
 
     The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
     `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no
@@ -56,10 +64,11 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         state: its state.
         params: the current params.
         name: the label of a group, or the name of a stage, as in `hyperparameters`: `"head"`,
-            or, where several end so, `"head.scale_by_adam"`.
+            or, where several end so, `"head.scale_by_adam"`. A label is given whole.
 
     Raises:
-        ValueError: no such name, an ambiguous one, or the state of another optimizer.
+        ValueError: no such name, an ambiguous one, or the state of another optimizer; or a slot
+            that stays has not the shape that these params want, by its path.
     """
     check_transform_type(tx, "reset(tx, state, params, name): tx")
     check_state_type(state)
@@ -71,17 +80,33 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         )
     # The leaves of this state are their own places.
     places = treedef.unflatten(range(treedef.num_leaves))
-    slots = {part: own for part, _, own in parts(tx, places.slots, places.step)}
-    found = [name] if name in slots else [x for x in slots if x.endswith(f".{name}")]
+    named = {".".join(x.names): x for x in parts(tx, places.slots, places.step, params)}
+    found = [name] if name in named else [x for x in named if name in _endings(named[x].names)]
     if not found:
         raise ValueError(
             f"reset(tx, state, params, name): {name!r} is no group or stage with a state; there "
-            f"are: {', '.join(slots) or 'none'}."
+            f"are: {', '.join(named) or 'none'}."
         )
     if len(found) > 1:
         raise ValueError(
             f"reset(tx, state, params, name): {name!r} is ambiguous; say which: {', '.join(found)}."
         )
-    anew = set(jax.tree.leaves(slots[found[0]]))
-    pairs = enumerate(zip(leaves, jax.tree.leaves(fresh), strict=True))
-    return treedef.unflatten([new if i in anew else old for i, (old, new) in pairs])
+    part = named[found[0]]
+    anew = set(jax.tree.leaves(part.slots))
+    by_path, first = jax.tree_util.tree_flatten_with_path(fresh)[0], jax.tree.leaves(fresh)
+    if part.stage is None:
+        shapes = jax.eval_shape(lambda p: (p, part.params), params)
+        every, own = (dict(jax.tree_util.tree_flatten_with_path(x)[0]) for x in shapes)
+        anew |= {i for i, (path, slot) in enumerate(by_path) if param_of(path, slot, every) in own}
+    for i, (old, new) in enumerate(zip(leaves, first, strict=True)):
+        if i not in anew and old.shape != new.shape:
+            raise ValueError(
+                f"reset(tx, state, params, name): {name!r} leaves the state's "
+                f"'{leaf_paths(state)[i]}' as it is, of shape {old.shape}, and the params want "
+                f"{new.shape}."
+            )
+    return treedef.unflatten([first[i] if i in anew else old for i, old in enumerate(leaves)])
+
+
+def _endings(names: tuple[str, ...]) -> set[str]:
+    return {".".join(names[i:]) for i in range(len(names))}

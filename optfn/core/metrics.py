@@ -1,6 +1,6 @@
 """Reading what an optimizer measured."""
 
-from optfn.core.hyperparameters import ByName, join
+from optfn.core.hyperparameters import ByName
 from optfn.core.parts import parts
 from optfn.core.transform import State, Transform, check_state_type, check_transform_type
 
@@ -35,9 +35,9 @@ def metrics(tx: Transform, state: State) -> Metrics:
     check_state_type(state)
     return Metrics(
         sorted(
-            (join(name, quantity), value)
-            for name, stage, own in parts(tx, state.slots, state.step)
-            if stage is not None
-            for quantity, value in stage.measurements(own).items()
+            (".".join((*part.names, quantity)), value)
+            for part in parts(tx, state.slots, state.step)
+            if part.stage is not None
+            for quantity, value in part.stage.measurements(part.slots).items()
         )
     )

@@ -113,6 +113,10 @@ class Transform(Data):
         """
         return (slots.slots, slots.step) if isinstance(slots, State) else (slots, step)
 
+    def inner_params(self, params: PyTree, label: Any) -> PyTree:
+        """The params that an inner transform is for, with None for the others; `label` as above."""
+        return params
+
     def schedule_step(self, slots: Any, step: Any) -> Any:
         """The step that this transform's own schedules are read at: its own, `step`.
 
@@ -152,6 +156,14 @@ class Transform(Data):
     def finishes(self) -> bool:
         """Whether a learning rate is applied inside, so that the updates can be added."""
         return any(inner.finishes for inner in self.contents)
+
+    @property
+    def stands_last(self) -> str | None:
+        """The name of the stage, this or one inside, whose updates nothing may change afterwards.
+
+        Such as one that keeps an average of the params that they lead to. None if there is none.
+        """
+        return next(filter(None, (inner.stands_last for inner in self.contents)), None)
 
     @property
     def stateful(self) -> bool:
@@ -395,6 +407,16 @@ def check_transform_type(value: Any, where: str) -> None:
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
 
+def check_nothing_last(transform: Transform, where: str, changer: str) -> None:
+    """Refuses what is to stand last where something changes its updates."""
+    last = transform.stands_last
+    if last is not None:
+        raise ValueError(
+            f"{where}: {changer} would change the updates of {last}, which keeps params that they "
+            f"lead to: put {last} around the whole optimizer, or last in its chain."
+        )
+
+
 def check_state_type(value: Any, hint: str = "") -> None:
     """Refuses what is no optimizer's state."""
     if not isinstance(value, State):
@@ -446,18 +468,20 @@ def _check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
+    """The path of the param whose slot this is, by the end of the slot's own and by the shape."""
+    ends = (path[start:] for start in range(len(path) + 1))
+    return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
+
+
 def _abstract_init(tx: Transform, params: PyTree) -> State:
     """The state's shapes and dtypes; a slot of its param's shape has its param's sharding."""
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
     elsewhere = replicated(by_path.values())
 
     def place(path: tuple, slot: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = elsewhere
-        for start in range(len(path) + 1):
-            param = by_path.get(path[start:])
-            if param is not None and param.shape == slot.shape:
-                sharding = getattr(param, "sharding", None)
-                break
+        own = param_of(path, slot, by_path)
+        sharding = elsewhere if own is None else getattr(by_path[own], "sharding", None)
         return jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))

@@ -42,6 +42,8 @@ KEEPS_GRADIENTS = {"accumulate", "skip_nonfinite", "skip_spikes", "loss_scale", 
 # It evaluates at its own slow params, whatever is inside.
 EVALUATES_ELSEWHERE = {"lookahead"}
 REFUSED = {wrapper: {"loss_scale"} for wrapper in KEEPS_GRADIENTS}
+# It would change the updates of those that must be last.
+REFUSED["lookahead"] = {"lookahead", "ema_of_params", "mean_of_params"}
 
 
 def subject(name, wrap=lambda tx: tx):

@@ -167,7 +167,7 @@ def test_it_is_found_inside_other_transforms():
     for selective in (
         optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
         optfn.freeze(tx, {"w": False, "b": True}),
-        optfn.chain(optfn.masked(tx, is_w), optfn.scale_by_learning_rate(-1.0)),
+        optfn.chain(optfn.scale_by_learning_rate(-1.0), optfn.masked(tx, is_w)),
     ):
         fast, slow = paths(selective, START, GRADS)
         np.testing.assert_allclose(slow["w"], alone["w"], atol=1e-6)
@@ -180,5 +180,11 @@ def test_bad_input():
     with pytest.raises(TypeError, match=r"lookahead\(fast_optimizer=...\) must be an optfn transf"):
         optfn.lookahead(optax.sgd(0.1), 2, 0.5)
     tx = optfn.lookahead(optfn.sgd(0.1), 2, 0.5)
+    with pytest.raises(
+        ValueError, match=r"chain\(...\): scale would change the updates of lookahead"
+    ):
+        optfn.chain(tx, optfn.scale(0.5))
+    with pytest.raises(ValueError, match=r"optimizer=...\): the synchronization would"):
+        optfn.lookahead(tx, 2, 0.5)
     with pytest.raises(ValueError, match="lookahead needs the params"):
         tx.update(START, tx.init(START))

@@ -99,13 +99,23 @@ def test_a_turn_comes_every_so_many_updates_after_the_start(start, every, x64):
     assert_averages(ema, np.where(turn, 0.7**turns_since, 0) + before)
 
 
-def test_a_schedule_that_counts_from_the_start(x64):
-    decays = np.concatenate([np.ones(10), np.arange(1, 21) / np.arange(10, 30)])
-    tx = optfn.ema_of_params(
-        SGD, schedules.join([schedules.constant(0.0), schedules.ema_warmup(0.99)], [10]), start=10
-    )
-    before = np.where((T <= 10) & (S == T), 1, 0)
-    assert_averages(tx, np.where(S > 10, (1 - decays) * kept(decays), 0) + before)
+@pytest.mark.parametrize(("start", "every"), [(10, 1), (0, 4), (5, 3)])
+def test_a_schedule_is_read_at_the_count_of_params_in_the_average(start, every, x64):
+    """The power law weighs by a power of the number of the turn, whenever turns come."""
+    tx = optfn.ema_of_params(SGD, schedules.ema_power_law(2.5), start=start, every=every)
+    turn = (start < S) & ((S - start) % every == 0)
+    number = np.maximum((S - start) / every, 1)
+    before = np.where((start + every > T) & (S == T), 1, 0)
+    assert_averages(tx, np.where(turn, number**3.5 - (number - 1) ** 3.5, 0) + before)
+
+
+def test_the_decay_that_is_read_is_the_next_turn_s():
+    tx = optfn.ema_of_params(SGD, schedules.ema_power_law(0.0), start=1, every=2)
+    params, state, decays = START, tx.init(START), []
+    for _ in range(6):
+        decays.append(float(optfn.hyperparameters(tx, state)["decay"]))
+        params, state = optfn.step(tx, START, state, params)
+    np.testing.assert_allclose(decays, [0, 0, 0, 1 / 2, 1 / 2, 2 / 3], rtol=1e-6)
 
 
 # optax's average, of the same params.
@@ -198,7 +208,7 @@ def test_it_is_found_inside_other_transforms(wrap):
     tx = wrap(SGD)
     alone = paths(tx, START, GRADS)[1]
     chained = optfn.chain(optfn.clip(1e6), tx)
-    named = optfn.chain(optfn.chain(tx).named("inner"), optfn.scale(1.0))
+    named = optfn.chain(optfn.scale(1.0), optfn.chain(tx).named("inner"))
     for whole in (chained, named):
         found = paths(whole, START, GRADS)[1]
         for name in START:
@@ -206,12 +216,39 @@ def test_it_is_found_inside_other_transforms(wrap):
     for selective in (
         optfn.partition({"x": tx, "y": SGD}, {"w": "x", "b": "y"}),
         optfn.freeze(tx, {"w": False, "b": True}),
-        optfn.chain(optfn.masked(tx, {"w": True, "b": False}), optfn.scale_by_learning_rate(-1.0)),
+        optfn.chain(optfn.scale_by_learning_rate(-1.0), optfn.masked(tx, {"w": True, "b": False})),
     ):
         params, found = paths(selective, START, GRADS)
         np.testing.assert_allclose(found["w"], alone["w"], atol=1e-6)
         np.testing.assert_array_equal(found["b"], params["b"])
         assert not np.allclose(params["w"], found["w"])
+
+
+@each
+def test_nothing_may_change_the_updates_that_it_has_seen(wrap):
+    """Or the average is of params that never were."""
+    tx = wrap(SGD)
+    for whole in (
+        lambda: optfn.chain(tx, optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.chain(optfn.clip(1.0), tx), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.chain(optfn.clip(1.0), tx).named("inner"), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.freeze(tx, {"w": True, "b": False}), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.partition({"x": tx}, "x"), optfn.scale(0.5)),
+        lambda: optfn.chain(optfn.accumulate(tx, 2), optfn.scale(0.5)),
+    ):
+        with pytest.raises(ValueError, match=f": scale would change the updates of {tx.name}, whi"):
+            whole()
+    for whole, name in (
+        (lambda: optfn.lookahead(tx, 5, 0.5), "the synchronization"),
+        (lambda: optfn.mechanize(tx), "mechanize"),
+        (lambda: optfn.primal_averaging(tx, 0.9, 0.5), "primal_averaging"),
+        (lambda: optfn.ema_nesterov(tx, 0.9, 0.5), "ema_nesterov"),
+        (lambda: optfn.schedule_free(tx, 0.1), "schedule_free"),
+        (lambda: optfn.cautious(tx), "cautious"),
+    ):
+        with pytest.raises(ValueError, match=f": {name} would change the updates of {tx.name}"):
+            whole()
+    optfn.chain(optfn.clip(1.0), wrap(optfn.lookahead(optfn.chain(SGD, optfn.scale(0.5)), 5, 0.5)))
 
 
 @each

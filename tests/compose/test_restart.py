@@ -69,6 +69,55 @@ def test_a_head_may_be_exchanged_by_one_of_another_size():
     np.testing.assert_allclose(moved, wanted, rtol=1e-6)
 
 
+AROUND = {
+    "ema_of_params": (lambda tx: optfn.ema_of_params(tx, 0.9), lambda slots: slots.average),
+    "lookahead": (lambda tx: optfn.lookahead(tx, 3, 0.5), lambda slots: slots.slow),
+    "accumulate": (lambda tx: optfn.accumulate(tx, 3), lambda slots: slots.sum),
+    "trace": (lambda tx: optfn.chain(optfn.trace(0.9), tx), lambda slots: slots.trace),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3)])
+def test_what_stands_around_a_group_forgets_its_old_leaves(around, shape):
+    """Of the same size, and of another that the old would broadcast to."""
+    wrap, own = AROUND[around]
+    tx = wrap(optfn.partition({"body": optfn.sgd(0.1), "head": optfn.adam(0.1)}, LABELS))
+    params, state, _ = train(tx, tx.init(PARAMS), PARAMS)
+    params = params | {"head": {"w": jnp.full(shape, -100.0)}}
+    anew = optfn.reset(tx, state, params, "head")
+    kept, fresh, found = (own(s.slots[around]) for s in (state, tx.init(params), anew))
+    assert_same_bits(found["head"], fresh["head"])
+    assert_same_bits(found["body"], kept["body"])
+    assert np.any(kept["body"]["w"] != fresh["body"]["w"])
+    np.testing.assert_array_equal(optfn.evaluation_params(tx, anew, params)["head"]["w"], -100.0)
+    moved, anew, _ = train(tx, anew, params)
+    found = optfn.evaluation_params(tx, anew, moved)["head"]["w"]
+    np.testing.assert_allclose(found, -100.0, atol=1)
+
+
+def test_a_group_inside_of_a_group_is_found_by_its_leaves():
+    deep = optfn.partition(
+        {"x": optfn.adam(0.1), "y": optfn.trace(0.9)},
+        {"d": {"w": "x", "b": "y"}, "w": None, "f": None},
+    )
+    tx = optfn.mean_of_params(
+        optfn.chain(
+            optfn.freeze(
+                optfn.partition({"p": deep, "q": optfn.sgd(0.1)}, {"d": "p", "w": "q", "f": "q"}),
+                {"d": False, "w": False, "f": True},
+            ),
+            optfn.sgd(0.1),
+        )
+    )
+    ones = jnp.ones(2)
+    params = {"d": {"w": ones, "b": ones}, "w": ones, "f": ones}
+    state = jax.tree.map(lambda x: x + 1, tx.init(params))
+    anew = optfn.reset(tx, state, params, "x").slots["mean_of_params"].average
+    found = jax.tree.map(lambda x: x[0], anew)
+    assert found == {"d": {"w": 1, "b": 2}, "w": 2, "f": 2}
+
+
 def test_an_own_step_is_read_and_counts_for_itself():
     _, state, _ = train(TX, TX.init(PARAMS), PARAMS)
     state = optfn.reset(TX, state, PARAMS, "head")
@@ -128,6 +177,16 @@ def test_only_what_is_named_starts_anew(place):
     assert 0 < inside < len(before)
 
 
+WIDER = PARAMS | {"head": {"w": jnp.ones((3, 3))}}
+DOTTED = optfn.partition({"enc.head": optfn.adam(0.1)}, "enc.head")
+
+
+def test_a_label_with_a_dot_is_given_whole():
+    state = jax.tree.map(lambda x: x + 1, DOTTED.init(PARAMS))
+    anew = optfn.reset(DOTTED, state, PARAMS, "enc.head")
+    assert_same_bits(anew.slots, DOTTED.init(PARAMS).slots)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
@@ -154,6 +213,17 @@ def test_only_what_is_named_starts_anew(place):
             "the state is not one of this optimizer and params.",
         ),
         (lambda: optfn.reset(TX, PARAMS, TX, "head"), TypeError, "found dict."),
+        (
+            lambda: optfn.reset(TX, TX.init(PARAMS), WIDER, "body"),
+            ValueError,
+            "'body' leaves the state's 'slots/partition/head/own_step/slots/scale_by_adam/mu/head"
+            "/w' as it is, of shape (2, 1), and the params want (3, 3).",
+        ),
+        (
+            lambda: optfn.reset(DOTTED, DOTTED.init(PARAMS), PARAMS, "head"),
+            ValueError,
+            "'head' is no group or stage with a state; there are: partition, partition.enc.head, ",
+        ),
         (
             lambda: optfn.reset("adam", None, PARAMS, "x"),
             TypeError,
