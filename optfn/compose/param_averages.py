@@ -22,13 +22,13 @@ class ParamAverage(NamedTuple):
     Attributes:
         average: at least float32; the params that there were at `init` before the first are in it.
         weight: the sum of the weights of the params in it, 0 before the first.
-        count: int32 scalar, how many params are in it.
+        turns: int32 scalar, how many params are in it.
         inner: the slots of the optimizer inside.
     """
 
     average: PyTree
     weight: jax.Array
-    count: jax.Array
+    turns: jax.Array
     inner: Any
 
 
@@ -42,8 +42,8 @@ class _ParamAverage(Transform):
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
         average = wide_start_of(view(params, floating(params)))
-        count = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
-        return ParamAverage(average, number_slot(0, params), count, inner)
+        turns = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return ParamAverage(average, number_slot(0, params), turns, inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
@@ -53,7 +53,7 @@ class _ParamAverage(Transform):
         return self.name
 
     def schedule_step(self, slots: Any, step: Any) -> Any:
-        return slots.count
+        return slots.turns
 
     def _averaged(
         self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
@@ -75,8 +75,8 @@ class _ParamAverage(Transform):
         # Not one branch of two: the other would copy the average.
         (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, first, share))
         weight = jnp.where(turn, weight, slots.weight)
-        count = jnp.where(turn, count_up(slots.count), slots.count)
-        return updates, ParamAverage(average, weight, count, inner)
+        turns = jnp.where(turn, count_up(slots.turns), slots.turns)
+        return updates, ParamAverage(average, weight, turns, inner)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         own = self.transform.evaluation_params_named(params, *self.inner(slots, step, "transform"))
