@@ -1,0 +1,392 @@
+"""Points from Optuna's samplers, by ask and tell in batches."""
+
+import contextlib
+import copy
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optfn.sweep.search import Point, Session, Status, check_seed, check_trials
+from optfn.sweep.space import (
+    Choice,
+    Distribution,
+    Fixed,
+    IntUniform,
+    LogUniform,
+    OneMinusLogUniform,
+    Uniform,
+    as_space,
+)
+
+STATUSES = ("ok", "pruned", "diverged", "not_finite")
+
+
+@dataclass(frozen=True)
+class optuna:
+    """Points from one of Optuna's samplers, which learns from the trials before: TPE, GP, CMA-ES.
+
+    For trials that are dear, or many hyperparameters; `random` and `sobol` cost nothing to ask.
+
+    The sampler works on a study in memory and is asked for many points before the first result; it
+    should take running trials into account, as TPE does with `constant_liar=True`. Before each
+    point its random state is set from the seed and the trial's number. A run that was stopped goes
+    on with the same points: the questions and answers are kept, and asked and told again, which
+    takes the sampler as long as before.
+
+    Trials that are over are written to the study or storage in batches, those of other programs are
+    read there, and Optuna's dashboard shows them. Machines that share it need different seeds.
+    Running trials are not written, so a killed program leaves none behind; enqueued ones are not
+    taken. What a sampler stores in a trial, some of it pickled, is neither written nor read.
+
+    | here | in Optuna |
+    |---|---|
+    | `Uniform`, `LogUniform`, `IntUniform` | a float or int of the same name |
+    | `OneMinusLogUniform` | a float of the same name: 1 - value, with `log` |
+    | `Choice` | a categorical: the option, or its position where one is no plain value |
+    | `Fixed` | nothing |
+
+    The values as they were used are in the trial's user attributes, with its status. The score of a
+    study that maximizes is -score. A trial that diverged or whose score is not finite is pruned
+    without a value, which TPE takes for the worst.
+
+    Args:
+        study: an `optuna.Study` with one objective. Its finished trials are known to the sampler.
+        sampler: an `optuna.samplers.BaseSampler`, which is copied. The default is the study's, or
+            else TPE with `constant_liar=True`.
+        storage: instead of a study: the path of a journal file, a URL such as "sqlite:///study.db",
+            which is slower, or an `optuna.storages.BaseStorage`.
+        study_name: of the study in that storage, made if it is not there.
+
+    Raises:
+        ImportError: Optuna is not installed.
+        TypeError: an argument is of another kind.
+        ValueError: both a study and a storage; a study with several objectives. Later: a study with
+            trials of another space, a state from another sampler.
+
+    Source: Akiba et al. 2019.
+    """
+
+    study: Any = None
+    sampler: Any = None
+    storage: Any = None
+    study_name: str = "sweep"
+
+    def __post_init__(self):
+        library = _library()
+        kinds = {"study": library.Study, "sampler": library.samplers.BaseSampler}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(
+                    f"optuna({name}=...) must be an optuna {kind.__name__}, found "
+                    f"{type(value).__name__}."
+                )
+        storages = (type(None), str, os.PathLike, library.storages.BaseStorage)
+        if not isinstance(self.storage, storages):
+            raise TypeError(
+                "optuna(storage=...) must be a path, a URL or an optuna BaseStorage, found "
+                f"{type(self.storage).__name__}."
+            )
+        if not isinstance(self.study_name, str):
+            raise TypeError(
+                f"optuna(study_name=...) must be a string, found {type(self.study_name).__name__}."
+            )
+        if self.study is not None and self.storage is not None:
+            raise ValueError("optuna(...) takes a study or a storage: a study has its own storage.")
+        if self.study is not None and len(self.study.directions) != 1:
+            raise ValueError(
+                f"optuna(study=...) must have one objective, found {len(self.study.directions)}."
+            )
+
+    def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:
+        check_seed(seed)
+        return _Session(
+            space=as_space(space),
+            trials=check_trials(trials, "optuna()"),
+            seed=int(seed),
+            sampler=self._sampler(),
+            shared=self._shared(),
+        )
+
+    def _sampler(self) -> Any:
+        if self.sampler is not None:
+            return self.sampler
+        if self.study is not None:
+            return self.study.sampler
+        library = _library()
+        with warnings.catch_warnings():  # before Optuna 5 the option was experimental
+            warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
+            return library.samplers.TPESampler(constant_liar=True)
+
+    def _shared(self) -> Any:
+        """The study that others see, or None."""
+        if self.storage is None:
+            return self.study
+        with _quiet() as library:
+            storage = self.storage
+            if isinstance(storage, os.PathLike) or (
+                isinstance(storage, str) and "://" not in storage
+            ):
+                file = library.storages.journal.JournalFileBackend(os.fspath(storage))
+                storage = library.storages.JournalStorage(file)
+            return library.create_study(
+                storage=storage, study_name=self.study_name, load_if_exists=True
+            )
+
+
+class _Session:
+    """A study in memory and the log of what happened to it, from which it can be made again."""
+
+    def __init__(
+        self,
+        space: Mapping[str, Distribution],
+        trials: int,
+        seed: int,
+        sampler: Any,
+        shared: Any,
+    ):
+        self.space = space
+        self.trials = trials
+        self.seed = seed
+        self.sampler = sampler
+        self.shared = shared
+        self.parameters = {
+            name: _parameter(distribution)
+            for name, distribution in space.items()
+            if not isinstance(distribution, Fixed)
+        }
+        self._begin(uuid.uuid4().hex)
+        self._read()
+
+    def _begin(self, run: str) -> None:
+        self.run = run
+        self.log: list[list] = []
+        self.asked: list[Any] = []
+        self.ended: dict[int, Status] = {}
+        self.known: set[int] = set()
+        with _quiet() as library:
+            self.study = library.create_study(
+                storage=library.storages.InMemoryStorage(),
+                sampler=copy.deepcopy(self.sampler),
+                direction=None if self.shared is None else self.shared.direction,
+            )
+        self.sign = -1 if self.study.direction == library.study.StudyDirection.MAXIMIZE else 1
+
+    def ask(self, count: int) -> list[Point]:
+        end = min(len(self.asked) + count, self.trials)
+        return [self._ask() for _ in range(len(self.asked), end)]
+
+    def _ask(self) -> Point:
+        number = len(self.study.get_trials(deepcopy=False))
+        state = np.random.SeedSequence([self.seed, number]).generate_state(1)
+        _reseed(self.study.sampler, int(state[0]))
+        trial = self.study.ask(self.parameters)
+        self.asked.append(trial)
+        self.log.append(["ask", dict(trial.params)])
+        return self._point(trial.params)
+
+    def _point(self, params: Mapping[str, Any]) -> Point:
+        return {
+            name: distribution.value
+            if isinstance(distribution, Fixed)
+            else _value(distribution, params[name])
+            for name, distribution in self.space.items()
+        }
+
+    def tell(
+        self, index: int, score: float, status: Status, reports: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        if not 0 <= index < len(self.asked) or index in self.ended:
+            raise ValueError(f"tell(index=...) must be of a trial that runs, found {index!r}.")
+        if status not in STATUSES:
+            raise ValueError(
+                f"tell(status=...) must be one of {', '.join(STATUSES)}, found {status!r}."
+            )
+        if status in ("ok", "pruned") and not math.isfinite(score):
+            status = "not_finite"
+        good = status in ("ok", "pruned")
+        finite = {int(step): float(x) for step, x in reports if good and math.isfinite(x)}
+        told = [list(pair) for pair in finite.items()]
+        self._tell(int(index), float(score) if good else None, status, told)
+
+    def _tell(self, index: int, score: float | None, status: Status, reports: list) -> None:
+        self.log.append(["tell", index, score, status, reports])
+        self.ended[index] = status
+        trial, states = self.asked[index], _library().trial.TrialState
+        for step, report in reports:
+            trial.report(self.sign * report, step)
+        if status == "ok" and score is not None:
+            self.study.tell(trial, self.sign * score)
+            return
+        if status == "pruned" and score is not None and not reports:
+            trial.report(self.sign * score, 1)
+        self.study.tell(trial, state=states.PRUNED)
+
+    def state(self) -> dict[str, Any]:
+        return {"run": self.run, "log": list(self.log)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._begin(state["run"])
+        for what, *event in state["log"]:
+            if what == "ask":
+                self._ask()
+                found = dict(self.asked[-1].params)
+                if found != event[0]:
+                    raise ValueError(
+                        f"the state of the search is from another sampler, space, seed or version "
+                        f"of Optuna: its trial {len(self.asked) - 1} was {event[0]!r}, now it is "
+                        f"{found!r}."
+                    )
+            elif what == "tell":
+                self._tell(*event)
+            else:
+                self._add(*event)
+
+    def flush(self) -> None:
+        if self.shared is None:
+            return
+        written = {
+            trial.user_attrs["trial"]
+            for trial in self.shared.get_trials(deepcopy=False)
+            if trial.user_attrs.get("run") == self.run
+        }
+        trials = self.study.get_trials(deepcopy=False)
+        new = sorted(self.ended.keys() - written)
+        self.shared.add_trials(self._frozen(index, trials) for index in new)
+        self._read()
+
+    def _frozen(self, index: int, trials: list) -> Any:
+        trial = copy.deepcopy(trials[self.asked[index].number])
+        trial.system_attrs = {}
+        trial.user_attrs = {
+            "run": self.run,
+            "trial": index,
+            "status": self.ended[index],
+            "values": {
+                name: value if _plain(value) else repr(value)
+                for name, value in self._point(trial.params).items()
+            },
+        }
+        return trial
+
+    def _read(self) -> None:
+        """Takes in what others have finished."""
+        if self.shared is not None:
+            numbers = [
+                trial.number
+                for trial in self.shared.get_trials(deepcopy=False)
+                if trial.state.is_finished()
+                and trial.number not in self.known
+                and trial.user_attrs.get("run") != self.run
+            ]
+            if numbers:
+                self._add(numbers)
+
+    def _add(self, numbers: list[int]) -> None:
+        self.log.append(["add", numbers])
+        self.known.update(numbers)
+        others = self.shared.get_trials(deepcopy=False) if self.shared is not None else []
+        if len(others) <= max(numbers):
+            raise ValueError(
+                f"the study has {len(others)} trials, and the state of the search knows of more: "
+                "it is from another study."
+            )
+        for number in numbers:
+            self.study.add_trial(self._from(others[number]))
+
+    def _from(self, trial: Any) -> Any:
+        """Another's trial without what its sampler stored."""
+        library = _library()
+        for name in trial.distributions.keys() & self.parameters.keys():
+            there, here = trial.distributions[name], self.parameters[name]
+            try:
+                library.distributions.check_distribution_compatibility(there, here)
+            except ValueError:
+                raise ValueError(
+                    f"trial {trial.number} of the study is of another space: {name!r} is {there} "
+                    f"there, {here} here."
+                ) from None
+        return library.trial.create_trial(
+            state=trial.state,
+            values=trial.values,
+            params=trial.params,
+            distributions=trial.distributions,
+            intermediate_values=trial.intermediate_values,
+        )
+
+
+def _parameter(distribution: Distribution) -> Any:
+    """Optuna's distribution of what stands for the value."""
+    kinds = _library().distributions
+    match distribution:
+        case Uniform(low, high):
+            return kinds.FloatDistribution(low, high)
+        case LogUniform(low, high) | OneMinusLogUniform(low, high):
+            return kinds.FloatDistribution(low, high, log=True)
+        case IntUniform(low, high, log):
+            return kinds.IntDistribution(low, high, log=log)
+        case Choice(options=options):
+            return kinds.CategoricalDistribution(
+                range(len(options)) if _by_position(options) else options
+            )
+    raise TypeError(f"Optuna has nothing for {distribution!r}.")
+
+
+def _by_position(options: tuple) -> bool:
+    """Whether Optuna could not store these options, or not tell them apart."""
+    if not all(map(_plain, options)):
+        return True
+    return any(options.index(option) != i for i, option in enumerate(options))
+
+
+def _value(distribution: Distribution, param: Any) -> Any:
+    """The value that Optuna's param stands for."""
+    if isinstance(distribution, Choice):
+        options = distribution.options
+        return options[param] if _by_position(options) else param
+    if isinstance(distribution, IntUniform):
+        return param
+    return float(np.float32(1 - param if isinstance(distribution, OneMinusLogUniform) else param))
+
+
+def _reseed(sampler: Any, seed: int) -> None:
+    """Sets the random state of a sampler and of those inside it."""
+    base = _library().samplers.BaseSampler
+    for part in vars(sampler).values():
+        generator = getattr(part, "rng", part)
+        if isinstance(part, base):
+            _reseed(part, seed)
+        elif isinstance(generator, np.random.RandomState):
+            generator.seed(seed)
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """Optuna without its notes on what it makes."""
+    library = _library()
+    level = library.logging.get_verbosity()
+    library.logging.set_verbosity(library.logging.WARNING)
+    try:
+        yield library
+    finally:
+        library.logging.set_verbosity(level)
+
+
+def _library() -> Any:
+    try:
+        import optuna as library
+    except ImportError:
+        raise ImportError(
+            'sweep.optuna(...) needs Optuna, which is not installed: pip install "optfn[sweep]".'
+        ) from None
+    return library
