@@ -1,0 +1,57 @@
+"""Asynchronous successive halving, in the form that stops."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.sweep.policies.policy import (
+    Policy,
+    Scores,
+    Verdict,
+    check_eta,
+    checked,
+    geometric_rungs,
+    ranks,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class asha(Policy):
+    """Asynchronous successive halving (ASHA), which stops trials and never pauses one.
+
+    Rungs are at the ages first, first * eta, first * eta^2, ... A trial goes on from a rung if
+
+        rank < max(1, n // eta)
+
+    among the n scores recorded there so far, the present segment's included; else it ends. Ties go
+    to the trial of the lower number. For most sweeps: it keeps every lane busy and needs no memory.
+    The first to arrive are judged among few, so it trains some more than `successive_halving`; and
+    as that, it drops those that start slowly.
+
+    Args:
+        first: the age at the first rung, in steps; it is rounded up to whole segments, as all are.
+        eta: one of how many goes on; a whole number, at least 2.
+
+    Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", whose promotion
+    is replaced by the stopping rule, as in Optuna and Ray Tune.
+    """
+
+    first: int
+    eta: int = 3
+
+    def __post_init__(self):
+        check_count(self.first, "asha(first=...)")
+        check_eta(self.eta, "asha(eta=...)")
+
+    def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
+        return geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
+
+    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
+        return [self._verdict(scores.table[:, rung], at) for at, rung in checked(scores, standing)]
+
+    def _verdict(self, column: np.ndarray, trial: int) -> Verdict:
+        kept = max(1, int(np.sum(~np.isnan(column))) // self.eta)
+        stays = np.isfinite(column[trial]) and ranks(column)[trial] < kept
+        return Verdict.GO if stays else Verdict.STOP

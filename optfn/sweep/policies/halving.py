@@ -1,0 +1,198 @@
+"""Halving of whole brackets of trials: successive halving and Hyperband."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.sweep.policies.policy import (
+    Policy,
+    Scores,
+    Verdict,
+    check_eta,
+    check_run,
+    checked,
+    geometric_rungs,
+    ranks,
+    some,
+    whole_segments,
+)
+
+
+def brackets(R: int, eta: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Hyperband's table: for each bracket the pairs (trials, resource) of its stages.
+
+    For s from s_max, the largest with eta^s <= R, down to 0, and i from 0 to s:
+
+        n = ceil((s_max + 1) * eta^s / (s + 1)) trials begin
+        n // eta^i of them reach the resource R // eta^(s - i)
+
+    So `brackets(9, 3)` is `(((9, 1), (3, 3), (1, 9)), ((5, 3), (1, 9)), ((3, 9),))`.
+
+    Args:
+        R: the resource of a whole run, in units of the smallest.
+        eta: one of how many goes on.
+
+    Source: Li et al. 2018, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
+    Optimization", whose logarithms are whole-number arithmetic here.
+    """
+    check_count(R, "brackets(R=...)")
+    check_eta(eta, "brackets(eta=...)")
+    top = 0
+    while eta ** (top + 1) <= R:
+        top += 1
+
+    def stages(s):
+        n = -(-(top + 1) * eta**s // (s + 1))
+        return tuple((n // eta**i, R // eta ** (s - i)) for i in range(s + 1))
+
+    return tuple(stages(s) for s in range(top, -1, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bracket:
+    """Trials that are halved together.
+
+    Attributes:
+        trials: their numbers.
+        first_rung: the number of the first rung at which they are judged.
+        eta: one of how many goes on.
+    """
+
+    trials: range
+    first_rung: int
+    eta: int
+
+    def kept(self, rung: int) -> int:
+        """How many go on from a rung."""
+        return max(1, len(self.trials) // self.eta ** (rung - self.first_rung + 1))
+
+    def verdict(self, table: np.ndarray, trial: int, rung: int) -> Verdict:
+        """That of the whole bracket, as soon as it is certain."""
+        if rung < self.first_rung:
+            return Verdict.GO if np.isfinite(table[trial, rung]) else Verdict.STOP
+        rows = table[self.trials.start : self.trials.stop]
+        members = np.sum(~np.isposinf(rows[:, : self.first_rung]).any(axis=1))
+        for before in range(self.first_rung, rung):
+            missing = members - np.sum(~np.isnan(rows[:, before]))
+            members = min(self.kept(before), missing + np.sum(np.isfinite(rows[:, before])))
+        column = rows[:, rung]
+        missing = members - np.sum(~np.isnan(column))  # of those that can still arrive
+        place = ranks(column)[trial - self.trials.start]
+        if not np.isfinite(table[trial, rung]) or place >= self.kept(rung):
+            return Verdict.STOP
+        return Verdict.GO if place + missing < self.kept(rung) else Verdict.WAIT
+
+
+class _Halving(Policy):
+    """Judges each trial in its bracket."""
+
+    eta: int
+
+    def sizes(self, rungs: int, trials: int) -> tuple[tuple[int, int], ...]:
+        """For each bracket its trials and the number of its first rung; then they begin again."""
+        raise NotImplementedError
+
+    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
+        trials, ages = scores.table.shape
+        split = self._split(ages - 1, trials)
+        of = {trial: bracket for bracket in split for trial in bracket.trials}
+        return [
+            of[trial].verdict(scores.table, trial, rung)
+            for trial, rung in checked(scores, standing)
+        ]
+
+    def most_waiting(self, rungs: int, trials: int) -> int:
+        return sum(
+            min(len(bracket.trials) - 1, bracket.kept(bracket.first_rung))
+            for bracket in self._split(rungs, trials)
+            if bracket.first_rung < rungs
+        )
+
+    def _split(self, rungs: int, trials: int) -> list[_Bracket]:
+        split, begin = [], 0
+        while begin < trials:
+            for size, first_rung in self.sizes(rungs, trials):
+                numbers = range(begin, min(begin + size, trials))
+                split.append(_Bracket(numbers, first_rung, self.eta))
+                begin = numbers.stop
+                if begin == trials:
+                    break
+        return split
+
+
+@dataclasses.dataclass(frozen=True)
+class successive_halving(_Halving):
+    """Synchronous successive halving: of a bracket of n trials, n // eta^i reach rung i.
+
+    Rungs are at the ages first, first * eta, first * eta^2, ... Where a verdict depends on trials
+    that have not arrived, a trial waits, and its state is kept aside. It ends as soon as enough
+    others are better, and goes on as soon as no more than enough can be: the verdicts are those of
+    a barrier, but no more than n // eta states of a bracket are ever kept. At least one goes on. It
+    is exact where `asha` guesses; lanes take trials of the next bracket meanwhile, and stay empty
+    where there is none.
+
+    Args:
+        first: the age at the first rung, in steps; it is rounded up to whole segments, as all are.
+        eta: one of how many goes on; a whole number, at least 2.
+        bracket: how many trials are halved together, by their numbers; all of the sweep if None.
+
+    Source: Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization".
+    """
+
+    first: int
+    eta: int = 3
+    bracket: int | None = None
+
+    def __post_init__(self):
+        check_count(self.first, "successive_halving(first=...)")
+        check_eta(self.eta, "successive_halving(eta=...)")
+        if self.bracket is not None:
+            check_count(self.bracket, "successive_halving(bracket=...)")
+
+    def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
+        where = f"successive_halving(first={self.first})"
+        return geometric_rungs(self.first, self.eta, steps, segment, where)
+
+    def sizes(self, rungs: int, trials: int) -> tuple[tuple[int, int], ...]:
+        return ((self.bracket or trials, 0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class hyperband(_Halving):
+    """Hyperband: brackets of successive halving, from many short trials to few whole runs.
+
+    A hedge between `asha(first)` and `run_all()`, where it is not known how early a score tells
+    anything. Trials fill the brackets of `brackets(steps // first, eta)` by their numbers, and
+    when these are full, those of the next round; the last bracket may be short. One round for 81
+    units and eta = 3 is 143 trials. Trials of a bracket wait for each other as in
+    `successive_halving`.
+
+    Args:
+        first: the unit, and the age at the first rung, in steps; it is rounded up to whole
+            segments.
+        eta: one of how many goes on; a whole number, at least 2.
+
+    Source: Li et al. 2018, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
+    Optimization".
+    """
+
+    first: int
+    eta: int = 3
+
+    def __post_init__(self):
+        check_count(self.first, "hyperband(first=...)")
+        check_eta(self.eta, "hyperband(eta=...)")
+
+    def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
+        check_run(steps, segment)
+        unit = whole_segments(self.first, segment)
+        longest = brackets(max(1, steps // unit), self.eta)[0]
+        rungs = [unit * resource for _, resource in longest[:-1]]
+        return some(rungs, steps, segment, f"hyperband(first={self.first}, eta={self.eta})")
+
+    def sizes(self, rungs: int, trials: int) -> tuple[tuple[int, int], ...]:
+        table = brackets(self.eta**rungs, self.eta)
+        return tuple((stages[0][0], i) for i, stages in enumerate(table))

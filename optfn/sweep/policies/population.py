@@ -1,0 +1,160 @@
+"""Population-based training: who copies whom, and the ancestry that comes of it."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.sweep.policies.policy import (
+    Policy,
+    Scores,
+    Verdict,
+    check_run,
+    checked,
+    ranks,
+    some,
+    whole_segments,
+)
+
+
+class Copies(NamedTuple):
+    """What a population does between two rounds; whoever is its own source does nothing.
+
+    Attributes:
+        source: int64, [members], the member each takes params, state and hyperparameters from.
+            No source copies in the same round.
+        resampled: bool, [members, parameters], whether a copied hyperparameter is drawn anew from
+            the space.
+        factor: float64, [members, parameters], what it is multiplied by where it is not; 1 for
+            whoever does not copy.
+        all_diverged: whether nobody copies as no score is finite.
+    """
+
+    source: np.ndarray
+    resampled: np.ndarray
+    factor: np.ndarray
+    all_diverged: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class pbt(Policy):
+    """Population-based training: the worst take over from the best, and search on from there.
+
+    All members train side by side to the end. After each `every` steps `exploit` lets every member
+    among the worst `quantile`, and every one that diverged, copy params, optimizer state and
+    hyperparameters from a random one of the best `quantile`. Each copied hyperparameter is then
+    drawn anew with probability `resample`, else multiplied by one of the `factors`. What it finds
+    is a schedule, see `lineage`, for the cost of one run per member; a short-sighted one: rates
+    that pay at once win over those that pay later.
+
+    Args:
+        every: steps between two rounds; it is rounded up to whole segments.
+        quantile: the share of members that copy, and that is copied from; above 0, at most 1/2. It
+            is at least one member.
+        factors: numbers above 0, each as probable.
+        resample: a probability.
+
+    Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks", with truncation
+    selection.
+    """
+
+    every: int
+    quantile: float = 0.25
+    factors: tuple[float, ...] = (0.8, 1.2)
+    resample: float = 0.25
+
+    def __post_init__(self):
+        check_count(self.every, "pbt(every=...)")
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(
+                f"pbt(quantile=...) must be above 0 and at most 0.5, found {self.quantile}."
+            )
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"pbt(resample=...) must be from 0 to 1, found {self.resample}.")
+        factors = np.asarray(self.factors)
+        if factors.ndim != 1 or not factors.size or not np.all((factors > 0) & (factors < np.inf)):
+            raise ValueError(
+                f"pbt(factors=...) must be a sequence of finite numbers above 0, found "
+                f"{self.factors!r}."
+            )
+        object.__setattr__(self, "factors", tuple(factors.tolist()))
+
+    def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
+        check_run(steps, segment)
+        every = whole_segments(self.every, segment)
+        return some(range(every, steps, every), steps, segment, f"pbt(every={self.every})")
+
+    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
+        return [Verdict.GO for _ in checked(scores, standing)]
+
+    def exploit(self, scores: np.ndarray, parameters: int, seed: int, round: int) -> Copies:
+        """Who copies whom; the same for the same arguments.
+
+        What a member draws depends on its number, the seed and the round, not on the scores.
+
+        Args:
+            scores: [members], lower is better, not finite where a member diverged.
+            parameters: how many hyperparameters there are to perturb.
+            seed: at least 0.
+            round: at least 0.
+
+        Raises:
+            ValueError: there are fewer than two members, or a number is below 0.
+        """
+        for name, value in {"parameters": parameters, "seed": seed, "round": round}.items():
+            if value < 0:
+                raise ValueError(f"exploit({name}=...) must be at least 0, found {value}.")
+        scores = np.asarray(scores, float)
+        if scores.ndim != 1 or len(scores) < 2:
+            raise ValueError(
+                "exploit(scores=...) must be a vector of two or more members, found shape "
+                f"{scores.shape}."
+            )
+        members, finite = len(scores), np.isfinite(scores)
+        few = max(1, int(self.quantile * members + 1e-9))  # .29 * 100 is 28.999...
+        draws = np.random.default_rng([seed, round]).random((members, 1 + 2 * parameters))
+        places = ranks(scores)
+        best = np.flatnonzero(finite & (places < few))
+        copies = ~finite | (places >= members - few)
+        if not len(best):
+            copies = np.zeros(members, bool)
+        source = np.arange(members)
+        source[copies] = best[_pick(draws[copies, 0], len(best))]
+        resampled = copies[:, None] & (draws[:, 1 : 1 + parameters] < self.resample)
+        factor = np.array(self.factors)[_pick(draws[:, 1 + parameters :], len(self.factors))]
+        factor = np.where(copies[:, None] & ~resampled, factor, 1.0)
+        return Copies(source, resampled, factor, all_diverged=not finite.any())
+
+
+def _pick(draws: np.ndarray, count: int) -> np.ndarray:
+    return (draws * count).astype(int)
+
+
+def lineage(sources: np.ndarray, ages: Sequence[int], member: int) -> list[tuple[int, int]]:
+    """Where a member comes from: pairs of a step and the member that its line was from there on.
+
+    With `sources` [[0, 0], [1, 1]] at the steps 10 and 20, member 0 was 0 until it copied to 1 at
+    10, and then was copied back: [(0, 0), (10, 1), (20, 0)]. The line's hyperparameters change at
+    these steps only, so that with them it is the schedule the member was trained by.
+
+    Args:
+        sources: whole numbers, [rounds, members], the `source` of each round.
+        ages: the step of each round.
+        member: one of the last population.
+
+    Raises:
+        ValueError: there are not as many ages as rounds.
+    """
+    if len(sources) != len(ages):
+        raise ValueError(
+            f"lineage(ages=...) must have the step of each of the {len(sources)} rounds, found "
+            f"{len(ages)}."
+        )
+    line = []
+    for source, age in zip(reversed(sources), reversed(ages), strict=True):
+        if source[member] != member:
+            line.append((int(age), member))
+            member = int(source[member])
+    return [(0, member), *reversed(line)]

@@ -1,0 +1,133 @@
+"""Optuna's pruners as policies."""
+
+import dataclasses
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.sweep.policies.policy import (
+    Policy,
+    Scores,
+    Verdict,
+    check_run,
+    checked,
+    some,
+    whole_segments,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class from_optuna(Policy):
+    """An Optuna pruner, asked about every trial at its rungs.
+
+    For the rules that are not here: `MedianPruner`, `PercentilePruner`, `PatientPruner`,
+    `ThresholdPruner`, `WilcoxonPruner` and one's own. They see a study in memory that minimizes, in
+    which the scores of a segment are all reported before the first trial is asked about. Trials
+    come in the order of their numbers, and steps are those of training. Trials that reached their
+    end are complete; those that diverged have failed, and the pruner is not asked about them.
+
+    Nothing is written to a storage. After a restart the study is made anew from the scores, with
+    the same questions, so a pruner must answer the same each time. It is copied, never changed.
+
+    Args:
+        pruner: the pruner. Its thresholds compare with scores as the sweep minimizes them.
+        every: steps between two questions, rounded up to whole segments; at each segment if 1.
+
+    Raises:
+        ImportError: Optuna is not installed.
+        TypeError: `pruner` is no pruner.
+
+    Source: Akiba et al. 2019, "Optuna: A Next-generation Hyperparameter Optimization Framework".
+    """
+
+    pruner: Any
+    every: int = 1
+    _replay: "_Replay" = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        check_count(self.every, "from_optuna(every=...)")
+        optuna = _optuna()
+        if not isinstance(self.pruner, optuna.pruners.BasePruner):
+            raise TypeError(
+                "from_optuna(pruner=...) must be a pruner such as optuna.pruners.MedianPruner(), "
+                f"found {type(self.pruner).__name__}."
+            )
+        object.__setattr__(self, "_replay", _Replay(self.pruner))
+
+    def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
+        check_run(steps, segment)
+        every = whole_segments(self.every, segment)
+        return some(range(every, steps, every), steps, segment, f"from_optuna(every={self.every})")
+
+    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
+        standing = checked(scores, standing)
+        self._replay.follow(scores)
+        return [self._replay.verdicts[at] for at in standing]
+
+
+class _Replay:
+    """A study that follows the scores; a cache, which starts anew where they go another way."""
+
+    def __init__(self, pruner: Any):
+        self.pruner = pruner
+        self._begin((), 0)
+
+    def _begin(self, ages: tuple[int, ...], trials: int) -> None:
+        optuna = _optuna()
+        storage = optuna.storages.InMemoryStorage()
+        loud = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            self.study = optuna.create_study(
+                storage=storage, study_name="sweep", pruner=deepcopy(self.pruner)
+            )
+        finally:
+            optuna.logging.set_verbosity(loud)
+        number = storage.get_study_id_from_name("sweep")
+        self.ids = [storage.create_new_trial(number) for _ in range(trials)]
+        self.storage, self.states = storage, optuna.trial.TrialState
+        self.ages, self.seen, self.verdicts = ages, np.empty((0, 4)), {}
+
+    def follow(self, scores: Scores) -> None:
+        """Reports what is new, segment by segment, and asks about it."""
+        trials, columns = np.nonzero(scores.segments >= 0)
+        segments, values = scores.segments[trials, columns], scores.table[trials, columns]
+        events = np.stack([segments, trials, columns, values], axis=1)
+        events = events[np.lexsort((columns, trials, segments))]
+        known = np.array_equal(events[: len(self.seen)], self.seen)
+        if not known or (scores.ages, len(scores.table)) != (self.ages, len(self.ids)):
+            self._begin(scores.ages, len(scores.table))
+        new = events[len(self.seen) :]
+        self.seen = events
+        for segment in np.unique(new[:, 0]):
+            self._segment(new[new[:, 0] == segment, 1:])
+
+    def _segment(self, arrived: np.ndarray) -> None:
+        rows = [(int(trial), int(column), float(score)) for trial, column, score in arrived]
+        for trial, column, score in rows:
+            number, states = self.ids[trial], self.states
+            self.storage.set_trial_intermediate_value(number, self.ages[column], score)
+            if not np.isfinite(score):
+                self.storage.set_trial_state_values(number, states.FAIL)
+            elif column == len(self.ages) - 1:
+                self.storage.set_trial_state_values(number, states.COMPLETE, [score])
+        for trial, column, score in rows:
+            stop, number = not np.isfinite(score), self.ids[trial]
+            if not stop and column < len(self.ages) - 1:
+                stop = self.study.pruner.prune(self.study, self.storage.get_trial(number))
+                if stop:
+                    self.storage.set_trial_state_values(number, self.states.PRUNED, [score])
+            self.verdicts[trial, column] = Verdict.STOP if stop else Verdict.GO
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError(
+            "from_optuna(...) needs Optuna, which is not installed: pip install optuna."
+        ) from None
+    return optuna
