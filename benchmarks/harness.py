@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 
 import optfn
@@ -107,6 +108,22 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> float
 def spread(control: Iterable[float]) -> float:
     """The factor s such that ratios of equals were seen within [1 / s, s]."""
     return max(math.exp(abs(math.log(x))) for x in control)
+
+
+_compiled = 0
+
+
+def compilations() -> int:
+    """How many programs XLA has compiled in this process, by JAX's monitoring."""
+    return _compiled
+
+
+def _count_compilation(event: str, *_: Any, **__: Any) -> None:
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 # Command line and reports.

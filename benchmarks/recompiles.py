@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from harness import TREES, Report, parser, progress, told
+from harness import TREES, Report, compilations, parser, progress, told
 
 import optfn
 
@@ -133,17 +132,6 @@ class Cost(NamedTuple):
         return f"{self.traces} / {self.compilations} / {self.seconds:.2f} s"
 
 
-compilations = 0
-
-
-def count_compilation(event: str, *_: Any, **__: Any) -> None:
-    global compilations
-    compilations += event == "/jax/core/compile/backend_compile_duration"
-
-
-jax.monitoring.register_event_duration_secs_listener(count_compilation)
-
-
 def cost(way: Way, form: Form, rates: np.ndarray) -> Cost:
     """What steps with all these rates cost, with nothing cached before."""
     traces = 0
@@ -159,10 +147,10 @@ def cost(way: Way, form: Form, rates: np.ndarray) -> Cost:
 
     jax.clear_caches()
     use = way(counted, form)
-    compiled_before, start = compilations, time.perf_counter()
+    compiled_before, start = compilations(), time.perf_counter()
     for rate in rates:
         jax.block_until_ready(use(form.number(rate)))
-    return Cost(traces, compilations - compiled_before, time.perf_counter() - start)
+    return Cost(traces, compilations() - compiled_before, time.perf_counter() - start)
 
 
 def main() -> None:

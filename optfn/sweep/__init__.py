@@ -1,6 +1,20 @@
-"""Many training runs in one compiled program."""
+"""Many training runs in one compiled program: `sweep.run` tunes an optimizer."""
 
+from optfn.sweep.compare import Comparison as Comparison
+from optfn.sweep.compare import compare as compare
+from optfn.sweep.confirm import Confirm as Confirm
 from optfn.sweep.optuna_search import optuna as optuna
+from optfn.sweep.policies.asha import asha as asha
+from optfn.sweep.policies.halving import hyperband as hyperband
+from optfn.sweep.policies.halving import successive_halving as successive_halving
+from optfn.sweep.policies.policy import Policy as Policy
+from optfn.sweep.policies.policy import run_all as run_all
+from optfn.sweep.policies.population import pbt as pbt
+from optfn.sweep.policies.pruner import from_optuna as from_optuna
+from optfn.sweep.progress import Progress as Progress
+from optfn.sweep.result import Member as Member
+from optfn.sweep.result import Result as Result
+from optfn.sweep.run import run as run
 from optfn.sweep.search import Search as Search
 from optfn.sweep.search import Session as Session
 from optfn.sweep.search import grid as grid
@@ -14,3 +28,5 @@ from optfn.sweep.space import LogUniform as LogUniform
 from optfn.sweep.space import OneMinusLogUniform as OneMinusLogUniform
 from optfn.sweep.space import Uniform as Uniform
 from optfn.sweep.space import as_space as as_space
+from optfn.sweep.task import Task as Task
+from optfn.sweep.task import TrainingLoop as TrainingLoop

@@ -1,0 +1,313 @@
+"""A sweep on disk: whole after `kill -9`, refused where it is damaged or another's."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from optfn.core.tree import PyTree
+from optfn.sweep.policies.halving import _Halving
+from optfn.sweep.policies.policy import Scores
+from optfn.sweep.policies.population import pbt
+from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.space import Choice, Distribution, Fixed
+from optfn.sweep.trial import PLAIN, decoded, encoded
+
+KEPT = 2
+
+
+class Store:
+    """Checkpoints of one sweep in a folder, the last two of them, written by Orbax.
+
+    A checkpoint is arrays (lanes, paused trials, kept params) and a record of the host (trials,
+    queue, scores, the search), with a sha256 of each array and of the record.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        ImportError: Orbax is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        import orbax.checkpoint as ocp
+
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.items = ocp.args
+        self.fingerprint: dict[str, str] = {}
+
+    def save(self, scheduler: Scheduler) -> None:
+        """Writes where the scheduler is; an earlier one stays until this one is whole."""
+        if scheduler.segments in self.manager.all_steps():
+            return
+        arrays = _arrays(scheduler)
+        host = _host(scheduler) | {"sha256": {name: _sha(x) for name, x in arrays.items()}}
+        first = scheduler.trials[0].line[0][1]
+        if not self.fingerprint:
+            self.fingerprint = fingerprint(scheduler, first)
+        host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.space, first)}
+        saved = self.items.Composite(
+            arrays=self.items.StandardSave(arrays),
+            host=self.items.JsonSave({"record": host, "sha256": _sha_of_json(host)}),
+        )
+        self.manager.save(scheduler.segments, args=saved, force=True)
+
+    def restore(self, scheduler: Scheduler) -> bool:
+        """Brings a scheduler that has not begun to where the last whole checkpoint was.
+
+        Raises:
+            ValueError: the checkpoint is of another sweep; all there are are damaged.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                host, arrays = self._read(step)
+            except _DamagedError as problem:
+                warnings.warn(f"checkpoint {self.folder / str(step)}: {problem}", stacklevel=3)
+                continue
+            found = host["fingerprint"]
+            _check_fingerprint(found, {"its space": _sha_of_space(scheduler.space)}, self.folder)
+            first = decoded(scheduler.space, host["first"])
+            _check_fingerprint(found, fingerprint(scheduler, first), self.folder)
+            _restore(scheduler, host, arrays)
+            return True
+        if steps:
+            raise ValueError(
+                f"every checkpoint in {self.folder} is damaged; remove the folder to begin anew."
+            )
+        return False
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+    def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        try:
+            wanted = self.items.Composite(host=self.items.JsonRestore())
+            host = self.manager.restore(step, args=wanted)["host"]
+            record = host["record"]
+            if _sha_of_json(record) != host["sha256"]:
+                raise _DamagedError("its record is not what was written.")
+            blank = {name: np.zeros(s, d) for name, (s, d) in record["arrays"].items()}
+            wanted = self.items.Composite(arrays=self.items.StandardRestore(blank))
+            arrays = self.manager.restore(step, args=wanted)["arrays"]
+        except _DamagedError:
+            raise
+        except Exception as problem:  # whatever Orbax and its readers raise
+            reason = str(problem).split("\n")[0][:200]
+            raise _DamagedError(
+                f"it cannot be read ({type(problem).__name__}: {reason})."
+            ) from problem
+        arrays = {name: np.asarray(x) for name, x in arrays.items()}
+        for name, x in arrays.items():
+            if _sha(x) != record["sha256"][name]:
+                raise _DamagedError(f"its array {name} is not what was written.")
+        return record, arrays
+
+
+@contextmanager
+def stored(folder: str | os.PathLike | None) -> Iterator[Store | None]:
+    """The store of a folder, whole when it is left; None without one."""
+    if folder is None:
+        yield None
+        return
+    store = Store(folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+class _DamagedError(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def fingerprint(scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a sweep this one, by name; equal for the same call in another process.
+
+    Args:
+        scheduler: of the sweep.
+        first: the point of its first trial.
+    """
+    policy, tx = scheduler.policy, scheduler.make(**first)
+    names = "steps", "segment", "width", "seed", "max_loss", "keep"
+    numbers = {"lanes": scheduler.lanes_at_first}
+    numbers |= {name: getattr(scheduler, name) for name in names}
+    if isinstance(policy, (_Halving, pbt)):  # these judge all trials together
+        numbers["trials"] = scheduler.session.trials
+    return {
+        "its space": _sha_of_space(scheduler.space),
+        "its policy": _sha_of_json(_plain(policy)),
+        "its data": _sha_of(*map(_bytes, jax.tree.leaves(scheduler.shared[:3]))),
+        "its optimizer": _sha_of(*map(_bytes, jax.tree.leaves(tx))),
+        "its program": _sha_of(scheduler.program(tx).encode()),
+        **{name: str(value) for name, value in numbers.items()},
+    }
+
+
+def _check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], folder: Path) -> None:
+    differ = [name for name in wanted if found.get(name) != wanted[name]]
+    if differ:
+        parts = [
+            n if n.startswith("its") else f"{n} {found.get(n)}, now {wanted[n]}" for n in differ
+        ]
+        raise ValueError(
+            f"checkpoint={str(folder)!r} is of another sweep: it differs in {'; '.join(parts)}. "
+            "Give another folder, or the arguments it was made with."
+        )
+
+
+def _arrays(scheduler: Scheduler) -> dict[str, np.ndarray]:
+    trees = {"lanes": scheduler.state}
+    trees |= {f"parked {t.number}": t.parked for t in scheduler.trials if t.parked is not None}
+    trees |= {f"params {t.number}": t.params for t in scheduler.kept}
+    return {
+        f"{name} {i}": scheduler.gathered(_raw(x))
+        for name, tree in trees.items()
+        for i, x in enumerate(jax.tree.leaves(tree))
+    }
+
+
+def _host(scheduler: Scheduler) -> dict[str, Any]:
+    space = scheduler.space
+    arrays = {name: (x.shape, str(x.dtype)) for name, x in _arrays(scheduler).items()}
+    return json.loads(
+        json.dumps(
+            {
+                "arrays": arrays,
+                "trials": [
+                    {name: getattr(trial, name) for name in PLAIN}
+                    | {
+                        "point": encoded(space, trial.point),
+                        "line": [(age, encoded(space, point)) for age, point in trial.line],
+                        "past": [(age, encoded(space, point)) for age, point in trial.past],
+                        "curve": trial.curve,
+                    }
+                    for trial in scheduler.trials
+                ],
+                "parked": [t.number for t in scheduler.trials if t.parked is not None],
+                "waiting": [trial.number for trial in scheduler.waiting],
+                "running": {slot: trial.number for slot, trial in scheduler.running.items()},
+                "standing": [(t.number, rung) for t, rung in scheduler.standing.items()],
+                "kept": [trial.number for trial in scheduler.kept],
+                "in_lanes": scheduler.in_lanes,
+                "sources": [source.tolist() for source in scheduler.sources],
+                "scores": scheduler.record.table.tolist(),
+                "segments_of_scores": scheduler.record.segments.tolist(),
+                "session": scheduler.session.state(),
+                **{name: getattr(scheduler, name) for name in COUNTS},
+            }
+        )
+    )
+
+
+COUNTS = ("exhausted", "segments", "lane_steps", "mode", "lanes")
+
+
+def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    for name in COUNTS:
+        setattr(scheduler, name, host[name])
+    for plain in host["trials"]:
+        trial = scheduler.add(decoded(scheduler.space, plain["point"]))
+        for name in PLAIN:
+            setattr(trial, name, plain[name])
+        trial.seeds = tuple(plain["seeds"])
+        trial.curve = plain["curve"]
+        for name in ("line", "past"):
+            points = [(age, decoded(scheduler.space, point)) for age, point in plain[name]]
+            setattr(trial, name, points)
+    trials = scheduler.trials
+    scheduler.waiting = [trials[i] for i in host["waiting"]]
+    scheduler.running = {int(slot): trials[i] for slot, i in host["running"].items()}
+    scheduler.standing = {trials[i]: rung for i, rung in host["standing"]}
+    scheduler.kept = [trials[i] for i in host["kept"]]
+    scheduler.sources = [np.array(source) for source in host["sources"]]
+    scheduler.session.restore(host["session"])
+    more = scheduler.session.trials - len(host["scores"])
+    scheduler.exhausted &= more <= 0
+    table = np.array(host["scores"], float).reshape(-1, len(scheduler.record.ages))
+    segments = np.array(host["segments_of_scores"], int).reshape(table.shape)
+    scheduler.record = Scores(
+        scheduler.record.ages,
+        np.pad(table, ((0, max(more, 0)), (0, 0)), constant_values=np.nan),
+        np.pad(segments, ((0, max(more, 0)), (0, 0)), constant_values=-1),
+    )
+    scheduler.enter(trials[host["in_lanes"]])
+    scheduler.state = scheduler.placed(_filled(scheduler.state, arrays, "lanes"))
+    for i in host["parked"]:
+        like = scheduler.blank(trials[i].tx)
+        trials[i].parked = _filled(like, arrays, f"parked {i}")
+    for trial in scheduler.kept:
+        like = scheduler.blank(trial.tx)
+        shapes = jax.eval_shape(lambda lanes: scheduler.task.trained(lanes.tx, lanes.carry), like)
+        trial.params = _filled(shapes, arrays, f"params {trial.number}")
+
+
+def _filled(like: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
+    leaves, tree = jax.tree.flatten(like)
+    return tree.unflatten(
+        [_keyed(arrays[f"{name} {i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
+    )
+
+
+def _raw(x: Any) -> Any:
+    return jax.random.key_data(x) if _is_key(x.dtype) else x
+
+
+def _keyed(x: np.ndarray, dtype: Any) -> Any:
+    return jax.random.wrap_key_data(jax.numpy.asarray(x)) if _is_key(dtype) else x
+
+
+def _is_key(dtype: Any) -> bool:
+    return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _bytes(x: Any) -> bytes:
+    x = np.asarray(_raw(x) if hasattr(x, "dtype") else x)
+    return f"{x.dtype}{x.shape}".encode() + x.tobytes()
+
+
+def _sha(x: np.ndarray) -> str:
+    return _sha_of(_bytes(x))
+
+
+def _sha_of(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _sha_of_json(tree: Any) -> str:
+    return _sha_of(json.dumps(tree, sort_keys=True).encode())
+
+
+def _sha_of_space(space: Mapping[str, Distribution]) -> str:
+    return _sha_of_json({name: _plain(distribution) for name, distribution in space.items()})
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON, the same in every process: functions and objects by their names."""
+    if isinstance(value, Choice):
+        return ["Choice", [_plain(option) for option in value.options]]
+    if isinstance(value, Fixed):
+        return _plain(value.value)
+    if is_dataclass(value) and not isinstance(value, type):
+        name = type(value).__qualname__
+        return [name, {k: _plain(v) for k, v in asdict(value).items()}]
+    if isinstance(value, (Distribution, str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,110 @@
+"""Several optimizers, each tuned on the same task."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optfn.core.transform import Transform
+from optfn.sweep.lines import in_columns, number
+from optfn.sweep.result import Member, Result
+from optfn.sweep.run import run
+from optfn.sweep.task import Training
+
+NEAR = 0.1
+
+
+class Comparison(Mapping[str, Result]):
+    """The results of several sweeps by name."""
+
+    def __init__(self, results: Mapping[str, Result]):
+        self.results = dict(results)
+
+    def __getitem__(self, name: str) -> Result:
+        return self.results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self)})"
+
+    def order(self) -> list[str]:
+        """The names, the one with the best score first; those that all diverged last."""
+        return sorted(self, key=lambda name: self[name].losses[self[name].order()[0]])
+
+    def best(self) -> tuple[str, Member]:
+        """The name of the best optimizer and its best trial.
+
+        Raises:
+            ValueError: every trial of every optimizer diverged.
+        """
+        name = self.order()[0]
+        return name, self[name].best()
+
+    def table(self) -> str:
+        """The best trial of each in lines, the best first.
+
+        "near" is the share of all trials whose last score came within 10% of the best one's: how
+        easy the optimizer is to tune in this space.
+        """
+        head = ["optimizer", self[next(iter(self))].task.objective, "near", "pruned", "diverged"]
+        rows = [self._row(name) for name in self.order()]
+        return in_columns([[*head, "seconds", "hyperparameters"], *rows], left=(0, 6))
+
+    def _row(self, name: str) -> list[str]:
+        result = self[name]
+        best = result.member(int(result.order()[0]))
+        distance = np.abs(result.losses - result.task.sign * best.score)
+        near = np.mean(distance <= NEAR * abs(best.score)) if np.isfinite(best.score) else 0.0
+        lost = np.isin(result.status, ("diverged", "not_finite"))
+        return [
+            name,
+            number(best.score) + ("" if np.isnan(best.spread) else f" ± {number(best.spread)}"),
+            f"{100 * near:.0f}%",
+            str(int((result.status == "pruned").sum())),
+            str(int(lost.sum())),
+            f"{result.seconds:.1f}",
+            ", ".join(f"{key} {number(value)}" for key, value in best.values.items()),
+        ]
+
+
+def compare(
+    task: Training,
+    optimizers: Mapping[str, tuple[Callable[..., Transform], Mapping[str, Any]]],
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Tunes each of several optimizers, one after the other, with the same settings.
+
+        compared = sweep.compare(task, {"sgd": (optfn.sgd, {"learning_rate": rates}),
+                                        "adam": (optfn.adam, {"learning_rate": rates})},
+                                 trials=64, steps=1000)
+        print(compared.table())
+
+    Each is a sweep of its own, and is judged by its policy among its own trials: no optimizer ends
+    the trials of another that is quicker at first.
+
+    Args:
+        task: what is trained.
+        optimizers: by name the function that makes the optimizer, and its space.
+        checkpoint: a folder, with one for each name in it.
+        **settings: all others of `run`. The mode "auto" is decided by the first.
+
+    Raises:
+        TypeError, ValueError: as `run`; without an optimizer.
+    """
+    if not optimizers:
+        raise ValueError("sweep.compare(optimizers=...) has no optimizer to tune.")
+    results, mode = {}, settings.pop("mode", "auto")
+    for name, (make, space) in optimizers.items():
+        folder = None if checkpoint is None else Path(checkpoint) / name
+        results[name] = run(task, make, space, mode=mode, checkpoint=folder, **settings)
+        mode = results[name].mode
+    return Comparison(results)

@@ -1,0 +1,68 @@
+"""The best once more, on fresh seeds: a score that is not the luck of the draw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.sweep.policies.policy import run_all
+from optfn.sweep.result import Result
+from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.search import listed
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Trains the best trials of a sweep to the end once more, on seeds that none has seen.
+
+    The best score of many is too good: it was picked for its luck as well. The fresh runs know
+    nothing of that; their mean becomes the score of the trial, and the order goes by it. It costs
+    `top * seeds` runs.
+
+    Args:
+        top: how many of those that came to the end.
+        seeds: fresh ones.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    top: int = 16
+    seeds: int = 2
+
+    def __post_init__(self):
+        check_count(self.top, "Confirm(top=...)")
+        check_count(self.seeds, "Confirm(seeds=...)")
+
+    def of(self, result: Result, train: Callable[[Scheduler], bool], keep: int) -> Result:
+        """The result with the scores of fresh runs.
+
+        Args:
+            result: of the search.
+            train: trains all that a scheduler has, and says whether it came to its end.
+            keep: of how many of the best the params are kept.
+        """
+        best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
+        best = [i for i in best if result.status[i] == "ok"]
+        if not best:
+            return result
+        first = result.scores.shape[1]
+        scheduler = result.again(
+            session=listed([result.points[i] for i in best for _ in range(self.seeds)]),
+            policy=run_all(),
+            seeds_of=lambda number: (first + number % self.seeds,),
+            mode=result.mode,
+            keep=1,
+        )
+        if not train(scheduler):
+            return result
+        confirmed = np.full((len(result), self.seeds), np.nan)
+        for number, trial in enumerate(scheduler.trials):
+            score = trial.scores[0] if np.isfinite(trial.loss) else result.task.sign * np.inf
+            confirmed[best[number // self.seeds], number % self.seeds] = score
+        result = replace(
+            result, confirmed=confirmed, lane_steps=result.lane_steps + scheduler.lane_steps
+        )
+        ranked = [i for i in result.order() if i in result.kept]
+        return replace(result, kept={int(i): result.kept[int(i)] for i in ranked[:keep]})

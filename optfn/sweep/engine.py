@@ -1,0 +1,399 @@
+"""Many runs side by side in one compiled program.
+
+A lane is one run. `train` takes all lanes some steps further, `admit` puts new runs into some of
+them. Their shapes never change, so each is compiled once, and a lane whose run has ended takes the
+next at once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optfn.core.transform import Transform
+from optfn.core.tree import PyTree
+from optfn.sweep.task import Training
+
+MODES = ("vmap", "map", "loop")
+LEAST_LANES = 8
+SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
+
+
+class Lanes(NamedTuple):
+    """The runs; every array has the lanes in front.
+
+    Attributes:
+        tx: the optimizers.
+        carry: of the training.
+        seed: int32, of the run; with that of the sweep, all that its randomness depends on.
+        age: int32, the steps taken.
+        running: whether there is a run that has not ended.
+        diverged: whether it ended as it was no longer finite, or beyond the largest loss.
+    """
+
+    tx: Transform
+    carry: PyTree
+    seed: jax.Array
+    age: jax.Array
+    running: jax.Array
+    diverged: jax.Array
+
+
+class Shared(NamedTuple):
+    """What all lanes read.
+
+    Attributes:
+        seed: of the sweep.
+        data: of the task.
+        held_out: of the task.
+        steps: of a whole run.
+        max_loss: above it a run has diverged.
+    """
+
+    seed: Any
+    data: PyTree
+    held_out: PyTree
+    steps: Any
+    max_loss: Any
+
+
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
+def admit(
+    lanes: Lanes,
+    tx: Transform,
+    seeds: jax.Array,
+    chosen: jax.Array,
+    shared: Shared,
+    *,
+    task: Training,
+    mesh: Mesh | None = None,
+) -> Lanes:
+    """New runs in the chosen lanes, the others as they are."""
+
+    def one(chosen, tx, seed, old, shared):
+        return lax.cond(chosen, lambda: _begun(task, tx, seed, shared.seed), lambda: old)
+
+    # One after the other, which takes half as long to compile and leaves others' lanes alone.
+    return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, tx, seeds, lanes, shared)
+
+
+def train(
+    lanes: Lanes,
+    occupied: Any,
+    shared: Shared,
+    first: Any,
+    batches: PyTree = None,
+    *,
+    task: Training,
+    length: int,
+    mode: str,
+    mesh: Mesh | None = None,
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    """Trains every occupied lane for `length` steps, up to the age `steps`, and scores it.
+
+    Args:
+        lanes: are donated.
+        occupied: which lanes still have a run; the others stop running.
+        shared: what all lanes read.
+        first: int32, the step of the sweep.
+        batches: those of a stream, with the steps in front.
+        task: what is trained.
+        length: steps.
+        mode: "vmap", "map", or "loop" for a loop on the host, lane by lane and step by step.
+        mesh: over which the lanes are spread.
+    """
+    if mode == "loop":
+        return _train_in_turns(lanes, occupied, shared, first, batches, task, length)
+    return _train_together(
+        lanes, occupied, shared, first, batches, task=task, length=length, mode=mode, mesh=mesh
+    )
+
+
+@partial(jax.jit, static_argnames=("task", "length", "mode", "mesh"), donate_argnames="lanes")
+def _train_together(
+    lanes: Lanes,
+    occupied: jax.Array,
+    shared: Shared,
+    first: jax.Array,
+    batches: PyTree,
+    *,
+    task: Training,
+    length: int,
+    mode: str,
+    mesh: Mesh | None,
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    def segment(lane, occupied, shared, first, batches):
+        def step(lane, at):
+            return _step(task, shared, lane, *at)
+
+        lane, told = lax.scan(step, lane, (first + jnp.arange(length), batches), length)
+        return lane, _scores(task, lane, jax.tree.map(lambda x: x.sum(0), told), shared)
+
+    def one(lane, occupied, *shared):
+        lane = lane._replace(running=lane.running & occupied)
+        if mode == "vmap":
+            return segment(lane, occupied, *shared)
+        blank = jax.eval_shape(segment, lane, occupied, *shared)[1]
+        return lax.cond(
+            lane.running,
+            lambda: segment(lane, occupied, *shared),
+            lambda: (lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), blank)),
+        )
+
+    over = partial(_side_by_side, mesh=mesh, shared=3, one_by_one=mode == "map")
+    return over(one)(lanes, occupied, shared, first, batches)
+
+
+def _train_in_turns(
+    lanes: Lanes,
+    occupied: np.ndarray,
+    shared: Shared,
+    first: int,
+    batches: PyTree,
+    task: Training,
+    length: int,
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    told = {}
+    running = np.flatnonzero(np.asarray(lanes.running) & occupied)
+    apart = _apart(lanes, occupied)
+    batch = jax.tree.map(lambda x: x[0], batches)
+    step = partial(_step, task)
+    told_of = jax.eval_shape(step, shared, apart[running[0]], np.int32(0), batch)[1]
+    for i in running:
+        lane, sums = apart[i], jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told_of)
+        for at in range(length):
+            batch = jax.tree.map(lambda x, at=at: x[at], batches)
+            lane, sums = _one_step(lane, sums, shared, np.int32(first + at), batch, task=task)
+        apart[i], told[i] = lane, _scored(lane, sums, shared, task=task)
+    missing = jax.tree.map(lambda x: np.full((), np.nan, x.dtype), told[running[0]])
+    return _together(apart, [told.get(i, missing) for i in range(len(apart))])
+
+
+@jax.jit
+def _apart(lanes: Lanes, occupied: jax.Array) -> list[Lanes]:
+    lanes = lanes._replace(running=lanes.running & occupied)
+    return [jax.tree.map(lambda x, i=i: x[i], lanes) for i in range(len(occupied))]
+
+
+@jax.jit
+def _together(*trees: list[Any]) -> tuple[Any, ...]:
+    return tuple(jax.tree.map(lambda *xs: jnp.stack(xs), *tree) for tree in trees)
+
+
+@partial(jax.jit, static_argnames="task", donate_argnums=(0, 1))
+def _one_step(
+    lane: Lanes, sums: Any, shared: Shared, at: Any, batch: PyTree, *, task: Training
+) -> Any:
+    lane, told = _step(task, shared, lane, at, batch)
+    return lane, jax.tree.map(jnp.add, sums, told)
+
+
+@partial(jax.jit, static_argnames="task")
+def _scored(lane: Lanes, sums: Any, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
+    return _scores(task, lane, sums, shared)
+
+
+def blank(task: Training, tx: Transform, lanes: int, mesh: Mesh | None = None) -> Lanes:
+    """Lanes without a run, for optimizers like `tx`, whose numbers have the lanes in front."""
+    # From the host: an operation for each shape would be a compilation for each.
+    return jax.tree.map(lambda x: placed(_zeros(x), mesh), shapes(task, tx, lanes))
+
+
+def shapes(task: Training, tx: Transform, lanes: int) -> Lanes:
+    """The shapes of such lanes."""
+    begin = jax.vmap(partial(_begun, task), in_axes=(0, 0, None))
+    seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
+    return jax.eval_shape(begin, tx, seeds, np.uint32(0))
+
+
+def bytes_of(
+    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+) -> int:
+    """What the program that trains so many lanes takes, by its own account.
+
+    On a CPU the account of the peak leaves temporaries out, so the parts are added up.
+    """
+    memory = _lowered(task, tx, lanes, shared, batches, length).compile().memory_analysis()
+    if memory is None:
+        raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def text(
+    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+) -> str:
+    """The program of a segment, before it is compiled."""
+    return _lowered(task, tx, lanes, shared, batches, length).as_text()
+
+
+def _lowered(
+    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+) -> jax.stages.Lowered:
+    blank, occupied = shapes(task, tx, lanes), jax.ShapeDtypeStruct((lanes,), bool)
+    options = {"task": task, "length": length, "mode": "vmap", "mesh": None}
+    return _train_together.lower(blank, occupied, shared, np.int32(0), batches, **options)
+
+
+@partial(jax.jit, static_argnames=("count", "mesh"))
+def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> Lanes:
+    some = _whole(lanes, mesh)
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), some)
+
+
+def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
+    """A copy of some lanes, on the host."""
+    return jax.tree.map(on_host, _taken(lanes, first, count=count, mesh=mesh))
+
+
+@jax.jit
+def compact(lanes: Lanes, source: jax.Array) -> Lanes:
+    """Some of the lanes, as many as there are sources."""
+    return jax.tree.map(lambda x: x[source], lanes)
+
+
+@partial(jax.jit, static_argnames=("task", "mesh"))
+def _trained(lanes: Lanes, place: jax.Array, *, task: Training, mesh: Mesh | None) -> PyTree:
+    lane = jax.tree.map(lambda x: x[place], _whole(lanes, mesh))
+    return task.trained(lane.tx, lane.carry)
+
+
+def trained(lanes: Lanes, place: int, task: Training, mesh: Mesh | None = None) -> PyTree:
+    """The params of one lane, on the host."""
+    return jax.tree.map(on_host, _trained(lanes, np.int32(place), task=task, mesh=mesh))
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
+def copy(
+    lanes: Lanes, source: jax.Array, tx: Transform, chosen: jax.Array, *, mesh: Mesh | None = None
+) -> Lanes:
+    """The chosen lanes take over their sources, with optimizers of their own."""
+
+    def one(chosen, source, tx, lane, whole):
+        new = jax.tree.map(lambda x: x[source], whole)._replace(tx=tx, seed=lane.seed)
+        return _select(chosen, new, lane)
+
+    return _side_by_side(one, mesh, 1)(chosen, source, tx, lanes, _whole(lanes, mesh))
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
+def put(lanes: Lanes, some: Lanes, place: jax.Array, *, mesh: Mesh | None = None) -> Lanes:
+    """Lanes that were taken, put back in other places: lane i becomes some[place[i]], if not -1."""
+
+    def one(place, lane, some):
+        return _select(place >= 0, jax.tree.map(lambda x: x[place], some), lane)
+
+    return _side_by_side(one, mesh, 1)(place, lanes, some)
+
+
+def placed(x: Any, mesh: Mesh | None) -> Any:
+    """An array of the host with the lanes in front, spread over the mesh."""
+    if mesh is None:
+        return jax.device_put(x)
+    sharding = NamedSharding(mesh, _over(mesh))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def on_host(x: Any) -> Any:
+    """The array as NumPy's; keys stay as they are."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+
+
+def _side_by_side(
+    one: Callable, mesh: Mesh | None, shared: int, one_by_one: bool = False
+) -> Callable:
+    """The function of one lane for all, on the devices where they are.
+
+    The last `shared` arguments are the same for all.
+    """
+
+    def together(*args: Any) -> Any:
+        own, same = args[:-shared], args[-shared:]
+        if one_by_one:
+            return lax.map(lambda own: one(*own, *same), own)
+        return jax.vmap(lambda *own: one(*own, *same))(*own)
+
+    if mesh is None:
+        return together
+
+    def spread(*args: Any) -> Any:
+        count = len(args) - shared
+        specs = (_over(mesh),) * count + (PartitionSpec(),) * shared
+        split = jax.shard_map(
+            together, mesh=mesh, in_specs=specs, out_specs=_over(mesh), check_vma=False
+        )
+        return split(*args)
+
+    return spread
+
+
+def _whole(lanes: Lanes, mesh: Mesh | None) -> Lanes:
+    """The lanes, all of them on every device."""
+    if mesh is None:
+        return lanes
+    spec = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, spec), lanes)
+
+
+def _over(mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(mesh.axis_names)
+
+
+def _begun(task: Training, tx: Transform, seed: jax.Array, of_sweep: jax.Array) -> Lanes:
+    key = jax.random.fold_in(jax.random.key(of_sweep), seed)
+    carry = task.begin(tx, jax.random.fold_in(key, 0))
+    flags = jnp.ones((), bool), jnp.zeros((), bool)
+    return Lanes(tx, carry, seed, jnp.zeros((), jnp.int32), *flags)
+
+
+def _step(
+    task: Training, shared: Shared, lane: Lanes, at: jax.Array, batch: PyTree
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    """A step of a lane that has not ended; what it tells is 0 for one that has."""
+    root = jax.random.key(shared.seed)
+    key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
+    batch_key, loss_key = jax.random.split(key)
+    if task.stream is None:
+        common = jax.random.fold_in(root, at)
+        batch = task.draw(common if task.common_batches else batch_key, shared.data)
+    carry, told = task.advance(lane.tx, lane.carry, batch, loss_key)
+    fit = task.is_fit(carry)
+    if "loss" in told:
+        fit &= jnp.isfinite(told["loss"]) & (told["loss"] <= shared.max_loss)
+    running = lane.running & (lane.age < shared.steps)
+    new = lane._replace(carry=carry, age=lane.age + 1)
+    lane = _select(running & fit, new, lane)
+    broken = running & ~fit
+    lane = lane._replace(running=lane.running & ~broken, diverged=lane.diverged | broken)
+    return lane, {
+        "steps": jnp.where(running, 1, 0),
+        **jax.tree.map(lambda x: jnp.where(running, x, 0), told),
+    }
+
+
+def _scores(
+    task: Training, lane: Lanes, sums: dict[str, jax.Array], shared: Shared
+) -> dict[str, jax.Array]:
+    """The means over the steps of a segment, and what is measured at its end."""
+    count = jnp.maximum(sums.pop("steps"), 1)
+    means = {name: total / count for name, total in sums.items()}
+    return means | task.score(lane.tx, lane.carry, shared.held_out)
+
+
+def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(chosen, n, o), new, old)
+
+
+def _zeros(x: jax.ShapeDtypeStruct) -> Any:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), x.shape)
+    return np.zeros(x.shape, x.dtype)

@@ -1,0 +1,204 @@
+"""The one call: a task, an optimizer and a space in, all trials out."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from jax.sharding import Mesh
+
+from optfn.core.data import check_count
+from optfn.core.transform import Transform
+from optfn.sweep import engine
+from optfn.sweep.checkpoint import stored
+from optfn.sweep.confirm import Confirm
+from optfn.sweep.policies.asha import asha
+from optfn.sweep.policies.policy import Policy, run_all
+from optfn.sweep.progress import Progress, shown
+from optfn.sweep.result import Result
+from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.search import Search, listed, random
+from optfn.sweep.space import Distribution, as_space
+from optfn.sweep.stopping import interruptible, stops
+from optfn.sweep.task import Training
+
+
+def run(
+    task: Training,
+    optimizer: Callable[..., Transform],
+    space: Mapping[str, Any],
+    *,
+    trials: int | None = None,
+    steps: int,
+    search: Search | None = None,
+    policy: Policy | None = None,
+    seeds: int = 1,
+    lanes: int | None = None,
+    segment: int | None = None,
+    seed: int = 0,
+    mode: str = "auto",
+    mesh: Mesh | None = None,
+    max_loss: float = math.inf,
+    max_bytes: int | None = None,
+    max_seconds: float = math.inf,
+    keep: int = 1,
+    confirm: Confirm | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 10,
+    progress: bool | Callable[[Progress], None] | None = None,
+) -> Result:
+    """Trains many trials of an optimizer's hyperparameters in one compiled program.
+
+        result = sweep.run(task, optfn.adamw, {"learning_rate": sweep.LogUniform(1e-5, 1e-1),
+                                               "weight_decay": [0.0, 0.01, 0.1]},
+                           trials=64, steps=1000)
+        print(result.table(5))
+        tuned = result.best().optimizer
+
+    Each lane trains one run. When a trial ends, diverges or is pruned, the next takes its lane, and
+    nothing is compiled anew. The same seed gives the same initial params and the same batches to
+    every trial, so that hyperparameters are compared and not the luck of the draw.
+
+    Args:
+        task: what is trained.
+        optimizer: a function of the hyperparameters that gives an optimizer, such as `optfn.adamw`
+            or one's own; it is called once for each trial, with plain numbers.
+        space: its keyword arguments by name: distributions, lists to choose from, plain values.
+        trials: how many; may be None where the search knows, as `grid()` does.
+        steps: the updates of a whole run.
+        search: which points are tried: `random()`, `sobol()`, `grid()` or `optuna(...)`.
+        policy: which trials end early: `asha(first=segment)` if none is given; `run_all()` ends
+            none.
+        seeds: runs of every trial, each in a lane of its own; the mean of their scores counts.
+        lanes: runs side by side, at least 8 and a multiple of `seeds` and of the devices; None is
+            as many as there are runs, at most about 32.
+        segment: updates between two looks at the scores; None is a tenth of `steps`.
+        seed: of everything random.
+        mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
+            the host, which suits convolutions on a CPU; "auto" takes the fastest on the first
+            segment, and tries another only where the work left is worth its compilation. Bits are
+            the same for the same mode only, with 16 lanes or more whatever their number.
+        mesh: devices over which the lanes are spread, along all its axes.
+        max_loss: above it a run counts as diverged, as one with a loss that is not finite.
+        max_bytes: bounds the lanes, so that the program with all its arrays takes no more, by the
+            compiler's own account; on a mesh the bytes of all devices together. It costs two
+            compilations.
+        max_seconds: after them the sweep ends with what it has, as after Ctrl-C.
+        keep: of how many of the best trials the params are kept.
+        confirm: trains the best once more on fresh seeds, see `Confirm`; None does not.
+        checkpoint: a folder. The same call goes on where one that was killed had been, and comes to
+            the same results; with more `trials` it goes on with a sweep that is over.
+        checkpoint_every: segments between two checkpoints.
+        progress: True shows a line, False none; None shows it where there is a terminal. Or a
+            function of `Progress`, after every segment.
+
+    Returns:
+        The trials, as arrays. After Ctrl-C, or `max_seconds`, those that were running are
+        "stopped".
+
+    Raises:
+        TypeError: arguments that are of another kind.
+        ValueError: numbers out of their range.
+    """
+    if not isinstance(task, Training):
+        raise TypeError(f"sweep.run(task=...) must be a Task, found {type(task).__name__}.")
+    counts = {"steps": steps, "seeds": seeds, "keep": keep, "checkpoint_every": checkpoint_every}
+    for name, value in counts.items():
+        check_count(value, f"sweep.run({name}=...)")
+    segment = -(-steps // 10) if segment is None else segment
+    check_count(segment, "sweep.run(segment=...)")
+    if mode not in ("auto", *engine.MODES):
+        raise ValueError(f"sweep.run(mode=...) must be auto, vmap, map or loop, found {mode!r}.")
+    began = time.perf_counter()
+    space = as_space(space)
+    session = (random() if search is None else search).start(space, trials, seed)
+    devices = 1 if mesh is None else mesh.size
+    if lanes is None:
+        lanes = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
+        lanes = -(-lanes // math.lcm(seeds, devices)) * math.lcm(seeds, devices)
+    check_count(lanes, "sweep.run(lanes=...)")
+    if lanes < engine.LEAST_LANES or lanes % seeds or lanes % devices:
+        raise ValueError(
+            f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES} and a multiple of the "
+            f"seeds ({seeds}) and the devices ({devices}), found {lanes}."
+        )
+    if policy is None:
+        policy = asha(first=segment) if segment < steps else run_all()
+    again = partial(
+        Scheduler,
+        task=task,
+        make=optimizer,
+        space=space,
+        steps=steps,
+        segment=segment,
+        lanes=lanes,
+        seed=seed,
+        max_loss=max_loss,
+        mesh=mesh,
+    )
+    if max_bytes is not None:
+        fewer = _most_lanes(again, space, max_bytes, math.lcm(seeds, devices), lanes)
+        again = partial(again, lanes=fewer)
+    scheduler = again(
+        session=session,
+        policy=policy,
+        seeds_of=lambda number: tuple(range(seeds)),
+        mode=mode,
+        keep=keep if confirm is None else max(keep, confirm.top),
+    )
+    with shown(progress) as show, interruptible() as interrupted, stored(checkpoint) as store:
+        if store is not None:
+            store.restore(scheduler)
+
+        def train(scheduler: Scheduler) -> bool:
+            """Whether it came to its end."""
+            while scheduler.advance():
+                seconds = time.perf_counter() - began
+                show(Progress.of(scheduler, seconds))
+                if store and not scheduler.segments % checkpoint_every:
+                    store.save(scheduler)
+                    session.flush()
+                if stops(interrupted() or seconds > max_seconds):
+                    return False
+            return True
+
+        ended = train(scheduler)
+        if store:
+            store.save(scheduler)
+        session.flush()
+        result = Result.of(scheduler, time.perf_counter() - began, again)
+        if ended and confirm is not None:
+            result = confirm.of(result, train, keep)
+        return replace(result, seconds=time.perf_counter() - began)
+
+
+def _most_lanes(
+    again: Callable[..., Scheduler],
+    space: Mapping[str, Distribution],
+    max_bytes: int,
+    multiple: int,
+    most: int,
+) -> int:
+    """Lanes that fit, by the bytes of a program with few and one with twice as many."""
+    point = {name: distribution.at(0.5) for name, distribution in space.items()}
+    width = multiple * -(-engine.LEAST_LANES // multiple)
+    trial = again(
+        session=listed([point]),
+        policy=run_all(),
+        seeds_of=lambda number: (0,),
+        mode="vmap",
+        keep=1,
+    )
+    tx = trial.make(**point)
+    few, twice = trial.bytes_of(tx, width), trial.bytes_of(tx, 2 * width)
+    each, fixed = (twice - few) / width, 2 * few - twice
+    fit = int((max_bytes - fixed) / each) // multiple * multiple
+    if fit < width:
+        raise ValueError(
+            f"sweep.run(max_bytes=...) must be at least {few}, which {width} lanes take, found "
+            f"{max_bytes}."
+        )
+    return min(fit, most)

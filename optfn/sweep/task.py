@@ -1,0 +1,262 @@
+"""What is trained: one run, as its author sees it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import optfn
+from optfn.core.passes import all_finite
+from optfn.core.transform import Transform
+from optfn.core.tree import PyTree
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Training:
+    """What `Task` and `TrainingLoop` have in common: where batches come from, and the score.
+
+    Args:
+        data: a tree of arrays with the examples in front. It is an argument of the program, held
+            once for all lanes.
+        batch_size: the examples of a batch, drawn with replacement; None is all of them, in order.
+        batch: `batch(key, data) -> batch`, in the place of drawing examples.
+        common_batches: whether all lanes see the same batch in a step, which is cheaper; a trial
+            then depends on when it got its lane. Else the batches of a run depend on its seed and
+            step alone.
+        stream: in the place of data, batches from the host: `stream(step) -> batch`, or an iterable
+            of batches, which is begun again when it ends. They are common to all lanes.
+        held_out: a tree of arrays that `evaluate` takes as its second argument. It too is held
+            once, where arrays that a function closes over would become part of the program.
+        minimize: the name of the score where lower is better: of `evaluate`, of the metrics, or
+            "loss", the mean training loss of a segment, which is the default.
+        maximize: the name where higher is better, in the place of `minimize`.
+    """
+
+    data: PyTree = None
+    batch_size: int | None = None
+    batch: Callable[..., PyTree] | None = None
+    common_batches: bool = False
+    stream: Callable[[int], PyTree] | Iterable[PyTree] | None = None
+    evaluate: Callable[..., dict] | None = None
+    held_out: PyTree = None
+    minimize: str | None = None
+    maximize: str | None = None
+
+    def __post_init__(self):
+        for name in ("batch", "evaluate"):
+            _check_function(self, name, optional=True)
+        name = type(self).__name__
+        if self.minimize is not None and self.maximize is not None:
+            raise ValueError(f"{name}(...) has one score: give minimize or maximize, not both.")
+        if self.stream is not None:
+            if not (callable(self.stream) or isinstance(self.stream, Iterable)):
+                raise TypeError(
+                    f"{name}(stream=...) must be a function of the step or an iterable of batches, "
+                    f"found {self.stream!r}."
+                )
+            for other in ("data", "batch_size", "batch"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"{name}(stream=...) gives whole batches; leave {other} out.")
+        if self.batch_size is None:
+            return
+        if self.batch is not None:
+            raise ValueError(f"{name}(...): batch draws its own examples; leave batch_size out.")
+        count = self.number_of_examples()
+        if not isinstance(self.batch_size, int) or not 1 <= self.batch_size <= count:
+            raise ValueError(
+                f"{name}(batch_size=...) must be a whole number from 1 to the {count} examples of "
+                f"the data, found {self.batch_size!r}."
+            )
+
+    @property
+    def objective(self) -> str:
+        """The name of the score."""
+        return self.maximize or self.minimize or "loss"
+
+    @property
+    def sign(self) -> int:
+        """What the score is multiplied by so that lower is better."""
+        return 1 if self.maximize is None else -1
+
+    def number_of_examples(self) -> int:
+        """How many examples the data has."""
+        sizes = {jnp.shape(x)[0] if jnp.ndim(x) else 0 for x in jax.tree.leaves(self.data)}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                f"{type(self).__name__}(data=...) must be arrays with the same number of examples "
+                f"in front, found {sorted(sizes) or 'none'}."
+            )
+        return sizes.pop()
+
+    def draw(self, key: jax.Array, data: PyTree) -> PyTree:
+        """A batch."""
+        if self.batch is not None:
+            return self.batch(key, data)
+        if self.batch_size is None:
+            return data
+        rows = jax.random.randint(key, (self.batch_size,), 0, self.number_of_examples())
+        return jax.tree.map(lambda x: x[rows], data)
+
+    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
+        """All that a run carries from step to step."""
+        raise NotImplementedError
+
+    def advance(
+        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        """A step, and the scalars to record, of which "loss" tells of divergence."""
+        raise NotImplementedError
+
+    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+        """The params that are scored and kept."""
+        raise NotImplementedError
+
+    def is_fit(self, carry: PyTree) -> jax.Array:
+        """Whether what was trained is finite."""
+        raise NotImplementedError
+
+    def score(self, tx: Transform, carry: PyTree, held_out: PyTree) -> dict[str, jax.Array]:
+        """What `evaluate` says."""
+        if self.evaluate is None:
+            return {}
+        others = () if self.held_out is None else (held_out,)
+        told = self.evaluate(self.trained(tx, carry), *others)
+        _check_scalars(told, f"{type(self).__name__}(evaluate=...)")
+        return told
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Training):
+    """One training run, of which a sweep makes many.
+
+        task = Task(init, loss, data=(x, y), batch_size=64, evaluate=evaluate, maximize="accuracy")
+
+    Everything sees one run only; the sweep runs it for many lanes in one program. Keep the object:
+    sweeps of the same task share their compiled programs. For a training step of one's own, see
+    `TrainingLoop`.
+
+    Args:
+        init: `init(key) -> params`, or a tree of params that every run starts from.
+        loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
+            gives a scalar, or a pair of it and a dict of scalars to record. In float32 or wider.
+        evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
+            `optfn.evaluation_params` gives; with `held_out`, `evaluate(params, held_out)`.
+        data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
+            `Training`.
+
+    Raises:
+        TypeError: no functions where they are wanted.
+        ValueError: both directions; a batch size without data, or larger than the examples.
+    """
+
+    init: Callable[..., PyTree] | PyTree
+    loss: Callable[..., Any]
+
+    def __post_init__(self):
+        _check_function(self, "loss")
+        super().__post_init__()
+
+    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
+        params = self.init(key) if callable(self.init) else jax.tree.map(jnp.asarray, self.init)
+        return params, tx.init(params)
+
+    def advance(
+        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        params, state = carry
+
+        def loss_of(params):
+            return self._loss_and_metrics(params, batch, key)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        offered = {
+            "value": loss,
+            "grad": grads,
+            "value_fn": lambda params: loss_of(params)[0],
+            "obj_fn": lambda params: loss_of(params)[0],
+        }
+        extra = {name: offered[name] for name in tx.declared_extra_args() if name in offered}
+        params, state = optfn.step(tx, grads, state, params, **extra)
+        return (params, state), {"loss": loss, **metrics}
+
+    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+        params, state = carry
+        return optfn.evaluation_params(tx, state, params)
+
+    def is_fit(self, carry: PyTree) -> jax.Array:
+        return all_finite(carry[0])
+
+    def _loss_and_metrics(self, params: PyTree, batch: PyTree, key: jax.Array) -> tuple[Any, dict]:
+        wants_key = "key" in inspect.signature(self.loss).parameters
+        result = self.loss(params, batch, **({"key": key} if wants_key else {}))
+        loss, metrics = result if isinstance(result, tuple) else (result, {})
+        _check_scalars({"loss": loss, **metrics}, "Task(loss=...)")
+        return loss, metrics
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingLoop(Training):
+    """One training run with a step of one's own: mutable model state, several losses, any carry.
+
+        loop = TrainingLoop(init, step, params=lambda carry: carry.params, ...)
+
+    Args:
+        init: `init(tx, key) -> carry`, a tree of arrays, the optimizer's state among them.
+        step: `step(tx, carry, batch, key) -> (carry, metrics)`, with a dict of scalars. "loss"
+            among them, where it is there, tells of divergence.
+        params: `params(carry) -> params`, what is evaluated, kept, and must stay finite. None is
+            the whole carry, of which then nothing must.
+        evaluate: `evaluate(params) -> dict` of scalars, after every segment; with `held_out`,
+            `evaluate(params, held_out)`.
+        data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
+            `Training`.
+
+    Raises:
+        TypeError: no functions where they are wanted.
+        ValueError: as `Task`.
+    """
+
+    init: Callable[..., PyTree]
+    step: Callable[..., tuple[PyTree, dict]]
+    params: Callable[[PyTree], PyTree] | None = None
+
+    def __post_init__(self):
+        _check_function(self, "init")
+        _check_function(self, "step")
+        _check_function(self, "params", optional=True)
+        super().__post_init__()
+
+    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
+        return self.init(tx, key)
+
+    def advance(
+        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        carry, metrics = self.step(tx, carry, batch, key)
+        _check_scalars(metrics, "TrainingLoop(step=...)")
+        return carry, metrics
+
+    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+        return carry if self.params is None else self.params(carry)
+
+    def is_fit(self, carry: PyTree) -> jax.Array:
+        return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
+
+
+def _check_function(task: Training, name: str, *, optional: bool = False) -> None:
+    value = getattr(task, name)
+    if not callable(value) and not (optional and value is None):
+        raise TypeError(f"{type(task).__name__}({name}=...) must be a function, found {value!r}.")
+
+
+def _check_scalars(told: Any, where: str) -> None:
+    if not isinstance(told, dict):
+        raise TypeError(f"{where} must give a dict of scalars, found {type(told).__name__}.")
+    for name, value in told.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"{where} must give scalars, found {name!r} with shape {jnp.shape(value)}."
+            )

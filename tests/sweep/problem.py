@@ -1,0 +1,85 @@
+"""A regression with three weights, and a lane of it written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optfn
+from optfn import sweep
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(64, 3)))
+Y = np.float32(X @ [1.0, -2.0, 0.5] + 0.1 * RNG.normal(size=64))
+BATCH = 16
+
+
+def init(key):
+    return {"w": jax.random.normal(key, (3,)), "b": jnp.zeros(())}
+
+
+def loss(params, batch):
+    x, y = batch
+    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+
+def evaluate(params):
+    return {"distance": jnp.sum((params["w"] - jnp.asarray([1.0, -2.0, 0.5])) ** 2)}
+
+
+SCORED = {"evaluate": evaluate, "minimize": "distance"}
+TASK = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, **SCORED)
+RATES = sweep.LogUniform(1e-3, 1e-1)
+RATE = {"learning_rate": RATES}
+
+
+def run(space, task=TASK, optimizer=optfn.adam, **kwargs):
+    kwargs = {"steps": 20, "segment": 5, "mode": "vmap", "policy": sweep.run_all()} | kwargs
+    return sweep.run(task, optimizer, space, **kwargs)
+
+
+def key_of(age, seed=0):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), age)
+
+
+def drawn(key):
+    rows = jax.random.randint(key, (BATCH,), 0, len(X))
+    return jnp.asarray(X)[rows], jnp.asarray(Y)[rows]
+
+
+@jax.jit
+def gradient(params, batch):
+    return jax.grad(loss)(params, batch)
+
+
+def alone(tx, steps, seed=0, batch_at=None, params=None):
+    """What a lane does, written as a training loop of one's own, with optax's optimizer."""
+    params = init(key_of(0, seed)) if params is None else params
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for age in range(steps):
+        if batch_at is None:
+            batch = drawn(jax.random.split(key_of(age + 1, seed))[0])
+        else:
+            batch = batch_at(age)
+        updates, state = update(gradient(params, batch), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def close(params, expected):
+    """Twenty steps of rounding in another order, in params of about 1 that may pass near 0."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=5e-6), params, expected
+    )
+
+
+def same(result, other):
+    """Two sweeps that agree bit for bit."""
+    np.testing.assert_array_equal(result.scores, other.scores)
+    np.testing.assert_array_equal(result.status, other.status)
+    np.testing.assert_array_equal(result.steps, other.steps)
+    for name, curve in result.curves.items():
+        np.testing.assert_array_equal(curve, other.curves[name])
+    assert result.kept.keys() == other.kept.keys()
+    jax.tree.map(np.testing.assert_array_equal, result.kept, other.kept)

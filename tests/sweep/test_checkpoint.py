@@ -1,0 +1,193 @@
+"""Sweeps on disk: the same results after a kill, and no others' checkpoints."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sweep.problem import RATE, SCORED, X, Y, init, loss, run, same
+
+import optfn
+from optfn import sweep
+
+FOLDER = Path(__file__).parent.parent
+
+KINDS = {
+    "asha": {"policy": sweep.asha(first=5), "keep": 2},
+    "halving": {"policy": sweep.successive_halving(first=5, bracket=9)},
+    "seeds": {"seeds": 2, "policy": sweep.asha(first=10), "confirm": sweep.Confirm(3, 2)},
+}
+
+
+def stopping_after(count):
+    """A progress that ends the sweep as a crash would, after some segments."""
+    seen = []
+
+    def progress(_):
+        seen.append(1)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_that_was_cut_off_comes_to_the_same_results(tmp_path, kind):
+    kwargs = {"trials": 20, "lanes": 8} | KINDS[kind]
+    whole = run(RATE, **kwargs)
+    for count in (1, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                RATE,
+                checkpoint=tmp_path,
+                checkpoint_every=2,
+                progress=stopping_after(count),
+                **kwargs,
+            )
+    result = run(RATE, checkpoint=tmp_path, **kwargs)
+    same(result, whole)
+    np.testing.assert_array_equal(result.confirmed, whole.confirmed)
+    told = []
+    same(run(RATE, checkpoint=tmp_path, progress=told.append, **kwargs), whole)
+    assert len(told) <= 4  # confirmation alone is trained again
+
+
+def test_kill_9_loses_nothing(tmp_path):
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(FOLDER)!r})
+from sweep.problem import RATE, run
+from optfn import sweep
+count = []
+def progress(p):
+    count.append(1)
+    if len(count) == 5 and len(sys.argv) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+result = run(RATE, trials=20, lanes=8, policy=sweep.asha(first=5), checkpoint={str(tmp_path)!r},
+             checkpoint_every=1, progress=progress)
+print(result.scores.tolist(), len(count))
+"""
+    killed = subprocess.run([sys.executable, "-c", program, "die"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    whole = run(RATE, trials=20, lanes=8, policy=sweep.asha(first=5))
+    scores, count = again.stdout.strip().rsplit(" ", 1)
+    assert scores == str(whole.scores.tolist())
+    assert int(count) < whole.lane_steps / (8 * 5)
+
+
+def test_more_trials_go_on_with_a_sweep_that_is_over(tmp_path):
+    kwargs = {"lanes": 8, "policy": sweep.asha(first=5)}
+    few = run(RATE, trials=8, checkpoint=tmp_path, **kwargs)
+    more = run(RATE, trials=16, checkpoint=tmp_path, **kwargs)
+    np.testing.assert_array_equal(few.scores, more.scores[:8])
+    assert len(more) == 16 and not (more.status == "stopped").any()
+
+
+def test_choices_and_streams_come_back(tmp_path):
+    """Options that JSON does not have, and a stream at its place."""
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)]
+    task = sweep.Task(init, loss, stream=batches, **SCORED)
+    space = RATE | {"momentum": [None, 0.9], "nesterov": False}
+    kwargs = {"task": task, "optimizer": optfn.sgd, "trials": 20, "lanes": 8, "keep": 3}
+    whole = run(space, **kwargs)
+    with pytest.raises(KeyboardInterrupt):
+        run(space, checkpoint=tmp_path, checkpoint_every=3, progress=stopping_after(7), **kwargs)
+    result = run(space, checkpoint=tmp_path, **kwargs)
+    same(result, whole)
+    assert result.points == whole.points and {p["momentum"] for p in result.points} == {None, 0.9}
+
+
+def test_a_population_goes_on(tmp_path):
+    kwargs = {"trials": 8, "policy": sweep.pbt(every=5), "keep": 8}
+    whole = run(RATE, **kwargs)
+    with pytest.raises(KeyboardInterrupt):
+        run(RATE, checkpoint=tmp_path, checkpoint_every=1, progress=stopping_after(2), **kwargs)
+    result = run(RATE, checkpoint=tmp_path, **kwargs)
+    same(result, whole)
+    assert result.lines == whole.lines
+
+
+def test_optunas_search_goes_on(tmp_path):
+    pytest.importorskip("optuna")
+    kwargs = {"trials": 20, "lanes": 8, "search": sweep.optuna()}
+    whole = run(RATE, **kwargs)
+    with pytest.raises(KeyboardInterrupt):
+        run(RATE, checkpoint=tmp_path, checkpoint_every=3, progress=stopping_after(7), **kwargs)
+    same(run(RATE, checkpoint=tmp_path, **kwargs), whole)
+
+
+def test_a_checkpoint_of_another_sweep_is_refused_by_name(tmp_path):
+    kwargs = {"trials": 8, "checkpoint": tmp_path}
+    run(RATE, **kwargs)
+    other = sweep.Task(init, loss, data=(X, -Y), batch_size=16, **SCORED)
+    longer = sweep.Task(init, lambda p, b: 2 * loss(p, b), data=(X, Y), batch_size=16, **SCORED)
+    cases = {
+        "steps 20, now 25": {"steps": 25},
+        "its policy": {"policy": sweep.asha(first=5)},
+        "lanes 8, now 16": {"lanes": 16},
+        "its space": {"space": {"learning_rate": sweep.LogUniform(1e-3, 2e-1)}},
+        "its data": {"task": other},
+        "its program": {"task": longer},
+        "its optimizer": {"optimizer": optfn.adamw},
+        "seed 0, now 1": {"seed": 1},
+    }
+    for what, change in cases.items():
+        with pytest.raises(ValueError, match=f"is of another sweep: it differs in .*{what}"):
+            run(**{"space": RATE} | kwargs | change)
+
+
+def damage(step, name):
+    """Turns one bit over in the middle of the largest file of a part of a checkpoint."""
+    files = [path for path in (step / name).rglob("*") if path.is_file()]
+    file = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["arrays", "host"])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_is_taken(tmp_path, name):
+    kwargs = {"trials": 20, "lanes": 8, "checkpoint": tmp_path, "checkpoint_every": 2}
+    whole = run(RATE, **kwargs)
+    steps = sorted((p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    damage(steps[-1], name)
+    with pytest.warns(UserWarning, match=f"checkpoint {steps[-1]}: its? "):
+        result = run(RATE, **kwargs)
+    same(result, whole)
+
+
+def test_if_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    run(RATE, trials=8, checkpoint=tmp_path)
+    for step in tmp_path.iterdir():
+        damage(step, "arrays")
+    with (
+        pytest.warns(UserWarning, match="is not what was written|cannot be read"),
+        pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"),
+    ):
+        run(RATE, trials=8, checkpoint=tmp_path)
+
+
+def test_control_c_ends_with_the_results_so_far(tmp_path):
+    def press(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = run(RATE, trials=20, lanes=8, progress=press, checkpoint=tmp_path)
+    assert list(result.status) == ["stopped"] * 8 and (result.steps == 5).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole = run(RATE, trials=20, lanes=8, checkpoint=tmp_path)
+    same(whole, run(RATE, trials=20, lanes=8))
+
+
+def test_keys_are_kept(tmp_path):
+    """An optimizer with a key in its state."""
+    make = optfn.noisy_sgd
+    kwargs = {"optimizer": make, "trials": 10, "lanes": 8}
+    whole = run(RATE, **kwargs)
+    with pytest.raises(KeyboardInterrupt):
+        run(RATE, checkpoint=tmp_path, checkpoint_every=2, progress=stopping_after(5), **kwargs)
+    same(run(RATE, checkpoint=tmp_path, **kwargs), whole)

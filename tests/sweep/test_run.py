@@ -1,0 +1,525 @@
+"""Sweeps: each lane is the run alone, whoever is beside it, and every trial ends as it should."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sweep.problem import (
+    BATCH,
+    RATE,
+    SCORED,
+    TASK,
+    X,
+    Y,
+    alone,
+    close,
+    drawn,
+    evaluate,
+    init,
+    loss,
+    run,
+    same,
+)
+
+import optfn
+from optfn import sweep
+from optfn.sweep import engine
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_a_lane_is_the_run_alone(mode):
+    result = run(RATE, trials=10, lanes=8, keep=10, mode=mode)
+    assert (result.status == "ok").all() and (result.steps == 20).all()
+    for i in (0, 3, 9):
+        expected = alone(optax.adam(result.points[i]["learning_rate"]), 20)
+        member = result.member(i)
+        close(member.params, expected)
+        np.testing.assert_allclose(member.score, evaluate(expected)["distance"], rtol=2e-4)
+
+
+def test_neither_the_lanes_nor_the_neighbours_change_a_trial():
+    few = run(RATE, trials=12, lanes=8)
+    many = run(RATE, trials=12, lanes=16)
+    np.testing.assert_array_equal(few.scores, many.scores)
+    for name, curve in few.curves.items():
+        np.testing.assert_array_equal(curve, many.curves[name])
+
+
+def test_a_sweep_compiles_three_programs_and_none_for_a_refill():
+    """Of everything that is compiled: to begin runs, to train them, to fetch the best's params."""
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        task = sweep.Task(init, loss, data=(X, Y), batch_size=16)
+        run(RATE, task, trials=30, lanes=8, policy=sweep.asha(first=5))
+        assert len(compiled) == 3
+        space = {"learning_rate": sweep.Uniform(0.0, 1.0), "b1": [0.8, 0.9]}
+        run(space, task, trials=9, lanes=8)
+        assert len(compiled) == 3
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_diverged_trial_ends_and_leaves_the_others_as_they_are():
+    rates = [0.01, 0.02, 1e30, 0.03]
+    result = run({"learning_rate": rates}, search=sweep.grid(), optimizer=optfn.sgd)
+    assert list(result.status) == ["ok", "ok", "diverged", "ok"]
+    assert result.steps[2] < 3 and result.best().values["learning_rate"] != 1e30
+    calm = run(
+        {"learning_rate": [0.01, 0.02, 0.015, 0.03]}, search=sweep.grid(), optimizer=optfn.sgd
+    )
+    np.testing.assert_array_equal(result.scores[[0, 1, 3]], calm.scores[[0, 1, 3]])
+    assert np.isinf(result.member(2).score)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_diverged_trial_never_wins(direction):
+    """Also not where its score would be the best: one far away, which is to be as far as can be."""
+    task = sweep.Task(
+        init, loss, data=(X, Y), batch_size=16, evaluate=evaluate, **{direction: "distance"}
+    )
+    rates = {"learning_rate": [1e30, 1e-3, 0.2]}
+    result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd)
+    assert result.best().values["learning_rate"] == (0.2 if direction == "minimize" else 1e-3)
+    assert result.top(3)[-1].status == "diverged"
+
+
+def test_if_all_diverge_the_error_says_what_was_tried():
+    result = run({"learning_rate": [1e30, 1e31]}, search=sweep.grid(), optimizer=optfn.sgd)
+    with pytest.raises(ValueError, match=r"all 2 trials diverged: learning_rate from 1e[+]30 to"):
+        result.best()
+
+
+def test_a_loss_above_the_largest_is_a_divergence():
+    result = run({"learning_rate": [0.01, 0.02]}, search=sweep.grid(), max_loss=1e-6)
+    assert set(result.status) == {"diverged"} and (result.steps == 0).all()
+
+
+def test_seeds_are_runs_of_the_same_trial_and_their_mean_counts():
+    result = run(RATE, trials=4, seeds=2, lanes=8)
+    assert result.scores.shape == (4, 2)
+    for i in range(4):
+        tx = optax.adam(result.points[i]["learning_rate"])
+        expected = [evaluate(alone(tx, 20, seed))["distance"] for seed in (0, 1)]
+        np.testing.assert_allclose(result.scores[i], expected, rtol=2e-4)
+        member = result.member(i)
+        np.testing.assert_allclose(member.score, result.scores[i].mean())
+        np.testing.assert_allclose(member.spread, result.scores[i].std(ddof=1))
+    assert result.best().trial == result.scores.mean(1).argmin()
+
+
+def test_trials_of_other_structure_are_trained_one_structure_after_the_other():
+    space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
+    result = run(space, search=sweep.grid(), optimizer=optfn.sgd, keep=4)
+    for member in result.top(4):
+        expected = alone(optax.sgd(**member.values), 20)
+        close(member.params, expected)
+
+
+def test_asha_ends_the_worst_and_records_their_curves_to_that_point():
+    result = run(
+        {"learning_rate": sweep.LogUniform(1e-6, 1e-1)},
+        trials=27,
+        lanes=9,
+        steps=45,
+        policy=sweep.asha(first=5, eta=3),
+    )
+    pruned = result.status == "pruned"
+    assert 0 < pruned.sum() < 27 and set(result.steps[pruned]) <= {5, 15}
+    assert (result.steps[~pruned] == 45).all()
+    known = np.isfinite(result.curves["distance"]).sum(1)
+    np.testing.assert_array_equal(known, result.steps / 5)
+    assert result.losses[~pruned].min() == result.best().score
+    assert result.lane_steps < 27 * 45 / 2
+
+
+def test_a_score_that_is_not_finite_has_a_status_of_its_own():
+    task = sweep.Task(
+        init,
+        loss,
+        data=(X, Y),
+        batch_size=16,
+        evaluate=lambda p: {"s": jnp.log(-(p["b"] ** 2) - 1)},
+        minimize="s",
+    )
+    result = run({"learning_rate": [0.01]}, task, search=sweep.grid())
+    assert list(result.status) == ["not_finite"]
+
+
+def test_results_are_told_in_lines_and_files(tmp_path):
+    result = run({"learning_rate": [0.01, 0.1, 1e30]}, search=sweep.grid(), optimizer=optfn.sgd)
+    head, *rows, counts = result.table(2).split("\n")
+    assert head.split() == ["trial", "distance", "learning_rate", "steps", "status"]
+    assert len(rows) == 2 and rows[0].split()[0] == str(result.best().trial)
+    assert counts.startswith("3 trials: 2 ok, 1 diverged; ")
+    result.to_csv(tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().splitlines()[0].startswith("trial,learning_rate,")
+
+
+def test_a_loss_may_take_a_key_and_give_metrics():
+    def noisy(params, batch, *, key):
+        value = loss(params, batch) + jax.random.normal(key)
+        return value, {"twice": 2 * value}
+
+    task = sweep.Task(init, noisy, data=(X, Y), batch_size=16)
+    result = run({"learning_rate": [0.01]}, task, search=sweep.grid())
+    np.testing.assert_allclose(2 * result.curves["loss"], result.curves["twice"], rtol=1e-6)
+    assert not np.allclose(
+        result.curves["loss"], run({"learning_rate": [0.01]}, search=sweep.grid()).curves["loss"]
+    )
+
+
+def test_auto_takes_a_mode_and_its_bits():
+    result = run(RATE, trials=9, lanes=8, mode="auto")
+    assert result.mode in engine.MODES
+    same(result, run(RATE, trials=9, lanes=8, mode=result.mode))
+
+
+def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
+    def begin(tx, key):
+        params = init(key)
+        return {"params": params, "state": tx.init(params), "count": jnp.zeros((), int)}
+
+    def step(tx, carry, batch, key):
+        value, grads = jax.value_and_grad(loss)(carry["params"], batch)
+        params, state = optfn.step(tx, grads, carry["state"], carry["params"])
+        carry = {"params": params, "state": state, "count": carry["count"] + 1}
+        return carry, {"loss": value, "count": carry["count"]}
+
+    loop = sweep.TrainingLoop(
+        begin,
+        step,
+        params=lambda carry: carry["params"],
+        data=(X, Y),
+        batch_size=BATCH,
+        **SCORED,
+    )
+    space = {"learning_rate": [0.01, 0.1, 1e30]}
+    mine = run(space, loop, optfn.sgd, search=sweep.grid())
+    theirs = run(space, TASK, optfn.sgd, search=sweep.grid())
+    np.testing.assert_allclose(mine.scores, theirs.scores, rtol=1e-5)
+    assert list(mine.status) == list(theirs.status) == ["ok", "ok", "diverged"]
+    np.testing.assert_array_equal(mine.curves["count"][0], [3, 8, 13, 18])
+
+
+def batch_at(step):
+    return drawn(jax.random.key(step))
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
+    """From a function of the step, and from an iterable that is begun again after 7 batches."""
+    seven = [jax.tree.map(np.asarray, batch_at(step)) for step in range(7)]
+    sources = {"function": lambda step: seven[step % 7], "iterable": seven}
+    results = {}
+    for name, stream in sources.items():
+        task = sweep.Task(init, loss, stream=stream, **SCORED)
+        results[name] = result = run(RATE, task, trials=10, lanes=8, keep=10, mode=mode)
+        assert set(result.start[:8]) == {0} and set(result.start[8:]) == {20}
+        for i in (0, 9):
+            member, start = result.member(i), result.start[i]
+            rate = optax.adam(member.values["learning_rate"])
+            close(member.params, alone(rate, 20, batch_at=lambda n, s=start: seven[(s + n) % 7]))
+            again = result.rerun(i)
+            assert again.trial == i and again.score == member.score
+    same(*results.values())
+
+
+def test_a_stream_that_ends_is_refused():
+    task = sweep.Task(init, loss, stream=iter([batch_at(0), batch_at(1)]), **SCORED)
+    with pytest.raises(ValueError, match="stream ended after 2 batches"):
+        run(RATE, task, trials=8)
+
+
+def test_common_batches_are_drawn_by_the_step_of_the_sweep():
+    task = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, common_batches=True, **SCORED)
+    result = run(RATE, task, trials=10, lanes=8, keep=10)
+    for i in (0, 9):
+        member, start = result.member(i), result.start[i]
+
+        def batch(age, start=start):
+            return drawn(jax.random.fold_in(jax.random.key(0), start + age))
+
+        tx = optax.adam(member.values["learning_rate"])
+        close(member.params, alone(tx, 20, batch_at=batch))
+        assert result.rerun(i).score == member.score
+
+
+def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
+    start = {"w": np.ones(3, np.float32), "b": np.float32(1)}
+    task = sweep.Task(
+        start,
+        loss,
+        data=(X[:48], Y[:48]),
+        evaluate=lambda params, held_out: {"test": loss(params, held_out)},
+        held_out=(X[48:], Y[48:]),
+        minimize="test",
+    )
+    result = run({"learning_rate": [0.01]}, task, optimizer=optfn.sgd, search=sweep.grid())
+    expected = alone(
+        optax.sgd(0.01),
+        20,
+        batch_at=lambda age: (X[:48], Y[:48]),
+        params=jax.tree.map(jnp.asarray, start),
+    )
+    close(result.best().params, expected)
+    np.testing.assert_allclose(result.best().score, loss(expected, (X[48:], Y[48:])), rtol=1e-4)
+
+
+def test_a_trial_alone_has_the_same_bits():
+    result = run(RATE, trials=12, lanes=8, seeds=2, keep=2, policy=sweep.asha(first=5))
+    best = result.best()
+    again = result.rerun(best.trial)
+    assert again.score == best.score and again.values == best.values
+    jax.tree.map(np.testing.assert_array_equal, again.params, best.params)
+    other = result.rerun(best.trial, seeds=[7])
+    assert other.score != best.score
+
+
+@pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_lanes_on_eight_devices_are_those_on_one(axis_type):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
+    kwargs = {"trials": 40, "lanes": 16, "keep": 3, "policy": sweep.asha(first=5)}
+    one, many = run(RATE, **kwargs), run(RATE, mesh=mesh, **kwargs)
+    np.testing.assert_allclose(many.scores, one.scores, rtol=1e-4)
+    np.testing.assert_array_equal(many.status, one.status)
+    assert many.kept.keys() == one.kept.keys()
+    with pytest.raises(ValueError, match=r"multiple of the seeds \(1\) and the devices \(8\)"):
+        run(RATE, mesh=mesh, trials=20, lanes=12)
+
+
+def test_paused_trials_go_on_where_they_were():
+    """Successive halving has scores of those that came to the end as running all has them."""
+    policy = sweep.successive_halving(first=5, eta=3, bracket=9)
+    told = []
+    halved = run(RATE, trials=18, lanes=8, policy=policy, keep=4, progress=told.append)
+    # Of each of two brackets at most 3 wait, with 4 params, 8 moments, 5 hyperparameters, the
+    # optimizer's step, a seed and an age of four bytes each, and two flags of one.
+    assert told[0].host_bytes == 2 * 3 * (20 * 4 + 2)
+    assert "paused trials take up to" in str(told[0])
+    full = run(RATE, trials=18, lanes=8, keep=4)
+    ok = halved.status == "ok"
+    assert ok.sum() == 2 and (halved.steps[~ok] < 20).all()
+    np.testing.assert_array_equal(halved.scores[ok], full.scores[ok])
+    best = halved.best().trial
+    assert best == full.best().trial
+    jax.tree.map(np.testing.assert_array_equal, halved.kept[best], full.kept[best])
+
+
+def test_confirmed_trials_are_scored_on_fresh_seeds():
+    result = run(RATE, trials=9, confirm=sweep.Confirm(top=3, seeds=2), keep=2)
+    confirmed = np.flatnonzero(np.isfinite(result.confirmed).all(1))
+    plain = run(RATE, trials=9)
+    assert set(confirmed) == set(plain.order()[:3])
+    for i in confirmed:
+        member, tx = result.member(i), optax.adam(result.points[i]["learning_rate"])
+        fresh = [evaluate(alone(tx, 20, seed))["distance"] for seed in (1, 2)]
+        np.testing.assert_allclose(result.confirmed[i], fresh, rtol=2e-4)
+        np.testing.assert_allclose(member.score, np.mean(fresh), rtol=2e-4)
+    assert list(result.order()[:3]) == sorted(confirmed, key=lambda i: result.member(i).score)
+    assert list(result.kept) == list(result.order()[:2]) and result.best().params is not None
+    np.testing.assert_array_equal(result.scores, plain.scores)
+
+
+def test_progress_goes_to_a_function_and_time_ends_a_sweep():
+    told = []
+    run(RATE, trials=9, lanes=8, progress=told.append)
+    assert [p.ok for p in told] == [0, 0, 0, 8, 8, 8, 8, 9] and told[-1].trials == 9
+    assert "9/9 trials: best " in str(told[-1])
+    result = run(RATE, trials=9, lanes=8, max_seconds=0.0)
+    assert list(result.status) == ["stopped"] * 8 and (result.steps == 5).all()
+    assert np.isfinite(result.best().score)
+
+
+def test_a_population_copies_its_best_and_its_optimizer_is_its_line():
+    """Of 8 members, half of them hopeless; the best's line trained alone comes to its params."""
+    result = run(
+        {"learning_rate": sweep.LogUniform(1e-7, 0.1)},
+        trials=8,
+        optimizer=optfn.momentum,
+        policy=sweep.pbt(every=5),
+        keep=8,
+    )
+    assert (result.status == "ok").all() and result.sources.shape == (3, 8)
+    assert (result.sources != np.arange(8)).sum(1).tolist() == [2, 2, 2]
+    best = next(m for m in result.top(8) if len(m.line) > 1)
+    rates = {step: point["learning_rate"] for step, point in best.line}
+    boundaries = sorted(rates)
+
+    def schedule(count):
+        rate = jnp.float32(rates[0])
+        for step in boundaries[1:]:
+            rate = jnp.where(count >= step, rates[step], rate)
+        return rate
+
+    close(
+        best.params,
+        alone(
+            optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(schedule)), 20
+        ),
+    )
+    scheduled = optfn.hyperparameters(best.optimizer, best.optimizer.init(best.params))
+    np.testing.assert_allclose(scheduled["learning_rate"], rates[0])
+
+
+def test_a_population_survives_divergence_and_says_if_all_diverged():
+    space = {"learning_rate": [0.01, 0.02, 0.03, 1e30, 1e30]}
+    kwargs = {"optimizer": optfn.sgd, "trials": 16, "policy": sweep.pbt(every=5)}
+    result = run(space, **kwargs)
+    assert (result.status == "ok").any()
+    first = [line[0][1]["learning_rate"] for line in result.past]
+    assert first.count(1e30) > 2
+    copied = result.sources[0] != np.arange(16)
+    assert all(copied[i] for i, rate in enumerate(first) if rate == 1e30)
+    result = run({"learning_rate": [1e30, 2e30]}, **kwargs)
+    with pytest.raises(ValueError, match="all 16 trials diverged"):
+        result.best()
+
+
+def test_a_population_has_all_its_members_in_lanes():
+    with pytest.raises(ValueError, match="pbt trains all members side by side: trials=16 must be"):
+        run(RATE, trials=16, lanes=8, policy=sweep.pbt(every=5))
+
+
+def test_memory_bounds_the_lanes():
+    big = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, **SCORED)
+    bound = {"trials": 64, "lanes": 64, "max_bytes": 30_000}
+    result = run(RATE, big, **bound)
+    lanes = result.again.keywords["lanes"]
+    assert 8 <= lanes < 64
+    with pytest.raises(ValueError, match=r"max_bytes=\.\.\.. must be at least \d+, which 8 lanes"):
+        run(RATE, big, **bound | {"max_bytes": 100})
+
+
+def test_idle_lanes_are_left_behind_where_that_pays(monkeypatch):
+    """By a clock to which compiling is free; the scores stay as they are."""
+    ticks = iter(range(10**6))
+    kwargs = {"trials": 40, "lanes": 32, "keep": 4}
+    whole = run(RATE, **kwargs)
+    monkeypatch.setattr("optfn.sweep.scheduler.time.perf_counter", lambda: 10.0 * next(ticks))
+    compacted = run(RATE, **kwargs)
+    same(compacted, whole)
+    assert compacted.lane_steps == 20 * 32 + 20 * 16 < whole.lane_steps
+
+
+def test_several_optimizers_are_compared():
+    compared = sweep.compare(
+        TASK,
+        {"sgd": (optfn.sgd, RATE), "adam": (optfn.adam, RATE)},
+        trials=8,
+        steps=20,
+        segment=5,
+        mode="vmap",
+    )
+    name, member = compared.best()
+    assert name == compared.order()[0] and member.score == compared[name].best().score
+    assert member.score <= min(result.best().score for result in compared.values())
+    head, *rows = compared.table().splitlines()
+    assert head.split()[:4] == ["optimizer", "distance", "near", "pruned"]
+    assert [row.split()[0] for row in rows] == compared.order()
+    with pytest.raises(ValueError, match="has no optimizer"):
+        sweep.compare(TASK, {}, trials=8, steps=20)
+
+
+def test_lanes_on_a_mesh_do_not_talk_to_each_other():
+    mesh = jax.make_mesh((8,), ("lanes",))
+    again = run(RATE, trials=8, lanes=8, mesh=mesh).again
+    scheduler = again(
+        session=sweep.random().start(RATE, 8, 0),
+        policy=sweep.run_all(),
+        seeds_of=lambda number: (0,),
+        mode="vmap",
+        keep=1,
+    )
+    scheduler.advance()
+    occupied = scheduler.placed(np.ones(8, bool))
+    options = {"task": TASK, "length": 5, "mode": "vmap", "mesh": mesh}
+    lowered = engine._train_together.lower(
+        scheduler.state, occupied, scheduler.shared, np.int32(0), None, **options
+    )
+    text = lowered.compile().as_text()
+    assert "while" in text
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter"):
+        assert collective not in text
+
+
+BAD_TASKS = {
+    "Task(loss=...) must be a function, found 3": {"loss": 3},
+    "Task(evaluate=...) must be a function, found {}": {"evaluate": {}},
+    "Task(...) has one score: give minimize or maximize": {"minimize": "a", "maximize": "b"},
+    "Task(batch_size=...) must be a whole number from 1 to the 64 examples of the data, found 65": {
+        "batch_size": 65
+    },
+    "Task(data=...) must be arrays with the same number of examples in front, found [3, 64]": {
+        "data": (X, Y[:3]),
+        "batch_size": 3,
+    },
+    "Task(...): batch draws its own examples; leave batch_size out": {
+        "batch": lambda key, data: data,
+        "batch_size": 3,
+    },
+    "Task(stream=...) gives whole batches; leave data out": {"stream": [1]},
+    "Task(stream=...) must be a function of the step or an iterable of batches, found 3": {
+        "stream": 3,
+        "data": None,
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_TASKS)
+def test_bad_tasks_are_refused(message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        sweep.Task(**{"init": init, "loss": loss, "data": (X, Y)} | BAD_TASKS[message])
+
+
+BAD_RUNS = {
+    "sweep.run(task=...) must be a Task, found function": {"task": loss},
+    "sweep.run(steps=...) must be": {"steps": 0},
+    "sweep.run(seeds=...) must be": {"seeds": 0},
+    "sweep.run(segment=...) must be": {"segment": 0.5},
+    "sweep.run(mode=...) must be auto, vmap, map or loop, found 'pmap'": {"mode": "pmap"},
+    "lanes=...) must be at least 8 and a multiple of the seeds (1)": {"lanes": 4},
+    "lanes=...) must be at least 8 and a multiple of the seeds (3)": {"lanes": 8, "seeds": 3},
+    "trials=None: random() has no end": {"trials": None},
+    "the space must be a dict": {"space": 3},
+    "the optimizer of trial 0 must be an optfn transform, found int": {
+        "optimizer": lambda learning_rate: 3
+    },
+    "the task's score 'd' is none of those there are: loss": {
+        "task": sweep.Task(init, loss, data=(X, Y), minimize="d")
+    },
+    "Task(loss=...) must give scalars, found 'loss' with shape (64,)": {
+        "task": sweep.Task(init, lambda params, batch: batch[1] * params["b"], data=(X, Y))
+    },
+    "Task(evaluate=...) must give a dict of scalars, found": {
+        "task": sweep.Task(init, loss, data=(X, Y), evaluate=lambda params: params["b"])
+    },
+    "have 33 different structures": {
+        "optimizer": lambda learning_rate: optfn.masked(
+            optfn.scale(learning_rate), lambda path, leaf: True
+        ),
+        "trials": 40,
+        "lanes": 40,
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_RUNS)
+def test_bad_sweeps_are_refused(message):
+    arguments = {"space": RATE, "trials": 8} | BAD_RUNS[message]
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        run(**arguments)
+
+
+def test_an_error_of_the_optimizer_names_the_trial():
+    with pytest.raises(TypeError) as caught:
+        run({"learning_rat": RATE["learning_rate"]}, trials=8)
+    assert "in the optimizer of trial 0: learning_rat=0.0" in caught.value.__notes__[0]
