@@ -1,0 +1,632 @@
+"""Pictures of a sweep: results in, matplotlib's axes out."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optfn.core.data import check_count
+from optfn.core.hyperparameters import hyperparameters
+from optfn.core.transform import Transform
+from optfn.core.tree import PyTree
+from optfn.sweep.policies.population import lineage as ancestry
+from optfn.sweep.result import Result
+from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
+
+# Colors that people who see red and green alike tell apart (Okabe and Ito 2008).
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PALE, GRAY = "#9fc5de", "#bbbbbb"
+
+# A range of numbers with a ratio above this has a logarithmic axis.
+WIDE = 10
+
+
+def sensitivity(
+    result: Result,
+    name: str,
+    ax: Any = None,
+    *,
+    color: str = PALETTE[0],
+    label: str = "",
+    cap: float | None = None,
+) -> Any:
+    """The score against one hyperparameter: how wide the valley is in which it works.
+
+    Trials that came to the end are discs, with a bar of one standard deviation to each side where
+    they had several seeds; pruned ones are light dots, at the score they had then. Those that
+    diverged are crosses at the upper edge (the lower one, where higher is better), never left out.
+    The axis is the one on which the distribution searches evenly.
+
+    Args:
+        result: of `sweep.run`.
+        name: of a hyperparameter that was searched.
+        ax: matplotlib's axes; the current ones if None.
+        color: of all marks.
+        label: of the trials in a legend.
+        cap: the worst score that the axis shows; trials beyond are triangles at the edge.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no such hyperparameter was searched.
+    """
+    ax, (scores, spreads, status) = _axes(ax), _outcomes(result)
+    distribution = _distribution(result, name, "sensitivity(name=...)")
+    x = _positions(distribution, [point[name] for point in result.points])
+    sign, lost = result.task.sign, ~np.isfinite(scores)
+    beyond = ~lost & (cap is not None and sign * scores > sign * (cap or 0))
+    ok, ended = (~lost & ~beyond & chosen for chosen in (status == "ok", status != "ok"))
+    ax.plot(x[ended], scores[ended], "o", color=color, alpha=0.35, markersize=3, mew=0)
+    bars = {"yerr": spreads[ok], "elinewidth": 1} if result.scores.shape[1] > 1 else {}
+    ax.errorbar(x[ok], scores[ok], fmt="o", color=color, markersize=5, label=label or None, **bars)
+    edge = 0.98 if sign > 0 else 0.02
+    at_edge = {"color": color, "markersize": 5, "transform": ax.get_xaxis_transform()}
+    for chosen, mark in ((lost, "x"), (beyond, "^" if sign > 0 else "v")):
+        if chosen.any():
+            ax.plot(x[chosen], np.full(chosen.sum(), edge), mark, clip_on=False, **at_edge)
+    _scale(ax.xaxis, distribution, x)
+    _score_axis(ax.yaxis, scores[ok | ended])
+    if cap is not None:
+        ax.set_ylim(**{"top" if sign > 0 else "bottom": cap})
+    ax.set(xlabel=_words(name), ylabel=_words(result.task.objective))
+    return ax
+
+
+def parallel(
+    result: Result, names: Sequence[str] | None = None, ax: Any = None, *, top: int = 5
+) -> Any:
+    """All trials through an axis for each hyperparameter, and the score as the last.
+
+    Tells which combinations are good where `sensitivity` sees one hyperparameter at a time. A
+    hyperparameter's axis shows evenly what its distribution searches evenly. The best trials are in
+    color, the others gray, pruned ones thinner; those that diverged are dotted, and end beyond the
+    worst score.
+
+    Args:
+        result: of `sweep.run`.
+        names: the hyperparameters, from left to right; those that were searched if None.
+        ax: matplotlib's axes; the current ones if None.
+        top: how many of the best are in color.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no such hyperparameter was searched.
+    """
+    ax, (scores, _, status) = _axes(ax), _outcomes(result)
+    names = _searched(result) if names is None else list(names)
+    columns, scales = [], []
+    for name in names:
+        distribution = _distribution(result, name, "parallel(names=...)")
+        columns.append([distribution.unit(point[name]) for point in result.points])
+        scales.append(_ticks(distribution))
+    lost, ratio = ~np.isfinite(scores), _ratio_to(scores)
+    beyond = 1.1 if result.task.sign > 0 else -0.1
+    columns.append([ratio(score) if np.isfinite(score) else beyond for score in scores])
+    scales.append([(ratio(value), _number(value)) for value in _score_ticks(scores)])
+    if lost.any():
+        scales[-1].append((beyond, "diverged"))
+
+    best = _best(result, top)
+    heights = np.array(columns)
+    for trial in result.order():
+        if trial in best:
+            rank = best.index(trial)
+            style = {"color": _color(rank), "linewidth": 2, "label": f"trial {trial}"}
+            style["zorder"] = 4 - rank / len(best)
+        elif lost[trial]:
+            style = {"color": "#777777", "linewidth": 0.8, "linestyle": ":", "zorder": 1}
+        else:
+            width = 0.9 if status[trial] == "ok" else 0.4
+            style = {"color": GRAY, "linewidth": width, "zorder": 2}
+        ax.plot(heights[:, trial], clip_on=False, **style)
+    for i, scale in enumerate(scales):
+        ax.axvline(i, color="black", linewidth=0.8, zorder=5, clip_on=False)
+        for height, text in scale:
+            ax.plot([i - 0.015, i + 0.015], [height] * 2, color="black", linewidth=0.8, zorder=5)
+            ax.annotate(
+                text,
+                (i, height),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                zorder=6,
+                bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.75},
+            )
+    ax.set_xticks(range(len(scales)), [_words(n) for n in (*names, result.task.objective)])
+    ax.set(xlim=(0, len(names)), ylim=(min(0, beyond), max(1, beyond)), yticks=[])
+    ax.tick_params(axis="x", length=0, pad=10)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return ax
+
+
+def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int = 5) -> Any:
+    """A score over the steps of every trial.
+
+    The best trials are in color, the others that came to the end pale, those that were ended gray
+    with a dot at their last value. Those that diverged have a cross there, at the edge where that
+    value lies beyond all others.
+
+    Args:
+        result: of `sweep.run`.
+        name: of the score; the one that is optimized if None.
+        ax: matplotlib's axes; the current ones if None.
+        top: how many of the best have a color of their own.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: nothing of this name was recorded.
+    """
+    ax = _axes(ax)
+    name = name or result.task.objective
+    if name not in result.curves:
+        raise ValueError(
+            f"curves(name=...) must be one of {', '.join(result.curves)}, found {name!r}."
+        )
+    best = [i for i in _best(result, top) if result.status[i] == "ok"]
+    table = result.curves[name]
+    lost = np.isin(result.status, ("diverged", "not_finite"))
+    shown = table[~lost if not lost.all() else lost]
+    shown = shown[np.isfinite(shown)]
+    low, high = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
+    for trial, values in enumerate(table):
+        there = np.flatnonzero(np.isfinite(values))
+        ages = result.ages[: there[-1] + 1 if len(there) else 1]
+        values = np.clip(values[: len(ages)] if len(there) else [np.inf], low, high)
+        if trial in best:
+            style = {"color": _color(best.index(trial)), "zorder": 4, "label": f"trial {trial}"}
+        elif result.status[trial] == "ok":
+            style = {"color": PALE, "linewidth": 1, "zorder": 3}
+        else:
+            style = {"color": GRAY, "linewidth": 0.8, "zorder": 1}
+        ax.plot(ages, values, **style)
+        if result.status[trial] != "ok":
+            mark = {"marker": "x" if lost[trial] else "o", "markersize": 5 if lost[trial] else 3}
+            ax.plot(ages[-1], values[-1], color="#888888", zorder=2, clip_on=False, **mark)
+    _score_axis(ax.yaxis, shown)
+    ax.set(xlabel="step", ylabel=_words(name))
+    return ax
+
+
+def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
+    """The score over two hyperparameters, dark where it is good.
+
+    Where every pair of values was tried, as by `grid()`, a mesh of equal cells with the score
+    written in each; of several trials of a cell, as where a third hyperparameter was searched, the
+    best. Else a disc for each trial, a small one if it was pruned. A cell or a trial that diverged
+    is a cross.
+
+    Args:
+        result: of `sweep.run`.
+        x, y: names of hyperparameters that were searched.
+        ax: matplotlib's axes; the current ones if None. Their figure gets a color bar.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: no such hyperparameters were searched.
+    """
+    ax, (scores, _, status) = _axes(ax), _outcomes(result)
+    across, up = (
+        _distribution(result, name, f"heat_map({which}=...)")
+        for which, name in (("x", x), ("y", y))
+    )
+    at = np.stack(
+        [
+            _positions(d, [point[name] for point in result.points])
+            for d, name in ((across, x), (up, y))
+        ],
+        axis=1,
+    )
+    lost = ~np.isfinite(scores)
+    style = {
+        "norm": _norm(scores[~lost]),
+        "cmap": "viridis" if result.task.sign > 0 else "viridis_r",
+    }
+    columns, rows = (np.unique(values) for values in at.T)
+    cells = {
+        place: [i for i in result.order() if tuple(at[i]) == place]
+        for place in {tuple(pair) for pair in at.tolist()}
+    }
+    if len(cells) == len(columns) * len(rows) > 1:
+        table = np.array(
+            [[scores[cells[i, j][0]] for i in columns.tolist()] for j in rows.tolist()]
+        )
+        drawn = ax.pcolormesh(np.ma.masked_invalid(table), edgecolors="white", linewidth=1, **style)
+        for j, row in enumerate(table):
+            for i, score in enumerate(row):
+                good = np.isfinite(score)
+                dark = good and sum(drawn.cmap(drawn.norm(score))[:3]) < 1.5
+                ax.text(
+                    i + 0.5,
+                    j + 0.5,
+                    _number(score) if good else "×",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize="small",
+                )
+        for axis, d, values in ((ax.xaxis, across, columns), (ax.yaxis, up, rows)):
+            texts = [
+                _word(d.options[int(v)]) if isinstance(d, Choice) else _number(v) for v in values
+            ]
+            axis.set_ticks(np.arange(len(values)) + 0.5, texts)
+    else:
+        sizes = np.where(status == "ok", 40, 12)
+        drawn = ax.scatter(*at[~lost].T, c=scores[~lost], s=sizes[~lost], **style)
+        ax.plot(*at[lost].T, "x", color="#777777", markersize=5)
+        _scale(ax.xaxis, across, at[:, 0])
+        _scale(ax.yaxis, up, at[:, 1])
+    _color_bar(drawn, scores, ax, result.task.objective)
+    ax.set(xlabel=_words(x), ylabel=_words(y))
+    return ax
+
+
+def schedules(
+    of: Result | Mapping[str, Transform],
+    name: str = "learning_rate",
+    ax: Any = None,
+    *,
+    steps: int | None = None,
+    top: int = 5,
+    params: PyTree = None,
+) -> Any:
+    """A hyperparameter over the steps, as the updates use it, one line for each optimizer.
+
+    Of a result, the best trials; under `pbt` the schedules that it found, each that of the members
+    from which the trial descends. The lines come from updates with gradients and losses of zero, so
+    that schedules inside wrappers count their own steps; what answers to the training, such as
+    `reduce_on_plateau`, is not seen here, see `monitor`.
+
+    Args:
+        of: a result of `sweep.run`, or optimizers by the label of their line.
+        name: as in `hyperparameters(tx, state)`.
+        ax: matplotlib's axes; the current ones if None.
+        steps: how many; those of the longest trial if None. To be given with optimizers.
+        top: how many trials of a result.
+        params: what the optimizers train, where they go by paths or shapes; one number if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: there are no steps.
+        HyperparameterNameError: an optimizer has no such hyperparameter.
+    """
+    ax = _axes(ax)
+    if isinstance(of, Result):
+        length: Any = int(of.steps.max()) if steps is None else steps
+        lines = {
+            f"trial {trial}": [(start, of.make(**point)) for start, point in of.lines[trial]]
+            for trial in _best(of, top)
+        }
+    else:
+        length, lines = steps, {str(label): [(0, tx)] for label, tx in of.items()}
+    check_count(length, "schedules(steps=...)")
+    params = jnp.zeros(()) if params is None else params
+    reading = jax.jit(partial(_reading, name=name, steps=length))
+    peaks = []
+    for rank, (label, line) in enumerate(lines.items()):
+        values = np.empty(length)
+        for start, tx in line:
+            values[start:] = reading(tx, params)[start:]
+            peaks.append(values[start:].max(initial=0.0))
+        style = "-" if rank < len(PALETTE) else "--"
+        edges, values = np.arange(length + 1), np.append(values, values[-1])
+        line = {"color": _color(rank), "label": label, "zorder": 3 - rank / len(lines)}
+        ax.plot(edges, values, style, drawstyle="steps-post", **line)
+    _score_axis(ax.yaxis, np.array(peaks))
+    ax.set(xlabel="step", ylabel=_words(name))
+    return ax
+
+
+def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
+    """Who copied whom under `pbt`: a row for each member, the best in front, colored by a value.
+
+    A member's row changes its color where it copied another, from whose row an arrow comes. The
+    outlined line is the one that led to the best: its colors are the schedule that was found.
+
+    Args:
+        result: of `sweep.run` with `pbt`.
+        name: of a hyperparameter that was searched.
+        ax: matplotlib's axes; the current ones if None. Their figure gets a color bar.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the result is of another policy; no such hyperparameter was searched.
+    """
+    if not len(result.sources):
+        raise ValueError(
+            "lineage(result) draws who copied whom, but nobody did: it needs pbt(...)."
+        )
+    from matplotlib.cm import ScalarMappable
+
+    ax = _axes(ax)
+    distribution = _distribution(result, name, "lineage(name=...)")
+    values = [_positions(distribution, [p[name] for _, p in past]) for past in result.past]
+    shades = ScalarMappable(_norm(np.concatenate(values)), "viridis")
+    rows = np.argsort(result.order())
+    rounds = _rounds(result)
+    best = int(result.order()[0])
+    family = ancestry(result.sources, rounds, best)
+    ends = [start for start, _ in family[1:]] + [int(result.steps[best])]
+    for (start, member), end in zip(family, ends, strict=True):
+        ax.plot(
+            [start, end],
+            [rows[member]] * 2,
+            color="black",
+            linewidth=9,
+            solid_capstyle="butt",
+            zorder=1,
+        )
+    for member, past in enumerate(result.past):
+        starts = [start for start, _ in past] + [int(result.steps[member])]
+        for (start, end), value in zip(pairwise(starts), values[member], strict=True):
+            ax.plot(
+                [start, end],
+                [rows[member]] * 2,
+                color=shades.to_rgba(value),
+                linewidth=5,
+                solid_capstyle="butt",
+                zorder=2,
+            )
+    led = {(start, member) for start, member in family[1:]}
+    for step, sources in zip(rounds, result.sources, strict=True):
+        for member in np.flatnonzero(sources != np.arange(len(sources))):
+            ours = (step, member) in led
+            ax.annotate(
+                "",
+                (step, rows[member]),
+                (step, rows[sources[member]]),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": "black" if ours else "#888888",
+                    "linewidth": 1.5 if ours else 0.7,
+                    "connectionstyle": "arc3,rad=0.15",
+                    "shrinkA": 2,
+                    "shrinkB": 2,
+                },
+                zorder=4 if ours else 3,
+            )
+    for member in np.flatnonzero(result.status != "ok"):
+        ax.plot(result.steps[member], rows[member], "kx", markersize=6, zorder=5)
+    bar = _color_bar(shades, np.concatenate(values), ax, name)
+    if isinstance(distribution, Choice):
+        bar.set_ticks(*_choices(distribution))
+    ax.set_yticks(rows, [f"{i}" for i in range(len(rows))])
+    ax.invert_yaxis()
+    ax.set(xlabel="step", ylabel="member, the best on top")
+    return ax
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.gca()
+
+
+def _outcomes(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Score, spread and status of each trial."""
+    columns = result.columns()
+    names = result.task.objective, "spread", "status"
+    score, spread, status = (np.array(columns[name]) for name in names)
+    return score, spread, status
+
+
+def _best(result: Result, top: int) -> list[int]:
+    """The best trials, without those that diverged."""
+    return [int(i) for i in result.order()[:top] if np.isfinite(result.losses[i])]
+
+
+def _space(result: Result) -> dict[str, Distribution]:
+    return result.again.keywords["space"]  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _searched(result: Result) -> list[str]:
+    return [name for name, d in _space(result).items() if not isinstance(d, Fixed)]
+
+
+def _distribution(result: Result, name: str, where: str) -> Distribution:
+    searched = _searched(result)
+    if name not in searched:
+        raise ValueError(
+            f"{where} must be a hyperparameter that was searched, one of "
+            f"{', '.join(searched) or 'none'}, found {name!r}."
+        )
+    return _space(result)[name]
+
+
+def _positions(distribution: Distribution, values: list) -> np.ndarray:
+    """Numbers as they are, and choices by their place in the list."""
+    if isinstance(distribution, Choice):
+        return np.array([distribution.index(value) for value in values], float)
+    return np.array(values, float)
+
+
+def _scale(axis: Any, distribution: Distribution, positions: np.ndarray) -> None:
+    """Makes an axis show evenly what the distribution searches evenly."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    if distribution.axis == "choice":
+        axis.set_ticks(*_choices(distribution))
+        _set_limits(axis, -0.5, len(_choices(distribution)[0]) - 0.5)
+    elif distribution.axis == "log":
+        _score_axis(axis, positions, log=True)
+    elif distribution.axis == "one minus log":
+        functions = (
+            lambda x: -np.log10(np.maximum(1 - np.asarray(x, float), 1e-9)),
+            lambda x: 1 - 10 ** -np.asarray(x, float),
+        )
+        _set_scale(axis, "function", functions=functions)
+        low, high = distribution.at(0.0), distribution.at(BELOW_ONE)
+        margin = ((1 - low) / (1 - high)) ** 0.05
+        _set_limits(axis, 1 - (1 - low) * margin, 1 - (1 - high) / margin)
+        axis.set_major_locator(FixedLocator(_below_one(low, high)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: _number(x)))
+        axis.set_minor_locator(NullLocator())
+
+
+def _set_scale(axis: Any, scale: str, **kwargs: Any) -> None:
+    getattr(axis.axes, f"set_{axis.axis_name}scale")(scale, **kwargs)
+
+
+def _set_limits(axis: Any, low: float, high: float) -> None:
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
+
+
+def _ticks(distribution: Distribution) -> list[tuple[float, str]]:
+    """Round values of a distribution, each with its `u`."""
+    from matplotlib.ticker import MaxNLocator
+
+    if isinstance(distribution, Choice):
+        return [(distribution.unit(x), _word(x)) for x in distribution.options]
+    low, high = distribution.at(0.0), distribution.at(BELOW_ONE)
+    if distribution.axis == "log":
+        values = _round_logs(low, high)
+    elif distribution.axis == "one minus log":
+        values = _below_one(low, high)
+    else:
+        whole = isinstance(low, int)
+        values = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
+        values = [type(low)(x) for x in values if low <= np.float32(x) <= high]
+    return [(distribution.unit(min(max(x, low), high)), _number(x)) for x in values]
+
+
+def _choices(distribution: Distribution) -> tuple[list[int], list[str]]:
+    texts = [_word(x) for x in distribution.options]  # pyright: ignore[reportAttributeAccessIssue]
+    return list(range(len(texts))), texts
+
+
+def _is_wide(values: np.ndarray) -> bool:
+    """Whether they span so much that a linear axis would hide most of them."""
+    return bool(len(values)) and values.min() > 0 and values.max() / values.min() > WIDE
+
+
+def _score_axis(axis: Any, values: np.ndarray, *, log: bool | None = None) -> None:
+    """Makes an axis logarithmic if the values want it, with labels that do not overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not (_is_wide(values) if log is None else log):
+        return
+    _set_scale(axis, "log")
+    axis.set_minor_formatter(NullFormatter())
+    if values.max() / values.min() < 1000:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: _number(x)))
+
+
+def _ratio_to(scores: np.ndarray) -> Any:
+    """A function from scores to heights from 0 to 1."""
+    scores = scores[np.isfinite(scores)]
+    form = np.log if _is_wide(scores) else np.asarray
+    low, high = form([scores.min(), scores.max()]) if len(scores) else (0.0, 1.0)
+    return lambda score: float((form(score) - low) / ((high - low) or 1.0))
+
+
+def _score_ticks(scores: np.ndarray) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    scores = scores[np.isfinite(scores)]
+    if not len(scores):
+        return []
+    low, high = float(scores.min()), float(scores.max())
+    if _is_wide(scores):
+        return _round_logs(low, high)
+    return [
+        x
+        for x in map(float, MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high))
+        if low <= x <= high
+    ]
+
+
+def _norm(values: np.ndarray) -> Any:
+    from matplotlib.colors import LogNorm, Normalize
+
+    if not len(values):
+        return Normalize(0, 1)
+    return (LogNorm if _is_wide(values) else Normalize)(values.min(), values.max())
+
+
+def _color_bar(drawn: Any, values: np.ndarray, ax: Any, name: str) -> Any:
+    bar = ax.figure.colorbar(drawn, ax=ax, label=_words(name))
+    bar.minorticks_off()
+    ticks = _score_ticks(values)
+    bar.set_ticks(ticks, labels=list(map(_number, ticks)))
+    return bar
+
+
+def _round_logs(low: float, high: float) -> list[float]:
+    """Powers of ten between two numbers, also twice and five times these if they are few."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    every = -(-len(powers) // 8)
+    tens = [10.0**k for k in powers if k % every == 0]
+    fine = [float(f"{m}e{k}") for k in powers for m in (1, 2, 5)]
+    low, high = low * (1 - 1e-5), high * (1 + 1e-5)  # bounds are rounded to float32
+    tens, fine = ([x for x in values if low <= x <= high] for values in (tens, fine))
+    return tens if len(tens) > 2 else fine
+
+
+def _below_one(low: float, high: float) -> list[float]:
+    """Round numbers below 1 between two: 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, ..."""
+    return [round(1 - x, 9) for x in _round_logs(1 - high, 1 - low)][::-1]
+
+
+def _color(rank: int) -> str:
+    return PALETTE[rank % len(PALETTE)]
+
+
+def _number(x: float) -> str:
+    return f"{x:.3g}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _number(value)
+    text = getattr(value, "__name__", None) or str(value)
+    return text if len(text) <= 16 else text[:15] + "…"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _rounds(result: Result) -> list[int]:
+    """The steps of the rounds: in each somebody copied, whose own points tell when."""
+    copied = [iter(past[1:]) for past in result.past]
+    rounds = []
+    for sources in result.sources:
+        steps = [
+            next(copied[member])[0] for member in np.flatnonzero(sources != np.arange(len(sources)))
+        ]
+        rounds.append(steps[0] if steps else (rounds[-1] if rounds else 0))
+    return rounds
+
+
+def _reading(tx: Transform, params: PyTree, *, name: str, steps: int) -> jax.Array:
+    """A hyperparameter before each of some updates."""
+    zeros, zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+    offered = {"value": zero, "grad": zeros}
+    for function in ("value_fn", "obj_fn"):
+        offered[function] = lambda params: zero
+    extra = {key: offered[key] for key in tx.declared_extra_args() if key in offered}
+
+    def step(state, _):
+        _, after = tx.update(zeros, state, params, **extra)
+        return after, hyperparameters(tx, state)[name]
+
+    return jax.lax.scan(step, tx.init(params), length=steps)[1]
