@@ -276,3 +276,65 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
 def test_packed_reports_steps_traces_and_compilations():
     (row,) = table(run("packed.py", "--quick"), "Packed against plain")
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
+
+
+# Sweeps.
+
+
+@pytest.fixture(scope="module")
+def sweep_report():
+    return run("sweep.py", "--quick")
+
+
+def test_sweep_reports_the_chain(sweep_report):
+    rows = table(sweep_report, "The chain, width 8")
+    assert [row[0] for row in rows] == [
+        "a fresh jit for every point",
+        "hyperparameters as an argument",
+        "ASHA",
+        "lanes",
+    ]
+    assert all(matches(row[1:], *[NUMBER] * 3) for row in rows)
+    assert rows[0][2:] == ["1.00", "1.00"]
+
+
+def test_sweep_trains_the_same_every_way(sweep_report):
+    """To the four digits that are shown."""
+    rows = {row[0]: row for row in table(sweep_report, "Every way, width 8")}
+    assert set(rows) == {
+        *("fresh jit", "argument", "argument + ASHA"),
+        *("lanes map", "lanes map + ASHA"),
+    }
+    assert rows["argument"][-1] == rows["lanes map"][-1]
+    assert rows["argument"][-2] == rows["lanes map"][-2] == "1.000"
+
+
+def test_sweep_compiles_nothing_for_another_seed(sweep_report):
+    """With ASHA it may: to leave idle lanes behind is another program."""
+    rows = {row[0]: row for row in table(sweep_report, "Every way, width 8")}
+    assert rows["lanes map"][6] == "0 pass"
+    assert re.fullmatch(r"\d+ (pass|MISS)", rows["lanes map + ASHA"][6])
+
+
+def test_sweep_reports_quality_optimism_and_memory(sweep_report):
+    rows = table(sweep_report, "Quality of ASHA, width 8")
+    assert len(rows) == 4 and all(row[2] in ("pass", "MISS") for row in rows)
+    signed = r"-?\d+\.\d+"
+    plain, *confirmed = table(sweep_report, "Optimism of the reported score, width 8")
+    assert matches(plain, "none", NUMBER, NUMBER, rf"{signed} ± {NUMBER}", "", NUMBER)
+    for row in confirmed:
+        assert matches(row[1:], NUMBER, NUMBER, rf"{signed} ± {NUMBER}", JUDGED, NUMBER)
+        assert float(row[3].split()[0]) == pytest.approx(float(row[2]) - float(row[1]), abs=2e-4)
+    few, many = table(sweep_report, "Memory")
+    assert matches(few, "40", NUMBER, "") and matches(many, "80", NUMBER, JUDGED)
+
+
+@pytest.mark.parametrize("name", ["fresh jit + Optuna", "injected + ASHA"])
+def test_sweep_ways_that_quick_leaves_out(name):
+    """They too come to where the loop comes, with the same policy."""
+    digits, ways = import_module("digits"), import_module("sweep_ways")
+    study = ways.Study(digits.task(digits.images(), 8), 8, 20, 20, 2)
+    (cost, *_) = ways.measure(name, study)
+    peer = ways.in_turns(ways.argument, False, study)
+    assert cost.best >= 0.999 * peer(digits.points(study.trials, 0), 0).best
+    assert 2 <= cost.steps <= 20
