@@ -513,3 +513,56 @@ def test_regression_finds_scipy_s_weights(tmp_path):
         assert float(difference) < 1e-3
     assert done.stdout.count("converged: value ") == 2
     assert not done.written
+
+
+# sweep_digits
+
+
+def test_sweep_of_digits_compares_six_optimizers_and_draws_them(tmp_path):
+    done = run("sweep_digits", tmp_path, "--quick", "--output", "here/figure.png")
+    head, *rows = done.stdout.splitlines()[:7]
+    assert head.split()[:3] == ["optimizer", "test_loss", "near"]
+    names = [row.split()[0] for row in rows]
+    assert sorted(names) == ["Adam", "AdamW", "Lion", "Momentum", "RMSprop", "SGD"]
+    losses = [float(row.split()[1]) for row in rows]
+    assert losses == sorted(losses) and losses[0] < 1
+    assert f"The best is {names[0]} with learning_rate=" in done.stdout
+    assert done.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png", "#0072B2")
+
+
+# sweep_flax_mnist
+
+
+def test_sweep_of_mnist_prints_the_best_and_draws_every_trial(tmp_path):
+    done = run("sweep_flax_mnist", tmp_path, "--quick", "--output", "here/figure.png")
+    head = "trial test_loss peak_rate warmup weight_decay steps status"
+    assert done.stdout.splitlines()[0].split() == head.split()
+    rows = re.findall(r"^ *(\d+) +([\d.]+) .* (\d+) +(ok|pruned)$", done.stdout, re.MULTILINE)
+    assert {int(row[0]) for row in rows} == set(range(8))
+    assert min(float(row[1]) for row in rows) < 1.9, "a guess is log(10) = 2.3"
+    assert done.stdout.count("8 trials: ") == 1
+    accuracy = re.search(r"the best: ([\d.]+) % of the test images", done.stdout)
+    assert accuracy and float(accuracy[1]) > 30
+    assert done.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png")
+
+
+# sweep_text
+
+
+def test_sweep_of_text_finds_a_schedule(tmp_path):
+    done = run("sweep_text", tmp_path, "--quick", "--output", "here/figure.png")
+    population, searched = done.stdout.split("random search\n")
+    row = re.compile(r"^ *(\d+) +([\d.]+) +([\d.]+) +40 +ok$", re.MULTILINE)
+    for part in (population, searched):
+        rows = row.findall(part)
+        assert {int(member) for member, _, _ in rows} == set(range(8))
+        losses = [float(loss) for _, loss, _ in rows]
+        assert losses == sorted(losses) and losses[0] < 3, "a guess is log(100) = 4.6"
+    found = re.search(r"the schedule that was found: (.*)$", searched, re.MULTILINE)
+    assert found
+    steps = [int(step) for step in re.findall(r"from step (\d+)", found[1])]
+    assert steps[0] == 0 and len(steps) > 1 and all(step % 4 == 0 for step in steps)
+    assert done.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png", "black")
