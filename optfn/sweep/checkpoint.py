@@ -149,7 +149,7 @@ def fingerprint(scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str
     return {
         "its space": _sha_of_space(scheduler.space),
         "its policy": _sha_of_json(_plain(policy)),
-        "its data": _sha_of(*map(_bytes, jax.tree.leaves(scheduler.shared[:3]))),
+        "its data": _sha_of(*map(_bytes, jax.tree.leaves(scheduler.shared[:4]))),
         "its optimizer": _sha_of(*map(_bytes, jax.tree.leaves(tx))),
         "its program": _sha_of(scheduler.program(tx).encode()),
         **{name: str(value) for name, value in numbers.items()},

@@ -51,6 +51,7 @@ class Shared(NamedTuple):
         seed: of the sweep.
         data: of the task.
         held_out: of the task.
+        start: the params that every run starts from, if the task has them.
         steps: of a whole run.
         max_loss: above it a run has diverged.
     """
@@ -58,6 +59,7 @@ class Shared(NamedTuple):
     seed: Any
     data: PyTree
     held_out: PyTree
+    start: PyTree
     steps: Any
     max_loss: Any
 
@@ -76,7 +78,7 @@ def admit(
     """New runs in the chosen lanes, the others as they are."""
 
     def one(chosen, tx, seed, old, shared):
-        return lax.cond(chosen, lambda: _begun(task, tx, seed, shared.seed), lambda: old)
+        return lax.cond(chosen, lambda: _begun(task, tx, seed, shared), lambda: old)
 
     # One after the other, which takes half as long to compile and leaves others' lanes alone.
     return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, tx, seeds, lanes, shared)
@@ -198,17 +200,19 @@ def _scored(lane: Lanes, sums: Any, shared: Shared, *, task: Training) -> dict[s
     return _scores(task, lane, sums, shared)
 
 
-def blank(task: Training, tx: Transform, lanes: int, mesh: Mesh | None = None) -> Lanes:
+def blank(
+    task: Training, tx: Transform, lanes: int, shared: Shared, mesh: Mesh | None = None
+) -> Lanes:
     """Lanes without a run, for optimizers like `tx`, whose numbers have the lanes in front."""
     # From the host: an operation for each shape would be a compilation for each.
-    return jax.tree.map(lambda x: placed(_zeros(x), mesh), shapes(task, tx, lanes))
+    return jax.tree.map(lambda x: placed(_zeros(x), mesh), shapes(task, tx, lanes, shared))
 
 
-def shapes(task: Training, tx: Transform, lanes: int) -> Lanes:
+def shapes(task: Training, tx: Transform, lanes: int, shared: Shared) -> Lanes:
     """The shapes of such lanes."""
     begin = jax.vmap(partial(_begun, task), in_axes=(0, 0, None))
     seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
-    return jax.eval_shape(begin, tx, seeds, np.uint32(0))
+    return jax.eval_shape(begin, tx, seeds, shared)
 
 
 def bytes_of(
@@ -239,7 +243,7 @@ def text(
 def _lowered(
     task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
 ) -> jax.stages.Lowered:
-    blank, occupied = shapes(task, tx, lanes), jax.ShapeDtypeStruct((lanes,), bool)
+    blank, occupied = shapes(task, tx, lanes, shared), jax.ShapeDtypeStruct((lanes,), bool)
     options = {"task": task, "length": length, "mode": "vmap", "mesh": None}
     return _train_together.lower(blank, occupied, shared, np.int32(0), batches, **options)
 
@@ -348,9 +352,9 @@ def _over(mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(mesh.axis_names)
 
 
-def _begun(task: Training, tx: Transform, seed: jax.Array, of_sweep: jax.Array) -> Lanes:
-    key = jax.random.fold_in(jax.random.key(of_sweep), seed)
-    carry = task.begin(tx, jax.random.fold_in(key, 0))
+def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> Lanes:
+    key = jax.random.fold_in(jax.random.key(shared.seed), seed)
+    carry = task.begin(tx, jax.random.fold_in(key, 0), shared.start)
     flags = jnp.ones((), bool), jnp.zeros((), bool)
     return Lanes(tx, carry, seed, jnp.zeros((), jnp.int32), *flags)
 

@@ -28,7 +28,7 @@ class Member:
         values: the hyperparameters.
         optimizer: with them.
         score: the mean over its seeds, in the units of the task; inf (or -inf) if one diverged.
-        spread: the standard deviation over its seeds, nan for one.
+        spread: the standard deviation over its seeds; nan for one, or where one diverged.
         status: "ok", "pruned", "diverged", "not_finite" or "stopped".
         steps: taken.
         params: of the first seed, for those that were kept; else None. Those that were scored: of
@@ -155,12 +155,13 @@ class Result:
         """One trial by its number."""
         scores = self._counting[trial]
         scores = scores[~np.isnan(scores)]
+        several = len(scores) > 1 and bool(np.isfinite(scores).all())
         return Member(
             trial=int(trial),
             values=dict(self.points[trial]),
             optimizer=_in_turn(self.make, self.lines[trial]),
             score=float(self.task.sign * self.losses[trial]),
-            spread=float(scores.std(ddof=1)) if len(scores) > 1 else float("nan"),
+            spread=float(scores.std(ddof=1)) if several else float("nan"),
             status=str(self.status[trial]),
             steps=int(self.steps[trial]),
             params=self.kept.get(int(trial)),

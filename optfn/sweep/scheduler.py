@@ -96,6 +96,7 @@ class Scheduler:
             np.uint32(self.seed),
             jax.device_put(self.task.data, whole),
             jax.device_put(self.task.held_out, whole),
+            jax.device_put(self.task.start, whole),
             np.int32(self.steps),
             np.asarray(self.max_loss, _float()),
         )
@@ -219,7 +220,8 @@ class Scheduler:
 
     def blank(self, tx: Transform) -> engine.Lanes:
         """Lanes for such an optimizer."""
-        return engine.blank(self.task, self._stacked([tx] * self.slots), self.lanes, self.mesh)
+        many = self._stacked([tx] * self.slots)
+        return engine.blank(self.task, many, self.lanes, self.shared, self.mesh)
 
     def program(self, tx: Transform) -> str:
         """The text of the program that trains such an optimizer."""

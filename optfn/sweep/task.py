@@ -100,7 +100,12 @@ class Training:
         rows = jax.random.randint(key, (self.batch_size,), 0, self.number_of_examples())
         return jax.tree.map(lambda x: x[rows], data)
 
-    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
+    @property
+    def start(self) -> PyTree:
+        """The params that every run starts from; None where each makes its own."""
+        return None
+
+    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
         """All that a run carries from step to step."""
         raise NotImplementedError
 
@@ -139,7 +144,8 @@ class Task(Training):
     `TrainingLoop`.
 
     Args:
-        init: `init(key) -> params`, or a tree of params that every run starts from.
+        init: `init(key) -> params`, or a tree of params that every run starts from. Params are a
+            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`).
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
             gives a scalar, or a pair of it and a dict of scalars to record. In float32 or wider.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
@@ -159,8 +165,12 @@ class Task(Training):
         _check_function(self, "loss")
         super().__post_init__()
 
-    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
-        params = self.init(key) if callable(self.init) else jax.tree.map(jnp.asarray, self.init)
+    @property
+    def start(self) -> PyTree:
+        return None if callable(self.init) else self.init
+
+    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
+        params = self.init(key) if callable(self.init) else start
         return params, tx.init(params)
 
     def advance(
@@ -229,7 +239,7 @@ class TrainingLoop(Training):
         _check_function(self, "params", optional=True)
         super().__post_init__()
 
-    def begin(self, tx: Transform, key: jax.Array) -> PyTree:
+    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
         return self.init(tx, key)
 
     def advance(

@@ -81,7 +81,7 @@ def maximized(result):
     return replace(
         result,
         task=replace(result.task, minimize=None, maximize="share"),
-        scores=1 / (1 + result.scores),
+        scores=np.where(np.isinf(result.scores), -np.inf, 1 / (1 + result.scores)),
     )
 
 
@@ -133,7 +133,8 @@ def test_sensitivity_shows_the_spread_of_seeds_and_pruned_trials_lighter(searche
 def test_sensitivity_without_seeds_or_survivors_still_draws(gridded, ax):
     plot.sensitivity(gridded, "rate", ax)
     assert not ax.containers[0].lines[2]
-    lost = replace(gridded, status=np.full(len(gridded), "diverged"))
+    worst = np.full(gridded.scores.shape, np.inf)
+    lost = replace(gridded, status=np.full(len(gridded), "diverged"), scores=worst)
     fresh = plot.sensitivity(lost, "rate", Figure().subplots())
     assert len(marked(fresh, "x")) == len(gridded) and not len(marked(fresh, "o"))
 
