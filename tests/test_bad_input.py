@@ -1141,3 +1141,35 @@ def test_a_class_without_its_parentheses(call):
         call()
     assert "scale_by_adam" in str(error.value)
     assert "use from_optax" not in str(error.value)
+
+
+@table(
+    [
+        (
+            "a norm below 0",
+            (
+                lambda: optfn.clip_by_norm(-1.0),
+                ValueError,
+                "clip_by_norm(max_norm=...) must be at least 0, found -1.0.",
+            ),
+        ),
+        (
+            "a decay that grows",
+            (
+                lambda: optfn.scale_by_layer_decay(1.5, 2),
+                ValueError,
+                "scale_by_layer_decay(decay=...) must be from 0 to 1, found 1.5.",
+            ),
+        ),
+        (
+            "slow params that overshoot",
+            (
+                lambda: optfn.lookahead(ADAM, 5, 1.5),
+                ValueError,
+                "lookahead(slow_step_size=...) must be from 0 to 1, found 1.5.",
+            ),
+        ),
+    ]
+)
+def test_numbers_out_of_their_range(call, error, sentence):
+    check(call, error, *sentence)

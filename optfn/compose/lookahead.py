@@ -55,8 +55,9 @@ class lookahead(Transform):
             step count, and so with its schedules.
 
     Raises:
-        ValueError: `update` was not given the params; or `sync_period` is below 1; or the
-            optimizer holds an average of params, or a `lookahead`, which belongs around this one.
+        ValueError: `update` was not given the params; or `sync_period` is below 1; or
+            `slow_step_size` is not from 0 to 1; or the optimizer holds an average of params, or a
+            `lookahead`, which belongs around this one.
 
     Source: Zhang et al. 2019.
     """
@@ -72,6 +73,7 @@ class lookahead(Transform):
     def __post_init__(self):
         super().__post_init__()
         check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
+        check_within(self.slow_step_size, (0, 1), "lookahead(slow_step_size=...)")
         check_nothing_last(
             self.fast_optimizer, "lookahead(fast_optimizer=...)", "the synchronization"
         )

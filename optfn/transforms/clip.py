@@ -1,11 +1,12 @@
 """Clipping."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optfn.core.data import static
+from optfn.core.data import check_within, static
 from optfn.core.dtypes import cast, norms_along, scaled_norm, widen
 from optfn.core.leafwise import Leafwise
 from optfn.core.transform import Context, Transform
@@ -48,10 +49,17 @@ class clip_by_norm(Leafwise):
     Args:
         max_norm: a number or a schedule, not negative; 0 gives zero updates.
 
+    Raises:
+        ValueError: `max_norm` is below 0.
+
     Source: Pascanu et al. 2012, by layer.
     """
 
     max_norm: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_within(self.max_norm, (0, math.inf), "clip_by_norm(max_norm=...)")
 
     def update_leaf(self, g, slots, param, t):
         return _shrunk(g, *scaled_norm(g), self.max_norm), slots

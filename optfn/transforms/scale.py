@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optfn.core.data import per_leaf, static
+from optfn.core.data import check_within, per_leaf, static
 from optfn.core.leafwise import Leafwise
 
 
@@ -71,7 +71,7 @@ class scale_by_layer_decay(Leafwise):
 
     Raises:
         TypeError: a value that is no int.
-        ValueError: a value below 0, by its path.
+        ValueError: `decay` is not from 0 to 1; a value of `layers_above` below 0, by its path.
 
     Source: Howard and Ruder 2018; Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
     """
@@ -86,6 +86,7 @@ class scale_by_layer_decay(Leafwise):
         super().__post_init__()
         if self.layers_above is None:
             raise TypeError("scale_by_layer_decay(layers_above=...) must be a tree or a function.")
+        check_within(self.decay, (0, 1), "scale_by_layer_decay(decay=...)")
 
     def update_leaf(self, update, slots, param, t):
         if self.layers_above < 0:
