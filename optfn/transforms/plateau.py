@@ -88,6 +88,9 @@ class reduce_on_plateau(Transform):
         starts = (1, self._sign * jnp.inf, 0, 0, 0, 0)
         return Plateau(*(number_slot(start, params) for start in starts))
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {name: getattr(slots, name) for name in ("scale", "best_value", "plateau_count")}
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         value = cast(ctx.extra_args["value"], own_dtype(updates))
         count = slots.avg_count + 1

@@ -227,3 +227,16 @@ def test_a_missing_value_is_named():
     tx = optfn.chain(optfn.sgd(0.1), optfn.reduce_on_plateau())
     with pytest.raises(TypeError, match="misses the extra argument 'value'"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_the_factor_and_what_it_waits_for_are_metrics():
+    tx = optfn.chain(optfn.sgd(1.0), optfn.reduce_on_plateau(0.5, patience=2))
+    state = tx.init({"w": jnp.ones(2)})
+    for value in (3.0, 4.0, 5.0, 6.0):
+        _, state = tx.update({"w": jnp.ones(2)}, state, value=jnp.asarray(value))
+    told = optfn.metrics(tx, state)
+    assert {name.split(".")[-1]: float(value) for name, value in told.items()} == {
+        "scale": 0.5,
+        "best_value": 3.0,
+        "plateau_count": 1.0,
+    }
