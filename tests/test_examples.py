@@ -528,7 +528,7 @@ def test_sweep_of_digits_compares_six_optimizers_and_draws_them(tmp_path):
     assert losses == sorted(losses) and losses[0] < 1
     assert f"The best is {names[0]} with learning_rate=" in done.stdout
     assert done.written == {"here/figure.png"}
-    check_drawn(tmp_path / "here/figure.png", "#0072B2")
+    check_drawn(tmp_path / "here/figure.png")
 
 
 # sweep_flax_mnist
