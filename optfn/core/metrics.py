@@ -19,7 +19,8 @@ def metrics(tx: Transform, state: State) -> Metrics:
 
     What `monitor` measures is listed there. Without one there are only the counts that the state
     holds anyway: `skipped`, the steps or micro-gradients that `skip_nonfinite`, `skip_spikes`,
-    `loss_scale` and `accumulate` left out, and the `scale` of `loss_scale`.
+    `loss_scale` and `accumulate` left out, the `scale` of `loss_scale`, and of `reduce_on_plateau`
+    its `scale`, `best_value` and `plateau_count`.
 
     Args:
         tx: an optimizer.
@@ -29,7 +30,7 @@ def metrics(tx: Transform, state: State) -> Metrics:
         A dict from qualified names like `"accumulate.monitor.grad_norm"`, which are made as those
         of `hyperparameters`, to scalars; `[n]` from the state of n runs. A short name works as a
         key where it is unique. It is a pytree, so a jitted step or the body of a `scan` can
-        return it. Before the first update all values are 0.
+        return it. Before the first update what is measured or counted is 0.
     """
     check_transform_type(tx, "metrics(tx, state): tx")
     check_state_type(state)
