@@ -260,6 +260,12 @@ def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lane
 
 
 @jax.jit
+def twin(lanes: Lanes) -> Lanes:
+    """A copy, where one is to be donated."""
+    return jax.tree.map(jnp.copy, lanes)
+
+
+@jax.jit
 def compact(lanes: Lanes, source: jax.Array) -> Lanes:
     """Some of the lanes, as many as there are sources."""
     return jax.tree.map(lambda x: x[source], lanes)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optfn.core.transform import Transform, check_transform_type
 from optfn.core.tree import PyTree
 from optfn.sweep import engine
-from optfn.sweep.policies.policy import Policy, Scores, Verdict
+from optfn.sweep.policies.policy import Policy, Scores, Verdict, run_all
 from optfn.sweep.policies.population import pbt
 from optfn.sweep.search import Session, Status
 from optfn.sweep.space import Distribution, Fixed
@@ -26,6 +26,8 @@ from optfn.sweep.trial import Trial, stacked
 # For every slot, trials of other structures, which have their turn later.
 MOST_WAITING = 8
 MOST_STRUCTURES = 32
+LEFT_BY_PRUNING = 0.3  # the share of all steps that ASHA leaves, about
+LOOP_STEP = 2e-4  # seconds of a step below which a loop on the host cannot be the fastest
 LEAST_COMPILING = 1.0  # seconds, also where the first segment had been compiled before
 
 # The fastest mode that was found, by task and shapes.
@@ -298,9 +300,13 @@ class Scheduler:
             modes = [mode for mode in modes if mode != "loop"]
         start, ends, seconds = self.state, {}, {}
         work = self.session.trials * self.width * self.steps / (self.lanes * self.segment)
+        work *= 1 if isinstance(self.policy, (run_all, pbt)) else LEFT_BY_PRUNING
         for mode in modes:
+            fewest = min((seconds[m, "trained"] for m in ends), default=0.0)
+            if mode == "loop" and stops(fewest < LOOP_STEP * self.lanes * self.segment):
+                break
             for took in ("compiled", "trained"):
-                self.state = jax.tree.map(jnp.copy, start)
+                self.state = engine.twin(start)
                 jax.block_until_ready(self.state)
                 began = time.perf_counter()
                 ends[mode] = self._train(mode), self.state
