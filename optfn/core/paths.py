@@ -20,16 +20,17 @@ class by_path:
 
     A pattern is matched against the whole path, entry by entry: `*` stands for any text inside an
     entry, `?` for one character, `[0-9]` for one of several, and an entry `**` for any number of
-    entries, none included. The first pattern that matches decides.
+    entries, none included. An entry also stands for itself as it is written, as `layer[0]` does.
+    The first pattern that matches decides.
 
     Args:
         patterns: a dict from patterns to values, which hash.
         default: the value of leaves that no pattern matches; None if there should be none.
 
     Raises:
-        ValueError: where it is used, a pattern that matches no leaf, or a leaf that no pattern
-            matches where there is no default. In a group of a partition the leaves of the other
-            groups count for the former.
+        ValueError: where it is used, a pattern that matches no leaf, or only such as patterns
+            before it have taken; or a leaf that no pattern matches where there is no default. In a
+            group of a partition the leaves of the other groups count for the former.
     """
 
     def __init__(self, patterns: Mapping[str, Any], default: Any = None):
@@ -49,11 +50,14 @@ class by_path:
             raise TypeError(f"{self!r}: every value must hash.") from None
 
     def __call__(self, path: str, leaf: Any = None) -> Any:
-        matching = (value for pattern, value in self.patterns if matches(pattern, path))
-        return next(matching, self.default)
+        return dict(self.patterns).get(self._first(path), self.default)
+
+    def _first(self, path: str) -> str | None:
+        """The pattern that decides."""
+        return next((pattern for pattern, _ in self.patterns if matches(pattern, path)), None)
 
     def check(self, leaves: Sequence[str], places: Sequence[str], where: str) -> None:
-        """Refuses patterns without a leaf and leaves without a value.
+        """Refuses patterns that decide for no leaf and leaves without a value.
 
         Args:
             leaves: the paths of all leaves.
@@ -69,6 +73,14 @@ class by_path:
             raise ValueError(
                 f"{where}: no leaf matches {_listed(unused)}; there are {_listed(places)}."
             )
+        deciding = {path: self._first(path) for path in places}
+        for pattern, _ in self.patterns:
+            if places and pattern not in deciding.values():
+                before = dict.fromkeys(deciding[path] for path in places if matches(pattern, path))
+                raise ValueError(
+                    f"{where}: {pattern!r} decides for no leaf, as all that it matches are taken "
+                    f"by {_listed(list(before))} before it."
+                )
         left_out = [path for path in leaves if self(path) is None]
         if left_out:
             raise ValueError(
@@ -107,7 +119,12 @@ def _entries_match(pattern: list[str], path: list[str]) -> bool:
     first, *rest = pattern
     if first == "**":
         return any(_entries_match(rest, path[i:]) for i in range(len(path) + 1))
-    return bool(path) and fnmatchcase(path[0], first) and _entries_match(rest, path[1:])
+    return bool(path) and _entry_matches(first, path[0]) and _entries_match(rest, path[1:])
+
+
+def _entry_matches(pattern: str, entry: str) -> bool:
+    # The key "layer[0]" is none of those that fnmatch has the pattern "layer[0]" stand for.
+    return pattern == entry or fnmatchcase(entry, pattern)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -74,6 +74,13 @@ def assert_same_bits(a, b):
         ("**", "", True),
         ("*", "", False),
         ("Dense.*", "Densex", False),
+        ("layer[0]", "layer[0]", True),
+        ("net/layer[0]/*", "net/layer[0]/bias", True),
+        ("**/layer[0]", "net/layer[0]", True),
+        ("layer[0]", "layer0", True),
+        ("layer[0]", "layer[1]", False),
+        ("layer[0]*", "layer[0]s", False),
+        ("layer[[]?]*", "layer[0]s", True),
     ],
 )
 def test_a_pattern_goes_entry_by_entry(pattern, path, matches):
@@ -94,6 +101,26 @@ def test_the_first_pattern_that_matches_decides(patterns, entries):
     for i, text in enumerate(texts):
         labels.setdefault(text, i)
     assert by_path(labels, default=-1)("/".join(entries), None) == next(iter(hits), -1)
+
+
+@hypothesis.given(st.text("ab/*?[]!-\n", max_size=12))
+def test_a_path_is_a_pattern_of_itself(path):
+    assert by_path({path: True}, default=False)(path, None) is True
+
+
+@hypothesis.given(st.lists(PATTERNS, min_size=1, max_size=4), st.lists(ENTRIES, min_size=1))
+def test_a_pattern_that_decides_for_no_leaf_is_refused(patterns, leaves):
+    texts = list(dict.fromkeys("/".join(pattern) for pattern in patterns))
+    tree = {"/".join(leaf): jnp.ones(1) for leaf in leaves}
+    labels = by_path({text: text for text in texts}, default="none")
+    idle = set(texts) - {labels(path) for path in tree}
+    tx = optfn.freeze(optfn.sgd(0.1), by_path(dict.fromkeys(texts, True), default=False))
+    if idle:
+        with pytest.raises(ValueError, match="no leaf") as caught:
+            tx.init(tree)
+        assert any(repr(text) in str(caught.value) for text in idle)
+    else:
+        tx.init(tree)
 
 
 def test_it_equals_another_of_the_same_content_and_prints_as_what_makes_it():
@@ -155,6 +182,18 @@ def test_an_optimizer_built_anew_does_not_compile_again():
             None,
             "partition(labels=...): no pattern matches 'head/bias', 'layers_0/bias', and by_path "
             "has no default.",
+        ),
+        (
+            {"**/bias": "slow", "embed/*": "slow", "head/bias": "fast", "*/kernel": "fast"},
+            None,
+            "partition(labels=...): 'head/bias' decides for no leaf, as all that it matches are "
+            "taken by '**/bias' before it.",
+        ),
+        (
+            {"head/*": "slow", "*/kernel": "fast", "**/bias": "slow", "l*/*": "fast"},
+            None,
+            "partition(labels=...): 'l*/*' decides for no leaf, as all that it matches are taken "
+            "by '**/bias', '*/kernel' before it.",
         ),
     ],
 )
