@@ -215,6 +215,8 @@ def _as_static(value: Any, where: str, kind: type) -> Any:
         raise TypeError(
             f"{where} must be one hashable value per leaf, found {type(value).__name__}."
         ) from None
+    if kind is int and isinstance(value, bool):
+        raise TypeError(f"{where} is a whole number, found the bool {value}.")
     if not isinstance(value, kind):
         raise TypeError(f"{where} must be a {kind.__name__}, found {value!r}.")
     return value

@@ -70,7 +70,7 @@ class scale_by_layer_decay(Leafwise):
             0 on: a tree, of which a prefix is enough, or a function `(path, leaf) -> int`.
 
     Raises:
-        TypeError: a value that is no int.
+        TypeError: a value that is no int; a bool is none.
         ValueError: `decay` is not from 0 to 1; a value of `layers_above` below 0, by its path.
 
     Source: Howard and Ruder 2018; Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).

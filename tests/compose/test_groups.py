@@ -472,6 +472,10 @@ def test_rates_fall_with_the_layers_above():
         (None, TypeError, "layers_above=...) must be a tree or a function"),
         (by_path({"embed/*": -1}, default=0), ValueError, "must not be below 0, found -1."),
         (by_path({"**": 0.5}), TypeError, "at 'embed/kernel' must be a int, found 0.5."),
+        (by_path({"**": True}), TypeError, "at 'embed/kernel' is a whole number, found the bool T"),
+        (lambda path, leaf: "head" in path, TypeError, "'embed/kernel' is a whole number, found"),
+        ({"embed": 1, "head": False, "layers_0": 0}, TypeError, "'head' is a whole number, found"),
+        (np.bool_(True), TypeError, "at the root is a whole number, found the bool True."),
     ],
 )
 def test_layers_above_are_counted(layers_above, error, sentence):
