@@ -412,7 +412,9 @@ class ema_power_law(Schedule):
     """The decay of an average that remembers a share of the run: (1 - 1 / t)^(gamma + 1).
 
     With t = step + 1. For `ema_of_params`: the s-th params in the average weigh about s^gamma, and
-    no time has to be chosen.
+    no time has to be chosen. In float32 what is let in, 1 - decay, about (gamma + 1) / t, is a
+    multiple of 6e-8; with a gamma of 6.94 it is right to a percent up to 2 million params. In
+    longer runs take one of many, with `every`.
 
     Args:
         gamma: the power; 6.94 is a memory of a tenth of the run (its standard deviation), 16.97
@@ -424,7 +426,10 @@ class ema_power_law(Schedule):
     gamma: Any
 
     def at(self, step):
-        return _power(step / (step + 1), self.gamma + 1)
+        # Near 1 a power of step / (step + 1) would be that of its rounding.
+        later = jnp.where(step > 0, step, 1)
+        decay = jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / later))
+        return jnp.where(step > 0, decay, 0)
 
 
 class join(Schedule):

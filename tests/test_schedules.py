@@ -184,6 +184,15 @@ def test_transitions_of_any_length_end_at_their_end():
         assert (found == 0.5).all(), n
 
 
+@pytest.mark.parametrize("t", [10**5, 10**6, 10**7, 10**8])
+@pytest.mark.parametrize("gamma", [0.0, 6.94, 16.97])
+def test_a_power_law_near_one_is_right_to_a_rounding(gamma, t):
+    steps = np.arange(t - 1, t + 500)
+    wanted = -np.expm1((gamma + 1) * np.log1p(-1 / (steps + 1.0)))
+    found = 1 - np.float64(values(schedules.ema_power_law(gamma), steps))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2**-24)
+
+
 # Peers in optax, in float32 over all steps.
 
 
