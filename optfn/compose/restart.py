@@ -52,7 +52,9 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
     state starts anew with `tx.init(params)`. With a group goes what stands outside of it but has
     the shape of its leaves, as if they had always been what they are now: an average of the params
     and the slow ones of `lookahead` are the new head, and what `accumulate` has summed up for it is
-    zero. The name of a stage is for its own slots alone.
+    zero. The sum of the other groups goes on and all have one count, so that in the middle of a
+    round the next step of the new head is with zeros for the gradients before: reset it when
+    `has_updated` is True, and there are none. The name of a stage is for its own slots alone.
 
     The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
     `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no

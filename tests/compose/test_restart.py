@@ -96,6 +96,31 @@ def test_what_stands_around_a_group_forgets_its_old_leaves(around, shape):
     np.testing.assert_allclose(found, -100.0, atol=1)
 
 
+@pytest.mark.parametrize(("before", "zeros"), [(1, 1), (2, 2), (3, 0), (4, 1), (6, 0)])
+def test_in_the_middle_of_a_round_a_group_has_zeros_for_the_gradients_before(before, zeros):
+    every, weights = 3, [1.0, 4.0, 2.0]
+    sgd = optfn.sgd(1.0, momentum=0.0)  # with slots, without which no group is reset
+    groups = optfn.partition({"body": sgd, "head": sgd}, LABELS)
+    tx = optfn.accumulate(groups, every, weighted=True)
+    state = tx.init(PARAMS)
+
+    def grads(i):
+        return jax.tree.map(lambda p: p + 2.0**i, PARAMS)
+
+    for i in range(before):
+        _, state = tx.update(grads(i), state, PARAMS, weight=weights[i % every])
+    assert state.slots["accumulate"].has_updated == (zeros == 0)
+    state = optfn.reset(tx, state, PARAMS, "head")
+    start, end = before - before % every, before - before % every + every
+    for i in range(before, end):
+        updates, state = tx.update(grads(i), state, PARAMS, weight=weights[i % every])
+    assert state.slots["accumulate"].has_updated
+    for name, first in (("body", start), ("head", start + zeros)):
+        p = np.float64(PARAMS[name]["w"])
+        wanted = -sum(weights[i % every] * (p + 2.0**i) for i in range(first, end)) / sum(weights)
+        np.testing.assert_allclose(updates[name]["w"], wanted, rtol=1e-6)
+
+
 def test_a_group_inside_of_a_group_is_found_by_its_leaves():
     deep = optfn.partition(
         {"x": optfn.adam(0.1), "y": optfn.trace(0.9)},
