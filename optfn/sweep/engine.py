@@ -5,7 +5,9 @@ them. Their shapes never change, so each is compiled once, and a lane whose run 
 next at once.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,6 +44,10 @@ class Lanes(NamedTuple):
     age: jax.Array
     running: jax.Array
     diverged: jax.Array
+
+
+# Of a step or of several: how many, and the scalars that they told.
+Told = tuple[jax.Array, dict[str, jax.Array]]
 
 
 class Shared(NamedTuple):
@@ -98,6 +104,8 @@ def train(
 ) -> tuple[Lanes, dict[str, jax.Array]]:
     """Trains every occupied lane for `length` steps, up to the age `steps`, and scores it.
 
+    On a CPU some of the lanes train on each core.
+
     Args:
         lanes: are donated.
         occupied: which lanes still have a run; the others stop running.
@@ -109,11 +117,57 @@ def train(
         mode: "vmap", "map", or "loop" for a loop on the host, lane by lane and step by step.
         mesh: over which the lanes are spread.
     """
+    count = parts_of(len(occupied), mode, mesh)
+    if count == 1 and mode != "loop":
+        options = {"task": task, "length": length, "mode": mode, "mesh": mesh}
+        return _train_together(lanes, occupied, shared, first, batches, **options)
+    parts = _apart(lanes, occupied, count=count)
+    for x in jax.tree.leaves(lanes):
+        if isinstance(x, jax.Array):
+            x.delete()
+    # The threads only call what was compiled here, and so do without this thread's settings of jax.
+    same = jax.device_put((shared, first, batches))
+    program = _host_loop if mode == "loop" else _program
+    further = program(*parts[0], *same, task=task, length=length, mode=mode)
+    with ThreadPoolExecutor(min(count, _cores())) as pool:
+        return _together(*pool.map(lambda part: further(*part, *same), parts))
+
+
+def parts_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int:
+    """Into how many parts lanes are split, each trained by a thread of its own.
+
+    One program after another is all that a thread can have on a CPU, where few operations are so
+    large that they keep more than one core busy.
+    """
     if mode == "loop":
-        return _train_in_turns(lanes, occupied, shared, first, batches, task, length)
-    return _train_together(
-        lanes, occupied, shared, first, batches, task=task, length=length, mode=mode, mesh=mesh
-    )
+        return lanes
+    if mesh is not None or jax.default_backend() != "cpu":
+        return 1
+    least = SAME_BITS if mode == "vmap" else 1
+    fitting = [n for n in range(1, _cores() + 1) if lanes % n == 0 and lanes // n >= least]
+    return max(fitting, default=1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@partial(jax.jit, static_argnames="count")
+def _apart(lanes: Lanes, occupied: jax.Array, *, count: int) -> list[tuple[Lanes, jax.Array]]:
+    each = len(occupied) // count
+    return [
+        jax.tree.map(lambda x, i=i: x[i * each : (i + 1) * each], (lanes, occupied))
+        for i in range(count)
+    ]
+
+
+@jax.jit
+def _together(*trees: Any) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
+
+
+def _program(*args: Any, **options: Any) -> Callable:
+    return _train_together.lower(*args, **options, mesh=None).compile()
 
 
 @partial(jax.jit, static_argnames=("task", "length", "mode", "mesh"), donate_argnames="lanes")
@@ -151,53 +205,62 @@ def _train_together(
     return over(one)(lanes, occupied, shared, first, batches)
 
 
-def _train_in_turns(
-    lanes: Lanes,
-    occupied: np.ndarray,
+def _host_loop(
+    lane: Lanes,
+    occupied: jax.Array,
     shared: Shared,
-    first: int,
+    first: jax.Array,
     batches: PyTree,
+    *,
     task: Training,
     length: int,
-) -> tuple[Lanes, dict[str, jax.Array]]:
-    told = {}
-    running = np.flatnonzero(np.asarray(lanes.running) & occupied)
-    apart = _apart(lanes, occupied)
-    batch = jax.tree.map(lambda x: x[0], batches)
-    step = partial(_step, task)
-    told_of = jax.eval_shape(step, shared, apart[running[0]], np.int32(0), batch)[1]
-    for i in running:
-        lane, sums = apart[i], jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told_of)
+    mode: str,
+) -> Callable:
+    """What trains one lane by a program for a step and one for the scores."""
+    at = np.int32(0)
+    told = jax.eval_shape(partial(_alone, task=task), lane, at, shared, first, batches)[1]
+    step = _one_step.lower(lane, told, at, shared, first, batches, task=task).compile()
+    score = _scored.lower(lane, told, shared, task=task).compile()
+    scores = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
+
+    def further(lane, occupied, shared, first, batches):
+        if not (occupied[0] and lane.running[0]):
+            return lane, jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), scores)
+        sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
         for at in range(length):
-            batch = jax.tree.map(lambda x, at=at: x[at], batches)
-            lane, sums = _one_step(lane, sums, shared, np.int32(first + at), batch, task=task)
-        apart[i], told[i] = lane, _scored(lane, sums, shared, task=task)
-    missing = jax.tree.map(lambda x: np.full((), np.nan, x.dtype), told[running[0]])
-    return _together(apart, [told.get(i, missing) for i in range(len(apart))])
+            lane, sums = step(lane, sums, np.int32(at), shared, first, batches)
+        return lane, score(lane, sums, shared)
+
+    return further
 
 
-@jax.jit
-def _apart(lanes: Lanes, occupied: jax.Array) -> list[Lanes]:
-    lanes = lanes._replace(running=lanes.running & occupied)
-    return [jax.tree.map(lambda x, i=i: x[i], lanes) for i in range(len(occupied))]
+def _alone(
+    lane: Lanes, at: jax.Array, shared: Shared, first: jax.Array, batches: PyTree, *, task: Training
+) -> tuple[Lanes, Told]:
+    batch = jax.tree.map(lambda x: x[at], batches)
+    lane, told = _step(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
+    return jax.tree.map(lambda x: x[None], lane), told
 
 
-@jax.jit
-def _together(*trees: list[Any]) -> tuple[Any, ...]:
-    return tuple(jax.tree.map(lambda *xs: jnp.stack(xs), *tree) for tree in trees)
-
-
-@partial(jax.jit, static_argnames="task", donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames="task", donate_argnames=("lane", "sums"))
 def _one_step(
-    lane: Lanes, sums: Any, shared: Shared, at: Any, batch: PyTree, *, task: Training
-) -> Any:
-    lane, told = _step(task, shared, lane, at, batch)
+    lane: Lanes,
+    sums: Told,
+    at: jax.Array,
+    shared: Shared,
+    first: jax.Array,
+    batches: PyTree,
+    *,
+    task: Training,
+) -> tuple[Lanes, Told]:
+    lane, told = _alone(lane, at, shared, first, batches, task=task)
     return lane, jax.tree.map(jnp.add, sums, told)
 
 
 @partial(jax.jit, static_argnames="task")
-def _scored(lane: Lanes, sums: Any, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
-    return _scores(task, lane, sums, shared)
+def _scored(lane: Lanes, sums: Told, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
+    scores = _scores(task, jax.tree.map(lambda x: x[0], lane), sums, shared)
+    return jax.tree.map(lambda x: x[None], scores)
 
 
 def blank(
@@ -220,16 +283,19 @@ def bytes_of(
 ) -> int:
     """What the program that trains so many lanes takes, by its own account.
 
-    On a CPU the account of the peak leaves temporaries out, so the parts are added up.
+    On a CPU the account of the peak leaves temporaries out, so the parts are added up; and lanes
+    that are split are there twice for a moment.
     """
     memory = _lowered(task, tx, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
         raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
+    both = shapes(task, tx, lanes, shared) if parts_of(lanes, "vmap") > 1 else ()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
+        + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(both))
     )
 
 
@@ -367,7 +433,7 @@ def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> La
 
 def _step(
     task: Training, shared: Shared, lane: Lanes, at: jax.Array, batch: PyTree
-) -> tuple[Lanes, dict[str, jax.Array]]:
+) -> tuple[Lanes, Told]:
     """A step of a lane that has not ended; what it tells is 0 for one that has."""
     root = jax.random.key(shared.seed)
     key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
@@ -384,19 +450,20 @@ def _step(
     lane = _select(running & fit, new, lane)
     broken = running & ~fit
     lane = lane._replace(running=lane.running & ~broken, diverged=lane.diverged | broken)
-    return lane, {
-        "steps": jnp.where(running, 1, 0),
-        **jax.tree.map(lambda x: jnp.where(running, x, 0), told),
-    }
+    return lane, jax.tree.map(lambda x: jnp.where(running, x, 0), (1, told))
 
 
-def _scores(
-    task: Training, lane: Lanes, sums: dict[str, jax.Array], shared: Shared
-) -> dict[str, jax.Array]:
+def _scores(task: Training, lane: Lanes, sums: Told, shared: Shared) -> dict[str, jax.Array]:
     """The means over the steps of a segment, and what is measured at its end."""
-    count = jnp.maximum(sums.pop("steps"), 1)
-    means = {name: total / count for name, total in sums.items()}
-    return means | task.score(lane.tx, lane.carry, shared.held_out)
+    count, totals = sums
+    means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
+    measured = task.score(lane.tx, lane.carry, shared.held_out)
+    if both := sorted(means.keys() & measured.keys()):
+        raise ValueError(
+            f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "
+            f"has, found {', '.join(both)} in both."
+        )
+    return means | measured
 
 
 def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:

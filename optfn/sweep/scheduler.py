@@ -272,7 +272,7 @@ class Scheduler:
         occupied = self._of_lanes(self.running)
         self.state, told = engine.train(
             self.state,
-            occupied if mode == "loop" else self.placed(occupied),
+            self.placed(occupied),
             self.shared,
             np.int32(self.segments * self.segment),
             self.stream.take(self.segments),
