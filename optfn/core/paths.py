@@ -50,7 +50,8 @@ class by_path:
             raise TypeError(f"{self!r}: every value must hash.") from None
 
     def __call__(self, path: str, leaf: Any = None) -> Any:
-        return dict(self.patterns).get(self._first(path), self.default)
+        first = self._first(path)
+        return self.default if first is None else dict(self.patterns)[first]
 
     def _first(self, path: str) -> str | None:
         """The pattern that decides."""
@@ -76,7 +77,9 @@ class by_path:
         deciding = {path: self._first(path) for path in places}
         for pattern, _ in self.patterns:
             if places and pattern not in deciding.values():
-                before = dict.fromkeys(deciding[path] for path in places if matches(pattern, path))
+                before = dict.fromkeys(
+                    str(deciding[path]) for path in places if matches(pattern, path)
+                )
                 raise ValueError(
                     f"{where}: {pattern!r} decides for no leaf, as all that it matches are taken "
                     f"by {_listed(list(before))} before it."

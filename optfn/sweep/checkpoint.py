@@ -6,18 +6,22 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
 import numpy as np
 
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.sweep.policies.halving import _Halving
 from optfn.sweep.policies.policy import Scores
 from optfn.sweep.policies.population import pbt
 from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.trial import PLAIN, decoded, encoded
 
@@ -32,29 +36,41 @@ class Store:
 
     Args:
         folder: made if it is not there.
+        search: where the sweep's points come from.
 
     Raises:
         ImportError: Orbax is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, search: Search):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.items = ocp.args
+        self.search = search
         self.fingerprint: dict[str, str] = {}
+        self.damaged: list[int] = []
+        self.found = self._newest()
+
+    @property
+    def lanes(self) -> int | None:
+        """Those of the sweep that is there."""
+        return None if self.found is None else int(self.found[0]["fingerprint"]["lanes"])
 
     def save(self, scheduler: Scheduler) -> None:
         """Writes where the scheduler is; an earlier one stays until this one is whole."""
+        for step in self.damaged:  # what they were in the place of is there
+            self.manager.delete(step)
+        self.damaged = []
         if scheduler.segments in self.manager.all_steps():
             return
         arrays = _arrays(scheduler)
         host = _host(scheduler) | {"sha256": {name: _sha(x) for name, x in arrays.items()}}
-        first = scheduler.trials[0].line[0][1]
+        first = scheduler.trials[0].past[0][1]
         if not self.fingerprint:
-            self.fingerprint = fingerprint(scheduler, first)
+            self.fingerprint = fingerprint(scheduler, self.search, first)
         host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.space, first)}
         saved = self.items.Composite(
             arrays=self.items.StandardSave(arrays),
@@ -66,26 +82,46 @@ class Store:
         """Brings a scheduler that has not begun to where the last whole checkpoint was.
 
         Raises:
-            ValueError: the checkpoint is of another sweep; all there are are damaged.
+            ValueError: the checkpoint is of another sweep, or of more trials.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        for step in steps:
+        if self.found is None:
+            return False
+        host, arrays = self.found
+        found, mode = host["fingerprint"], scheduler.mode
+        wanted = {"its space": _sha_of_space(scheduler.space)}
+        _check_fingerprint(found, wanted, self.folder)
+        wanted = fingerprint(scheduler, self.search, decoded(scheduler.space, host["first"]))
+        if mode != "auto":
+            found, wanted = found | {"mode": host["mode"]}, wanted | {"mode": mode}
+        _check_fingerprint(found, wanted, self.folder)
+        if len(host["trials"]) > scheduler.session.trials:
+            raise ValueError(
+                f"checkpoint={str(self.folder)!r} has {len(host['trials'])} trials, more than "
+                f"trials={scheduler.session.trials}: give as many, or another folder."
+            )
+        _restore(scheduler, host, arrays)
+        wanted = {"its optimizer": [_sha_of_numbers(trial.tx) for trial in scheduler.trials]}
+        _check_fingerprint({"its optimizer": host["optimizers"]}, wanted, self.folder)
+        self.found = None
+        return True
+
+    def _newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The last one that is whole, if there is any.
+
+        Raises:
+            ValueError: all there are are damaged.
+        """
+        for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                host, arrays = self._read(step)
+                return self._read(step)
             except _DamagedError as problem:
-                warnings.warn(f"checkpoint {self.folder / str(step)}: {problem}", stacklevel=3)
-                continue
-            found = host["fingerprint"]
-            _check_fingerprint(found, {"its space": _sha_of_space(scheduler.space)}, self.folder)
-            first = decoded(scheduler.space, host["first"])
-            _check_fingerprint(found, fingerprint(scheduler, first), self.folder)
-            _restore(scheduler, host, arrays)
-            return True
-        if steps:
+                self.damaged.append(step)
+                warnings.warn(f"checkpoint {self.folder / str(step)}: {problem}", stacklevel=5)
+        if self.damaged:
             raise ValueError(
                 f"every checkpoint in {self.folder} is damaged; remove the folder to begin anew."
             )
-        return False
+        return None
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -117,12 +153,12 @@ class Store:
 
 
 @contextmanager
-def stored(folder: str | os.PathLike | None) -> Iterator[Store | None]:
+def stored(folder: str | os.PathLike | None, search: Search) -> Iterator[Store | None]:
     """The store of a folder, whole when it is left; None without one."""
     if folder is None:
         yield None
         return
-    store = Store(folder)
+    store = Store(folder, search)
     try:
         yield store
     finally:
@@ -133,14 +169,17 @@ class _DamagedError(Exception):
     """A checkpoint that is not what was written."""
 
 
-def fingerprint(scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str]:
+def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) -> dict[str, str]:
     """What makes a sweep this one, by name; equal for the same call in another process.
 
     Args:
         scheduler: of the sweep.
+        search: where its points come from.
         first: the point of its first trial.
     """
-    policy, tx = scheduler.policy, scheduler.make(**first)
+    policy, tx, task = scheduler.policy, scheduler.make(**first), scheduler.task
+    # An iterable may be shuffled anew each time; of a function the first batch tells.
+    streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
     names = "steps", "segment", "width", "seed", "max_loss", "keep"
     numbers = {"lanes": scheduler.lanes_at_first}
     numbers |= {name: getattr(scheduler, name) for name in names}
@@ -148,15 +187,17 @@ def fingerprint(scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str
         numbers["trials"] = scheduler.session.trials
     return {
         "its space": _sha_of_space(scheduler.space),
+        "its search": _sha_of_json(_outline(search)),
         "its policy": _sha_of_json(_plain(policy)),
-        "its data": _sha_of(*map(_bytes, jax.tree.leaves(scheduler.shared[:4]))),
-        "its optimizer": _sha_of(*map(_bytes, jax.tree.leaves(tx))),
+        "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(scheduler.shared[:4]), *streamed])),
+        "its optimizer": _sha_of_numbers(tx),
         "its program": _sha_of(scheduler.program(tx).encode()),
+        "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
         **{name: str(value) for name, value in numbers.items()},
     }
 
 
-def _check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], folder: Path) -> None:
+def _check_fingerprint(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     differ = [name for name in wanted if found.get(name) != wanted[name]]
     if differ:
         parts = [
@@ -196,6 +237,7 @@ def _host(scheduler: Scheduler) -> dict[str, Any]:
                     }
                     for trial in scheduler.trials
                 ],
+                "optimizers": [_sha_of_numbers(trial.tx) for trial in scheduler.trials],
                 "parked": [t.number for t in scheduler.trials if t.parked is not None],
                 "waiting": [trial.number for trial in scheduler.waiting],
                 "running": {slot: trial.number for slot, trial in scheduler.running.items()},
@@ -289,6 +331,10 @@ def _sha_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
+def _sha_of_numbers(tx: Transform) -> str:
+    return _sha_of(*map(_bytes, jax.tree.leaves(tx)))
+
+
 def _sha_of_json(tree: Any) -> str:
     return _sha_of(json.dumps(tree, sort_keys=True).encode())
 
@@ -298,16 +344,41 @@ def _sha_of_space(space: Mapping[str, Distribution]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON, the same in every process: functions and objects by their names."""
+    """The value as JSON, the same in every process: functions by their code, objects by parts."""
     if isinstance(value, Choice):
         return ["Choice", [_plain(option) for option in value.options]]
     if isinstance(value, Fixed):
         return _plain(value.value)
     if is_dataclass(value) and not isinstance(value, type):
         name = type(value).__qualname__
-        return [name, {k: _plain(v) for k, v in asdict(value).items()}]
-    if isinstance(value, (Distribution, str, int, float, bool, type(None))):
+        parts = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
+        return [name, _plain(parts)]
+    if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(x) for x in value]
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, Mapping):
+        return [[_plain(k), _plain(x)] for k, x in value.items()]
+    if isinstance(value, partial):
+        return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [value.__qualname__, _code(value.__code__), _plain([held, value.__defaults__])]
+    if hasattr(value, "dtype"):
+        return _sha(value)
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return [type(value).__qualname__, _plain(vars(value))]
+
+
+def _code(code: CodeType) -> Any:
+    parts = [_code(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
+    return [code.co_code.hex(), code.co_names, parts]
+
+
+def _outline(search: Search) -> Any:
+    """The search without what is inside a study or a sampler, which has a life of its own."""
+    parts = vars(search) if hasattr(search, "__dict__") else {}
+    plain = {k: v for k, v in parts.items() if isinstance(v, (str, int, float, bool))}
+    kinds = {k: type(v).__qualname__ for k, v in parts.items() if k not in plain}
+    return [type(search).__qualname__, plain, kinds]

@@ -35,13 +35,12 @@ class Confirm:
         check_count(self.top, "Confirm(top=...)")
         check_count(self.seeds, "Confirm(seeds=...)")
 
-    def of(self, result: Result, train: Callable[[Scheduler], bool], keep: int) -> Result:
+    def of(self, result: Result, train: Callable[[Scheduler], bool]) -> Result:
         """The result with the scores of fresh runs.
 
         Args:
             result: of the search.
-            train: trains all that a scheduler has, and says whether it came to its end.
-            keep: of how many of the best the params are kept.
+            train: trains all that a scheduler has.
         """
         best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
         best = [i for i in best if result.status[i] == "ok"]
@@ -55,14 +54,13 @@ class Confirm:
             mode=result.mode,
             keep=1,
         )
-        if not train(scheduler):
-            return result
+        train(scheduler)
         confirmed = np.full((len(result), self.seeds), np.nan)
-        for number, trial in enumerate(scheduler.trials):
-            score = trial.scores[0] if np.isfinite(trial.loss) else result.task.sign * np.inf
-            confirmed[best[number // self.seeds], number % self.seeds] = score
-        result = replace(
-            result, confirmed=confirmed, lane_steps=result.lane_steps + scheduler.lane_steps
-        )
-        ranked = [i for i in result.order() if i in result.kept]
-        return replace(result, kept={int(i): result.kept[int(i)] for i in ranked[:keep]})
+        for place, i in enumerate(best):
+            fresh = scheduler.trials[place * self.seeds : (place + 1) * self.seeds]
+            if len(fresh) == self.seeds and all(trial.status != "stopped" for trial in fresh):
+                worst = result.task.sign * np.inf
+                scores = [t.scores[0] if np.isfinite(t.loss) else worst for t in fresh]
+                confirmed[i] = scores
+        lane_steps = result.lane_steps + scheduler.lane_steps
+        return replace(result, confirmed=confirmed, lane_steps=lane_steps)

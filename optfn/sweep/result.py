@@ -176,13 +176,15 @@ class Result:
         """The best trial: its hyperparameters, its optimizer, its params and its score.
 
         Raises:
-            ValueError: every trial diverged.
+            ValueError: no trial has a finite score.
         """
         first = self.top(1)[0]
         if not np.isfinite(first.score):
             tried = {name: [p[name] for p in self.points] for name in self.points[0]}
             ranges = ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
-            raise ValueError(f"all {len(self)} trials diverged: {ranges} was tried.")
+            raise ValueError(
+                f"no trial has a finite score, {self._ends()} of {len(self)}: {ranges} was tried."
+            )
         return first
 
     def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> Member:
@@ -226,23 +228,30 @@ class Result:
             ]
             for m in self.top(k)
         ]
+        end = f"{len(self)} trials: {self._ends()}; {self.seconds:.1f} s"
+        return "\n".join([in_columns([head, *rows]), end])
+
+    def _ends(self) -> str:
+        """How many trials ended in which way."""
         counts = {s: int((self.status == s).sum()) for s in STATUSES}
-        counted = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
-        return "\n".join(
-            [in_columns([head, *rows]), f"{len(self)} trials: {counted}; {self.seconds:.1f} s"]
-        )
+        return ", ".join(f"{n} {s}" for s, n in counts.items() if n)
 
     def columns(self) -> dict[str, list]:
-        """A row for each trial, by column."""
+        """A row for each trial, by column.
+
+        A hyperparameter with the name of another column gets "optimizer." in front of its own.
+        """
         members = [self.member(i) for i in range(len(self))]
-        return {
-            "trial": [m.trial for m in members],
-            **{name: [m.values[name] for m in members] for name in self.points[0]},
+        told = {
             self.task.objective: [m.score for m in members],
             "spread": [m.spread for m in members],
             "steps": [m.steps for m in members],
             "status": [m.status for m in members],
         }
+        numbers = {"trial": [m.trial for m in members]}
+        names = {x: f"optimizer.{x}" if x in told | numbers else x for x in self.points[0]}
+        tried = {column: [m.values[x] for m in members] for x, column in names.items()}
+        return numbers | tried | told
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame with a row for each trial."""

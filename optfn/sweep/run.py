@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 from optfn.core.data import check_count
 from optfn.core.transform import Transform
 from optfn.sweep import engine
-from optfn.sweep.checkpoint import stored
+from optfn.sweep.checkpoint import Store, stored
 from optfn.sweep.confirm import Confirm
 from optfn.sweep.policies.asha import asha
 from optfn.sweep.policies.policy import Policy, run_all
 from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import Search, listed, random
+from optfn.sweep.search import Search, check_seed, listed, random
 from optfn.sweep.space import Distribution, as_space
 from optfn.sweep.stopping import interruptible, stops
 from optfn.sweep.task import Training
@@ -112,48 +112,60 @@ def run(
     check_count(segment, "sweep.run(segment=...)")
     if mode not in ("auto", *engine.MODES):
         raise ValueError(f"sweep.run(mode=...) must be auto, vmap, map or loop, found {mode!r}.")
+    if mode == "loop" and mesh is not None:
+        raise ValueError('sweep.run(mode="loop") trains on one device; leave the mesh out.')
+    check_seed(seed)
+    if seed >= 2**32:
+        raise ValueError(f"sweep.run(seed=...) must be below 2**32, found {seed}.")
+    if math.isnan(max_loss):
+        raise ValueError("sweep.run(max_loss=...) must be a number, found nan.")
     began = time.perf_counter()
-    space = as_space(space)
-    session = (random() if search is None else search).start(space, trials, seed)
+    space, search = as_space(space), random() if search is None else search
+    session = search.start(space, trials, seed)
     devices = 1 if mesh is None else mesh.size
-    if lanes is None:
-        lanes = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
-        lanes = -(-lanes // math.lcm(seeds, devices)) * math.lcm(seeds, devices)
-    check_count(lanes, "sweep.run(lanes=...)")
-    if lanes < engine.LEAST_LANES or lanes % seeds or lanes % devices:
-        raise ValueError(
-            f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES} and a multiple of the "
-            f"seeds ({seeds}) and the devices ({devices}), found {lanes}."
-        )
+    multiple = math.lcm(seeds, devices)
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
-    again = partial(
-        Scheduler,
-        task=task,
-        make=optimizer,
-        space=space,
-        steps=steps,
-        segment=segment,
-        lanes=lanes,
-        seed=seed,
-        max_loss=max_loss,
-        mesh=mesh,
-    )
-    if max_bytes is not None:
-        fewer = _most_lanes(again, space, max_bytes, math.lcm(seeds, devices), lanes)
-        again = partial(again, lanes=fewer)
-    scheduler = again(
-        session=session,
-        policy=policy,
-        seeds_of=lambda number: tuple(range(seeds)),
-        mode=mode,
-        keep=keep if confirm is None else max(keep, confirm.top),
-    )
-    with shown(progress) as show, interruptible() as interrupted, stored(checkpoint) as store:
+    with (
+        shown(progress) as show,
+        interruptible() as interrupted,
+        stored(checkpoint, search) as store,
+    ):
+        if lanes is None:
+            lanes = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
+            lanes = (store and store.lanes) or -(-lanes // multiple) * multiple
+        check_count(lanes, "sweep.run(lanes=...)")
+        if lanes < engine.LEAST_LANES or lanes % multiple:
+            raise ValueError(
+                f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES} and a multiple of the "
+                f"seeds ({seeds}) and the devices ({devices}), found {lanes}."
+            )
+        again = partial(
+            Scheduler,
+            task=task,
+            make=optimizer,
+            space=space,
+            steps=steps,
+            segment=segment,
+            lanes=lanes,
+            seed=seed,
+            max_loss=max_loss,
+            mesh=mesh,
+        )
+        if max_bytes is not None:
+            fewer = _most_lanes(again, space, max_bytes, multiple, lanes)
+            again = partial(again, lanes=fewer)
+        scheduler = again(
+            session=session,
+            policy=policy,
+            seeds_of=lambda number: tuple(range(seeds)),
+            mode=mode,
+            keep=keep if confirm is None else max(keep, confirm.top),
+        )
         if store is not None:
             store.restore(scheduler)
 
-        def train(scheduler: Scheduler) -> bool:
+        def train(scheduler: Scheduler, store: Store | None = None) -> bool:
             """Whether it came to its end."""
             while scheduler.advance():
                 seconds = time.perf_counter() - began
@@ -165,14 +177,16 @@ def run(
                     return False
             return True
 
-        ended = train(scheduler)
+        ended = train(scheduler, store)
         if store:
             store.save(scheduler)
         session.flush()
         result = Result.of(scheduler, time.perf_counter() - began, again)
         if ended and confirm is not None:
-            result = confirm.of(result, train, keep)
-        return replace(result, seconds=time.perf_counter() - began)
+            result = confirm.of(result, train)
+        kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
+        kept = dict(list(kept.items())[:keep])
+        return replace(result, kept=kept, seconds=time.perf_counter() - began)
 
 
 def _most_lanes(

@@ -194,6 +194,13 @@ class Scheduler:
             error.add_note(f"in the optimizer of trial {number}: {values}")
             raise
         check_transform_type(tx, f"the optimizer of trial {number}")
+        exact = 1 << jnp.finfo(_float()).nmant + 1
+        for path, x in jax.tree_util.tree_leaves_with_path(tx):
+            if isinstance(x, int) and abs(x) > exact:
+                raise ValueError(
+                    f"the optimizer of trial {number} has {x} at {jax.tree_util.keystr(path)}, but "
+                    f"in {np.dtype(_float()).name} whole numbers are exact up to {exact}."
+                )
         trial = Trial(number, point, tx, self._structure_of(tx), self.seeds_of(number))
         trial.line.append((0, point))
         trial.past.append((0, point))
@@ -291,7 +298,8 @@ class Scheduler:
         compilation. What was decided for a task goes for its later sweeps of the same shapes.
         """
         known = _FASTEST.setdefault(self.task, {})
-        shapes = self._structure_key(self.trials[self.in_lanes].tx), self.lanes, self.segment
+        tx = self.trials[self.in_lanes].tx
+        shapes = self._structure_key(tx), self.lanes, self.segment, self.mesh
         if shapes in known and jax.process_count() == 1:
             self.mode = known[shapes]
             return self._train(self.mode)
@@ -375,7 +383,7 @@ class Scheduler:
             if verdict is Verdict.STOP:
                 trial.parked = None
                 self.running.pop(slots.get(trial, -1), None)
-                self._end_of(trial, "pruned")
+                self._end_of(trial, "pruned" if np.isfinite(trial.loss) else "not_finite")
             elif verdict is Verdict.WAIT and trial in slots:
                 trial.parked = self._taken(slots[trial])
                 del self.running[slots[trial]]

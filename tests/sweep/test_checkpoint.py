@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep.problem import RATE, SCORED, X, Y, init, loss, run, same
+from sweep.problem import RATE, SCORED, X, Y, evaluate, init, loss, run, same
 
 import optfn
 from optfn import sweep
@@ -86,6 +87,14 @@ def test_more_trials_go_on_with_a_sweep_that_is_over(tmp_path):
     more = run(RATE, trials=16, checkpoint=tmp_path, **kwargs)
     np.testing.assert_array_equal(few.scores, more.scores[:8])
     assert len(more) == 16 and not (more.status == "stopped").any()
+    with pytest.raises(ValueError, match="has 16 trials, more than trials=12"):
+        run(RATE, trials=12, checkpoint=tmp_path, **kwargs)
+
+
+def test_more_trials_take_the_lanes_there_were(tmp_path):
+    run(RATE, trials=12, checkpoint=tmp_path)
+    more = run(RATE, trials=20, checkpoint=tmp_path)
+    same(more, run(RATE, trials=20, lanes=12))
 
 
 def test_choices_and_streams_come_back(tmp_path):
@@ -102,14 +111,24 @@ def test_choices_and_streams_come_back(tmp_path):
     assert result.points == whole.points and {p["momentum"] for p in result.points} == {None, 0.9}
 
 
-def test_a_population_goes_on(tmp_path):
-    kwargs = {"trials": 8, "policy": sweep.pbt(every=5), "keep": 8}
+@pytest.mark.parametrize("seed", [0, 6])
+def test_a_population_whose_first_member_copied_goes_on(tmp_path, seed):
+    kwargs = {"trials": 8, "policy": sweep.pbt(every=5), "keep": 8, "seed": seed}
     whole = run(RATE, **kwargs)
+    assert whole.lines[0][-1][0] == 15
     with pytest.raises(KeyboardInterrupt):
-        run(RATE, checkpoint=tmp_path, checkpoint_every=1, progress=stopping_after(2), **kwargs)
+        run(RATE, checkpoint=tmp_path, checkpoint_every=1, progress=stopping_after(4), **kwargs)
     result = run(RATE, checkpoint=tmp_path, **kwargs)
     same(result, whole)
     assert result.lines == whole.lines
+
+
+def test_confirmation_leaves_the_checkpoint_alone(tmp_path):
+    """Its runs are as many segments as there are between two checkpoints, or more."""
+    kwargs = {"trials": 8, "confirm": sweep.Confirm(8, 3), "checkpoint": tmp_path}
+    whole = run(RATE, checkpoint_every=1, **kwargs)
+    same(run(RATE, checkpoint_every=1, **kwargs), whole)
+    assert {path.name for path in tmp_path.iterdir() if path.name.isdigit()} == {"3", "4"}
 
 
 def test_optunas_search_goes_on(tmp_path):
@@ -125,6 +144,11 @@ def test_a_checkpoint_of_another_sweep_is_refused_by_name(tmp_path):
     kwargs = {"trials": 8, "checkpoint": tmp_path}
     run(RATE, **kwargs)
     other = sweep.Task(init, loss, data=(X, -Y), batch_size=16, **SCORED)
+
+    def another(minimize):
+        score = {"minimize": minimize} if minimize else {"maximize": "distance"}
+        return sweep.Task(init, loss, data=(X, Y), batch_size=16, evaluate=evaluate, **score)
+
     longer = sweep.Task(init, lambda p, b: 2 * loss(p, b), data=(X, Y), batch_size=16, **SCORED)
     cases = {
         "steps 20, now 25": {"steps": 25},
@@ -135,10 +159,50 @@ def test_a_checkpoint_of_another_sweep_is_refused_by_name(tmp_path):
         "its program": {"task": longer},
         "its optimizer": {"optimizer": optfn.adamw},
         "seed 0, now 1": {"seed": 1},
+        "score minimize distance, now minimize loss": {"task": another("loss")},
+        "score minimize distance, now maximize distance": {"task": another(None)},
+        "its search": {"search": sweep.sobol()},
+        "mode vmap, now map": {"mode": "map"},
     }
     for what, change in cases.items():
         with pytest.raises(ValueError, match=f"is of another sweep: it differs in .*{what}"):
             run(**{"space": RATE} | kwargs | change)
+
+
+def test_what_the_arguments_hold_is_compared_too(tmp_path):
+    """Functions by their code, pruners by their settings, streams by their first batch."""
+    optuna = pytest.importorskip("optuna")
+
+    def choosing(power):
+        return {"learning_rate": 0.1, "of": [lambda rate: rate**power, lambda rate: rate]}
+
+    def streaming(sign):
+        return sweep.Task(init, loss, stream=lambda step: (X[:16], sign * Y[:16]), **SCORED)
+
+    def by_choice(learning_rate, of):
+        return optfn.sgd(of(learning_rate))
+
+    def pruning(count):
+        return sweep.from_optuna(optuna.pruners.MedianPruner(n_startup_trials=count))
+
+    def later(changes):
+        def make(learning_rate):
+            return optfn.sgd(learning_rate * (2 if changes and learning_rate < 0.01 else 1))
+
+        return make
+
+    cases = {
+        "its space": lambda x: {"space": choosing(x), "optimizer": by_choice},
+        "its data": lambda x: {"task": streaming(x)},
+        "its policy": lambda x: {"policy": pruning(x)},
+        "its optimizer": lambda x: {"optimizer": later(x == 2)},
+    }
+    for number, (what, kwargs) in enumerate(cases.items()):
+        kept = {"space": RATE, "trials": 8, "checkpoint": tmp_path / str(number)}
+        run(**kept | kwargs(1))
+        run(**kept | kwargs(1))
+        with pytest.raises(ValueError, match=f"it differs in {what}"):
+            run(**kept | kwargs(2))
 
 
 def damage(step, name):
@@ -159,6 +223,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_it_is_taken(tmp_path, n
     with pytest.warns(UserWarning, match=f"checkpoint {steps[-1]}: its? "):
         result = run(RATE, **kwargs)
     same(result, whole)
+    with warnings.catch_warnings(action="error"):  # it was written anew
+        same(run(RATE, **kwargs), whole)
 
 
 def test_if_all_are_damaged_nothing_is_begun_anew(tmp_path):
