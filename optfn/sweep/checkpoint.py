@@ -364,8 +364,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
         return [value.__qualname__, _code(value.__code__), _plain([held, value.__defaults__])]
-    if hasattr(value, "dtype"):
-        return _sha(value)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _sha_of(_bytes(value))
     if isinstance(value, type) or not hasattr(value, "__dict__"):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return [type(value).__qualname__, _plain(vars(value))]

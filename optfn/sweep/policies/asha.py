@@ -21,7 +21,9 @@ from optfn.sweep.policies.policy import (
 class asha(Policy):
     """Asynchronous successive halving (ASHA), which stops trials and never pauses one.
 
-    Rungs are at the ages first, first * eta, first * eta^2, ... A trial goes on from a rung if
+    Rungs are at the ages first, first * eta, first * eta^2, ..., none but the first in the last
+    third of a run, where stopping saves little and would leave few to choose from. A trial goes on
+    from a rung if
 
         rank < max(1, n // eta)
 
@@ -46,7 +48,8 @@ class asha(Policy):
         check_eta(self.eta, "asha(eta=...)")
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
-        return geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
+        rungs = geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
+        return rungs[:1] + tuple(age for age in rungs[1:] if 3 * age <= 2 * steps)
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
         return [self._verdict(scores.table[:, rung], at) for at, rung in checked(scores, standing)]
