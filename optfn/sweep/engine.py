@@ -222,11 +222,12 @@ def _host_loop(
     step = _one_step.lower(lane, told, at, shared, first, batches, task=task).compile()
     score = _scored.lower(lane, told, shared, task=task).compile()
     scores = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
+    none = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told))
 
     def further(lane, occupied, shared, first, batches):
         if not (occupied[0] and lane.running[0]):
             return lane, jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), scores)
-        sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
+        sums = none
         for at in range(length):
             lane, sums = step(lane, sums, np.int32(at), shared, first, batches)
         return lane, score(lane, sums, shared)
@@ -242,7 +243,7 @@ def _alone(
     return jax.tree.map(lambda x: x[None], lane), told
 
 
-@partial(jax.jit, static_argnames="task", donate_argnames=("lane", "sums"))
+@partial(jax.jit, static_argnames="task", donate_argnames="lane")
 def _one_step(
     lane: Lanes,
     sums: Told,

@@ -194,13 +194,6 @@ class Scheduler:
             error.add_note(f"in the optimizer of trial {number}: {values}")
             raise
         check_transform_type(tx, f"the optimizer of trial {number}")
-        exact = 1 << jnp.finfo(_float()).nmant + 1
-        for path, x in jax.tree_util.tree_leaves_with_path(tx):
-            if isinstance(x, int) and abs(x) > exact:
-                raise ValueError(
-                    f"the optimizer of trial {number} has {x} at {jax.tree_util.keystr(path)}, but "
-                    f"in {np.dtype(_float()).name} whole numbers are exact up to {exact}."
-                )
         trial = Trial(number, point, tx, self._structure_of(tx), self.seeds_of(number))
         trial.line.append((0, point))
         trial.past.append((0, point))

@@ -1,6 +1,8 @@
 """Sweeps: each lane is the run alone, whoever is beside it, and every trial ends as it should."""
 
+import os
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +50,32 @@ def test_neither_the_lanes_nor_the_neighbours_change_a_trial():
         np.testing.assert_array_equal(curve, many.curves[name])
 
 
-def test_a_sweep_compiles_three_programs_and_none_for_a_refill():
-    """Of everything that is compiled: to begin runs, to train them, to fetch the best's params."""
+@pytest.mark.parametrize("mode, lanes, cores", [("vmap", 64, 3), ("map", 12, 4), ("loop", 8, 3)])
+def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
+    """Each trains a part of the lanes; also with settings of jax that only one thread has."""
+    monkeypatch.setattr(engine, "_cores", lambda: 1)
+    with jax.enable_x64(True):
+        one = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
+        parts = []
+        monkeypatch.setattr(engine, "_cores", lambda: cores)
+        apart = engine._apart
+        monkeypatch.setattr(
+            engine, "_apart", lambda *a, count: parts.append(count) or apart(*a, count=count)
+        )
+        many = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
+    assert set(parts) == {{"vmap": 2, "map": 4, "loop": 8}[mode]}
+    assert one.best().params["w"].dtype == np.float64
+    same(many, one)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_sweep_compiles_three_programs_and_none_for_a_refill(monkeypatch, cores):
+    """Of everything that is compiled: to begin runs, to train them, to fetch the best's params.
+
+    Two more, with several cores, take the lanes apart and put them together.
+    """
+    monkeypatch.setattr(engine, "_cores", lambda: cores)
+    lanes, expected = {1: (8, 3), 2: (32, 5)}[cores]
     compiled = []
 
     def listen(event, seconds, **_):
@@ -59,11 +85,11 @@ def test_a_sweep_compiles_three_programs_and_none_for_a_refill():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         task = sweep.Task(init, loss, data=(X, Y), batch_size=16)
-        run(RATE, task, trials=30, lanes=8, policy=sweep.asha(first=5))
-        assert len(compiled) == 3
+        run(RATE, task, trials=4 * lanes, lanes=lanes, policy=sweep.asha(first=5))
+        assert len(compiled) == expected
         space = {"learning_rate": sweep.Uniform(0.0, 1.0), "b1": [0.8, 0.9]}
-        run(space, task, trials=9, lanes=8)
-        assert len(compiled) == 3
+        run(space, task, trials=lanes + 1, lanes=lanes)
+        assert len(compiled) == expected
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -150,8 +176,11 @@ def test_a_score_that_is_not_finite_has_a_status_of_its_own():
         evaluate=lambda p: {"s": jnp.log(-(p["b"] ** 2) - 1)},
         minimize="s",
     )
-    result = run({"learning_rate": [0.01]}, task, search=sweep.grid())
-    assert list(result.status) == ["not_finite"]
+    for policy in (sweep.run_all(), sweep.asha(first=5)):
+        result = run({"learning_rate": [0.01]}, task, search=sweep.grid(), policy=policy)
+        assert list(result.status) == ["not_finite"]
+        with pytest.raises(ValueError, match="no trial has a finite score, 1 not_finite of 1: "):
+            result.best()
 
 
 def test_results_are_told_in_lines_and_files(tmp_path):
@@ -162,6 +191,11 @@ def test_results_are_told_in_lines_and_files(tmp_path):
     assert counts.startswith("3 trials: 2 ok, 1 diverged; ")
     result.to_csv(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines()[0].startswith("trial,learning_rate,")
+    space = {"steps": [7, 100], "trial": [0.01]}
+    named = run(space, search=sweep.grid(), optimizer=lambda steps, trial: optfn.sgd(trial / steps))
+    columns = named.columns()
+    assert columns["optimizer.steps"] == [7, 100] and columns["steps"] == [20, 20]
+    assert columns["optimizer.trial"] == [0.01, 0.01] and columns["trial"] == [0, 1]
 
 
 def test_a_loss_may_take_a_key_and_give_metrics():
@@ -327,6 +361,37 @@ def test_confirmed_trials_are_scored_on_fresh_seeds():
     assert list(result.order()[:3]) == sorted(confirmed, key=lambda i: result.member(i).score)
     assert list(result.kept) == list(result.order()[:2]) and result.best().params is not None
     np.testing.assert_array_equal(result.scores, plain.scores)
+
+
+def test_a_confirmation_that_was_cut_off_counts_as_far_as_it_came():
+    told = []
+
+    def press(progress):
+        told.append(progress)
+        if len(told) == 8 + 5:  # 8 of its 10 runs have come to the end
+            os.kill(os.getpid(), signal.SIGINT)
+
+    confirm = sweep.Confirm(top=5, seeds=2)
+    result = run(RATE, trials=9, lanes=8, confirm=confirm, keep=2, progress=press)
+    confirmed = np.isfinite(result.confirmed)
+    assert len(told) == 13 and confirmed.all(1).sum() == 4 and confirmed.sum() == 8
+    assert len(result.kept) == 2
+
+
+def test_metrics_and_scores_have_names_of_their_own():
+    """A metric called "steps" is not the count of the steps."""
+
+    def counted(params, batch):
+        return loss(params, batch), {"steps": 7.0}
+
+    space = {"learning_rate": [0.01]}
+    result = run(space, sweep.Task(init, counted, data=(X, Y)), search=sweep.grid())
+    plain = run(space, sweep.Task(init, loss, data=(X, Y)), search=sweep.grid())
+    np.testing.assert_array_equal(result.curves["steps"], np.full((1, 4), 7.0))
+    np.testing.assert_array_equal(result.scores, plain.scores)
+    twice = sweep.Task(init, counted, data=(X, Y), evaluate=lambda params: {"steps": 1.0})
+    with pytest.raises(ValueError, match="no metric of the training has, found steps in both"):
+        run(space, twice, search=sweep.grid())
 
 
 def test_progress_goes_to_a_function_and_time_ends_a_sweep():
@@ -502,6 +567,13 @@ BAD_RUNS = {
     "Task(evaluate=...) must give a dict of scalars, found": {
         "task": sweep.Task(init, loss, data=(X, Y), evaluate=lambda params: params["b"])
     },
+    'mode="loop") trains on one device; leave the mesh out': {
+        "mode": "loop",
+        "mesh": jax.make_mesh((8,), ("lanes",)),
+    },
+    "seed must be a whole number of at least 0, found -1": {"seed": -1, "search": sweep.grid()},
+    "sweep.run(seed=...) must be below 2**32": {"seed": 2**32},
+    "sweep.run(max_loss=...) must be a number, found nan": {"max_loss": float("nan")},
     "have 33 different structures": {
         "optimizer": lambda learning_rate: optfn.masked(
             optfn.scale(learning_rate), lambda path, leaf: True
