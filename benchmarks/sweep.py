@@ -295,7 +295,7 @@ def main() -> None:
     if "quality" in parts:
         report_quality(report, study, start(picks, study, 2 if quick else 20, mode))
     if "optimism" in parts:
-        found = start(truths, study, 2 if quick else 12, mode, CONFIRMATIONS)
+        found = start(truths, study, 2 if quick else 24, mode, CONFIRMATIONS)
         report_optimism(report, study, found)
     if "memory" in parts:
         short = study if quick else study._replace(steps=100, segment=10)

@@ -13,7 +13,7 @@ import optfn
 from optfn import sweep
 from optfn.sweep.search import listed
 
-FRESH_SEEDS = range(100, 108)
+FRESH_SEEDS = range(100, 116)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,34 @@ def parts_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int:
     return max(fitting, default=1)
 
 
+def prepare(
+    lanes: Lanes,
+    tx: Transform,
+    shared: Shared,
+    batches: PyTree = None,
+    *,
+    task: Training,
+    length: int,
+    mode: str,
+) -> None:
+    """Compiles what `admit` and `train` will call, side by side, which takes half as long."""
+    count = len(lanes.seed)
+    chosen, first = jax.ShapeDtypeStruct((count,), bool), np.int32(0)
+    programs = [admit.lower(lanes, tx, lanes.seed, chosen, shared, task=task, mesh=None)]
+    if mode != "loop":
+        parts = parts_of(count, mode)
+        pieces = jax.eval_shape(partial(_apart, count=parts), lanes, chosen)
+        options = {"task": task, "length": length, "mode": mode, "mesh": None}
+        further = partial(_train_together, **options)
+        programs.append(_train_together.lower(*pieces[0], shared, first, batches, **options))
+        if parts > 1:
+            end = jax.eval_shape(further, *pieces[0], shared, first, batches)
+            programs.append(_apart.lower(lanes, chosen, count=parts))
+            programs.append(_together.lower(*[end] * parts))
+    with ThreadPoolExecutor(len(programs)) as pool:
+        list(pool.map(lambda program: program.compile(), programs))
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
 """Which trial is in which lanes: a queue, the lanes, a policy that ends the poor ones early."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -204,6 +204,25 @@ class Scheduler:
         """Makes lanes for optimizers like that of the trial."""
         self.structure, self.in_lanes = trial.structure, trial.number
         self.state = self.blank(trial.tx)
+        if self.mesh is None:
+            engine.prepare(
+                self.state,
+                self._stacked([trial.tx] * self.slots),
+                self.shared,
+                self.stream.take(self.segments),
+                task=self.task,
+                length=self.segment,
+                mode=self._modes[0],
+            )
+
+    @property
+    def _modes(self) -> Sequence[str]:
+        """Those that may come to be the sweep's, in the order of trying."""
+        if self.mode != "auto":
+            return (self.mode,)
+        if jax.default_backend() != "cpu":
+            return "vmap", "map"
+        return ("map", "vmap", "loop") if self.mesh is None else ("map", "vmap")
 
     def _structure_key(self, tx: Transform) -> Any:
         leaves, tree = jax.tree.flatten(tx)
@@ -296,13 +315,10 @@ class Scheduler:
         if shapes in known and jax.process_count() == 1:
             self.mode = known[shapes]
             return self._train(self.mode)
-        modes = ["map", "vmap", "loop"] if jax.default_backend() == "cpu" else ["vmap", "map"]
-        if self.mesh is not None:
-            modes = [mode for mode in modes if mode != "loop"]
         start, ends, seconds = self.state, {}, {}
         work = self.session.trials * self.width * self.steps / (self.lanes * self.segment)
         work *= 1 if isinstance(self.policy, (run_all, pbt)) else LEFT_BY_PRUNING
-        for mode in modes:
+        for mode in self._modes:
             fewest = min((seconds[m, "trained"] for m in ends), default=0.0)
             if mode == "loop" and stops(fewest < LOOP_STEP * self.lanes * self.segment):
                 break
