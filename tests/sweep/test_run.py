@@ -56,14 +56,9 @@ def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
     monkeypatch.setattr(engine, "_cores", lambda: 1)
     with jax.enable_x64(True):
         one = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
-        parts = []
         monkeypatch.setattr(engine, "_cores", lambda: cores)
-        apart = engine._apart
-        monkeypatch.setattr(
-            engine, "_apart", lambda *a, count: parts.append(count) or apart(*a, count=count)
-        )
         many = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
-    assert set(parts) == {{"vmap": 2, "map": 4, "loop": 8}[mode]}
+    assert engine.parts_of(lanes, mode) == {"vmap": 2, "map": 4, "loop": 8}[mode]
     assert one.best().params["w"].dtype == np.float64
     same(many, one)
 
