@@ -27,7 +27,8 @@ class Training:
             then depends on when it got its lane. Else the batches of a run depend on its seed and
             step alone.
         stream: in the place of data, batches from the host: `stream(step) -> batch`, or an iterable
-            of batches, which is begun again when it ends. They are common to all lanes.
+            of batches, which is begun again when it ends, and for every sweep; a generator cannot
+            be. They are common to all lanes, and all of one shape.
         held_out: a tree of arrays that `evaluate` takes as its second argument. It too is held
             once, where arrays that a function closes over would become part of the program.
         minimize: the name of the score where lower is better: of `evaluate`, of the metrics, or
@@ -56,6 +57,12 @@ class Training:
                 raise TypeError(
                     f"{name}(stream=...) must be a function of the step or an iterable of batches, "
                     f"found {self.stream!r}."
+                )
+            if hasattr(self.stream, "__next__"):
+                raise TypeError(
+                    f"{name}(stream=...) cannot be begun again: give a function of the step, or an "
+                    "iterable that begins anew with each iter(), as a list or a loader does, in "
+                    f"the place of the iterator {self.stream!r}."
                 )
             for other in ("data", "batch_size", "batch"):
                 if getattr(self, other) is not None:
@@ -154,7 +161,7 @@ class Task(Training):
             `Training`.
 
     Raises:
-        TypeError: no functions where they are wanted.
+        TypeError: no functions where they are wanted; a stream that cannot be begun again.
         ValueError: both directions; a batch size without data, or larger than the examples.
     """
 

@@ -233,8 +233,18 @@ def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     same(*results.values())
 
 
+class Once:
+    """Batches that cannot be had twice."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
 def test_a_stream_that_ends_is_refused():
-    task = sweep.Task(init, loss, stream=iter([batch_at(0), batch_at(1)]), **SCORED)
+    task = sweep.Task(init, loss, stream=Once([batch_at(0), batch_at(1)]), **SCORED)
     with pytest.raises(ValueError, match="stream ended after 2 batches"):
         run(RATE, task, trials=8)
 
@@ -471,6 +481,7 @@ BAD_TASKS = {
         "stream": 3,
         "data": None,
     },
+    "Task(stream=...) cannot be begun again": {"stream": iter([1]), "data": None},
 }
 
 
