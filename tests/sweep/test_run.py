@@ -233,6 +233,71 @@ def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     same(*results.values())
 
 
+def streamed(stream, **kwargs):
+    kwargs = {"search": sweep.grid(), "lanes": 16, "mode": "map"} | kwargs
+    task = sweep.Task(init, loss, stream=stream, **SCORED)
+    return run({"learning_rate": [0.01, 0.05]}, task, **kwargs)
+
+
+@pytest.mark.parametrize("steps", [20, 18])
+def test_a_stream_is_asked_for_the_steps_that_are_needed(steps, tmp_path):
+    """Also where the last segment is not a whole one, and for the checkpoint's sake."""
+    asked = []
+
+    def stream(step):
+        asked.append(step)
+        return batches[step]
+
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(steps)]
+    result = streamed(stream, steps=steps)
+    assert asked == list(range(steps)) and (result.steps == steps).all()
+    asked.clear()
+    kwargs = {"steps": steps, "checkpoint": tmp_path, "max_bytes": 10**9}
+    same(streamed(stream, **kwargs), result)
+    same(streamed(stream, **kwargs), result)
+    assert set(asked) == set(range(steps))
+
+
+def test_what_a_stream_raises_counts_where_the_batch_is_needed():
+    """Lanes that will have diverged are not known when the next segment is prepared."""
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(5)]
+    kwargs = {"lanes": 16, "mode": "map", "search": sweep.grid(), "optimizer": optfn.sgd}
+    task = sweep.Task(init, loss, stream=batches.__getitem__, **SCORED)
+    result = run({"learning_rate": [1e30, 1e31]}, task, **kwargs)
+    assert list(result.status) == ["diverged", "diverged"]
+    with pytest.raises(IndexError):
+        run({"learning_rate": [1e30, 0.01]}, task, **kwargs)
+
+
+def test_a_loader_may_use_its_buffer_again():
+    x, y = np.zeros((16, 3), np.float32), np.zeros(16, np.float32)
+
+    def reused(step):
+        x[:], y[:] = X[step : step + 16], Y[step : step + 16]
+        return x, y
+
+    same(streamed(reused), streamed(lambda step: (X[step : step + 16], Y[step : step + 16])))
+
+
+UNLIKE = {
+    "(float32[10, 3], float32[10]) at step 6, and (float32[16, 3], float32[16]) at step 5": (
+        X[:10],
+        Y[:10],
+    ),
+    "(float64[16, 3], float32[16]) at step 6": (X[:16].astype(np.float64), Y[:16]),
+    "{x: float32[16, 3]} at step 6": {"x": X[:16]},
+}
+
+
+@pytest.mark.parametrize("message", UNLIKE)
+def test_batches_that_are_not_alike_are_refused(message):
+    def stream(step):
+        return UNLIKE[message] if step == 6 else (X[:16], Y[:16])
+
+    with pytest.raises(ValueError, match=re.escape(f"the task's stream gave {message}")):
+        streamed(stream)
+
+
 class Once:
     """Batches that cannot be had twice."""
 
