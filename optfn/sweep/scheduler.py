@@ -123,6 +123,8 @@ class Scheduler:
         began = time.perf_counter()
         told = self._fastest() if self.mode == "auto" else self._train(self.mode)
         self.seconds.append(time.perf_counter() - began)
+        for trial in self.running.values():
+            trial.trained.append(self.segments)
         self.segments += 1
         self.lane_steps += self.lanes * self.segment
         self._record({name: self._by_slot(values) for name, values in told.items()})
@@ -259,8 +261,6 @@ class Scheduler:
                 task=self.task,
                 mesh=self.mesh,
             )
-            for trial in begun.values():
-                trial.start = self.segments * self.segment
         for slot, trial in entering.items():
             if trial.parked is not None:
                 place = np.full(self.lanes, -1, np.int32)

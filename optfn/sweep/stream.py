@@ -55,7 +55,8 @@ class Stream:
         self.source = source
         self.length = length
         self.ready: dict[int, _Batches] = {}
-        self.iterator: Iterator | None = None
+        self.iterator: Iterator = iter(())
+        self.begun = False
         self.position = 0
 
     def take(self, segment: int, count: int) -> PyTree:
@@ -96,13 +97,13 @@ class Stream:
             try:
                 batches.add(self._at(batches.first + batches.count), self.length)
             except Exception as error:
-                batches.error, self.iterator = error, None
+                batches.error, self.begun = error, False
 
     def _at(self, step: int) -> PyTree:
         if callable(self.source):
             return self.source(step)
-        if self.iterator is None or step < self.position:
-            self.iterator, self.position = iter(self.source), 0
+        if not self.begun or step < self.position:
+            self.iterator, self.position, self.begun = iter(self.source), 0, True
         for _ in range(self.position, step):
             self._next()
         return self._next()

@@ -328,6 +328,40 @@ def test_common_batches_are_drawn_by_the_step_of_the_sweep():
         assert result.rerun(i).score == member.score
 
 
+TWELVE = [(X[i : i + 8], Y[i : i + 8]) for i in range(12)]
+COMMON = {
+    "stream": {"stream": TWELVE},
+    "common batches": {"data": (X, Y), "batch_size": 8, "common_batches": True},
+}
+
+
+@pytest.mark.parametrize("kind", COMMON)
+def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, tmp_path):
+    task = sweep.Task(init, loss, **COMMON[kind], **SCORED)
+    policy = sweep.successive_halving(first=5, bracket=36)
+    kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy}
+    run(RATE, task, max_seconds=0.0, checkpoint=tmp_path, **kwargs)
+    result = run(RATE, task, checkpoint=tmp_path, **kwargs)
+    waited = [t for t in result.trained if np.ptp(t) >= len(t)]
+    ended = np.flatnonzero(result.status == "ok")
+    assert len(ended) and all(result.trained[i] in waited for i in ended)
+    for i in ended:
+        segments = result.trained[i]
+        assert len(segments) == 4 and result.start[i] == 5 * segments[0]
+        assert result.rerun(i).score == result.member(i).score
+
+
+def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
+    space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
+    kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
+    task = sweep.Task(init, loss, stream=lambda step: TWELVE[:10][step], **SCORED)
+    result = run(space, task, max_seconds=0.0, steps=10, **kwargs)
+    late = next(i for i in range(4) if not result.trained[i])
+    assert result.start[late] == -1 and result.steps[late] == 0
+    alone = run({n: [v] for n, v in result.points[late].items()}, task, steps=10, **kwargs)
+    assert result.rerun(late).score == alone.best().score
+
+
 def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
     start = {"w": np.ones(3, np.float32), "b": np.float32(1)}
     task = sweep.Task(
