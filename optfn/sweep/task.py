@@ -3,15 +3,17 @@
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import optfn
 from optfn.core.passes import all_finite
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree
+from optfn.core.tree import PyTree, at_path
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,7 +154,8 @@ class Task(Training):
 
     Args:
         init: `init(key) -> params`, or a tree of params that every run starts from. Params are a
-            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`).
+            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`). What can be
+            called and holds arrays, as such a module, is a tree.
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
             gives a scalar, or a pair of it and a dict of scalars to record. In float32 or wider.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
@@ -161,7 +164,8 @@ class Task(Training):
             `Training`.
 
     Raises:
-        TypeError: no functions where they are wanted; a stream that cannot be begun again.
+        TypeError: no functions, or no arrays, where they are wanted; a stream that cannot be begun
+            again.
         ValueError: both directions; a batch size without data, or larger than the examples.
     """
 
@@ -170,14 +174,22 @@ class Task(Training):
 
     def __post_init__(self):
         _check_function(self, "loss")
+        if not _is_function(self.init):
+            for path, leaf in jax.tree.leaves_with_path(self.init):
+                if not _is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
+                    raise TypeError(
+                        "Task(init=...) must be a function of a key or a tree of arrays, found "
+                        f"{leaf!r} {at_path(path)}. Of an Equinox module, give the arrays, "
+                        "eqx.partition(module, eqx.is_array)[0]."
+                    )
         super().__post_init__()
 
     @property
     def start(self) -> PyTree:
-        return None if callable(self.init) else self.init
+        return None if _is_function(self.init) else self.init
 
     def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
-        params = self.init(key) if callable(self.init) else start
+        params = self.init(key) if _is_function(self.init) else start
         return params, tx.init(params)
 
     def advance(
@@ -261,6 +273,16 @@ class TrainingLoop(Training):
 
     def is_fit(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
+
+
+def _is_function(init: Any) -> bool:
+    """Whether it makes params; a module that can be called is params itself."""
+    made_of = jax.tree.leaves(init)
+    return callable(init) and (isinstance(init, partial) or not any(map(_is_array, made_of)))
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
 def _check_function(task: Training, name: str, *, optional: bool = False) -> None:

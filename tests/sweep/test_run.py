@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -328,6 +329,37 @@ def test_common_batches_are_drawn_by_the_step_of_the_sweep():
         assert result.rerun(i).score == member.score
 
 
+MLP = eqx.nn.MLP(3, "scalar", 4, 1, key=jax.random.key(3))
+
+
+def test_a_module_that_can_be_called_is_params():
+    """And a function is none, whatever it is made of."""
+    arrays, rest = eqx.partition(MLP, eqx.is_array)
+
+    def loss_of(arrays, batch):
+        model = eqx.combine(arrays, rest)
+        return jnp.mean((jax.vmap(model)(batch[0]) - batch[1]) ** 2)
+
+    def ready(arrays, key):
+        return arrays
+
+    kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
+    results = [
+        run({"learning_rate": [0.01, 0.1]}, sweep.Task(init, loss_of, data=(X, Y)), **kwargs)
+        for init in (
+            arrays,
+            eqx.filter_jit(lambda key: arrays),
+            jax.tree_util.Partial(ready, arrays),
+        )
+    ]
+    expected = arrays
+    for _ in range(20):
+        grads = jax.jit(jax.grad(loss_of))(expected, (X, Y))
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, grads)
+    for result in results:
+        close(result.best().params, expected)
+
+
 TWELVE = [(X[i : i + 8], Y[i : i + 8]) for i in range(12)]
 COMMON = {
     "stream": {"stream": TWELVE},
@@ -580,6 +612,8 @@ BAD_TASKS = {
         "stream": 3,
         "data": None,
     },
+    "at 'activation'. Of an Equinox module, give the arrays, eqx.partition": {"init": MLP},
+    "must be a function of a key or a tree of arrays, found 'zeros' at the root": {"init": "zeros"},
     "Task(stream=...) cannot be begun again": {"stream": iter([1]), "data": None},
 }
 
