@@ -442,6 +442,7 @@ def _step(
         common = jax.random.fold_in(root, at)
         batch = task.draw(common if task.common_batches else batch_key, shared.data)
     carry, told = task.advance(lane.tx, lane.carry, batch, loss_key)
+    told = jax.tree.map(_wide, told)
     fit = task.is_fit(carry)
     if "loss" in told:
         fit &= jnp.isfinite(told["loss"]) & (told["loss"] <= shared.max_loss)
@@ -457,13 +458,19 @@ def _scores(task: Training, lane: Lanes, sums: Told, shared: Shared) -> dict[str
     """The means over the steps of a segment, and what is measured at its end."""
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
-    measured = task.score(lane.tx, lane.carry, shared.held_out)
+    measured = jax.tree.map(_wide, task.score(lane.tx, lane.carry, shared.held_out))
     if both := sorted(means.keys() & measured.keys()):
         raise ValueError(
             f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "
             f"has, found {', '.join(both)} in both."
         )
     return means | measured
+
+
+def _wide(x: Any) -> jax.Array:
+    """A scalar whose sum over many steps is one that can be divided by their number."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:

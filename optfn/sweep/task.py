@@ -157,7 +157,8 @@ class Task(Training):
             tree of arrays; of an Equinox module, give the arrays (`eqx.partition`). What can be
             called and holds arrays, as such a module, is a tree.
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
-            gives a scalar, or a pair of it and a dict of scalars to record. In float32 or wider.
+            gives a scalar, or a pair of it and a dict of scalars to record, with other names than
+            "loss". In float32 or wider.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
             `optfn.evaluation_params` gives; with `held_out`, `evaluate(params, held_out)`.
         data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
@@ -222,7 +223,13 @@ class Task(Training):
         wants_key = "key" in inspect.signature(self.loss).parameters
         result = self.loss(params, batch, **({"key": key} if wants_key else {}))
         loss, metrics = result if isinstance(result, tuple) else (result, {})
-        _check_scalars({"loss": loss, **metrics}, "Task(loss=...)")
+        _check_scalars(metrics, "Task(loss=...)")
+        if "loss" in metrics:
+            raise ValueError(
+                "Task(loss=...) must give scalars to record with other names than 'loss', which is "
+                "the loss itself."
+            )
+        _check_scalars({"loss": loss}, "Task(loss=...)")
         return loss, metrics
 
 

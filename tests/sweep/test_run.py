@@ -211,6 +211,35 @@ def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
     np.testing.assert_array_equal(mine.curves["count"][0], [3, 8, 13, 18])
 
 
+NARROW = {
+    "bfloat16": jnp.bfloat16(1),  # whose sum stays at 256
+    "float16": jnp.float16(300),
+    "uint8": jnp.uint8(200),
+    "int32": jnp.int32(2**30),
+    "bool": True,
+    "int": 3,
+}
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_means_are_right_whatever_the_dtype(mode):
+    """And what is measured may be of any, also where lanes are empty."""
+
+    def narrow(params, batch):
+        return jnp.float16(300) + jnp.float16(0) * params["b"].astype(jnp.float16), NARROW
+
+    def measured(params):
+        return {f"measured {name}": value for name, value in NARROW.items()}
+
+    kwargs = {"search": sweep.grid(), "mode": mode, "lanes": 16, "steps": 300, "segment": 300}
+    task = sweep.Task(init, narrow, data=(X, Y), batch_size=2, evaluate=measured)
+    result = run({"learning_rate": [0.01, 0.02]}, task, optfn.sgd, **kwargs)
+    assert (result.status == "ok").all() and (result.scores == 300).all()
+    for name, value in NARROW.items():
+        assert (result.curves[name] == float(value)).all(), name
+        assert (result.curves[f"measured {name}"] == float(value)).all(), name
+
+
 def batch_at(step):
     return drawn(jax.random.key(step))
 
@@ -642,6 +671,11 @@ BAD_RUNS = {
     },
     "Task(loss=...) must give scalars, found 'loss' with shape (64,)": {
         "task": sweep.Task(init, lambda params, batch: batch[1] * params["b"], data=(X, Y))
+    },
+    "must give scalars to record with other names than 'loss'": {
+        "task": sweep.Task(
+            init, lambda params, batch: (loss(params, batch), {"loss": 0.0}), data=(X, Y)
+        )
     },
     "Task(evaluate=...) must give a dict of scalars, found": {
         "task": sweep.Task(init, loss, data=(X, Y), evaluate=lambda params: params["b"])
