@@ -355,7 +355,8 @@ def copy(
     """The chosen lanes take over their sources, with optimizers of their own."""
 
     def one(chosen, source, tx, lane, whole):
-        new = jax.tree.map(lambda x: x[source], whole)._replace(tx=tx, seed=lane.seed)
+        new = jax.tree.map(lambda x: x[source], whole)
+        new = new._replace(tx=_of_seed(tx, lane.seed), seed=lane.seed)
         return _select(chosen, new, lane)
 
     return _side_by_side(one, mesh, 1)(chosen, source, tx, lanes, _whole(lanes, mesh))
@@ -381,7 +382,11 @@ def placed(x: Any, mesh: Mesh | None) -> Any:
 
 def on_host(x: Any) -> Any:
     """The array as NumPy's; keys stay as they are."""
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+    return x if _is_key(x) else np.asarray(x)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _side_by_side(
@@ -425,10 +430,16 @@ def _over(mesh: Mesh) -> PartitionSpec:
 
 
 def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> Lanes:
-    key = jax.random.fold_in(jax.random.key(shared.seed), seed)
+    tx, key = _of_seed(tx, seed), jax.random.fold_in(jax.random.key(shared.seed), seed)
     carry = task.begin(tx, jax.random.fold_in(key, 0), shared.start)
     flags = jnp.ones((), bool), jnp.zeros((), bool)
     return Lanes(tx, carry, seed, jnp.zeros((), jnp.int32), *flags)
+
+
+def _of_seed(tx: Transform, seed: jax.Array) -> Transform:
+    """The optimizer with its random keys for a run of this seed."""
+    fold = jnp.vectorize(jax.random.fold_in)
+    return jax.tree.map(lambda x: fold(x, seed) if _is_key(x) else x, tx)
 
 
 def _step(
@@ -478,6 +489,6 @@ def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> Any:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if _is_key(x):
         return jax.random.split(jax.random.key(0), x.shape)
     return np.zeros(x.shape, x.dtype)

@@ -211,6 +211,26 @@ def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
     np.testing.assert_array_equal(mine.curves["count"][0], [3, 8, 13, 18])
 
 
+def rate_at(key, step):
+    return 0.1 * jax.random.uniform(jax.random.fold_in(key, step))
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_the_keys_of_an_optimizer_are_folded_with_the_seed_of_the_run(mode):
+    def make(key):
+        return optfn.sgd(jax.tree_util.Partial(rate_at, key))
+
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    result = run({"key": jax.random.key(5)}, task, make, trials=1, seeds=2, lanes=16, mode=mode)
+    for seed in (0, 1):
+        key = jax.random.fold_in(jax.random.key(5), seed)
+        tx = optax.sgd(lambda step, key=key: rate_at(key, step))
+        expected = alone(tx, 20, batch_at=lambda age: (X, Y), params=start)
+        distance = evaluate(expected)["distance"]
+        np.testing.assert_allclose(result.scores[0, seed], distance, rtol=1e-4)
+
+
 NARROW = {
     "bfloat16": jnp.bfloat16(1),  # whose sum stays at 256
     "float16": jnp.float16(300),
