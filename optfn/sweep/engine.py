@@ -23,6 +23,7 @@ from optfn.sweep.task import Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
+SEEDS = "seed", "random_seed"  # how optimizers name them
 SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
 
 
@@ -437,9 +438,14 @@ def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> La
 
 
 def _of_seed(tx: Transform, seed: jax.Array) -> Transform:
-    """The optimizer with its random keys for a run of this seed."""
-    fold = jnp.vectorize(jax.random.fold_in)
-    return jax.tree.map(lambda x: fold(x, seed) if _is_key(x) else x, tx)
+    """The optimizer with random keys, or the numbers that seed them, of its own for a run."""
+
+    def own(path, x):
+        if _is_key(x):
+            return jnp.vectorize(jax.random.fold_in)(x, seed)
+        return x + seed.astype(x.dtype) if getattr(path[-1], "name", "") in SEEDS else x
+
+    return jax.tree.map_with_path(own, tx)
 
 
 def _step(

@@ -19,6 +19,7 @@ from sweep.problem import (
     close,
     drawn,
     evaluate,
+    gradient,
     init,
     loss,
     run,
@@ -229,6 +230,40 @@ def test_the_keys_of_an_optimizer_are_folded_with_the_seed_of_the_run(mode):
         expected = alone(tx, 20, batch_at=lambda age: (X, Y), params=start)
         distance = evaluate(expected)["distance"]
         np.testing.assert_allclose(result.scores[0, seed], distance, rtol=1e-4)
+
+
+def test_the_noise_of_an_optimizer_is_another_for_each_seed_of_the_run():
+    """And that of the optimizer itself for the first."""
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    kwargs = {"trials": 1, "seeds": 2, "lanes": 16, "mode": "map"}
+    result = run({"learning_rate": 0.05, "seed": 7}, task, optfn.noisy_sgd, **kwargs)
+    for i in (0, 1):
+        tx = optfn.noisy_sgd(0.05, seed=7 + i)
+        params, state = start, tx.init(start)
+        for _ in range(20):
+            params, state = optfn.step(tx, gradient(params, (X, Y)), state, params)
+        expected = evaluate(params)["distance"]
+        np.testing.assert_allclose(result.scores[0, i], expected, rtol=1e-4)
+    assert result.rerun(0, seeds=[1]).score == result.scores[0, 1] != result.scores[0, 0]
+
+
+def test_a_lane_that_copies_another_keeps_the_noise_of_its_seed():
+    """In a population of which the worst half takes over the best."""
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    kwargs = {"trials": 8, "seeds": 2, "lanes": 16, "mode": "map", "policy": sweep.pbt(every=5)}
+    again = run(RATE, task, optfn.noisy_sgd, **kwargs).again
+    scheduler = again(
+        session=sweep.random().start(RATE, 8, 0),
+        policy=sweep.pbt(every=5),
+        seeds_of=lambda number: (0, 1),
+        mode="map",
+        keep=1,
+    )
+    scheduler.advance()
+    assert (scheduler.sources[0] != np.arange(8)).any()
+    np.testing.assert_array_equal(scheduler.state.tx.stages[0].seed, [0, 1] * 8)
 
 
 NARROW = {
