@@ -495,6 +495,4 @@ def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> Any:
-    if _is_key(x):
-        return jax.random.split(jax.random.key(0), x.shape)
-    return np.zeros(x.shape, x.dtype)
+    return jnp.zeros(x.shape, x.dtype) if _is_key(x) else np.zeros(x.shape, x.dtype)
