@@ -308,7 +308,10 @@ def _raw(x: Any) -> Any:
 
 
 def _keyed(x: np.ndarray, dtype: Any) -> Any:
-    return jax.random.wrap_key_data(jax.numpy.asarray(x)) if _is_key(dtype) else x
+    if not _is_key(dtype):
+        return x
+    impl = jax.random.key_impl(jax.numpy.zeros((), dtype))
+    return jax.random.wrap_key_data(jax.numpy.asarray(x), impl=impl)
 
 
 def _is_key(dtype: Any) -> bool:

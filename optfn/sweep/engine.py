@@ -23,6 +23,7 @@ from optfn.sweep.task import Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
+SEEDS = "seed", "random_seed"  # how optimizers name them
 SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
 
 
@@ -384,7 +385,8 @@ def copy(
     """The chosen lanes take over their sources, with optimizers of their own."""
 
     def one(chosen, source, tx, lane, whole):
-        new = jax.tree.map(lambda x: x[source], whole)._replace(tx=tx, seed=lane.seed)
+        new = jax.tree.map(lambda x: x[source], whole)
+        new = new._replace(tx=_of_seed(tx, lane.seed), seed=lane.seed)
         return _select(chosen, new, lane)
 
     return _side_by_side(one, mesh, 1)(chosen, source, tx, lanes, _whole(lanes, mesh))
@@ -410,7 +412,11 @@ def placed(x: Any, mesh: Mesh | None) -> Any:
 
 def on_host(x: Any) -> Any:
     """The array as NumPy's; keys stay as they are."""
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+    return x if _is_key(x) else np.asarray(x)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _side_by_side(
@@ -454,10 +460,21 @@ def _over(mesh: Mesh) -> PartitionSpec:
 
 
 def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> Lanes:
-    key = jax.random.fold_in(jax.random.key(shared.seed), seed)
+    tx, key = _of_seed(tx, seed), jax.random.fold_in(jax.random.key(shared.seed), seed)
     carry = task.begin(tx, jax.random.fold_in(key, 0), shared.start)
     flags = jnp.ones((), bool), jnp.zeros((), bool)
     return Lanes(tx, carry, seed, jnp.zeros((), jnp.int32), *flags)
+
+
+def _of_seed(tx: Transform, seed: jax.Array) -> Transform:
+    """The optimizer with random keys, or the numbers that seed them, of its own for a run."""
+
+    def own(path, x):
+        if _is_key(x):
+            return jnp.vectorize(jax.random.fold_in)(x, seed)
+        return x + seed.astype(x.dtype) if getattr(path[-1], "name", "") in SEEDS else x
+
+    return jax.tree.map_with_path(own, tx)
 
 
 def _step(
@@ -471,6 +488,7 @@ def _step(
         common = jax.random.fold_in(root, at)
         batch = task.draw(common if task.common_batches else batch_key, shared.data)
     carry, told = task.advance(lane.tx, lane.carry, batch, loss_key)
+    told = jax.tree.map(_wide, told)
     fit = task.is_fit(carry)
     if "loss" in told:
         fit &= jnp.isfinite(told["loss"]) & (told["loss"] <= shared.max_loss)
@@ -486,7 +504,7 @@ def _scores(task: Training, lane: Lanes, sums: Told, shared: Shared) -> dict[str
     """The means over the steps of a segment, and what is measured at its end."""
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
-    measured = task.score(lane.tx, lane.carry, shared.held_out)
+    measured = jax.tree.map(_wide, task.score(lane.tx, lane.carry, shared.held_out))
     if both := sorted(means.keys() & measured.keys()):
         raise ValueError(
             f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "
@@ -495,11 +513,15 @@ def _scores(task: Training, lane: Lanes, sums: Told, shared: Shared) -> dict[str
     return means | measured
 
 
+def _wide(x: Any) -> jax.Array:
+    """A scalar whose sum over many steps is one that can be divided by their number."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
 def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda n, o: jnp.where(chosen, n, o), new, old)
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> Any:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), x.shape)
-    return np.zeros(x.shape, x.dtype)
+    return jnp.zeros(x.shape, x.dtype) if _is_key(x) else np.zeros(x.shape, x.dtype)

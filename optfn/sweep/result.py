@@ -60,7 +60,8 @@ class Result:
             infinity where a run diverged or its score is not finite, nan where it has none yet.
         status: [trials], of `STATUSES`.
         steps: [trials], the steps taken.
-        start: [trials], the steps of the sweep before the trial began.
+        start: [trials], the steps of the sweep before the trial began; -1 if it did not.
+        trained: of each trial, the segments of the sweep in which it had lanes.
         curves: by name [trials, segments], the mean over the seeds at each age; nan after the end.
         ages: [segments], the ages of the curves.
         kept: the params of the best trials, by their number.
@@ -80,6 +81,7 @@ class Result:
     status: np.ndarray = field(repr=False)
     steps: np.ndarray = field(repr=False)
     start: np.ndarray = field(repr=False)
+    trained: Sequence[list[int]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
     ages: np.ndarray = field(repr=False)
     kept: dict[int, PyTree] = field(repr=False)
@@ -108,7 +110,8 @@ class Result:
             scores=np.array([trial.scores for trial in trials]),
             status=np.array([trial.status for trial in trials]),
             steps=np.array([trial.steps for trial in trials]),
-            start=np.array([trial.start for trial in trials]),
+            start=np.array([t.trained[0] * scheduler.segment if t.trained else -1 for t in trials]),
+            trained=[trial.trained for trial in trials],
             curves={name: np.array([[x[name] for x in c] for c in curves]) for name in names},
             ages=np.minimum(ages, scheduler.steps),
             kept={trial.number: trial.params for trial in scheduler.kept},
@@ -208,7 +211,9 @@ class Result:
             mode=self.mode,
             keep=1,
         )
-        scheduler.segments = int(self.start[trial]) // scheduler.segment
+        for segment in self.trained[trial]:  # so that common batches are those it had
+            scheduler.segments = segment
+            scheduler.advance()
         while scheduler.advance():
             pass
         again = Result.of(scheduler, 0.0, self.again).member(0)

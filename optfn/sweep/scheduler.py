@@ -1,7 +1,7 @@
 """Which trial is in which lanes: a queue, the lanes, a policy that ends the poor ones early."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from optfn.sweep.policies.population import pbt
 from optfn.sweep.search import Session, Status
 from optfn.sweep.space import Distribution, Fixed
 from optfn.sweep.stopping import stops
+from optfn.sweep.stream import Stream
 from optfn.sweep.task import Training
 from optfn.sweep.trial import Trial, stacked
 
@@ -102,7 +103,7 @@ class Scheduler:
             np.int32(self.steps),
             np.asarray(self.max_loss, _float()),
         )
-        self.stream = _Stream(self.task.stream, self.segment)
+        self.stream = Stream(self.task.stream, self.segment)
         if isinstance(self.policy, pbt) and not 2 <= self.session.trials <= self.slots:
             raise ValueError(
                 f"pbt trains all members side by side: trials={self.session.trials} must be at "
@@ -122,6 +123,8 @@ class Scheduler:
         began = time.perf_counter()
         told = self._fastest() if self.mode == "auto" else self._train(self.mode)
         self.seconds.append(time.perf_counter() - began)
+        for trial in self.running.values():
+            trial.trained.append(self.segments)
         self.segments += 1
         self.lane_steps += self.lanes * self.segment
         self._record({name: self._by_slot(values) for name, values in told.items()})
@@ -209,7 +212,7 @@ class Scheduler:
                 self.state,
                 self._stacked([trial.tx] * self.slots),
                 self.shared,
-                self.stream.take(self.segments),
+                self.stream.like(self.segments),
                 task=self.task,
                 length=self.segment,
                 mode=self._modes[0],
@@ -253,7 +256,7 @@ class Scheduler:
         return engine.bytes_of(*self._of_program(tx, lanes))
 
     def _of_program(self, tx: Transform, lanes: int) -> tuple:
-        many, batches = self._stacked([tx] * (lanes // self.width)), self.stream.take(self.segments)
+        many, batches = self._stacked([tx] * (lanes // self.width)), self.stream.like(self.segments)
         return self.task, many, lanes, self.shared, batches, self.segment
 
     def _fill(self) -> None:
@@ -277,8 +280,6 @@ class Scheduler:
                 task=self.task,
                 mesh=self.mesh,
             )
-            for trial in begun.values():
-                trial.start = self.segments * self.segment
         for slot, trial in entering.items():
             if trial.parked is not None:
                 place = np.full(self.lanes, -1, np.int32)
@@ -294,14 +295,22 @@ class Scheduler:
             self.placed(occupied),
             self.shared,
             np.int32(self.segments * self.segment),
-            self.stream.take(self.segments),
+            self.stream.take(self.segments, self._needed()),
             task=self.task,
             length=self.segment,
             mode=mode,
             mesh=self.mesh,
         )
-        self.stream.prefetch(self.segments + 1)  # while the devices are at work
+        self.stream.prefetch(self.segments + 1, self._needed(1))  # while the devices are at work
         return jax.tree.map(self.gathered, told)
+
+    def _needed(self, ahead: int = 0) -> int:
+        """The steps that a run takes at most in this segment, or in one ahead of it."""
+        asked = len(self.trials) == self.session.trials
+        if ahead and not (asked and not self.waiting and not self.standing):
+            return self.segment
+        youngest = min(len(trial.curve) for trial in self.running.values()) + ahead
+        return min(max(self.steps - youngest * self.segment, 0), self.segment)
 
     def _fastest(self) -> dict[str, np.ndarray]:
         """Decides the mode by this segment, of which that of the fastest stays.
@@ -503,52 +512,6 @@ class Scheduler:
 
     def _by_slot(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self.slots, self.width)
-
-
-class _Stream:
-    """The batches of a segment at a time."""
-
-    def __init__(self, source: Any, length: int):
-        self.source: Any = source
-        self.length = length
-        self.ready: dict[int, PyTree] = {}
-        self.iterator: Iterator = iter(())
-        self.begun = False
-        self.position = 0
-
-    def take(self, segment: int) -> PyTree:
-        """The batches of a segment, with the steps in front; None without a stream."""
-        if self.source is None:
-            return None
-        self.prefetch(segment)
-        return self.ready[segment]
-
-    def prefetch(self, segment: int) -> None:
-        """Makes a segment's batches; those before are gone."""
-        if self.source is None or segment in self.ready:
-            return
-        steps = range(segment * self.length, (segment + 1) * self.length)
-        batches = [self.source(i) if callable(self.source) else self._at(i) for i in steps]
-        self.ready = {i: x for i, x in self.ready.items() if i >= segment - 1}
-        self.ready[segment] = jax.tree.map(lambda *xs: np.stack(xs), *batches)
-
-    def _at(self, step: int) -> PyTree:
-        if not self.begun or step < self.position:
-            self.iterator, self.position, self.begun = iter(self.source), 0, True
-        for _ in range(self.position, step):
-            self._next()
-        return self._next()
-
-    def _next(self) -> PyTree:
-        for _ in range(2):
-            for batch in self.iterator:
-                self.position += 1
-                return batch
-            self.iterator = iter(self.source)
-        raise ValueError(
-            f"the task's stream ended after {self.position} batches; give a function of the step, "
-            "or an iterable that can be begun again."
-        )
 
 
 def _float() -> Any:

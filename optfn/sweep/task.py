@@ -3,15 +3,17 @@
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import optfn
 from optfn.core.passes import all_finite
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree
+from optfn.core.tree import PyTree, at_path
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,7 +29,8 @@ class Training:
             then depends on when it got its lane. Else the batches of a run depend on its seed and
             step alone.
         stream: in the place of data, batches from the host: `stream(step) -> batch`, or an iterable
-            of batches, which is begun again when it ends. They are common to all lanes.
+            of batches, which is begun again when it ends, and for every sweep; a generator cannot
+            be. They are common to all lanes, and all of one shape.
         held_out: a tree of arrays that `evaluate` takes as its second argument. It too is held
             once, where arrays that a function closes over would become part of the program.
         minimize: the name of the score where lower is better: of `evaluate`, of the metrics, or
@@ -56,6 +59,12 @@ class Training:
                 raise TypeError(
                     f"{name}(stream=...) must be a function of the step or an iterable of batches, "
                     f"found {self.stream!r}."
+                )
+            if hasattr(self.stream, "__next__"):
+                raise TypeError(
+                    f"{name}(stream=...) cannot be begun again: give a function of the step, or an "
+                    "iterable that begins anew with each iter(), as a list or a loader does, in "
+                    f"the place of the iterator {self.stream!r}."
                 )
             for other in ("data", "batch_size", "batch"):
                 if getattr(self, other) is not None:
@@ -145,16 +154,19 @@ class Task(Training):
 
     Args:
         init: `init(key) -> params`, or a tree of params that every run starts from. Params are a
-            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`).
+            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`). What can be
+            called and holds arrays, as such a module, is a tree.
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
-            gives a scalar, or a pair of it and a dict of scalars to record. In float32 or wider.
+            gives a scalar, or a pair of it and a dict of scalars to record, with other names than
+            "loss". In float32 or wider.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
             `optfn.evaluation_params` gives; with `held_out`, `evaluate(params, held_out)`.
         data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
             `Training`.
 
     Raises:
-        TypeError: no functions where they are wanted.
+        TypeError: no functions, or no arrays, where they are wanted; a stream that cannot be begun
+            again.
         ValueError: both directions; a batch size without data, or larger than the examples.
     """
 
@@ -163,14 +175,22 @@ class Task(Training):
 
     def __post_init__(self):
         _check_function(self, "loss")
+        if not _is_function(self.init):
+            for path, leaf in jax.tree.leaves_with_path(self.init):
+                if not _is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
+                    raise TypeError(
+                        "Task(init=...) must be a function of a key or a tree of arrays, found "
+                        f"{leaf!r} {at_path(path)}. Of an Equinox module, give the arrays, "
+                        "eqx.partition(module, eqx.is_array)[0]."
+                    )
         super().__post_init__()
 
     @property
     def start(self) -> PyTree:
-        return None if callable(self.init) else self.init
+        return None if _is_function(self.init) else self.init
 
     def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
-        params = self.init(key) if callable(self.init) else start
+        params = self.init(key) if _is_function(self.init) else start
         return params, tx.init(params)
 
     def advance(
@@ -203,7 +223,13 @@ class Task(Training):
         wants_key = "key" in inspect.signature(self.loss).parameters
         result = self.loss(params, batch, **({"key": key} if wants_key else {}))
         loss, metrics = result if isinstance(result, tuple) else (result, {})
-        _check_scalars({"loss": loss, **metrics}, "Task(loss=...)")
+        _check_scalars(metrics, "Task(loss=...)")
+        if "loss" in metrics:
+            raise ValueError(
+                "Task(loss=...) must give scalars to record with other names than 'loss', which is "
+                "the loss itself."
+            )
+        _check_scalars({"loss": loss}, "Task(loss=...)")
         return loss, metrics
 
 
@@ -254,6 +280,16 @@ class TrainingLoop(Training):
 
     def is_fit(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
+
+
+def _is_function(init: Any) -> bool:
+    """Whether it makes params; a module that can be called is params itself."""
+    made_of = jax.tree.leaves(init)
+    return callable(init) and (isinstance(init, partial) or not any(map(_is_array, made_of)))
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray, np.generic))
 
 
 def _check_function(task: Training, name: str, *, optional: bool = False) -> None:

@@ -14,7 +14,7 @@ from optfn.core.tree import PyTree
 from optfn.sweep.space import Choice, Distribution, Fixed
 
 # What a checkpoint holds of a trial, beside its point, its curve and its arrays.
-PLAIN = ("number", "status", "loss", "steps", "start", "seeds", "scores")
+PLAIN = ("number", "status", "loss", "steps", "trained", "seeds", "scores")
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class Trial:
         status: how it ended; "stopped" while it has not.
         loss: the mean score, where lower is better; inf where a run has none.
         steps: taken.
-        start: steps of the sweep before it got its lanes.
+        trained: the segments of the sweep in which it had lanes.
         scores: of its runs, in the units of the task: the worst infinity where one has no finite
             score, nan before the first.
         curve: after each of its segments, what was measured: its mean over the runs.
@@ -49,7 +49,7 @@ class Trial:
     status: str = "stopped"
     loss: float = math.inf
     steps: int = 0
-    start: int = -1
+    trained: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None

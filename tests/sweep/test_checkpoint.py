@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sweep.problem import RATE, SCORED, X, Y, evaluate, init, loss, run, same
@@ -247,6 +248,30 @@ def test_control_c_ends_with_the_results_so_far(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     whole = run(RATE, trials=20, lanes=8, checkpoint=tmp_path)
     same(whole, run(RATE, trials=20, lanes=8))
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_keys_of_any_kind_may_be_carried(tmp_path, mode):
+    def begin(tx, key):
+        params = init(key)
+        return params, tx.init(params), jax.random.key(3, impl="rbg")
+
+    def step(tx, carry, batch, key):
+        params, state, own = carry
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        grads["b"] += jax.random.uniform(jax.random.fold_in(own, state.step))
+        params, state = optfn.step(tx, grads, state, params)
+        return (params, state, own), {"loss": value}
+
+    kwargs = {"params": lambda carry: carry[0], "data": (X, Y), "batch_size": 16}
+    task = sweep.TrainingLoop(begin, step, **kwargs, **SCORED)
+    policy = sweep.successive_halving(first=5, bracket=18)
+    kwargs = {"task": task, "trials": 18, "lanes": 16, "mode": mode, "policy": policy}
+    whole = run(RATE, **kwargs)
+    assert (whole.status == "ok").any()
+    with pytest.raises(KeyboardInterrupt):
+        run(RATE, checkpoint=tmp_path, checkpoint_every=1, progress=stopping_after(2), **kwargs)
+    same(run(RATE, checkpoint=tmp_path, **kwargs), whole)
 
 
 def test_keys_are_kept(tmp_path):

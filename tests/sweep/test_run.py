@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from sweep.problem import (
     close,
     drawn,
     evaluate,
+    gradient,
     init,
     loss,
     run,
@@ -239,6 +241,89 @@ def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
     np.testing.assert_array_equal(mine.curves["count"][0], [3, 8, 13, 18])
 
 
+def rate_at(key, step):
+    return 0.1 * jax.random.uniform(jax.random.fold_in(key, step))
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_the_keys_of_an_optimizer_are_folded_with_the_seed_of_the_run(mode):
+    def make(key):
+        return optfn.sgd(jax.tree_util.Partial(rate_at, key))
+
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    result = run({"key": jax.random.key(5)}, task, make, trials=1, seeds=2, lanes=16, mode=mode)
+    for seed in (0, 1):
+        key = jax.random.fold_in(jax.random.key(5), seed)
+        tx = optax.sgd(lambda step, key=key: rate_at(key, step))
+        expected = alone(tx, 20, batch_at=lambda age: (X, Y), params=start)
+        distance = evaluate(expected)["distance"]
+        np.testing.assert_allclose(result.scores[0, seed], distance, rtol=1e-4)
+
+
+def test_the_noise_of_an_optimizer_is_another_for_each_seed_of_the_run():
+    """And that of the optimizer itself for the first."""
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    kwargs = {"trials": 1, "seeds": 2, "lanes": 16, "mode": "map"}
+    result = run({"learning_rate": 0.05, "seed": 7}, task, optfn.noisy_sgd, **kwargs)
+    for i in (0, 1):
+        tx = optfn.noisy_sgd(0.05, seed=7 + i)
+        params, state = start, tx.init(start)
+        for _ in range(20):
+            params, state = optfn.step(tx, gradient(params, (X, Y)), state, params)
+        expected = evaluate(params)["distance"]
+        np.testing.assert_allclose(result.scores[0, i], expected, rtol=1e-4)
+    assert result.rerun(0, seeds=[1]).score == result.scores[0, 1] != result.scores[0, 0]
+
+
+def test_a_lane_that_copies_another_keeps_the_noise_of_its_seed():
+    """In a population of which the worst half takes over the best."""
+    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
+    kwargs = {"trials": 8, "seeds": 2, "lanes": 16, "mode": "map", "policy": sweep.pbt(every=5)}
+    again = run(RATE, task, optfn.noisy_sgd, **kwargs).again
+    scheduler = again(
+        session=sweep.random().start(RATE, 8, 0),
+        policy=sweep.pbt(every=5),
+        seeds_of=lambda number: (0, 1),
+        mode="map",
+        keep=1,
+    )
+    scheduler.advance()
+    assert (scheduler.sources[0] != np.arange(8)).any()
+    np.testing.assert_array_equal(scheduler.state.tx.stages[0].seed, [0, 1] * 8)
+
+
+NARROW = {
+    "bfloat16": jnp.bfloat16(1),  # whose sum stays at 256
+    "float16": jnp.float16(300),
+    "uint8": jnp.uint8(200),
+    "int32": jnp.int32(2**30),
+    "bool": True,
+    "int": 3,
+}
+
+
+@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+def test_means_are_right_whatever_the_dtype(mode):
+    """And what is measured may be of any, also where lanes are empty."""
+
+    def narrow(params, batch):
+        return jnp.float16(300) + jnp.float16(0) * params["b"].astype(jnp.float16), NARROW
+
+    def measured(params):
+        return {f"measured {name}": value for name, value in NARROW.items()}
+
+    kwargs = {"search": sweep.grid(), "mode": mode, "lanes": 16, "steps": 300, "segment": 300}
+    task = sweep.Task(init, narrow, data=(X, Y), batch_size=2, evaluate=measured)
+    result = run({"learning_rate": [0.01, 0.02]}, task, optfn.sgd, **kwargs)
+    assert (result.status == "ok").all() and (result.scores == 300).all()
+    for name, value in NARROW.items():
+        assert (result.curves[name] == float(value)).all(), name
+        assert (result.curves[f"measured {name}"] == float(value)).all(), name
+
+
 def batch_at(step):
     return drawn(jax.random.key(step))
 
@@ -262,8 +347,83 @@ def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     same(*results.values())
 
 
+def streamed(stream, **kwargs):
+    kwargs = {"search": sweep.grid(), "lanes": 16, "mode": "map"} | kwargs
+    task = sweep.Task(init, loss, stream=stream, **SCORED)
+    return run({"learning_rate": [0.01, 0.05]}, task, **kwargs)
+
+
+@pytest.mark.parametrize("steps", [20, 18])
+def test_a_stream_is_asked_for_the_steps_that_are_needed(steps, tmp_path):
+    """Also where the last segment is not a whole one, and for the checkpoint's sake."""
+    asked = []
+
+    def stream(step):
+        asked.append(step)
+        return batches[step]
+
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(steps)]
+    result = streamed(stream, steps=steps)
+    assert asked == list(range(steps)) and (result.steps == steps).all()
+    asked.clear()
+    kwargs = {"steps": steps, "checkpoint": tmp_path, "max_bytes": 10**9}
+    same(streamed(stream, **kwargs), result)
+    same(streamed(stream, **kwargs), result)
+    assert set(asked) == set(range(steps))
+
+
+def test_what_a_stream_raises_counts_where_the_batch_is_needed():
+    """Lanes that will have diverged are not known when the next segment is prepared."""
+    batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(5)]
+    kwargs = {"lanes": 16, "mode": "map", "search": sweep.grid(), "optimizer": optfn.sgd}
+    task = sweep.Task(init, loss, stream=batches.__getitem__, **SCORED)
+    result = run({"learning_rate": [1e30, 1e31]}, task, **kwargs)
+    assert list(result.status) == ["diverged", "diverged"]
+    with pytest.raises(IndexError):
+        run({"learning_rate": [1e30, 0.01]}, task, **kwargs)
+
+
+def test_a_loader_may_use_its_buffer_again():
+    x, y = np.zeros((16, 3), np.float32), np.zeros(16, np.float32)
+
+    def reused(step):
+        x[:], y[:] = X[step : step + 16], Y[step : step + 16]
+        return x, y
+
+    same(streamed(reused), streamed(lambda step: (X[step : step + 16], Y[step : step + 16])))
+
+
+UNLIKE = {
+    "(float32[10, 3], float32[10]) at step 6, and (float32[16, 3], float32[16]) at step 5": (
+        X[:10],
+        Y[:10],
+    ),
+    "(float64[16, 3], float32[16]) at step 6": (X[:16].astype(np.float64), Y[:16]),
+    "{x: float32[16, 3]} at step 6": {"x": X[:16]},
+}
+
+
+@pytest.mark.parametrize("message", UNLIKE)
+def test_batches_that_are_not_alike_are_refused(message):
+    def stream(step):
+        return UNLIKE[message] if step == 6 else (X[:16], Y[:16])
+
+    with pytest.raises(ValueError, match=re.escape(f"the task's stream gave {message}")):
+        streamed(stream)
+
+
+class Once:
+    """Batches that cannot be had twice."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
 def test_a_stream_that_ends_is_refused():
-    task = sweep.Task(init, loss, stream=iter([batch_at(0), batch_at(1)]), **SCORED)
+    task = sweep.Task(init, loss, stream=Once([batch_at(0), batch_at(1)]), **SCORED)
     with pytest.raises(ValueError, match="stream ended after 2 batches"):
         run(RATE, task, trials=8)
 
@@ -280,6 +440,71 @@ def test_common_batches_are_drawn_by_the_step_of_the_sweep():
         tx = optax.adam(member.values["learning_rate"])
         close(member.params, alone(tx, 20, batch_at=batch))
         assert result.rerun(i).score == member.score
+
+
+MLP = eqx.nn.MLP(3, "scalar", 4, 1, key=jax.random.key(3))
+
+
+def test_a_module_that_can_be_called_is_params():
+    """And a function is none, whatever it is made of."""
+    arrays, rest = eqx.partition(MLP, eqx.is_array)
+
+    def loss_of(arrays, batch):
+        model = eqx.combine(arrays, rest)
+        return jnp.mean((jax.vmap(model)(batch[0]) - batch[1]) ** 2)
+
+    def ready(arrays, key):
+        return arrays
+
+    kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
+    results = [
+        run({"learning_rate": [0.01, 0.1]}, sweep.Task(init, loss_of, data=(X, Y)), **kwargs)
+        for init in (
+            arrays,
+            eqx.filter_jit(lambda key: arrays),
+            jax.tree_util.Partial(ready, arrays),
+        )
+    ]
+    expected = arrays
+    for _ in range(20):
+        grads = jax.jit(jax.grad(loss_of))(expected, (X, Y))
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, grads)
+    for result in results:
+        close(result.best().params, expected)
+
+
+TWELVE = [(X[i : i + 8], Y[i : i + 8]) for i in range(12)]
+COMMON = {
+    "stream": {"stream": TWELVE},
+    "common batches": {"data": (X, Y), "batch_size": 8, "common_batches": True},
+}
+
+
+@pytest.mark.parametrize("kind", COMMON)
+def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, tmp_path):
+    task = sweep.Task(init, loss, **COMMON[kind], **SCORED)
+    policy = sweep.successive_halving(first=5, bracket=36)
+    kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy}
+    run(RATE, task, max_seconds=0.0, checkpoint=tmp_path, **kwargs)
+    result = run(RATE, task, checkpoint=tmp_path, **kwargs)
+    waited = [t for t in result.trained if np.ptp(t) >= len(t)]
+    ended = np.flatnonzero(result.status == "ok")
+    assert len(ended) and all(result.trained[i] in waited for i in ended)
+    for i in ended:
+        segments = result.trained[i]
+        assert len(segments) == 4 and result.start[i] == 5 * segments[0]
+        assert result.rerun(i).score == result.member(i).score
+
+
+def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
+    space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
+    kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
+    task = sweep.Task(init, loss, stream=lambda step: TWELVE[:10][step], **SCORED)
+    result = run(space, task, max_seconds=0.0, steps=10, **kwargs)
+    late = next(i for i in range(4) if not result.trained[i])
+    assert result.start[late] == -1 and result.steps[late] == 0
+    alone = run({n: [v] for n, v in result.points[late].items()}, task, steps=10, **kwargs)
+    assert result.rerun(late).score == alone.best().score
 
 
 def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
@@ -531,6 +756,9 @@ BAD_TASKS = {
         "stream": 3,
         "data": None,
     },
+    "at 'activation'. Of an Equinox module, give the arrays, eqx.partition": {"init": MLP},
+    "must be a function of a key or a tree of arrays, found 'zeros' at the root": {"init": "zeros"},
+    "Task(stream=...) cannot be begun again": {"stream": iter([1]), "data": None},
 }
 
 
@@ -558,6 +786,11 @@ BAD_RUNS = {
     },
     "Task(loss=...) must give scalars, found 'loss' with shape (64,)": {
         "task": sweep.Task(init, lambda params, batch: batch[1] * params["b"], data=(X, Y))
+    },
+    "must give scalars to record with other names than 'loss'": {
+        "task": sweep.Task(
+            init, lambda params, batch: (loss(params, batch), {"loss": 0.0}), data=(X, Y)
+        )
     },
     "Task(evaluate=...) must give a dict of scalars, found": {
         "task": sweep.Task(init, loss, data=(X, Y), evaluate=lambda params: params["b"])
