@@ -170,6 +170,7 @@ def in_axes(tx: T) -> T:
 
 def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
     """`tx` with every schedule, also of inner transforms, replaced by its value."""
+    tx = tx.standing(step)
     own = slots if tx.name is None else (slots or {}).get(tx.name)
 
     def resolve(inner: Transform, label: str) -> Transform:

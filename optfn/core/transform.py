@@ -128,6 +128,10 @@ class Transform(Data):
         """
         return step
 
+    def standing(self, step: Any) -> "Transform":
+        """What this is at a step: itself, but where a transform takes the place of another."""
+        return self
+
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         """The params to evaluate at, given those that the gradient is taken at.
 

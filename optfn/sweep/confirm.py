@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from optfn.core.data import check_count
-from optfn.sweep.policies.policy import run_all
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import listed
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,9 @@ class Confirm:
         if not best:
             return result
         first = result.scores.shape[1]
-        scheduler = result.again(
-            session=listed([result.points[i] for i in best for _ in range(self.seeds)]),
-            policy=run_all(),
-            seeds_of=lambda number: (first + number % self.seeds,),
-            mode=result.mode,
-            keep=1,
+        scheduler = result.train_again(
+            [int(i) for i in best for _ in range(self.seeds)],
+            lambda number: (first + number % self.seeds,),
         )
         train(scheduler)
         confirmed = np.full((len(result), self.seeds), np.nan)

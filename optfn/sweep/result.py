@@ -1,15 +1,16 @@
 """What a sweep found."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.schedules import piecewise_constant
+from optfn.sweep.in_turn import of_line
 from optfn.sweep.lines import in_columns, number
 from optfn.sweep.policies.policy import run_all
 from optfn.sweep.scheduler import Scheduler
@@ -34,7 +35,7 @@ class Member:
         params: of the first seed, for those that were kept; else None. Those that were scored: of
             an optimizer that averages, the average.
         line: pairs of a step and the hyperparameters from there on; more than one only under `pbt`,
-            where `optimizer` has them as schedules.
+            where `optimizer` goes from one to the next.
     """
 
     trial: int
@@ -91,11 +92,11 @@ class Result:
     lane_steps: int
     seconds: float
     mode: str
-    again: Callable[..., Scheduler] = field(repr=False)
+    again: partial[Scheduler] = field(repr=False)
     confirmed: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, scheduler: Scheduler, seconds: float, again: Callable[..., Scheduler]) -> "Result":
+    def of(cls, scheduler: Scheduler, seconds: float, again: partial[Scheduler]) -> "Result":
         """What a scheduler has recorded so far."""
         trials = scheduler.trials
         count = max((len(trial.curve) for trial in trials), default=0)
@@ -162,7 +163,7 @@ class Result:
         return Member(
             trial=int(trial),
             values=dict(self.points[trial]),
-            optimizer=_in_turn(self.make, self.lines[trial]),
+            optimizer=of_line(self.make, self.lines[trial]),
             score=float(self.task.sign * self.losses[trial]),
             spread=float(scores.std(ddof=1)) if several else float("nan"),
             status=str(self.status[trial]),
@@ -194,30 +195,49 @@ class Result:
         """Trains a trial once more, in the same program with the other lanes empty.
 
         With the same number of devices it gives the same bits, and the params of a trial that was
-        not kept. A member of `pbt` is trained by its last hyperparameters alone.
+        not kept. A member of `pbt` is trained by its line, within rounding.
 
         Args:
             trial: its number.
             seeds: of its runs; None is those it had.
 
         Raises:
-            ValueError: there are more seeds than lanes.
+            ValueError: there are no seeds.
         """
         seeds = tuple(range(self.scores.shape[1]) if seeds is None else seeds)
-        scheduler = self.again(
-            session=listed([self.points[trial]]),
-            policy=run_all(),
-            seeds_of=lambda number: seeds,
-            mode=self.mode,
-            keep=1,
-        )
+        if not seeds:
+            raise ValueError("rerun(seeds=...) must have a seed for each run, found none.")
+        scheduler = self.train_again([trial], lambda number: seeds)
         for segment in self.trained[trial]:  # so that common batches are those it had
             scheduler.segments = segment
             scheduler.advance()
         while scheduler.advance():
             pass
-        again = Result.of(scheduler, 0.0, self.again).member(0)
-        return replace(again, trial=int(trial))
+        again, first = Result.of(scheduler, 0.0, self.again).member(0), self.member(trial)
+        own = {name: getattr(first, name) for name in ("trial", "values", "optimizer", "line")}
+        return replace(again, **own)
+
+    def train_again(
+        self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
+    ) -> Scheduler:
+        """What trains some of the trials to their ends, in the same program.
+
+        Args:
+            trials: their numbers, also several times the same.
+            seeds_of: the seeds of each, by its place among them.
+        """
+        length = max(len(self.lines[trial]) for trial in trials)
+        settings, width = self.again.keywords, len(seeds_of(0))
+        multiple = math.lcm(width, 1 if settings["mesh"] is None else settings["mesh"].size)
+        return self.again(
+            session=listed([{"trial": trial} for trial in trials]),
+            make=lambda trial: of_line(self.make, self.lines[trial], length),
+            policy=run_all(),
+            seeds_of=seeds_of,
+            mode=self.mode,
+            lanes=-(-settings["lanes"] // multiple) * multiple,
+            keep=1,
+        )
 
     def table(self, k: int = 10) -> str:
         """The k best in lines, with how many trials ended in which way."""
@@ -281,19 +301,6 @@ def _mean(scores: np.ndarray) -> np.ndarray:
     total = np.where(np.isfinite(scores), scores, 0).sum(axis=1)
     lost = (runs == 0) | np.isinf(scores).any(axis=1)
     return np.where(lost, np.inf, total / np.maximum(runs, 1))
-
-
-def _in_turn(
-    make: Callable[..., Transform], line: Sequence[tuple[int, dict[str, Any]]]
-) -> Transform:
-    """The optimizer of the first point, its numbers changing to those of the next in time."""
-    ages = [age for age, _ in line[1:]]
-
-    def schedule(*values: Any) -> Any:
-        changes = len({float(value) for value in values}) > 1
-        return piecewise_constant(values, ages) if changes else values[0]
-
-    return jax.tree.map(schedule, *(make(**point) for _, point in line))
 
 
 def _range(values: list) -> str:

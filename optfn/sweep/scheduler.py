@@ -200,6 +200,10 @@ class Scheduler:
         trial = Trial(number, point, tx, self._structure_of(tx), self.seeds_of(number))
         trial.line.append((0, point))
         trial.past.append((0, point))
+        if isinstance(self.policy, pbt) and not self.trials:
+            for name, distribution in self.space.items():
+                for option in getattr(distribution, "options", ()):
+                    self._structure_of(self.make(**point | {name: option}))
         self.trials.append(trial)
         return trial
 
@@ -234,6 +238,12 @@ class Scheduler:
     def _structure_of(self, tx: Transform) -> int:
         key = self._structure_key(tx)
         number = self.structures.setdefault(key, len(self.structures))
+        if number and isinstance(self.policy, pbt):
+            raise ValueError(
+                f"pbt copies the state of one member to another, but the optimizer of trial "
+                f"{len(self.trials)}, or one that its choices lead to, differs in structure from "
+                "the first: sweep over them one by one, as compare does."
+            )
         if number == MOST_STRUCTURES:
             raise ValueError(
                 f"the optimizers of the first {len(self.trials) + 1} trials have {number + 1} "
@@ -443,11 +453,7 @@ class Scheduler:
             }
             trial.point = point | changed
             trial.tx = self.make(**trial.point)
-            if self._structure_of(trial.tx) != self.structure:
-                raise ValueError(
-                    f"pbt cannot go from {point} to {trial.point}: the optimizers differ in "
-                    "structure, and a lane goes on with the state it copies."
-                )
+            self._structure_of(trial.tx)
             trial.line = [*line, (self.record.ages[rung], trial.point)]
             trial.past.append((self.record.ages[rung], trial.point))
         lanes = np.arange(self.lanes, dtype=np.int32)
@@ -476,7 +482,11 @@ class Scheduler:
             (min((i + 1) * self.segment, self.steps), self.task.sign * x[self.task.objective])
             for i, x in enumerate(trial.curve)
         ]
-        self.session.tell(trial.number, trial.loss, status, reports)
+        if len(trial.past) > 1:  # from there on it was trained with others' numbers
+            reports = [report for report in reports if report[0] <= trial.past[1][0]]
+            self.session.tell(trial.number, reports[-1][1], "pruned", reports)
+        else:
+            self.session.tell(trial.number, trial.loss, status, reports)
 
     def _keep(self, slot: int) -> None:
         """The params of the best so far."""

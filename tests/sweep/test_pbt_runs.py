@@ -66,3 +66,96 @@ def test_the_past_of_members_and_whom_they_copied_make_their_lines():
         family = sweep.policies.population.lineage(population.sources, rounds, member)
         pasts = {a: dict(population.past[a]) for _, a in family}
         assert [(start, pasts[ancestor][start]) for start, ancestor in family] == line
+
+
+def every_fourth(learning_rate):
+    """An optimizer that counts its own steps."""
+    return optfn.accumulate(optfn.momentum(learning_rate), 4)
+
+
+def scheduled(peak, share):
+    """Hyperparameters that are numbers of a schedule, whose state is an average's too."""
+    rate = schedules.warmup_cosine(peak, share * 60, 60)
+    return optfn.ema_of_params(optfn.adam(rate), 0.9)
+
+
+SHARE = {"peak": sweep.LogUniform(1e-3, 1.0), "share": sweep.Uniform(0.05, 0.5)}
+
+
+@pytest.mark.parametrize(
+    "factory, space",
+    [(every_fourth, {"learning_rate": SPACE["learning_rate"]}), (scheduled, SHARE)],
+)
+def test_the_best_optimizer_alone_comes_to_the_score_that_was_found(factory, space):
+    population = run(factory, space, trials=8, policy=sweep.pbt(every=10), keep=8)
+    copied = [member for member in population.top(8) if len(member.line) > 1]
+    assert len(copied) >= 4
+    for member in copied[:3]:
+        alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
+        again = population.rerun(member.trial)
+        # The same operations, compiled with other neighbours.
+        np.testing.assert_allclose(alone.best().score, member.score, rtol=1e-4)
+        np.testing.assert_allclose(again.score, member.score, rtol=1e-4)
+        assert again.values == member.values and again.line == member.line
+
+
+def test_the_numbers_of_the_best_optimizer_are_those_of_the_step():
+    population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10), keep=8)
+    best = next(member for member in population.top(8) if len(member.line) > 1)
+    tx = best.optimizer
+    state = tx.init(best.params)
+
+    @jax.jit
+    def told(step):
+        return optfn.hyperparameters(tx, state._replace(step=step))
+
+    for start, point in best.line:
+        here = told(np.int32(start))
+        assert {name: np.float32(here[name]) for name in point} == {
+            name: np.float32(value) for name, value in point.items()
+        }
+    assert jax.tree.structure(state) == jax.tree.structure(optfn.adam(0.1).init(best.params))
+
+
+def test_confirmation_trains_the_line():
+    settings = {"trials": 8, "policy": sweep.pbt(every=10), "keep": 8}
+    found = run(optfn.adam, SPACE, confirm=sweep.Confirm(top=3, seeds=2), **settings)
+    assert any(len(member.line) > 1 for member in found.top(3))
+    for member in found.top(3):
+        alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
+        fresh = alone.rerun(0, seeds=[1, 2])
+        np.testing.assert_allclose(fresh.score, member.score, rtol=1e-4)
+
+
+def test_members_of_other_structure_are_refused_before_training():
+    def factory(learning_rate, decay):
+        return (
+            optfn.adamw(learning_rate, weight_decay=decay) if decay else optfn.adam(learning_rate)
+        )
+
+    space = {"learning_rate": SPACE["learning_rate"], "decay": [0.0, 0.1]}
+    seen = []
+    with pytest.raises(ValueError, match="pbt copies the state of one member to another, but the"):
+        run(factory, space, trials=8, policy=sweep.pbt(every=10), progress=seen.append)
+    assert not seen
+
+
+class Recorded:
+    """A search that keeps what it is told."""
+
+    def start(self, space, trials, seed):
+        session = sweep.random().start(space, trials, seed)
+        self.told = {}
+        session.tell = lambda index, *told: self.told.update({index: told})
+        return session
+
+
+def test_the_search_is_told_of_a_point_for_as_long_as_it_was_trained():
+    search = Recorded()
+    population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10), search=search)
+    for number, (score, status, reports) in search.told.items():
+        past, curve = population.past[number], population.curves["height"][number]
+        until = past[1][0] if len(past) > 1 else 60
+        assert status == ("ok" if until == 60 else "pruned")
+        assert reports == [(5 * (i + 1), curve[i]) for i in range(until // 5)]
+        assert score == pytest.approx(curve[until // 5 - 1])

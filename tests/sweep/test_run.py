@@ -536,6 +536,10 @@ def test_a_trial_alone_has_the_same_bits():
     jax.tree.map(np.testing.assert_array_equal, again.params, best.params)
     other = result.rerun(best.trial, seeds=[7])
     assert other.score != best.score
+    many = result.rerun(best.trial, seeds=range(9))  # more than the lanes, and not a divisor
+    assert many.spread > 0
+    with pytest.raises(ValueError, match="must have a seed for each run, found none"):
+        result.rerun(best.trial, seeds=[])
 
 
 @pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
