@@ -118,85 +118,75 @@ def train(
         mode: "vmap", "map", or "loop" for a loop on the host, lane by lane and step by step.
         mesh: over which the lanes are spread.
     """
-    count = parts_of(len(occupied), mode, mesh)
-    if count == 1 and mode != "loop":
+    each = part_of(len(occupied), mode, mesh)
+    if each is None:
         options = {"task": task, "length": length, "mode": mode, "mesh": mesh}
         return _train_together(lanes, occupied, shared, first, batches, **options)
-    parts = _apart(lanes, occupied, count=count)
-    for x in jax.tree.leaves(lanes):
-        if isinstance(x, jax.Array):
-            x.delete()
     # The threads only call what was compiled here, and so do without this thread's settings of jax.
-    same = jax.device_put((shared, first, batches))
-    program = _host_loop if mode == "loop" else _program
-    further = program(*parts[0], *same, task=task, length=length, mode=mode)
-    with ThreadPoolExecutor(min(count, _cores())) as pool:
-        return _together(*pool.map(lambda part: further(*part, *same), parts))
+    args = jax.device_put((lanes, occupied, shared, first, batches))
+    program = _program(*args, task=task, length=length, mode=mode, each=each)
+
+    def further(place: int) -> Any:
+        return jax.block_until_ready(program(np.int32(place), *args))
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        ends = pool.map(further, range(0, len(occupied), each))
+        end = jax.tree.map(_joined, *ends)
+    for x in jax.tree.leaves(args[0]):
+        x.delete()
+    return end
 
 
-def parts_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int:
-    """Into how many parts lanes are split, each trained by a thread of its own.
+def part_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
+    """How many lanes a thread of the host takes at a time; None where one takes all of them.
 
     One program after another is all that a thread can have on a CPU, where few operations are so
     large that they keep more than one core busy.
     """
     if mode == "loop":
-        return lanes
-    if mesh is not None or jax.default_backend() != "cpu":
         return 1
-    least = SAME_BITS if mode == "vmap" else 1
-    fitting = [n for n in range(1, _cores() + 1) if lanes % n == 0 and lanes // n >= least]
-    return max(fitting, default=1)
+    if mesh is not None or jax.default_backend() != "cpu":
+        return None
+    if mode == "map":
+        return 1
+    parts = [lanes // n for n in range(2, _cores() + 1) if not lanes % n]
+    return min((each for each in parts if each >= SAME_BITS), default=None)
+
+
+def _joined(*parts: jax.Array) -> jax.Array:
+    if _is_key(parts[0]):
+        return jnp.concatenate(parts)
+    return jax.device_put(np.concatenate([np.asarray(x) for x in parts]))  # compiles nothing
 
 
 def prepare(
     lanes: Lanes,
     tx: Transform,
+    chosen: jax.Array,
     shared: Shared,
     batches: PyTree = None,
     *,
     task: Training,
     length: int,
     mode: str,
+    mesh: Mesh | None = None,
 ) -> None:
-    """Compiles what `admit` and `train` will call, side by side, which takes half as long."""
-    count = len(lanes.seed)
-    chosen, first = jax.ShapeDtypeStruct((count,), bool), np.int32(0)
-    programs = [admit.lower(lanes, tx, lanes.seed, chosen, shared, task=task, mesh=None)]
-    if mode != "loop":
-        parts = parts_of(count, mode)
-        pieces = jax.eval_shape(partial(_apart, count=parts), lanes, chosen)
-        options = {"task": task, "length": length, "mode": mode, "mesh": None}
-        further = partial(_train_together, **options)
-        programs.append(_train_together.lower(*pieces[0], shared, first, batches, **options))
-        if parts > 1:
-            end = jax.eval_shape(further, *pieces[0], shared, first, batches)
-            programs.append(_apart.lower(lanes, chosen, count=parts))
-            programs.append(_together.lower(*[end] * parts))
+    """Compiles what `admit` and `train` will call with such arguments, side by side."""
+    each, args = part_of(len(chosen), mode, mesh), (lanes, chosen, shared, np.int32(0), batches)
+    programs = [admit.lower(lanes, tx, lanes.seed, chosen, shared, task=task, mesh=mesh)]
+    options = {"task": task, "length": length, "mode": mode}
+    if mode == "loop":
+        _program(*args, **options, each=1)
+    elif each is None:
+        programs.append(_train_together.lower(*args, **options, mesh=mesh))
+    else:
+        programs.append(_train_part.lower(np.int32(0), *args, **options, each=each))
     with ThreadPoolExecutor(len(programs)) as pool:
         list(pool.map(lambda program: program.compile(), programs))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@partial(jax.jit, static_argnames="count")
-def _apart(lanes: Lanes, occupied: jax.Array, *, count: int) -> list[tuple[Lanes, jax.Array]]:
-    each = len(occupied) // count
-    return [
-        jax.tree.map(lambda x, i=i: x[i * each : (i + 1) * each], (lanes, occupied))
-        for i in range(count)
-    ]
-
-
-@jax.jit
-def _together(*trees: Any) -> Any:
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *trees)
-
-
-def _program(*args: Any, **options: Any) -> Callable:
-    return _train_together.lower(*args, **options, mesh=None).compile()
 
 
 @partial(jax.jit, static_argnames=("task", "length", "mode", "mesh"), donate_argnames="lanes")
@@ -212,29 +202,34 @@ def _train_together(
     mode: str,
     mesh: Mesh | None,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    def segment(lane, occupied, shared, first, batches):
-        def step(lane, at):
-            return _step(task, shared, lane, *at)
-
-        lane, told = lax.scan(step, lane, (first + jnp.arange(length), batches), length)
-        return lane, _scores(task, lane, jax.tree.map(lambda x: x.sum(0), told), shared)
-
-    def one(lane, occupied, *shared):
-        lane = lane._replace(running=lane.running & occupied)
-        if mode == "vmap":
-            return segment(lane, occupied, *shared)
-        blank = jax.eval_shape(segment, lane, occupied, *shared)[1]
-        return lax.cond(
-            lane.running,
-            lambda: segment(lane, occupied, *shared),
-            lambda: (lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), blank)),
-        )
-
-    over = partial(_side_by_side, mesh=mesh, shared=3, one_by_one=mode == "map")
-    return over(one)(lanes, occupied, shared, first, batches)
+    one = partial(_segment, task=task, length=length, mode=mode)
+    over = _side_by_side(one, mesh, 3, one_by_one=mode == "map")
+    return over(lanes, occupied, shared, first, batches)
 
 
-def _host_loop(
+@partial(jax.jit, static_argnames=("task", "length", "mode", "each"))
+def _train_part(
+    place: jax.Array,
+    lanes: Lanes,
+    occupied: jax.Array,
+    shared: Shared,
+    first: jax.Array,
+    batches: PyTree,
+    *,
+    task: Training,
+    length: int,
+    mode: str,
+    each: int,
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    """`each` of the lanes, from a place on."""
+    part = _some((lanes, occupied), place, each)
+    one = partial(_segment, task=task, length=length, mode=mode)
+    if each == 1:
+        return _alone(one, part, shared, first, batches)
+    return _side_by_side(one, None, 3)(*part, shared, first, batches)
+
+
+def _segment(
     lane: Lanes,
     occupied: jax.Array,
     shared: Shared,
@@ -244,27 +239,85 @@ def _host_loop(
     task: Training,
     length: int,
     mode: str,
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    """One lane; by "map" only if it has a run."""
+    lane = lane._replace(running=lane.running & occupied)
+
+    def train(lane: Lanes) -> tuple[Lanes, dict[str, jax.Array]]:
+        def step(lane, at):
+            return _step(task, shared, lane, *at)
+
+        lane, told = lax.scan(step, lane, (first + jnp.arange(length), batches), length)
+        return lane, _scores(task, lane, jax.tree.map(lambda x: x.sum(0), told), shared)
+
+    if mode == "vmap":
+        return train(lane)
+    blank = jax.eval_shape(train, lane)[1]
+    return lax.cond(
+        lane.running,
+        train,
+        lambda lane: (lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), blank)),
+        lane,
+    )
+
+
+def _some(tree: PyTree, place: jax.Array, count: int) -> PyTree:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, place, count), tree)
+
+
+def _alone(function: Callable, part: tuple, *same: Any) -> Any:
+    """The function of one lane for a part that is one."""
+    end = function(*jax.tree.map(lambda x: x[0], part), *same)
+    return jax.tree.map(lambda x: x[None], end)
+
+
+def _program(*args: Any, task: Training, length: int, mode: str, each: int) -> Callable:
+    """What trains the lanes from a place on, compiled."""
+    options = {"task": task, "length": length}
+    if mode == "loop":
+        return _host_loop(*args, **options)
+    return _train_part.lower(np.int32(0), *args, **options, mode=mode, each=each).compile()
+
+
+def _host_loop(
+    lanes: Lanes,
+    occupied: jax.Array,
+    shared: Shared,
+    first: jax.Array,
+    batches: PyTree,
+    *,
+    task: Training,
+    length: int,
 ) -> Callable:
-    """What trains one lane by a program for a step and one for the scores."""
-    at = np.int32(0)
-    told = jax.eval_shape(partial(_alone, task=task), lane, at, shared, first, batches)[1]
-    step = _one_step.lower(lane, told, at, shared, first, batches, task=task).compile()
+    """What trains one lane by a program for each step and one for the scores."""
+    at, same = np.int32(0), (shared, first, batches)
+    begin = _one_of.lower(at, lanes, occupied).compile()
+    lane = jax.eval_shape(_one_of, at, lanes, occupied)
+    told = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
+    step = _one_step.lower(lane, told, at, *same, task=task).compile()
     score = _scored.lower(lane, told, shared, task=task).compile()
     scores = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
-    none = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told))
+    zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told))
+    blank = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), scores)
 
-    def further(lane, occupied, shared, first, batches):
-        if not (occupied[0] and lane.running[0]):
-            return lane, jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), scores)
-        sums = none
+    def program(place, lanes, occupied, *same):
+        lane, sums = begin(place, lanes, occupied), zeros
+        if not lane.running[0]:
+            return lane, blank
         for at in range(length):
-            lane, sums = step(lane, sums, np.int32(at), shared, first, batches)
-        return lane, score(lane, sums, shared)
+            lane, sums = step(lane, sums, np.int32(at), *same)
+        return lane, score(lane, sums, same[0])
 
-    return further
+    return program
 
 
-def _alone(
+@jax.jit
+def _one_of(place: jax.Array, lanes: Lanes, occupied: jax.Array) -> Lanes:
+    lane, occupied = _some((lanes, occupied), place, 1)
+    return lane._replace(running=lane.running & occupied)
+
+
+def _step_of(
     lane: Lanes, at: jax.Array, shared: Shared, first: jax.Array, batches: PyTree, *, task: Training
 ) -> tuple[Lanes, Told]:
     batch = jax.tree.map(lambda x: x[at], batches)
@@ -283,14 +336,13 @@ def _one_step(
     *,
     task: Training,
 ) -> tuple[Lanes, Told]:
-    lane, told = _alone(lane, at, shared, first, batches, task=task)
+    lane, told = _step_of(lane, at, shared, first, batches, task=task)
     return lane, jax.tree.map(jnp.add, sums, told)
 
 
 @partial(jax.jit, static_argnames="task")
 def _scored(lane: Lanes, sums: Told, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
-    scores = _scores(task, jax.tree.map(lambda x: x[0], lane), sums, shared)
-    return jax.tree.map(lambda x: x[None], scores)
+    return _alone(lambda lane: _scores(task, lane, sums, shared), (lane,))
 
 
 def blank(
@@ -314,12 +366,12 @@ def bytes_of(
     """What the program that trains so many lanes takes, by its own account.
 
     On a CPU the account of the peak leaves temporaries out, so the parts are added up; and lanes
-    that are split are there twice for a moment.
+    that are trained in parts are there twice.
     """
     memory = _lowered(task, tx, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
         raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
-    both = shapes(task, tx, lanes, shared) if parts_of(lanes, "vmap") > 1 else ()
+    both = () if part_of(lanes, "vmap") is None else shapes(task, tx, lanes, shared)
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -346,8 +398,7 @@ def _lowered(
 
 @partial(jax.jit, static_argnames=("count", "mesh"))
 def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> Lanes:
-    some = _whole(lanes, mesh)
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), some)
+    return _some(_whole(lanes, mesh), first, count)
 
 
 def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
@@ -355,9 +406,15 @@ def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lane
     return jax.tree.map(on_host, _taken(lanes, first, count=count, mesh=mesh))
 
 
-@jax.jit
 def twin(lanes: Lanes) -> Lanes:
     """A copy, where one is to be donated."""
+    if jax.process_count() > 1:  # device_put copies what one process has alone
+        return _copied(lanes)
+    return jax.device_put(lanes, may_alias=False)
+
+
+@jax.jit
+def _copied(lanes: Lanes) -> Lanes:
     return jax.tree.map(jnp.copy, lanes)
 
 

@@ -29,7 +29,7 @@ MOST_WAITING = 8
 MOST_STRUCTURES = 32
 LEFT_BY_PRUNING = 0.3  # the share of all steps that ASHA leaves, about
 LOOP_STEP = 2e-4  # seconds of a step below which a loop on the host cannot be the fastest
-LEAST_COMPILING = 1.0  # seconds, also where the first segment had been compiled before
+LEAST_COMPILING = 1.0  # seconds, also where the programs were there before
 
 # The fastest mode that was found, by task and shapes.
 _FASTEST: WeakKeyDictionary[Training, dict[Any, str]] = WeakKeyDictionary()
@@ -87,6 +87,7 @@ class Scheduler:
     exhausted: bool = False
     segments: int = 0
     lane_steps: int = 0
+    compiling: float = 0.0
 
     def __post_init__(self):
         self.width = len(self.seeds_of(0))
@@ -161,7 +162,7 @@ class Scheduler:
         youngest = min(len(trial.curve) for trial in self.running.values())
         segments = -(-self.steps // self.segment) - youngest
         saved = segments * min(self.seconds) * (1 - few / self.lanes)
-        compiling = max(self.seconds[0] - min(self.seconds), LEAST_COMPILING)
+        compiling = max(self.compiling, LEAST_COMPILING)
         if few > self.lanes / 2 or saved < compiling:
             return
         slots = [*self.running, *[0] * (few // self.width - len(self.running))]
@@ -211,16 +212,23 @@ class Scheduler:
         """Makes lanes for optimizers like that of the trial."""
         self.structure, self.in_lanes = trial.structure, trial.number
         self.state = self.blank(trial.tx)
-        if self.mesh is None:
-            engine.prepare(
-                self.state,
-                self._stacked([trial.tx] * self.slots),
-                self.shared,
-                self.stream.like(self.segments),
-                task=self.task,
-                length=self.segment,
-                mode=self._modes[0],
-            )
+        self.compiling = self._compile(self._modes[0])
+
+    def _compile(self, mode: str) -> float:
+        """Makes the programs of a mode; the seconds that took."""
+        began = time.perf_counter()
+        engine.prepare(
+            self.state,
+            self.placed(self._stacked([self.trials[self.in_lanes].tx] * self.slots)),
+            self.placed(np.zeros(self.lanes, bool)),
+            self.shared,
+            self.stream.like(self.segments),
+            task=self.task,
+            length=self.segment,
+            mode=mode,
+            mesh=self.mesh,
+        )
+        return time.perf_counter() - began
 
     @property
     def _modes(self) -> Sequence[str]:
@@ -338,20 +346,20 @@ class Scheduler:
         work = self.session.trials * self.width * self.steps / (self.lanes * self.segment)
         work *= 1 if isinstance(self.policy, (run_all, pbt)) else LEFT_BY_PRUNING
         for mode in self._modes:
-            fewest = min((seconds[m, "trained"] for m in ends), default=0.0)
+            fewest = min(seconds.values(), default=0.0)
             if mode == "loop" and stops(fewest < LOOP_STEP * self.lanes * self.segment):
                 break
-            for took in ("compiled", "trained"):
-                self.state = engine.twin(start)
-                jax.block_until_ready(self.state)
-                began = time.perf_counter()
-                ends[mode] = self._train(mode), self.state
-                jax.block_until_ready(self.state)
-                seconds[mode, took] = time.perf_counter() - began
-            compiling = seconds[mode, "compiled"] - seconds[mode, "trained"]
-            if stops(min(seconds[m, "trained"] for m in ends) * work / 2 < compiling):
+            if ends:
+                self.compiling = self._compile(mode)
+            self.state = engine.twin(start)
+            jax.block_until_ready(self.state)
+            began = time.perf_counter()
+            ends[mode] = self._train(mode), self.state
+            jax.block_until_ready(self.state)
+            seconds[mode] = time.perf_counter() - began
+            if stops(min(seconds.values()) * work / 2 < self.compiling):
                 break
-        fastest = np.argmin([seconds[mode, "trained"] for mode in ends])
+        fastest = np.argmin(list(seconds.values()))
         if jax.process_count() > 1:
             fastest = multihost_utils.broadcast_one_to_all(np.int32(fastest))
         self.mode = known[shapes] = list(ends)[int(fastest)]

@@ -60,19 +60,16 @@ def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
         one = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
         monkeypatch.setattr(engine, "_cores", lambda: cores)
         many = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
-    assert engine.parts_of(lanes, mode) == {"vmap": 2, "map": 4, "loop": 8}[mode]
+    assert engine.part_of(lanes, mode) == {"vmap": 32, "map": 1, "loop": 1}[mode]
     assert one.best().params["w"].dtype == np.float64
     same(many, one)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_a_sweep_compiles_three_programs_and_none_for_a_refill(monkeypatch, cores):
-    """Of everything that is compiled: to begin runs, to train them, to fetch the best's params.
-
-    Two more, with several cores, take the lanes apart and put them together.
-    """
+@pytest.mark.parametrize("mode, cores", [("vmap", 1), ("vmap", 2), ("map", 2)])
+def test_a_sweep_compiles_three_programs_and_none_for_a_refill(monkeypatch, mode, cores):
+    """Of everything that is compiled: to begin runs, to train them, to fetch the best's params."""
     monkeypatch.setattr(engine, "_cores", lambda: cores)
-    lanes, expected = {1: (8, 3), 2: (32, 5)}[cores]
+    lanes, expected = 32, 3
     compiled = []
 
     def listen(event, seconds, **_):
@@ -82,10 +79,10 @@ def test_a_sweep_compiles_three_programs_and_none_for_a_refill(monkeypatch, core
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         task = sweep.Task(init, loss, data=(X, Y), batch_size=16)
-        run(RATE, task, trials=4 * lanes, lanes=lanes, policy=sweep.asha(first=5))
+        run(RATE, task, trials=4 * lanes, lanes=lanes, mode=mode, policy=sweep.asha(first=5))
         assert len(compiled) == expected
         space = {"learning_rate": sweep.Uniform(0.0, 1.0), "b1": [0.8, 0.9]}
-        run(space, task, trials=lanes + 1, lanes=lanes)
+        run(space, task, trials=lanes + 1, lanes=lanes, mode=mode)
         assert len(compiled) == expected
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
