@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,56 +19,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.lane import (
+    Lanes,
+    Shared,
+    Told,
+    begun,
+    is_key,
+    of_seed,
+    scores,
+    segment,
+    select,
+    stepped,
+)
 from optfn.sweep.task import Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
-SEEDS = "seed", "random_seed"  # how optimizers name them
 SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
-
-
-class Lanes(NamedTuple):
-    """The runs; every array has the lanes in front.
-
-    Attributes:
-        tx: the optimizers.
-        carry: of the training.
-        seed: int32, of the run; with that of the sweep, all that its randomness depends on.
-        age: int32, the steps taken.
-        running: whether there is a run that has not ended.
-        diverged: whether it ended as it was no longer finite, or beyond the largest loss.
-    """
-
-    tx: Transform
-    carry: PyTree
-    seed: jax.Array
-    age: jax.Array
-    running: jax.Array
-    diverged: jax.Array
-
-
-# Of a step or of several: how many, and the scalars that they told.
-Told = tuple[jax.Array, dict[str, jax.Array]]
-
-
-class Shared(NamedTuple):
-    """What all lanes read.
-
-    Attributes:
-        seed: of the sweep.
-        data: of the task.
-        held_out: of the task.
-        start: the params that every run starts from, if the task has them.
-        steps: of a whole run.
-        max_loss: above it a run has diverged.
-    """
-
-    seed: Any
-    data: PyTree
-    held_out: PyTree
-    start: PyTree
-    steps: Any
-    max_loss: Any
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
@@ -85,7 +52,7 @@ def admit(
     """New runs in the chosen lanes, the others as they are."""
 
     def one(chosen, tx, seed, old, shared):
-        return lax.cond(chosen, lambda: _begun(task, tx, seed, shared), lambda: old)
+        return lax.cond(chosen, lambda: begun(task, tx, seed, shared), lambda: old)
 
     # One after the other, which takes half as long to compile and leaves others' lanes alone.
     return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, tx, seeds, lanes, shared)
@@ -154,7 +121,7 @@ def part_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
 
 
 def _joined(*parts: jax.Array) -> jax.Array:
-    if _is_key(parts[0]):
+    if is_key(parts[0]):
         return jnp.concatenate(parts)
     return jax.device_put(np.concatenate([np.asarray(x) for x in parts]))  # compiles nothing
 
@@ -202,7 +169,7 @@ def _train_together(
     mode: str,
     mesh: Mesh | None,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    one = partial(_segment, task=task, length=length, mode=mode)
+    one = partial(segment, task=task, length=length, mode=mode)
     over = _side_by_side(one, mesh, 3, one_by_one=mode == "map")
     return over(lanes, occupied, shared, first, batches)
 
@@ -223,42 +190,10 @@ def _train_part(
 ) -> tuple[Lanes, dict[str, jax.Array]]:
     """`each` of the lanes, from a place on."""
     part = _some((lanes, occupied), place, each)
-    one = partial(_segment, task=task, length=length, mode=mode)
+    one = partial(segment, task=task, length=length, mode=mode)
     if each == 1:
         return _alone(one, part, shared, first, batches)
     return _side_by_side(one, None, 3)(*part, shared, first, batches)
-
-
-def _segment(
-    lane: Lanes,
-    occupied: jax.Array,
-    shared: Shared,
-    first: jax.Array,
-    batches: PyTree,
-    *,
-    task: Training,
-    length: int,
-    mode: str,
-) -> tuple[Lanes, dict[str, jax.Array]]:
-    """One lane; by "map" only if it has a run."""
-    lane = lane._replace(running=lane.running & occupied)
-
-    def train(lane: Lanes) -> tuple[Lanes, dict[str, jax.Array]]:
-        def step(lane, at):
-            return _step(task, shared, lane, *at)
-
-        lane, told = lax.scan(step, lane, (first + jnp.arange(length), batches), length)
-        return lane, _scores(task, lane, jax.tree.map(lambda x: x.sum(0), told), shared)
-
-    if mode == "vmap":
-        return train(lane)
-    blank = jax.eval_shape(train, lane)[1]
-    return lax.cond(
-        lane.running,
-        train,
-        lambda lane: (lane, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), blank)),
-        lane,
-    )
 
 
 def _some(tree: PyTree, place: jax.Array, count: int) -> PyTree:
@@ -296,9 +231,9 @@ def _host_loop(
     told = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
     step = _one_step.lower(lane, told, at, *same, task=task).compile()
     score = _scored.lower(lane, told, shared, task=task).compile()
-    scores = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
+    ends = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
     zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told))
-    blank = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), scores)
+    blank = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), ends)
 
     def program(place, lanes, occupied, *same):
         lane, sums = begin(place, lanes, occupied), zeros
@@ -321,7 +256,7 @@ def _step_of(
     lane: Lanes, at: jax.Array, shared: Shared, first: jax.Array, batches: PyTree, *, task: Training
 ) -> tuple[Lanes, Told]:
     batch = jax.tree.map(lambda x: x[at], batches)
-    lane, told = _step(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
+    lane, told = stepped(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
     return jax.tree.map(lambda x: x[None], lane), told
 
 
@@ -342,7 +277,7 @@ def _one_step(
 
 @partial(jax.jit, static_argnames="task")
 def _scored(lane: Lanes, sums: Told, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
-    return _alone(lambda lane: _scores(task, lane, sums, shared), (lane,))
+    return _alone(lambda lane: scores(task, lane, sums, shared), (lane,))
 
 
 def blank(
@@ -355,7 +290,7 @@ def blank(
 
 def shapes(task: Training, tx: Transform, lanes: int, shared: Shared) -> Lanes:
     """The shapes of such lanes."""
-    begin = jax.vmap(partial(_begun, task), in_axes=(0, 0, None))
+    begin = jax.vmap(partial(begun, task), in_axes=(0, 0, None))
     seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
     return jax.eval_shape(begin, tx, seeds, shared)
 
@@ -443,8 +378,8 @@ def copy(
 
     def one(chosen, source, tx, lane, whole):
         new = jax.tree.map(lambda x: x[source], whole)
-        new = new._replace(tx=_of_seed(tx, lane.seed), seed=lane.seed)
-        return _select(chosen, new, lane)
+        new = new._replace(tx=of_seed(tx, lane.seed), seed=lane.seed)
+        return select(chosen, new, lane)
 
     return _side_by_side(one, mesh, 1)(chosen, source, tx, lanes, _whole(lanes, mesh))
 
@@ -454,7 +389,7 @@ def put(lanes: Lanes, some: Lanes, place: jax.Array, *, mesh: Mesh | None = None
     """Lanes that were taken, put back in other places: lane i becomes some[place[i]], if not -1."""
 
     def one(place, lane, some):
-        return _select(place >= 0, jax.tree.map(lambda x: x[place], some), lane)
+        return select(place >= 0, jax.tree.map(lambda x: x[place], some), lane)
 
     return _side_by_side(one, mesh, 1)(place, lanes, some)
 
@@ -469,11 +404,7 @@ def placed(x: Any, mesh: Mesh | None) -> Any:
 
 def on_host(x: Any) -> Any:
     """The array as NumPy's; keys stay as they are."""
-    return x if _is_key(x) else np.asarray(x)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return x if is_key(x) else np.asarray(x)
 
 
 def _side_by_side(
@@ -516,69 +447,5 @@ def _over(mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(mesh.axis_names)
 
 
-def _begun(task: Training, tx: Transform, seed: jax.Array, shared: Shared) -> Lanes:
-    tx, key = _of_seed(tx, seed), jax.random.fold_in(jax.random.key(shared.seed), seed)
-    carry = task.begin(tx, jax.random.fold_in(key, 0), shared.start)
-    flags = jnp.ones((), bool), jnp.zeros((), bool)
-    return Lanes(tx, carry, seed, jnp.zeros((), jnp.int32), *flags)
-
-
-def _of_seed(tx: Transform, seed: jax.Array) -> Transform:
-    """The optimizer with random keys, or the numbers that seed them, of its own for a run."""
-
-    def own(path, x):
-        if _is_key(x):
-            return jnp.vectorize(jax.random.fold_in)(x, seed)
-        return x + seed.astype(x.dtype) if getattr(path[-1], "name", "") in SEEDS else x
-
-    return jax.tree.map_with_path(own, tx)
-
-
-def _step(
-    task: Training, shared: Shared, lane: Lanes, at: jax.Array, batch: PyTree
-) -> tuple[Lanes, Told]:
-    """A step of a lane that has not ended; what it tells is 0 for one that has."""
-    root = jax.random.key(shared.seed)
-    key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
-    batch_key, loss_key = jax.random.split(key)
-    if task.stream is None:
-        common = jax.random.fold_in(root, at)
-        batch = task.draw(common if task.common_batches else batch_key, shared.data)
-    carry, told = task.advance(lane.tx, lane.carry, batch, loss_key)
-    told = jax.tree.map(_wide, told)
-    fit = task.is_fit(carry)
-    if "loss" in told:
-        fit &= jnp.isfinite(told["loss"]) & (told["loss"] <= shared.max_loss)
-    running = lane.running & (lane.age < shared.steps)
-    new = lane._replace(carry=carry, age=lane.age + 1)
-    lane = _select(running & fit, new, lane)
-    broken = running & ~fit
-    lane = lane._replace(running=lane.running & ~broken, diverged=lane.diverged | broken)
-    return lane, jax.tree.map(lambda x: jnp.where(running, x, 0), (1, told))
-
-
-def _scores(task: Training, lane: Lanes, sums: Told, shared: Shared) -> dict[str, jax.Array]:
-    """The means over the steps of a segment, and what is measured at its end."""
-    count, totals = sums
-    means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
-    measured = jax.tree.map(_wide, task.score(lane.tx, lane.carry, shared.held_out))
-    if both := sorted(means.keys() & measured.keys()):
-        raise ValueError(
-            f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "
-            f"has, found {', '.join(both)} in both."
-        )
-    return means | measured
-
-
-def _wide(x: Any) -> jax.Array:
-    """A scalar whose sum over many steps is one that can be divided by their number."""
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def _select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda n, o: jnp.where(chosen, n, o), new, old)
-
-
 def _zeros(x: jax.ShapeDtypeStruct) -> Any:
-    return jnp.zeros(x.shape, x.dtype) if _is_key(x) else np.zeros(x.shape, x.dtype)
+    return jnp.zeros(x.shape, x.dtype) if is_key(x) else np.zeros(x.shape, x.dtype)

@@ -15,6 +15,7 @@ from optfn.sweep.lines import in_columns, number
 from optfn.sweep.policies.policy import run_all
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import listed
+from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.task import Training
 
 STATUSES = ("ok", "pruned", "diverged", "not_finite", "stopped")
@@ -190,6 +191,41 @@ class Result:
                 f"no trial has a finite score, {self._ends()} of {len(self)}: {ranges} was tried."
             )
         return first
+
+    def refined_space(self, k: int = 8) -> dict[str, Distribution]:
+        """The part of the space in which the k best lie: where another sweep is to look.
+
+            again = sweep.run(task, optfn.adam, result.refined_space(), trials=64, steps=1000)
+
+        Of each hyperparameter, from the lowest to the highest of theirs and a mean distance between
+        neighbours further on both sides, as far as the space goes; of a choice, what they chose.
+
+        Args:
+            k: of how many; at least 2.
+
+        Raises:
+            ValueError: fewer than two of them have a finite score.
+        """
+        best = [member.values for member in self.top(k) if np.isfinite(member.score)]
+        if len(best) < 2:
+            raise ValueError(
+                f"refined_space(k={k}) needs two or more trials with a finite score, found "
+                f"{len(best)}."
+            )
+
+        def narrowed(distribution: Distribution, values: list) -> Distribution:
+            if isinstance(distribution, Fixed):
+                return distribution
+            if isinstance(distribution, Choice):
+                chosen = sorted({distribution.index(value) for value in values})
+                return Choice(*(distribution.options[i] for i in chosen))
+            places = [distribution.unit(value) for value in values]
+            low, high = min(places), max(places)
+            margin = (high - low) / (len(places) - 1)
+            return distribution.between(max(low - margin, 0.0), min(high + margin, 1.0))
+
+        space = self.again.keywords["space"]
+        return {name: narrowed(d, [values[name] for values in best]) for name, d in space.items()}
 
     def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> Member:
         """Trains a trial once more, in the same program with the other lanes empty.

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optfn.core.transform import Transform, check_transform_type
 from optfn.core.tree import PyTree
 from optfn.sweep import engine
+from optfn.sweep.lane import Lanes, Shared
 from optfn.sweep.policies.policy import Policy, Scores, Verdict, run_all
 from optfn.sweep.policies.population import pbt
 from optfn.sweep.search import Session, Status
@@ -96,7 +97,7 @@ class Scheduler:
         rungs = self.policy.rungs(self.steps, self.segment)
         self.record = Scores.start(rungs, self.steps, self.session.trials)
         whole = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-        self.shared = engine.Shared(
+        self.shared = Shared(
             np.uint32(self.seed),
             jax.device_put(self.task.data, whole),
             jax.device_put(self.task.held_out, whole),
@@ -260,7 +261,7 @@ class Scheduler:
             )
         return number
 
-    def blank(self, tx: Transform) -> engine.Lanes:
+    def blank(self, tx: Transform) -> Lanes:
         """Lanes for such an optimizer."""
         many = self._stacked([tx] * self.slots)
         return engine.blank(self.task, many, self.lanes, self.shared, self.mesh)
@@ -506,7 +507,7 @@ class Scheduler:
         for other in ranked[self.keep :]:
             other.params = None
 
-    def _taken(self, slot: int) -> engine.Lanes:
+    def _taken(self, slot: int) -> Lanes:
         return engine.take(self.state, slot * self.width, self.width, self.mesh)
 
     def _stacked(self, txs: list[Transform]) -> Transform:

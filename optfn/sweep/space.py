@@ -45,6 +45,21 @@ class Distribution:
         """
         raise NotImplementedError
 
+    def between(self, low: float, high: float) -> "Distribution":
+        """The part of the distribution from one `u` to another.
+
+        Args:
+            low: at least 0.
+            high: at most 1; as `low`, or where both give the same value, that value is left alone.
+        """
+        low_value, high_value = self.at(low), self.at(min(high, BELOW_ONE))
+        same = low_value == high_value
+        return Fixed(low_value) if same else self._from_to(low_value, high_value)
+
+    def _from_to(self, low: Any, high: Any) -> "Distribution":
+        """The same between two of its values."""
+        raise NotImplementedError
+
     def perturb(self, value: Any, factor: float) -> Any:
         """The value times the factor, kept within the distribution.
 
@@ -78,6 +93,9 @@ class _Floats(Distribution):
                 f"{name}(low, high) must be rising in float32, found {self.low!r} and "
                 f"{self.high!r}."
             )
+
+    def _from_to(self, low: float, high: float) -> Distribution:
+        return type(self)(low, high)
 
     def _check_value(self, value: Any, low: float, high: float) -> float:
         if not (_is_number(value, Real) and _single(low) <= _single(value) <= _single(high)):
@@ -199,6 +217,9 @@ class OneMinusLogUniform(_Floats):
     def at(self, u: float) -> float:
         return _single(1 - _geometric(self.high, self.low, u))
 
+    def _from_to(self, low: float, high: float) -> Distribution:
+        return OneMinusLogUniform(self.distance(high), self.distance(low))
+
     def distance(self, value: Any) -> float:
         """1 - value, within the bounds."""
         value = self._check_value(value, 1 - self.high, 1 - self.low)
@@ -284,6 +305,9 @@ class IntUniform(Distribution):
             moved = math.floor(_clip(value + change, self.low - 1, self.high + 1) + 0.5)
             value = max(moved, value + least) if up else min(moved, value + least)
         return _clip(value, self.low, self.high)
+
+    def _from_to(self, low: int, high: int) -> Distribution:
+        return IntUniform(low, high, self.log)
 
     def _check_value(self, value: Any) -> int:
         inside = _is_number(value, Real) and self.low <= value <= self.high

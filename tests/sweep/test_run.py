@@ -13,6 +13,7 @@ import pytest
 from sweep.problem import (
     BATCH,
     RATE,
+    RATES,
     SCORED,
     TASK,
     X,
@@ -824,3 +825,19 @@ def test_an_error_of_the_optimizer_names_the_trial():
     with pytest.raises(TypeError) as caught:
         run({"learning_rat": RATE["learning_rate"]}, trials=8)
     assert "in the optimizer of trial 0: learning_rat=0.0" in caught.value.__notes__[0]
+
+
+def test_a_refined_space_holds_the_best_and_is_smaller():
+    space = RATE | {"b1": [0.5, 0.9, 0.99], "b2": 0.999}
+    result = run(space, trials=30)
+    best, few = result.top(5), result.refined_space(5)
+    assert list(few) == list(space) and few["b2"] == sweep.Fixed(0.999)
+    assert set(few["b1"].options) == {member.values["b1"] for member in best}
+    rates = [member.values["learning_rate"] for member in best]
+    part = few["learning_rate"]
+    assert part.low <= min(rates) and max(rates) <= part.high
+    assert part.low > RATES.low and part.high <= np.float32(RATES.high)
+    again = run(few, trials=30)
+    assert np.median(again.losses) < np.median(result.losses)
+    with pytest.raises(ValueError, match="needs two or more trials with a finite score, found 1"):
+        result.refined_space(1)

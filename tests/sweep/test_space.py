@@ -235,3 +235,25 @@ def test_bad_input_gets_a_sentence(name):
         call()
     for part in sentence:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Uniform(-1.0, 3.0),
+        LogUniform(1e-5, 1e-1),
+        OneMinusLogUniform(1e-3, 0.5),
+        IntUniform(3, 900),
+        IntUniform(3, 900, log=True),
+    ],
+)
+def test_a_part_of_a_distribution_has_its_values(distribution):
+    part = distribution.between(0.25, 0.75)
+    for u in (0.0, 0.3, 0.6, 0.999):
+        whole = distribution.at(0.25 + u / 2)
+        # Of rounding to float32, and to whole numbers, whose bounds are moved by a half.
+        assert part.at(u) == pytest.approx(whole, rel=1e-5, abs=2.1 * isinstance(whole, int))
+    whole = distribution.between(0.0, 1.0)
+    assert type(whole) is type(distribution)
+    assert (whole.low, whole.high) == pytest.approx((distribution.low, distribution.high), rel=1e-5)
+    assert distribution.between(0.5, 0.5) == Fixed(distribution.at(0.5))
