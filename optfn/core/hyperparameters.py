@@ -170,21 +170,21 @@ def in_axes(tx: T) -> T:
 
 def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
     """`tx` with every schedule, also of inner transforms, replaced by its value."""
-    tx = tx.standing(step)
     own = slots if tx.name is None else (slots or {}).get(tx.name)
 
     def resolve(inner: Transform, label: str) -> Transform:
         return _resolve(inner, *tx.inner(own, step, label))
 
+    resolved = tx.resolve(tx.schedule_step(own, step))
     changes: dict[str, Any] = {}
-    for field, value in tx.fields("child"):
+    for field, value in resolved.fields("child"):
         if isinstance(value, dict):
             changes[field] = {label: resolve(inner, label) for label, inner in value.items()}
         elif isinstance(value, tuple):
             changes[field] = tuple(resolve(inner, field) for inner in value)
         else:
             changes[field] = resolve(value, field)
-    return tx.resolve(tx.schedule_step(own, step)).rebuilt(**changes)
+    return resolved.rebuilt(**changes)
 
 
 def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:

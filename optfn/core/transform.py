@@ -128,10 +128,6 @@ class Transform(Data):
         """
         return step
 
-    def standing(self, step: Any) -> "Transform":
-        """What this is at a step: itself, but where a transform takes the place of another."""
-        return self
-
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         """The params to evaluate at, given those that the gradient is taken at.
 
@@ -320,7 +316,10 @@ class Transform(Data):
         return resolved
 
     def resolve(self, step: Any) -> Self:
-        """This stage with every schedule of its own replaced by the value at `step`."""
+        """This stage with every schedule of its own replaced by the value at `step`.
+
+        Whatever else of it depends on the step may be replaced too, inner transforms included.
+        """
         changes = {}
         for name, value in self.fields("number"):
             if isinstance(value, Schedule):

@@ -3,6 +3,7 @@
 from optfn.sweep.compare import Comparison as Comparison
 from optfn.sweep.compare import compare as compare
 from optfn.sweep.confirm import Confirm as Confirm
+from optfn.sweep.in_turn import in_turn as in_turn
 from optfn.sweep.optuna_search import optuna as optuna
 from optfn.sweep.policies.asha import asha as asha
 from optfn.sweep.policies.halving import hyperband as hyperband

@@ -1,4 +1,4 @@
-"""Optimizers one after the other, as population-based training finds them."""
+"""One optimizer after the other on one state: what population-based training finds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,18 +15,41 @@ Line = Sequence[tuple[int, Mapping[str, Any]]]
 
 
 class in_turn(Transform):
-    """Optimizers of one structure on one state, each from a step of the training on.
+    """Optimizers of one structure, each for a part of the run, on one state.
 
-    What `sweep.run` finds under `pbt`: a schedule of all hyperparameters at once. The state is that
-    of one of them. Steps are the training's, also where an optimizer inside counts its own.
+        in_turn(optfn.stack([optfn.adam(0.1), optfn.adam(0.01)]), boundaries=(100,))
+
+    What a member of `pbt` was trained by: the numbers change from one step of training to the next,
+    and the state goes on. They may be anything the optimizers have, also arguments of a schedule,
+    or numbers inside a wrapper that counts steps of its own, where a schedule could not follow.
+
+    At step t the i-th optimizer makes the update, where i is the number of boundaries up to t. Its
+    schedules are read at t, as if it had been there from the start. The state is the optimizer's
+    own.
 
     Args:
-        transform: the optimizers as one, each number an array with theirs in front.
-        boundaries: the steps from which the second, the third ... goes on, ascending.
+        optimizer: all n as one, each number of which has theirs in front, as by `stack`.
+        boundaries: n - 1 steps, ascending: the first of each optimizer but the first.
+
+    Raises:
+        ValueError: a number of the optimizer does not have n values in front.
+
+    Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks".
     """
 
-    transform: Transform = child()
+    optimizer: Transform = child()
     boundaries: Sequence[Any] = numbers()
+
+    def __post_init__(self):
+        super().__post_init__()
+        count = len(self.boundaries) + 1
+        for path, x in jax.tree_util.tree_flatten_with_path(self.optimizer)[0]:
+            if jnp.shape(x)[:1] != (count,):
+                raise ValueError(
+                    f"in_turn(optimizer=...) must have the numbers of {count} optimizers, one more "
+                    f"than the boundaries, in front; found the shape {jnp.shape(x)} at "
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')}."
+                )
 
     @property
     def name(self) -> str | None:
@@ -34,20 +57,27 @@ class in_turn(Transform):
 
     @property
     def stateful(self) -> bool:
-        return self.transform.stateful
+        return self.optimizer.stateful
 
-    def standing(self, step: Any) -> Transform:
-        place = sum(jnp.where(step >= boundary, 1, 0) for boundary in self.boundaries)
-        return jax.tree.map(lambda x: jnp.asarray(x)[place], self.transform)
+    def resolve(self, step: Any) -> "in_turn":
+        """With the one optimizer whose turn it is."""
+        turn = sum((step >= boundary for boundary in self.boundaries), jnp.int32(0))
+        one = jax.tree.map(lambda x: jnp.asarray(x)[turn], self.optimizer)
+        return self.rebuilt(optimizer=one, boundaries=())
 
-    def init_slots(self, params: PyTree) -> Any:
-        return self.standing(0).init_named(params)
+    def init_slots(self, params: PyTree) -> dict[str, Any] | None:
+        return self.resolve(0).optimizer.init_named(params) or None
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        return self.standing(ctx.step).apply_named(updates, slots, ctx)
+        updates, slots = self.optimizer.apply_named(updates, slots or {}, ctx)
+        return updates, slots or None
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        return self.standing(step).evaluation_params_named(params, slots, step)
+        last = self.resolve(step - 1).optimizer  # that of the update that led to these params
+        return last.evaluation_params_named(params, slots or {}, step)
+
+    def _repr_name(self) -> str:
+        return "sweep.in_turn"
 
 
 def of_line(make: Callable[..., Transform], line: Line, length: int | None = None) -> Transform:

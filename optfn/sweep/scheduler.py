@@ -493,7 +493,9 @@ class Scheduler:
         ]
         if len(trial.past) > 1:  # from there on it was trained with others' numbers
             reports = [report for report in reports if report[0] <= trial.past[1][0]]
-            self.session.tell(trial.number, reports[-1][1], "pruned", reports)
+            score = reports[-1][1]
+            ended = "pruned" if np.isfinite(score) else "diverged"
+            self.session.tell(trial.number, score, ended, reports)
         else:
             self.session.tell(trial.number, trial.loss, status, reports)
 

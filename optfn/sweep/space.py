@@ -94,9 +94,6 @@ class _Floats(Distribution):
                 f"{self.high!r}."
             )
 
-    def _from_to(self, low: float, high: float) -> Distribution:
-        return type(self)(low, high)
-
     def _check_value(self, value: Any, low: float, high: float) -> float:
         if not (_is_number(value, Real) and _single(low) <= _single(value) <= _single(high)):
             raise ValueError(f"{self!r} has no value {value!r}.")
@@ -133,6 +130,9 @@ class Uniform(_Floats):
     def unit(self, value: Any) -> float:
         value = self._check_value(value, self.low, self.high)
         return _clip_unit((value - self.low) / (self.high - self.low))
+
+    def _from_to(self, low: float, high: float) -> Distribution:
+        return Uniform(low, high)
 
     def perturb(self, value: Any, factor: float) -> float:
         value = self._check_value(value, self.low, self.high)
@@ -175,6 +175,9 @@ class LogUniform(_Floats):
     def unit(self, value: Any) -> float:
         value = self._check_value(value, self.low, self.high)
         return _log_share(self.low, self.high, value)
+
+    def _from_to(self, low: float, high: float) -> Distribution:
+        return LogUniform(low, high)
 
     def perturb(self, value: Any, factor: float) -> float:
         value = self._check_value(value, self.low, self.high)

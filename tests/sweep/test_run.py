@@ -30,7 +30,7 @@ from sweep.problem import (
 )
 
 import optfn
-from optfn import sweep
+from optfn import schedules, sweep
 from optfn.sweep import engine
 
 
@@ -841,3 +841,14 @@ def test_a_refined_space_holds_the_best_and_is_smaller():
     assert np.median(again.losses) < np.median(result.losses)
     with pytest.raises(ValueError, match="needs two or more trials with a finite score, found 1"):
         result.refined_space(1)
+
+
+def test_the_best_of_optimizers_with_arrays_is_as_it_was_made():
+    def stairs(by):
+        return optfn.sgd(schedules.piecewise_constant(by * jnp.asarray([1.0, 0.5, 0.1]), (5, 10)))
+
+    result = run({"by": [0.1, 0.2]}, optimizer=stairs, search=sweep.grid(), mode="map")
+    best = result.best()
+    wanted = stairs(best.values["by"])
+    assert jax.tree.structure(best.optimizer) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, best.optimizer, wanted)
