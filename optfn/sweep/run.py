@@ -73,8 +73,8 @@ def run(
         policy: which trials end early: `asha(first=segment)` if none is given; `run_all()` ends
             none.
         seeds: runs of every trial, each in a lane of its own; the mean of their scores counts.
-        lanes: runs side by side, at least 8 and a multiple of `seeds` and of the devices; None is
-            as many as there are runs, at most about 32.
+        lanes: runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
+            devices; None is as many as there are runs, at most about 32.
         segment: updates between two looks at the scores; None is a tenth of `steps`.
         seed: of everything random.
         mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
@@ -132,14 +132,14 @@ def run(
         stored(checkpoint, search) as store,
     ):
         if lanes is None:
-            lanes = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
-            lanes = (store and store.lanes) or -(-lanes // multiple) * multiple
+            few = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
+            lanes = (store and store.lanes) or few
         check_count(lanes, "sweep.run(lanes=...)")
-        if lanes < engine.LEAST_LANES or lanes % multiple:
+        if lanes < engine.LEAST_LANES:
             raise ValueError(
-                f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES} and a multiple of the "
-                f"seeds ({seeds}) and the devices ({devices}), found {lanes}."
+                f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES}, found {lanes}."
             )
+        lanes = -(-lanes // multiple) * multiple
         again = partial(
             Scheduler,
             task=task,

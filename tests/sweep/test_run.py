@@ -548,8 +548,10 @@ def test_lanes_on_eight_devices_are_those_on_one(axis_type):
     np.testing.assert_allclose(many.scores, one.scores, rtol=1e-4)
     np.testing.assert_array_equal(many.status, one.status)
     assert many.kept.keys() == one.kept.keys()
-    with pytest.raises(ValueError, match=r"multiple of the seeds \(1\) and the devices \(8\)"):
-        run(RATE, mesh=mesh, trials=20, lanes=12)
+    padded = run(RATE, mesh=mesh, **kwargs | {"lanes": 20, "seeds": 3})
+    assert padded.lane_steps % (24 * 5) == 0  # on 8 devices, 8 trials of 3 lanes
+    together = run(RATE, **kwargs | {"lanes": 24, "seeds": 3})
+    np.testing.assert_allclose(padded.scores, together.scores, rtol=1e-4)
 
 
 def test_paused_trials_go_on_where_they_were():
@@ -776,8 +778,8 @@ BAD_RUNS = {
     "sweep.run(seeds=...) must be": {"seeds": 0},
     "sweep.run(segment=...) must be": {"segment": 0.5},
     "sweep.run(mode=...) must be auto, vmap, map or loop, found 'pmap'": {"mode": "pmap"},
-    "lanes=...) must be at least 8 and a multiple of the seeds (1)": {"lanes": 4},
-    "lanes=...) must be at least 8 and a multiple of the seeds (3)": {"lanes": 8, "seeds": 3},
+    "sweep.run(lanes=...) must be at least 8, found 4": {"lanes": 4},
+    "sweep.run(lanes=...) must be": {"lanes": 8.5},
     "trials=None: random() has no end": {"trials": None},
     "the space must be a dict": {"space": 3},
     "the optimizer of trial 0 must be an optfn transform, found int": {
