@@ -125,11 +125,11 @@ def optax_run(function: Function, x0: Any) -> tuple[Any, Any]:
         tried = optax.tree.get(state, "num_linesearch_steps")
         return optax.apply_updates(x, updates), state, evaluations + tried
 
-    def goes_on(carry):
+    def should_continue(carry):
         steps, grad = (optax.tree.get(carry[1], name) for name in ("count", "grad"))
         return (steps == 0) | ((steps < MAX_STEPS) & (jnp.max(jnp.abs(grad)) > TOLERANCE))
 
-    _, state, evaluations = jax.lax.while_loop(goes_on, step, (x0, tx.init(x0), 1))
+    _, state, evaluations = jax.lax.while_loop(should_continue, step, (x0, tx.init(x0), 1))
     return evaluations, jnp.max(jnp.abs(optax.tree.get(state, "grad")))
 
 

@@ -34,7 +34,6 @@ ELSEWHERE = {
     "cosine_decay_schedule": "schedules.cosine",
     "cosine_onecycle_schedule": "schedules.one_cycle",
     "exponential_decay": "schedules.exponential",
-    "flatten": "packed",
     "join_schedules": "schedules.join",
     "linear_onecycle_schedule": "schedules.one_cycle",
     "linear_schedule": "schedules.linear",

@@ -46,7 +46,7 @@ from optfn.compose.loss_scale import current_loss_scale as current_loss_scale
 from optfn.compose.loss_scale import loss_scale as loss_scale
 from optfn.compose.mechanic import mechanize as mechanize
 from optfn.compose.monitor import monitor as monitor
-from optfn.compose.packed import packed as packed
+from optfn.compose.flatten import flatten as flatten
 from optfn.compose.param_averages import ema_of_params as ema_of_params
 from optfn.compose.param_averages import mean_of_params as mean_of_params
 from optfn.compose.partition import freeze as freeze
@@ -87,7 +87,7 @@ from optfn.transforms.nans import zero_nans as zero_nans
 from optfn.transforms.noise import add_noise as add_noise
 from optfn.transforms.plateau import reduce_on_plateau as reduce_on_plateau
 from optfn.transforms.project import keep_params_nonnegative as keep_params_nonnegative
-from optfn.transforms.scale import descend as descend
+from optfn.transforms.scale import negate as negate
 from optfn.transforms.scale import scale as scale
 from optfn.transforms.scale import scale_by_layer_decay as scale_by_layer_decay
 from optfn.transforms.scale import scale_by_learning_rate as scale_by_learning_rate

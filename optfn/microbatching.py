@@ -14,7 +14,7 @@ from jax import lax
 from optfn.core.data import check_count
 from optfn.core.dtypes import cast, compute_dtype, ratio, real_dtype
 from optfn.core.inputs import is_float0, to_arrays
-from optfn.core.tree import PerLeaf, PyTree, at, leaf_paths
+from optfn.core.tree import PerLeaf, PyTree, leaf_paths, location
 
 ACCUMULATORS = ("mean", "sum", "concat")
 
@@ -202,7 +202,7 @@ def _number_of_rows(fun: Callable, keys: tuple, axes: tuple, batches: list) -> i
     first = None
     for key, axis, batch in zip(keys, axes, batches, strict=True):
         for path, x in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
-            where = f"the argument {_named(fun, key)}" + (f" {at(path)}" if path else "")
+            where = f"the argument {_named(fun, key)}" + (f" {location(path)}" if path else "")
             if not -x.ndim <= axis < x.ndim:
                 raise ValueError(f"{where} has shape {x.shape}, and no axis {axis} of rows.")
             here = x.shape[axis], f"{where} has {x.shape[axis]} rows along axis {axis}"
@@ -229,7 +229,7 @@ def _named(fun: Callable, key: int | str) -> str:
 
 
 def _check_result(path: str, kind: str | None, x: Any, size: int) -> None:
-    what = f"microbatch(...): the result {at(path)}"
+    what = f"microbatch(...): the result {location(path)}"
     if kind == "concat" and x.shape[:1] != (size,):
         raise ValueError(
             f"{what} has shape {x.shape} for a micro-batch of {size} rows; only what has a row "

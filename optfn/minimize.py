@@ -15,14 +15,14 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import freeze, merge, view
 from optfn.core.apply import step
 from optfn.core.inputs import check_floating, to_arrays
-from optfn.core.passes import start_of, wide_start_of
+from optfn.core.passes import copy_params, copy_params_wide
 from optfn.core.transform import State, Transform, check_transform_type
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.search import (
     Evaluations,
-    Found,
     LineSearch,
+    LineSearchState,
     largest,
     searches_in,
     value_and_grad,
@@ -178,13 +178,13 @@ class _Point(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """The state of the loop; `stuck` is how many steps in a row went nowhere."""
+    """The state of the loop; `failed_steps` is how many steps in a row went nowhere."""
 
     point: _Point
     state: State
     steps: jax.Array
     evaluations: Evaluations
-    stuck: jax.Array
+    failed_steps: jax.Array
     status: jax.Array
 
 
@@ -192,7 +192,7 @@ class _Run(NamedTuple):
 def _run(
     fun: Callable, has_aux: bool, tx: Transform, x0: PyTree, args: tuple, tol: Any, max_steps: Any
 ) -> Minimum:
-    like = wide_start_of(x0)
+    like = copy_params_wide(x0)
     declared = tx.declared_extra_args()
     zero, once = jnp.int32(0), Evaluations(jnp.int32(1), jnp.int32(1))
 
@@ -219,9 +219,9 @@ def _run(
         status = jnp.int32(Status.RUNNING)
         for reason, applies in (
             (Status.MAX_STEPS, run.steps >= max_steps),
-            (Status.LINE_SEARCH_FAILED, run.stuck >= 2),
+            (Status.LINE_SEARCH_FAILED, run.failed_steps >= 2),
             (Status.CONVERGED, run.point.grad_norm <= tol),
-            (Status.NOT_FINITE, ~finite(run.point)),
+            (Status.NOT_FINITE, ~is_finite(run.point)),
         ):
             status = jnp.where(applies, jnp.int32(reason), status)
         return run._replace(status=status)
@@ -232,18 +232,20 @@ def _run(
         given = {name: given[name] for name in declared}
         x, state = step(tx, old.grad, run.state, old.x, **given)
         evaluations = [run.evaluations, *(found.evaluations for found in searches_in(state))]
-        found, stuck = _last_search(tx, state.slots), zero
+        found, failed_steps = _last_search(tx, state.slots), zero
         if found is not None:
-            stuck = jnp.where(found.failed & (found.learning_rate == 0), run.stuck + 1, stuck)
+            failed_steps = jnp.where(
+                found.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
+            )
         if found is not None and found.grad is not None:
             point = _Point(x, found.value, found.grad, largest(found.grad))
         else:
             point = evaluated(x)
             evaluations.append(once)
         spent = jax.tree.map(lambda *counts: sum(counts), *evaluations)
-        return judged(_Run(point, state, run.steps + 1, spent, stuck, run.status))
+        return judged(_Run(point, state, run.steps + 1, spent, failed_steps, run.status))
 
-    start = _Run(evaluated(start_of(x0)), tx.init(x0), zero, once, zero, zero)
+    start = _Run(evaluated(copy_params(x0)), tx.init(x0), zero, once, zero, zero)
     end = lax.while_loop(lambda run: run.status == Status.RUNNING, one_step, judged(start))
     aux, evaluations = None, end.evaluations
     if has_aux:
@@ -253,11 +255,11 @@ def _run(
     return Minimum(x, value, norm, end.steps, evaluations, end.status, aux)
 
 
-def finite(point: _Point) -> jax.Array:
+def is_finite(point: _Point) -> jax.Array:
     return jnp.isfinite(point.value) & jnp.isfinite(point.grad_norm)
 
 
-def _last_search(tx: Transform, slots: Any) -> Found | None:
+def _last_search(tx: Transform, slots: Any) -> LineSearchState | None:
     """Of a line search whose step is the optimizer's: it knows the value at the new params."""
     own = slots if tx.name is None else slots.get(tx.name)
     if isinstance(tx, chain) and tx.stages:
@@ -302,7 +304,7 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
         params = to_arrays(params, "the param")
 
         def evaluate():
-            like = wide_start_of(params)
+            like = copy_params_wide(params)
             return value_and_grad(lambda p: value_fn(p, *args, **kwargs), params, like)
 
         (last,) = found

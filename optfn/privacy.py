@@ -14,7 +14,7 @@ import numpy as np
 from optfn.core.dtypes import cast, compute_dtype, norms_along, real_dtype
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.randomness import leaf_keys
-from optfn.core.tree import PyTree, at, leaf_paths
+from optfn.core.tree import PyTree, leaf_paths, location
 
 
 def private_mean(
@@ -217,14 +217,14 @@ def _number_of_examples(grads: PyTree) -> int:
     for path, g in zip(leaf_paths(grads), jax.tree.leaves(grads), strict=True):
         if not g.ndim:
             raise ValueError(
-                f"the gradient {at(path)} is a scalar: per-example gradients have a first axis of "
-                "examples, as jax.vmap(jax.grad(loss), in_axes=(None, 0)) gives them."
+                f"the gradient {location(path)} is a scalar: per-example gradients have a first "
+                "axis of examples, as jax.vmap(jax.grad(loss), in_axes=(None, 0)) gives them."
             )
         first = first or (len(g), path)
         if len(g) != first[0]:
             raise ValueError(
-                f"the gradient {at(path)} is of {len(g)} examples, {at(first[1])} of {first[0]}: "
-                "per-example gradients have a first axis of examples."
+                f"the gradient {location(path)} is of {len(g)} examples, {location(first[1])} of "
+                f"{first[0]}: per-example gradients have a first axis of examples."
             )
     if first is None:
         raise ValueError("the gradients have no leaves.")

@@ -110,7 +110,7 @@ OPTIMIZERS = {
     "ema_of_params": optfn.ema_of_params(optfn.sgd(0.05, 0.9), schedules.ema_warmup(0.9)),
     "mean_of_params": optfn.mean_of_params(optfn.adam(0.1), start=1),
     "reduce_on_plateau": optfn.chain(optfn.sgd(0.1), optfn.reduce_on_plateau(0.5, 20)),
-    "packed": optfn.packed(optfn.adam(0.1)),
+    "flatten": optfn.flatten(optfn.adam(0.1)),
     "sophia": optfn.sophia(0.05, gamma=0.1, update_interval=2),
     "stable_adamw": optfn.stable_adamw(0.1, mask=decays),
     "adam_mini": optfn.adam_mini(0.1, weight_decay=0.01),

@@ -78,7 +78,7 @@ def test_only_the_step_counter_is_an_excuse():
 def test_facts_of_known_programs():
     """One pass over three arrays; and two results each of which needs the other's old value."""
 
-    def descend(grads, state, params):
+    def negate(grads, state, params):
         return params - grads, state
 
     def exchange(grads, state, params):
@@ -86,7 +86,7 @@ def test_facts_of_known_programs():
 
     shape = jax.ShapeDtypeStruct((64,), jnp.float32)
     size = 64 * 4
-    facts = step_time.facts_of(step_time.Variant(lambda params: (), descend), shape)
+    facts = step_time.facts_of(step_time.Variant(lambda params: (), negate), shape)
     assert facts == (3 * size, 1, 0) or facts == (3 * size, 0, 0)
     facts = step_time.facts_of(step_time.Variant(lambda params: params, exchange), shape)
     assert facts.temporaries == size
@@ -273,8 +273,8 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
     assert functions - {"lbfgs"} == set(module.OPTIMIZERS)  # which has a benchmark of its own
 
 
-def test_packed_reports_steps_traces_and_compilations():
-    (row,) = table(run("packed.py", "--quick"), "Packed against plain")
+def test_flatten_reports_steps_traces_and_compilations():
+    (row,) = table(run("flatten.py", "--quick"), "Packed against plain")
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
 
 

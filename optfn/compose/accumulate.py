@@ -11,8 +11,8 @@ from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype, ratio
 from optfn.core.inputs import check_floating
-from optfn.core.passes import all_finite, each_leaf, number_slot, scaled_by, zeros_of
-from optfn.core.placement import beside, like_param
+from optfn.core.passes import all_finite, each_leaf, scalar_slot, tree_scale, zeros_of
+from optfn.core.placement import like_param, on_devices_of
 from optfn.core.transform import (
     Context,
     ExtraKind,
@@ -107,10 +107,10 @@ class accumulate(Transform):
         summed = view(params, [jnp.issubdtype(p.dtype, jnp.inexact) for p in leaves])
         return Accumulation(
             sum=jax.tree.map(self._in_accumulator_dtype, zeros_of(summed)),
-            weight=number_slot(0, params),
-            micro_step=beside(jnp.zeros((), jnp.int32), leaves),
-            skipped=beside(jnp.zeros((), jnp.int32), leaves),
-            has_updated=beside(jnp.zeros((), bool), leaves),
+            weight=scalar_slot(0, params),
+            micro_step=on_devices_of(jnp.zeros((), jnp.int32), leaves),
+            skipped=on_devices_of(jnp.zeros((), jnp.int32), leaves),
+            has_updated=on_devices_of(jnp.zeros((), bool), leaves),
             inner=self.transform.init(params),
         )
 
@@ -130,7 +130,7 @@ class accumulate(Transform):
         check_floating("the gradient", grads)
 
         weight = cast(ctx.extra_args["weight"] if self.weighted else 1, own_dtype(grads))
-        terms = scaled_by(weight, grads)
+        terms = tree_scale(weight, grads)
         kept = jnp.isfinite(weight) & all_finite(terms)
         first = slots.micro_step == 0
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from optfn.compose.gradient_signs import check_finished, of_unknown_side
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, compute_dtype, ratio
-from optfn.core.passes import each_leaf, number_slot, wide_start_of, zeros_of
+from optfn.core.passes import copy_params_wide, each_leaf, scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform, check_nothing_last
 from optfn.core.tree import PyTree
 
@@ -73,7 +73,7 @@ class schedule_free(Transform):
 
     Raises:
         ValueError: it cannot be told whether `base_optimizer` ends with a learning rate: it holds a
-            `scale` or an optax transformation and no `scale_by_learning_rate` or `descend`. Or
+            `scale` or an optax transformation and no `scale_by_learning_rate` or `negate`. Or
             `b1` is 0 and the average not kept.
 
     Source: Defazio et al. 2024.
@@ -98,14 +98,14 @@ class schedule_free(Transform):
         if unknown is not None:
             raise ValueError(
                 f"schedule_free cannot tell whether {unknown} applies a learning rate: wrap the "
-                "direction alone, or end it with scale_by_learning_rate(...) or descend()."
+                "direction alone, or end it with scale_by_learning_rate(...) or negate()."
             )
         _check_share(self.b1, self.keep_average, "schedule_free(b1=...)")
 
     def init_slots(self, params: PyTree) -> WeightedAverages:
         inner = self.base_optimizer.init_named(params)
         first = _first_averages(params, self.resolve(0).b1, inner, keep=self.keep_average)
-        return WeightedAverages(*first, number_slot(0, params), number_slot(0, params))
+        return WeightedAverages(*first, scalar_slot(0, params), scalar_slot(0, params))
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
@@ -186,10 +186,10 @@ def _check_share(share: Any, keep_average: bool, where: str) -> None:
 
 def _first_averages(params: PyTree, share: Any, inner: Any, *, keep: bool) -> Averages:
     def average(p):
-        return wide_start_of(p) if keep or p.dtype != compute_dtype(p.dtype) else None
+        return copy_params_wide(p) if keep or p.dtype != compute_dtype(p.dtype) else None
 
     x = jax.tree.map(average, params)
-    return Averages(wide_start_of(params), x, number_slot(share, params), inner)
+    return Averages(copy_params_wide(params), x, scalar_slot(share, params), inner)
 
 
 def _averaged(
@@ -265,7 +265,7 @@ class ema_nesterov(Transform):
 
     def init_slots(self, params: PyTree) -> Drift:
         inner = self.optimizer.init_named(params)
-        return Drift(zeros_of(params), number_slot(0, params), inner)
+        return Drift(zeros_of(params), scalar_slot(0, params), inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step

@@ -11,7 +11,7 @@ from optfn.compose.chain import finishes_inside
 from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.data import child, static
 from optfn.core.passes import no_updates
-from optfn.core.placement import beside
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
 
@@ -54,7 +54,7 @@ class _Conditional(Transform):
         return declared
 
     def init_slots(self, params: PyTree) -> State:
-        step = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        step = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return State(step, self.transform.init_named(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

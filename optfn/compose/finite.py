@@ -12,9 +12,9 @@ from jax.core import Tracer
 from optfn.core.data import child
 from optfn.core.inputs import is_float0
 from optfn.core.passes import all_finite
-from optfn.core.placement import beside
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, State, Transform, advance_inner, count_up
-from optfn.core.tree import PyTree, at_path
+from optfn.core.tree import PyTree, location_of
 
 
 class Skips(NamedTuple):
@@ -55,7 +55,7 @@ class Skipping(Transform):
         """The slots to start with."""
 
         def zero(dtype):
-            return beside(jnp.zeros((), dtype), jax.tree.leaves(params))
+            return on_devices_of(jnp.zeros((), dtype), jax.tree.leaves(params))
 
         counts, flags = (zero(jnp.int32), zero(jnp.int32)), (zero(bool), zero(bool))
         return Skips(*counts, *flags, self.transform.init(params))
@@ -146,7 +146,7 @@ def raise_if_gave_up(state: PyTree) -> None:
     if any(isinstance(skips.gave_up, Tracer) for skips in found.values()):
         raise TypeError("raise_if_gave_up(state) reads values: call it outside of jit and vmap.")
     reports = [
-        f"{at_path(path)} {report}"
+        f"{location_of(path)} {report}"
         for path, skips in found.items()
         for report in _reports(*jax.device_get((skips.gave_up, skips.consecutive, skips.total)))
     ]

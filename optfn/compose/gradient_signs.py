@@ -25,7 +25,7 @@ class _Signed(Transform):
         if unknown is not None:
             raise ValueError(
                 f"{name} cannot tell whether {unknown} turns the update downhill: "
-                "wrap the direction alone, or end it with scale_by_learning_rate(...) or descend()."
+                "wrap the direction alone, or end it with scale_by_learning_rate(...) or negate()."
             )
 
     @property
@@ -54,7 +54,7 @@ def check_finished(transform: Transform, where: str) -> None:
     if not transform.finishes and of_unknown_side(transform) is None:
         raise ValueError(
             f"{where} must be a whole optimizer, whose updates go downhill; end it with "
-            "scale_by_learning_rate(...) or descend()."
+            "scale_by_learning_rate(...) or negate()."
         )
 
 
@@ -81,7 +81,7 @@ class cautious(_Signed):
 
     Raises:
         ValueError: it cannot be told whether the transform points uphill: it ends neither with a
-            learning rate nor with `descend`, and holds a `scale` or an optax transformation.
+            learning rate nor with `negate`, and holds a `scale` or an optax transformation.
 
     Source: Liang et al. 2024.
     """

@@ -10,7 +10,7 @@ from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import whole
-from optfn.core.passes import each_leaf, wide_start_of
+from optfn.core.passes import copy_params_wide, each_leaf
 from optfn.core.transform import (
     Context,
     State,
@@ -83,7 +83,7 @@ class lookahead(Transform):
         return self.name
 
     def init_slots(self, params: PyTree) -> Slow:
-        slow = wide_start_of(view(params, floating(params)))
+        slow = copy_params_wide(view(params, floating(params)))
         return Slow(slow, self.fast_optimizer.init(params))
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:

@@ -8,10 +8,10 @@ from jax import lax
 
 from optfn.compose.finite import Skipping, Skips
 from optfn.core.inputs import is_inexact
-from optfn.core.passes import all_finite, number_slot, scaled_by
-from optfn.core.placement import beside
+from optfn.core.passes import all_finite, scalar_slot, tree_scale
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, count_up
-from optfn.core.tree import PyTree, at_path
+from optfn.core.tree import PyTree, location_of
 
 
 class LossScale(NamedTuple):
@@ -76,8 +76,8 @@ class loss_scale(Skipping):
     max_consecutive: Any = 30
 
     def init_slots(self, params: PyTree) -> LossScale:
-        scale = number_slot(lax.stop_gradient(self.resolve(0).init_scale), params)
-        good_steps = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        scale = scalar_slot(lax.stop_gradient(self.resolve(0).init_scale), params)
+        good_steps = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return LossScale(scale, good_steps, self.no_skips(params))
 
     def measurements(self, slots: Any) -> dict[str, jax.Array]:
@@ -86,7 +86,7 @@ class loss_scale(Skipping):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         finite = all_finite(updates)
         inverse = 1 / slots.scale
-        grads = jax.tree.map(lambda g: scaled_by(inverse, g) if is_inexact(g) else g, updates)
+        grads = jax.tree.map(lambda g: tree_scale(inverse, g) if is_inexact(g) else g, updates)
         steps, skips = self.attempt(grads, slots.skips, ctx, finite, self.max_consecutive)
 
         good_steps = jnp.where(finite, count_up(slots.good_steps), 0)
@@ -112,7 +112,7 @@ def current_loss_scale(state: PyTree) -> jax.Array:
     entries = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, LossScale))
     found = [(path, leaf) for path, leaf in entries if isinstance(leaf, LossScale)]
     if len(found) != 1:
-        places = ", ".join(at_path(path) for path, _ in found) or "none"
+        places = ", ".join(location_of(path) for path, _ in found) or "none"
         raise ValueError(
             "current_loss_scale(state): the state must have one loss_scale, found "
             f"{len(found) or places}{': ' + places if found else ''}."

@@ -10,11 +10,11 @@ from optfn.compose.gradient_signs import check_finished
 from optfn.core.data import check_count, child, static
 from optfn.core.dtypes import global_norm, norms_along
 from optfn.core.passes import (
+    copy_params,
     dot,
     each_leaf,
-    number_slot,
-    start_of,
-    total,
+    scalar_slot,
+    tree_sum,
 )
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -86,11 +86,11 @@ class mechanize(Transform):
         s_init = self.resolve(0).s_init
         zeros, factors = (jnp.full(self.num_betas, value) for value in (0.0, s_init))
         return Wealth(
-            reward=number_slot(zeros, params),
-            largest=number_slot(zeros, params),
-            spread=number_slot(zeros, params),
-            factors=number_slot(factors, params),
-            start=start_of(params),
+            reward=scalar_slot(zeros, params),
+            largest=scalar_slot(zeros, params),
+            spread=scalar_slot(zeros, params),
+            factors=scalar_slot(factors, params),
+            start=copy_params(params),
             inner=self.base_optimizer.init_named(params),
         )
 
@@ -102,7 +102,7 @@ class mechanize(Transform):
         old = jnp.sum(slots.factors) + self.eps
         along, inward = each_leaf(_slopes, updates, ctx.params, slots.start)
         pull = self.weight_decay * jnp.sum(slots.factors) * global_norm(updates)
-        h = (total(along) + pull / (global_norm(ctx.params) + self.eps) * total(inward)) / old
+        h = (tree_sum(along) + pull / (global_norm(ctx.params) + self.eps) * tree_sum(inward)) / old
 
         b = jnp.asarray(1 - 0.1 ** np.arange(1, self.num_betas + 1), h.dtype)
         reward = b * slots.reward + slots.factors * jnp.clip(h, -slots.largest, slots.largest)

@@ -14,8 +14,8 @@ from optfn.core.data import child, static
 from optfn.core.dtypes import global_norm, ratio
 from optfn.core.hyperparameters import hyperparameters_at, tags
 from optfn.core.inputs import is_inexact
-from optfn.core.passes import number_slot
-from optfn.core.placement import beside
+from optfn.core.passes import scalar_slot
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (
@@ -107,9 +107,11 @@ class monitor(Transform):
         names = [*self._learning_rates(inner, 0), *(name for name, _ in self.metrics)]
         clips = [name for name, stage in self._stages() if self._watches(stage)]
         names += [*(NORMS if self.norms else ()), *(f"{name}.factor" for name in clips)]
-        values = {name: number_slot(0, params) for name in names}
+        values = {name: scalar_slot(0, params) for name in names}
         for name in clips:
-            values[f"{name}.hits"] = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+            values[f"{name}.hits"] = on_devices_of(
+                jnp.zeros((), jnp.int32), jax.tree.leaves(params)
+            )
         return Monitored(values, inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:

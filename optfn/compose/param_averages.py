@@ -10,8 +10,8 @@ from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.dtypes import ratio, whole
-from optfn.core.passes import each_leaf, number_slot, wide_start_of
-from optfn.core.placement import beside
+from optfn.core.passes import copy_params_wide, each_leaf, scalar_slot
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
 
@@ -41,9 +41,9 @@ class _ParamAverage(Transform):
 
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
-        average = wide_start_of(view(params, floating(params)))
-        turns = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
-        return ParamAverage(average, number_slot(0, params), turns, inner)
+        average = copy_params_wide(view(params, floating(params)))
+        turns = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        return ParamAverage(average, scalar_slot(0, params), turns, inner)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step

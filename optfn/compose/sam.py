@@ -10,7 +10,7 @@ from optfn.core.apply import apply_updates
 from optfn.core.data import check_count, child, static
 from optfn.core.dtypes import cast
 from optfn.core.inputs import matched, to_arrays
-from optfn.core.passes import each_leaf, start_of
+from optfn.core.passes import copy_params, each_leaf
 from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
 from optfn.core.tree import PyTree
 
@@ -70,7 +70,7 @@ class sam(Transform):
         return super().declared_extra_args() | own
 
     def init_slots(self, params: PyTree) -> Rounds:
-        cache = None if self.opaque_mode else start_of(params)
+        cache = None if self.opaque_mode else copy_params(params)
         return Rounds(self.optimizer.init(params), self.adv_optimizer.init(params), cache)
 
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:

@@ -12,8 +12,8 @@ from optfn.core.data import static
 from optfn.core.dtypes import global_norm, own_dtype, sqrt
 from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
-from optfn.core.passes import all_finite, number_slot
-from optfn.core.placement import beside
+from optfn.core.passes import all_finite, scalar_slot
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, ExtraKind, count_up
 from optfn.core.tree import PyTree
 
@@ -85,8 +85,8 @@ class skip_spikes(Skipping):
         return super().declared_extra_args() | own
 
     def init_slots(self, params: PyTree) -> Spikes:
-        mean, std, weight = (number_slot(0, params) for _ in range(3))
-        seen = beside(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        mean, std, weight = (scalar_slot(0, params) for _ in range(3))
+        seen = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return Spikes(Level(mean, std, weight, seen), self.no_skips(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

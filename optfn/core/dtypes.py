@@ -101,7 +101,7 @@ def _sqrt_jvp(primals, tangents):
     return sqrt(x), slope * dx
 
 
-def visible(u: jax.Array, x: jax.Array) -> jax.Array:
+def propagate_nan(u: jax.Array, x: jax.Array) -> jax.Array:
     """u, and NaN where x is not finite: a sign or a clip of it would hide that."""
     return u + 0 * x
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optfn.core.dtypes import cast, compute_dtype
-from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
+from optfn.core.tree import PyTree, describe, flatten_like, is_leaf, leaf_location
 
 
 def to_arrays(tree: PyTree, what: str) -> PyTree:
@@ -23,7 +23,7 @@ def to_arrays(tree: PyTree, what: str) -> PyTree:
         try:
             leaves[i] = jnp.asarray(leaf)
         except TypeError:
-            path = at(leaf_paths(tree)[i])
+            path = leaf_location(tree, i)
             raise TypeError(
                 f"{what} {path} must be an array, found {type(leaf).__name__}."
             ) from None
@@ -38,7 +38,7 @@ def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
             found = f"shape {jnp.shape(x)}" if is_leaf(x) else describe(x)
             have = "have" if what.endswith("s") else "has"
             raise ValueError(
-                f"{at(leaf_paths(like)[i])} {like_what} have shape {jnp.shape(y)}, {what} {have} "
+                f"{leaf_location(like, i)} {like_what} have shape {jnp.shape(y)}, {what} {have} "
                 f"{found}; they must have the same shape."
             )
     return leaves
@@ -56,7 +56,7 @@ def widened(updates: PyTree, params: PyTree | None) -> PyTree:
             continue
         if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(param):
             raise TypeError(
-                f"{at(leaf_paths(updates)[i])} the update is complex, the param is real."
+                f"{leaf_location(updates, i)} the update is complex, the param is real."
             )
         floating = jnp.issubdtype(param.dtype, jnp.inexact)
         dtypes = (leaf.dtype, param.dtype) if floating else (leaf.dtype,)
@@ -107,7 +107,7 @@ def check_floating(what: str, tree: PyTree) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             name = "float0" if is_float0(leaf) else leaf.dtype
             raise TypeError(
-                f"{what} {at(leaf_paths(tree)[i])} has dtype {name}, but only floating point and "
+                f"{what} {leaf_location(tree, i)} has dtype {name}, but only floating point and "
                 "complex leaves can be optimized. Leave such leaves out with freeze(...)."
             )
 
@@ -117,7 +117,7 @@ def check_addable(params: PyTree, updates: list) -> None:
     for i, (p, u) in enumerate(zip(jax.tree.leaves(params), updates, strict=True)):
         if jnp.issubdtype(p.dtype, jnp.integer) and jnp.issubdtype(u.dtype, jnp.inexact):
             raise TypeError(
-                f"{at(leaf_paths(params)[i])} the param has dtype {p.dtype}, the update {u.dtype}: "
+                f"{leaf_location(params, i)} the param has dtype {p.dtype}, the update {u.dtype}: "
                 "its fraction would be lost."
             )
 

@@ -23,7 +23,7 @@ from optfn.core.inputs import check_floating
 from optfn.core.placement import like_param
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.transform import Context, Transform
-from optfn.core.tree import PyTree, at, describe, flatten_like, is_leaf, leaf_paths
+from optfn.core.tree import PyTree, describe, flatten_like, is_leaf, leaf_location
 
 # A shape that occurs less often than this is traced in place: calling a jitted function costs about
 # as much as tracing a few operations.
@@ -126,7 +126,7 @@ def apply_run(
         slots: by stage name.
         ctx: the context.
     """
-    rules = tuple(rule.ready(ctx) for rule in rules)
+    rules = tuple(rule.resolved_at(ctx) for rule in rules)
     leaves, treedef = jax.tree.flatten(updates)
     params = [None] * len(leaves)
     if any(rule.needs_params for rule in rules):
@@ -147,7 +147,7 @@ def apply_run(
     elementary = all(rule.elementary for rule in rules)
     traced = isinstance(ctx.step, Tracer)
     distinct = {id(own): own for own in own_rules}
-    split = {key: _Known.split(own, traced) for key, own in distinct.items()}
+    split = {key: _StaticRules.split(own, traced) for key, own in distinct.items()}
 
     new_leaves, new_slots = [], []
     for i, (leaf, param) in enumerate(zip(leaves, params, strict=True)):
@@ -190,7 +190,7 @@ def _run(
     return update, new
 
 
-class _Known:
+class _StaticRules:
     """Rules without the numbers that are traced: what of them a program may be built on.
 
     Inside a trace, numbers that are known become constants of the program around it anyway; as
@@ -203,7 +203,7 @@ class _Known:
         self._hash = hash((treedef, numbers))
 
     @classmethod
-    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["_Known", list]:
+    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["_StaticRules", list]:
         leaves, treedef = jax.tree.flatten(rules)
         known = [traced and isinstance(x, np.generic) for x in leaves]
         numbers = tuple(x if k else None for x, k in zip(leaves, known, strict=True))
@@ -216,7 +216,7 @@ class _Known:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, _Known)
+            isinstance(other, _StaticRules)
             and (self.treedef, self.numbers) == (other.treedef, other.numbers)
         )
 
@@ -225,7 +225,7 @@ class _Known:
 
 
 @partial(jax.jit, static_argnums=0)
-def _run_jitted(known: _Known, operands: list, *args: Any) -> tuple[jax.Array, list]:
+def _run_jitted(known: _StaticRules, operands: list, *args: Any) -> tuple[jax.Array, list]:
     return _run(known.rules(operands), *args)
 
 
@@ -316,7 +316,7 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
             for name, slot, like in zip(rule.Slots._fields, column, expected, strict=True):
                 if jax.tree.structure(slot) != jax.tree.structure(like):
                     raise ValueError(
-                        f"{at(leaf_paths(updates)[i])} updates have an array, the slots "
+                        f"{leaf_location(updates, i)} updates have an array, the slots "
                         f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
                         "params?"
                     )
@@ -362,5 +362,5 @@ def _naming(rules: Sequence[Leafwise], tree: PyTree, i: int) -> Iterator[None]:
         yield
     except Exception as error:
         names = " then ".join(str(rule.name) for rule in rules)
-        error.add_note(f"This was in {names}, {at(leaf_paths(tree)[i])}.")
+        error.add_note(f"This was in {names}, {leaf_location(tree, i)}.")
         raise

@@ -23,7 +23,7 @@ from optfn.core.dtypes import (
 )
 from optfn.core.inputs import check_floating, is_float0, is_inexact, matched
 from optfn.core.leafwise import COMMON
-from optfn.core.placement import beside, like_param
+from optfn.core.placement import like_param, on_devices_of
 from optfn.core.tree import PyTree, flatten_like
 
 
@@ -81,7 +81,7 @@ def _jitted(rule: Callable, *args: Any) -> tuple:
     return rule(*args)
 
 
-def total(tree: PyTree) -> jax.Array:
+def tree_sum(tree: PyTree) -> jax.Array:
     """The sum of the scalars in a tree; 0 of an empty one."""
     return reduce(add, jax.tree.leaves(tree), jnp.zeros((), own_dtype(tree)))
 
@@ -92,7 +92,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     return reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in leaves), jnp.asarray(True))
 
 
-def scaled_by(number: jax.Array, tree: PyTree) -> PyTree:
+def tree_scale(number: jax.Array, tree: PyTree) -> PyTree:
     """Every leaf times a number, which takes the leaf's real dtype."""
     return jax.tree.map(lambda x: x * cast(number, real_dtype(x.dtype)), tree)
 
@@ -104,9 +104,9 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(x * y)
 
 
-def number_slot(value: Any, params: PyTree) -> jax.Array:
+def scalar_slot(value: Any, params: PyTree) -> jax.Array:
     """A scalar of the state, in the dtype and on the devices of its params."""
-    return beside(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
+    return on_devices_of(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
 
 
 def no_updates(updates: PyTree) -> PyTree:
@@ -126,13 +126,13 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
     return jax.tree.map(zeros, params)
 
 
-def start_of(params: PyTree) -> PyTree:
+def copy_params(params: PyTree) -> PyTree:
     """The params as they are, in buffers of their own and in their own dtypes."""
     check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(p, p), params)
 
 
-def wide_start_of(params: PyTree) -> PyTree:
+def copy_params_wide(params: PyTree) -> PyTree:
     """The params as they are, in buffers of their own and in their compute dtypes."""
     check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(cast(p, compute_dtype(p.dtype)), p), params)

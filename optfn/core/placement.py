@@ -19,22 +19,22 @@ def like_param(slot: Any, param: jax.Array) -> jax.Array:
     slot = jax.lax.convert_element_type(slot, slot.dtype)
     if slot.shape == param.shape:
         return jnp.where(param == param, slot, slot)
-    return beside(jnp.where(jnp.zeros((), bool), slot, slot), [param])
+    return on_devices_of(jnp.where(jnp.zeros((), bool), slot, slot), [param])
 
 
-def whole_everywhere(x: Any) -> jax.Array:
+def replicate(x: Any) -> jax.Array:
     """An array that a mesh with explicit axes splits, on every device; any other as it is."""
     sharding = jax.typeof(x).sharding
     return jax.sharding.reshard(x, replicated([jax.typeof(x)])) if any(sharding.spec) else x
 
 
 def split_like(x: jax.Array, other: Any) -> jax.Array:
-    """The inverse of `whole_everywhere`: split as `other`, of the same shape, is."""
+    """The inverse of `replicate`: split as `other`, of the same shape, is."""
     sharding = jax.typeof(other).sharding
     return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
 
 
-def beside(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
+def on_devices_of(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
     """`x` on the devices that the arrays `leaves` are bound to; under a trace as it is."""
     arrays = [leaf for leaf in (x, *leaves) if isinstance(leaf, jax.Array)]
     if any(isinstance(array, Tracer) for array in arrays):

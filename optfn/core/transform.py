@@ -17,9 +17,9 @@ from optfn.core.inputs import (
     to_arrays,
     widened,
 )
-from optfn.core.placement import beside, replicated
+from optfn.core.placement import on_devices_of, replicated
 from optfn.core.schedule import Schedule, as_schedule
-from optfn.core.tree import PyTree, at, flatten_like, leaf_paths
+from optfn.core.tree import PyTree, flatten_like, leaf_location
 
 ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
 
@@ -77,7 +77,7 @@ class Transform(Data):
         needs_params: whether `update` must be given the params.
         elementwise: whether each entry of the updates is made of the entries in its place and of
             scalars alone, the same way in every leaf, provided that it is so for the transforms
-            inside and that a value per leaf is one for all; `packed` takes no others. A subclass
+            inside and that a value per leaf is one for all; `flatten` takes no others. A subclass
             does not inherit it.
     """
 
@@ -129,7 +129,7 @@ class Transform(Data):
         return step
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        """The params to evaluate at, given those that the gradient is taken at.
+        """The params to evaluate location, given those that the gradient is taken at.
 
         Here those of the inner transforms; a wrapper that averages overrides it. Users call the
         function `evaluation_params(tx, state, params)`.
@@ -189,7 +189,7 @@ class Transform(Data):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
         params = to_arrays(params, "the param")
-        return State(beside(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
+        return State(on_devices_of(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
 
     @final
     def update(
@@ -272,7 +272,7 @@ class Transform(Data):
             check_floating("the gradient", updates)
         declared = self.declared_extra_args()
         ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
-        stage = self.ready(ctx._replace(step=self.schedule_step(own, ctx.step)))
+        stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
         if self._computes_itself:
             stage = stage._with_numbers_in(own_dtype(updates))
         new_updates, new = stage.apply(updates, own, ctx)
@@ -306,7 +306,7 @@ class Transform(Data):
         return any(True for _ in self.fields("child"))
 
     @final
-    def ready(self, ctx: Context) -> Self:
+    def resolved_at(self, ctx: Context) -> Self:
         """This stage with the schedules of its own resolved at the step of `ctx`."""
         if self.needs_params and ctx.params is None:
             raise ValueError(f"{self.name} needs the params: call update(grads, state, params).")
@@ -443,7 +443,7 @@ def _check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
     for i, (x, y) in enumerate(zip(new_leaves, leaves, strict=True)):
         if jnp.shape(x) != jnp.shape(y):
             raise ValueError(
-                f"{name} {at(leaf_paths(old)[i])} turned updates of shape {jnp.shape(y)} into "
+                f"{name} {leaf_location(old, i)} turned updates of shape {jnp.shape(y)} into "
                 f"shape {jnp.shape(x)}."
             )
         out.append(x if is_float0(y) else cast(x, y.dtype))

@@ -38,9 +38,19 @@ def _is_box(node: PyTree) -> bool:
     return hasattr(node, "get_metadata") or hasattr(node, "unbox")
 
 
-def at(path: str) -> str:
+def location(path: str) -> str:
     """How a message says where: `at 'a/b'`, or `at the root` of a tree that is one leaf."""
     return f"at '{path}'" if path else "at the root"
+
+
+def location_of(path: tuple) -> str:
+    """`location` of a key path."""
+    return location(path_string(path))
+
+
+def leaf_location(tree: PyTree, i: int) -> str:
+    """`location` of a leaf by its number in flattening order."""
+    return location(leaf_paths(tree)[i])
 
 
 def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
@@ -54,7 +64,7 @@ def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
 
 def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -> str | None:
     """Says where the trees `a` and `b` first differ and how, or None if they do not."""
-    where = at(path_string(path))
+    where = location_of(path)
     kind_a, kind_b = describe(a), describe(b)
     if kind_a != kind_b:
         return f"{where} {a_name} has {kind_a}, {b_name} has {kind_b}"
@@ -64,7 +74,7 @@ def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -
     for name, more, less in ((a_name, children_a, children_b), (b_name, children_b, children_a)):
         extra = [key for key in more if key not in less]
         if extra:
-            return f"only {name} has an entry {at(path_string((*path, *extra[0])))}"
+            return f"only {name} has an entry {location_of((*path, *extra[0]))}"
     for key, value in children_a.items():
         found = mismatch(value, children_b[key], a_name, b_name, (*path, *key))
         if found:
@@ -111,7 +121,7 @@ class PerLeaf:
             return cls(value, (), None, where, kind)
         is_value = _is_tuple_of_values if kind is tuple else None
         leaves, treedef = jax.tree_util.tree_flatten_with_path(value, is_value)
-        values = [_as_static(leaf, f"{where} {at_path(path)}", kind) for path, leaf in leaves]
+        values = [_as_static(leaf, f"{where} {location_of(path)}", kind) for path, leaf in leaves]
         return cls(None, tuple(values), treedef, where, kind)
 
     @property
@@ -143,9 +153,9 @@ class PerLeaf:
         try:
             value = function(path, leaf)
         except Exception as error:
-            error.add_note(f"This was {self.where} {at(path)}.")
+            error.add_note(f"This was {self.where} {location(path)}.")
             raise
-        return _as_static(value, f"{self.where} {at(path)}", self.kind)
+        return _as_static(value, f"{self.where} {location(path)}", self.kind)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PerLeaf) and self._content() == other._content()
@@ -179,24 +189,20 @@ class _Literal:
         return f"float('{self.value}')" if is_odd else repr(self.value)
 
 
-def at_path(path: tuple) -> str:
-    return at(path_string(path))
-
-
 def _prefix_mismatch(prefix: PyTree, tree: PyTree, what: str, path: tuple = ()) -> str | None:
     """Like `mismatch`, but a leaf of `prefix` stands for a whole subtree."""
     if is_leaf(prefix):
         return None
     kind_a, kind_b = describe(prefix), describe(tree)
     if kind_a != kind_b:
-        return f"{at_path(path)} it has {kind_a}, {what} have {kind_b}"
+        return f"{location_of(path)} it has {kind_a}, {what} have {kind_b}"
     children_a, children_b = _children(prefix), _children(tree)
     for key in children_b:
         if key not in children_a:
-            return f"it has no value {at_path((*path, *key))}"
+            return f"it has no value {location_of((*path, *key))}"
     for key, value in children_a.items():
         if key not in children_b:
-            return f"it has a value {at_path((*path, *key))}, where {what} have no entry"
+            return f"it has a value {location_of((*path, *key))}, where {what} have no entry"
         found = _prefix_mismatch(value, children_b[key], what, (*path, *key))
         if found:
             return found

@@ -13,7 +13,7 @@ import numpy as np
 import optfn
 from optfn.core.passes import all_finite
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree, at_path
+from optfn.core.tree import PyTree, location_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,7 +180,7 @@ class Task(Training):
                 if not _is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
                     raise TypeError(
                         "Task(init=...) must be a function of a key or a tree of arrays, found "
-                        f"{leaf!r} {at_path(path)}. Of an Equinox module, give the arrays, "
+                        f"{leaf!r} {location_of(path)}. Of an Equinox module, give the arrays, "
                         "eqx.partition(module, eqx.is_array)[0]."
                     )
         super().__post_init__()

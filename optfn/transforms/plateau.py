@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optfn.core.data import check_within, static
 from optfn.core.dtypes import cast, own_dtype
-from optfn.core.passes import number_slot, scaled_by
+from optfn.core.passes import scalar_slot, tree_scale
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -86,7 +86,7 @@ class reduce_on_plateau(Transform):
 
     def init_slots(self, params: PyTree) -> Plateau:
         starts = (1, self._sign * jnp.inf, 0, 0, 0, 0)
-        return Plateau(*(number_slot(start, params) for start in starts))
+        return Plateau(*(scalar_slot(start, params) for start in starts))
 
     def measurements(self, slots: Any) -> dict[str, jax.Array]:
         return {name: getattr(slots, name) for name in ("scale", "best_value", "plateau_count")}
@@ -99,7 +99,7 @@ class reduce_on_plateau(Transform):
         after = self._after(mean, slots)
         taken = slots._replace(avg_count=count, avg_value=mean)
         slots = jax.tree.map(lambda new, old: jnp.where(full, new, old), after, taken)
-        return scaled_by(slots.scale, updates), slots
+        return tree_scale(slots.scale, updates), slots
 
     def _after(self, value: jax.Array, slots: Plateau) -> Plateau:
         """The slots after one more value."""

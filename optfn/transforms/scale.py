@@ -97,7 +97,7 @@ class scale_by_layer_decay(Leafwise):
         return self.decay**self.layers_above * update, slots
 
 
-class descend(Leafwise):
+class negate(Leafwise):
     """Turns an update around: u = -g. The last stage where no learning rate is the last."""
 
     elementwise = True

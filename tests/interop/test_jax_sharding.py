@@ -119,7 +119,7 @@ def test_a_donated_step_keeps_every_sharding_and_computes_the_same(mesh):
     jax.tree.map(assert_close, params, expected)
 
 
-@pytest.mark.parametrize("tx", [optfn.lbfgs(3, linesearch=None), optfn.packed(optfn.adam(0.1))])
+@pytest.mark.parametrize("tx", [optfn.lbfgs(3, linesearch=None), optfn.flatten(optfn.adam(0.1))])
 def test_a_vector_of_all_leaves_is_put_together_on_a_mesh(tx, mesh):
     """Where the params keep their places, and the update is the one of a single device."""
     step = jax.jit(lambda params, state: optfn.step(tx, params, state, params))

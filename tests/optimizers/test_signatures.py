@@ -30,7 +30,7 @@ PUBLIC = OPTIMIZERS | DIRECTIONS | defined_in("transforms")
 NOT_IN_OPTAX = {
     *("momentum", "laprop", "grams", "qhm", "qhadam"),
     *("scale_by_laprop", "scale_by_qhm", "scale_by_qhadam"),
-    *("retract_by_learning_rate", "correct_by_mars", "orthogonalize_to_params", "descend"),
+    *("retract_by_learning_rate", "correct_by_mars", "orthogonalize_to_params", "negate"),
     *("scale_by_dog", "scale_by_dowg", "given_hessian_diagonal", "hyperball", "scale_by_sophia"),
     *("stable_adamw", "scale_by_stable_adamw", "adam_mini", "scale_by_adam_mini"),
     *("add_cautious_decay", "descend_with_corrected_decay", "descend_with_independent_decay"),

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike
 
-from oracles.paths import count, descend, double, ema, optimistic, per_step, squared, trace
+from oracles.paths import count, double, ema, negate, optimistic, per_step, squared, trace
 
 
 def first_moment(grads: np.ndarray, b1: float, nesterov: bool) -> np.ndarray:
@@ -50,7 +50,7 @@ def adamw(
     """
     grads = double(grads)
     m, v = first_moment(grads, b1, nesterov), ema(squared(grads), b2)
-    return descend(p, m / (np.sqrt(v + eps_root) + eps), lr, weight_decay)
+    return negate(p, m / (np.sqrt(v + eps_root) + eps), lr, weight_decay)
 
 
 def amsgrad(
@@ -77,7 +77,7 @@ def amsgrad(
     v = np.maximum.accumulate(v)
     if bias_correction_nu and not max_after_correction:
         v = v / (1 - b2 ** count(grads))
-    return descend(p, m / (np.sqrt(v + eps_root) + eps), lr)
+    return negate(p, m / (np.sqrt(v + eps_root) + eps), lr)
 
 
 def nadam(
@@ -122,7 +122,7 @@ def adabelief(
     grads = double(grads)
     distances = squared(grads - ema(grads, b1, debias=False))
     s = ema(distances + eps_root / (1 - b2), b2)
-    return descend(p, first_moment(grads, b1, nesterov) / (np.sqrt(s) + eps), lr)
+    return negate(p, first_moment(grads, b1, nesterov) / (np.sqrt(s) + eps), lr)
 
 
 def adamax(
@@ -155,7 +155,7 @@ def adamaxw(
             for t in range(len(grads))
         ]
     )
-    return descend(p, ema(grads, b1) / u, lr, weight_decay)
+    return negate(p, ema(grads, b1) / u, lr, weight_decay)
 
 
 def adan(
@@ -174,7 +174,7 @@ def adan(
     change = np.diff(grads, axis=0, prepend=grads[:1])
     n = ema(squared(grads + b2 * change), b3)
     direction = (ema(grads, b1) + b2 * ema(change, b2)) / (np.sqrt(n + eps_root) + eps)
-    return descend(p, direction, lr, weight_decay)
+    return negate(p, direction, lr, weight_decay)
 
 
 def radam(
@@ -200,7 +200,7 @@ def radam(
             continue
         r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
         directions.append(r * m_t / (np.sqrt(v_t + eps_root) + eps))
-    return descend(p, np.stack(directions), lr)
+    return negate(p, np.stack(directions), lr)
 
 
 def average_length(b2: float, t: int) -> float:
@@ -227,7 +227,7 @@ def yogi(
         path.append(v)
     t = count(grads)
     m = ema(grads, b1, debias=False, initial=1e-6) / (1 - b1**t)
-    return descend(p, m / (np.sqrt(np.stack(path) / (1 - b2**t)) + eps), lr)
+    return negate(p, m / (np.sqrt(np.stack(path) / (1 - b2**t)) + eps), lr)
 
 
 def laprop(
@@ -242,7 +242,7 @@ def laprop(
     """LaProp (Ziyin et al. 2020, Algorithm 1): the average of normalized gradients."""
     grads = double(grads)
     normalized = grads / (np.sqrt(ema(squared(grads), b2)) + eps)
-    return descend(p, ema(normalized, b1), lr, weight_decay)
+    return negate(p, ema(normalized, b1), lr, weight_decay)
 
 
 def optimistic_adam_v2(
@@ -261,7 +261,7 @@ def optimistic_adam_v2(
     """Adam with an optimistic direction (Daskalakis et al. 2018)."""
     grads = double(grads)
     m, v = first_moment(grads, b1, nesterov), ema(squared(grads), b2)
-    return descend(p, optimistic(m / (np.sqrt(v + eps_root) + eps), alpha, beta), lr)
+    return negate(p, optimistic(m / (np.sqrt(v + eps_root) + eps), alpha, beta), lr)
 
 
 def acprop(
@@ -280,7 +280,7 @@ def acprop(
     m_before = np.concatenate([np.zeros_like(m[:1]), m[:-1]])
     s = ema(squared(grads - m_before) + eps_root / (1 - b2), b2)
     s_before = np.concatenate([np.ones_like(s[:1]), s[:-1]])
-    return descend(p, grads / (np.sqrt(s_before) + eps), lr, weight_decay)
+    return negate(p, grads / (np.sqrt(s_before) + eps), lr, weight_decay)
 
 
 def ademamix(
@@ -299,7 +299,7 @@ def ademamix(
     grads = double(grads)
     mixed = ema(grads, b1) + per_step(alpha, grads) * ema(grads, b3, debias=False)
     v = ema(squared(grads), b2)
-    return descend(p, mixed / (np.sqrt(v + eps_root) + eps), lr, weight_decay)
+    return negate(p, mixed / (np.sqrt(v + eps_root) + eps), lr, weight_decay)
 
 
 def simplified_ademamix(
@@ -317,7 +317,7 @@ def simplified_ademamix(
     grads = double(grads)
     v = ema(squared(grads), b2)
     u = (trace(grads, b1) + per_step(alpha, grads) * grads) / (np.sqrt(v + eps_root) + eps)
-    return descend(p, u, lr, weight_decay)
+    return negate(p, u, lr, weight_decay)
 
 
 def adopt(
@@ -345,7 +345,7 @@ def adopt(
         n.append(ratio)
         v = b2 * v + (1 - b2) * squared(g)
     m = ema(np.stack(n), b1, debias=False)
-    return descend(p, b1 * m + (1 - b1) * np.stack(n) if nesterov else m, lr)
+    return negate(p, b1 * m + (1 - b1) * np.stack(n) if nesterov else m, lr)
 
 
 def qhadam(
@@ -362,7 +362,7 @@ def qhadam(
     grads = double(grads)
     m = v1 * ema(grads, b1) + (1 - v1) * grads
     v = v2 * ema(squared(grads), b2) + (1 - v2) * squared(grads)
-    return descend(p, m / (np.sqrt(v) + eps), lr)
+    return negate(p, m / (np.sqrt(v) + eps), lr)
 
 
 def grams(
@@ -377,4 +377,4 @@ def grams(
     """Grams (Cao et al. 2024, Algorithm 1)."""
     grads = double(grads)
     sizes = abs(ema(grads, b1)) / (np.sqrt(ema(squared(grads), b2)) + eps)
-    return descend(p, sizes * np.sign(grads), lr, weight_decay)
+    return negate(p, sizes * np.sign(grads), lr, weight_decay)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from oracles.paths import descend, double, ema, optimistic, per_step, squared, trace
+from oracles.paths import double, ema, negate, optimistic, per_step, squared, trace
 
 
 def sgd(
@@ -15,7 +15,7 @@ def sgd(
 ) -> np.ndarray:
     """Gradient descent, with heavy-ball momentum (Polyak 1964; Sutskever et al. 2013)."""
     directions = double(grads) if momentum is None else trace(grads, momentum, nesterov)
-    return descend(p, directions, lr)
+    return negate(p, directions, lr)
 
 
 def momentum(
@@ -27,7 +27,7 @@ def momentum(
     bias_correction: bool = False,
 ) -> np.ndarray:
     """Momentum as an average: v <- b1 * v + (1 - b1) * g, p <- p - lr * v."""
-    return descend(p, ema(grads, b1, bias_correction), lr)
+    return negate(p, ema(grads, b1, bias_correction), lr)
 
 
 def rmsprop(
@@ -54,7 +54,7 @@ def rmsprop(
     steps = per_step(lr, grads) * grads / (np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps)
     if momentum is not None:
         steps = trace(steps, momentum, nesterov)
-    return descend(p, steps, 1.0)
+    return negate(p, steps, 1.0)
 
 
 def adagrad(
@@ -72,7 +72,7 @@ def adagrad(
     grads = double(grads)
     total = initial_accumulator_value + np.cumsum(squared(grads), axis=0)
     scale = np.sqrt(total + eps) if eps_in_sqrt else np.sqrt(total) + eps
-    return descend(p, np.divide(grads, scale, out=np.zeros_like(grads), where=total > 0), lr)
+    return negate(p, np.divide(grads, scale, out=np.zeros_like(grads), where=total > 0), lr)
 
 
 def adadelta(
@@ -120,17 +120,17 @@ def rprop(
         )
         last = np.where(agreement < 0, 0, sign)
         directions.append(size * last)
-    return descend(p, np.stack(directions), 1.0)
+    return negate(p, np.stack(directions), 1.0)
 
 
 def sign_sgd(p: ArrayLike, grads: ArrayLike, lr: ArrayLike) -> np.ndarray:
     """Sign descent (Bernstein et al. 2018, Algorithm 1)."""
-    return descend(p, np.sign(double(grads)), lr)
+    return negate(p, np.sign(double(grads)), lr)
 
 
 def signum(p: ArrayLike, grads: ArrayLike, lr: ArrayLike, beta: float = 0.9) -> np.ndarray:
     """Signum (Bernstein et al. 2018, Algorithm 2)."""
-    return descend(p, np.sign(ema(grads, beta, debias=False)), lr)
+    return negate(p, np.sign(ema(grads, beta, debias=False)), lr)
 
 
 def lion(
@@ -148,7 +148,7 @@ def lion(
     grads = double(grads)
     m = ema(grads, b2, debias=False)
     m_before = np.concatenate([np.zeros_like(m[:1]), m[:-1]])
-    return descend(p, np.sign(b1 * m_before + (1 - b1) * grads), lr, weight_decay)
+    return negate(p, np.sign(b1 * m_before + (1 - b1) * grads), lr, weight_decay)
 
 
 def noisy_sgd(
@@ -161,7 +161,7 @@ def noisy_sgd(
 ) -> np.ndarray:
     """Gradient descent with noise (Neelakantan et al. 2015), of which only none is reproducible."""
     assert eta == 0
-    return descend(p, double(grads), lr)
+    return negate(p, double(grads), lr)
 
 
 def sm3(p: ArrayLike, grads: ArrayLike, lr: ArrayLike, momentum: float = 0.9) -> np.ndarray:
@@ -179,14 +179,14 @@ def sm3(p: ArrayLike, grads: ArrayLike, lr: ArrayLike, momentum: float = 0.9) ->
                 new[k][i[k]] = max(new[k][i[k]], s)
         sums = new
         directions.append(u)
-    return descend(p, ema(np.stack(directions), momentum, debias=False), lr)
+    return negate(p, ema(np.stack(directions), momentum, debias=False), lr)
 
 
 def optimistic_gradient_descent(
     p: ArrayLike, grads: ArrayLike, lr: ArrayLike, alpha: float = 1.0, beta: float = 1.0
 ) -> np.ndarray:
     """Optimistic gradient descent (Mokhtari et al. 2020)."""
-    return descend(p, optimistic(double(grads), alpha, beta), lr)
+    return negate(p, optimistic(double(grads), alpha, beta), lr)
 
 
 def qhm(
@@ -194,7 +194,7 @@ def qhm(
 ) -> np.ndarray:
     """Quasi-hyperbolic momentum (Ma & Yarats 2019, section 3)."""
     grads = double(grads)
-    return descend(p, v1 * ema(grads, b1, debias=False) + (1 - v1) * grads, lr)
+    return negate(p, v1 * ema(grads, b1, debias=False) + (1 - v1) * grads, lr)
 
 
 def madgrad(

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from oracles.paths import descend, double, ema, norm, per_step, squared
+from oracles.paths import double, ema, negate, norm, per_step, squared
 
 
 def _trust_ratio(
@@ -166,7 +166,7 @@ def adam_mini(
     """Adam-mini (Zhang et al. 2024, Algorithm 1): a vector is one block, as is a column."""
     grads = double(grads)
     mean = np.mean(squared(grads), axis=tuple(range(1, max(2, grads.ndim - 1))), keepdims=True)
-    return descend(p, ema(grads, b1) / (np.sqrt(ema(mean, b2)) + eps), lr, weight_decay)
+    return negate(p, ema(grads, b1) / (np.sqrt(ema(mean, b2)) + eps), lr, weight_decay)
 
 
 def sophia(
@@ -195,4 +195,4 @@ def sophia(
         directions.append(real + 1j * imaginary if np.iscomplexobj(u) else real)
         if t % update_interval == 0:
             h = b2 * h + (1 - b2) * hessians[t]
-    return descend(p, np.stack(directions), lr, weight_decay)
+    return negate(p, np.stack(directions), lr, weight_decay)

@@ -27,7 +27,7 @@ def count(grads: np.ndarray) -> np.ndarray:
     return per_step(np.arange(1, len(grads) + 1), grads)
 
 
-def descend(
+def negate(
     p: ArrayLike, directions: np.ndarray, lr: ArrayLike, weight_decay: ArrayLike = 0.0
 ) -> np.ndarray:
     """p <- p - lr * (u + weight_decay * p)."""

@@ -39,7 +39,7 @@ def starts(problem):
         return evaluate(jax.random.split(jax.random.key(0), 64))
 
 
-def descend(problem, optimizer, steps, seeds=8):
+def negate(problem, optimizer, steps, seeds=8):
     """Noiseless values, of shape (seeds, steps), after every step down the loss in float32."""
 
     @jax.jit

@@ -15,7 +15,7 @@ WITHOUT_SLOTS = {  # of the params' shapes
     "clip_by_block_rms", "adaptive_grad_clip", "normalize_by_update_norm", "centralize",
     "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio",
     "loss_scale", "zero_nans", "clip_by_norm", "scale_by_layer_decay", "reduce_on_plateau",
-    "packed",
+    "flatten",
 }  # fmt: skip
 REMOVES_NANS = (
     *("skip_nonfinite", "skip_spikes", "loss_scale", "zero_nans"),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from problem_tools import descend, gradient, spectrum, starts
+from problem_tools import gradient, negate, spectrum, starts
 
 from optfn.testing import problems
 from optfn.testing.problems import Problem
@@ -212,4 +212,4 @@ def inverse(rate, offset):
 )
 def test_target_is_reached_from_every_seed(name, optimizer, steps):
     problem = next(problem for problem in problems.ALL if problem.name == name)
-    assert (descend(problem, optimizer, steps) <= problem.target).any(axis=1).all()
+    assert (negate(problem, optimizer, steps) <= problem.target).any(axis=1).all()

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
-from problem_tools import descend, gradient, hessian, spectrum, starts
+from problem_tools import gradient, hessian, negate, spectrum, starts
 
 from optfn.testing import problems
 
@@ -53,7 +53,7 @@ def test_saddle_is_strict_and_the_start_is_next_to_its_stable_surface(x64):
 @pytest.mark.parametrize("offset", [1e-3, 1e-6])
 def test_gradient_descent_lingers_at_the_saddle(offset):
     # The way out grows by half a step: the value stays near 1/4 until offset * 1.5^steps is large.
-    values = descend(problems.saddle(offset=offset), optax.sgd(0.5), 100)
+    values = negate(problems.saddle(offset=offset), optax.sgd(0.5), 100)
     escape = int(np.log(0.5 / offset) / np.log(1.5))
     np.testing.assert_allclose(values[:, escape // 2 : escape - 5], 0.25, atol=0.01)
     assert (values[:, escape + 10] < 0.05).all()
@@ -73,7 +73,7 @@ def test_plateau_gradient_is_tiny_at_the_start_but_points_the_right_way(x64):
 
 def test_plateau_takes_the_stated_number_of_steps():
     problem = problems.plateau()
-    values = descend(problem, optax.sgd(1.0), 800, seeds=1)[0]
+    values = negate(problem, optax.sgd(1.0), 800, seeds=1)[0]
     assert np.argmax(values <= problem.target) == pytest.approx(10**4 / 16, rel=0.1)
 
 
@@ -103,7 +103,7 @@ def test_leaving_the_monkey_saddle_takes_as_long_as_the_start_is_near():
         start, _, _, grads = starts(problem)
         np.testing.assert_allclose(jnp.linalg.norm(start, axis=1), offset, rtol=1e-5)
         assert float(jnp.linalg.norm(grads, axis=1).max()) < 4 * offset**2
-        values = descend(problem, optax.sgd(0.15), steps)
+        values = negate(problem, optax.sgd(0.15), steps)
         assert (values[:, -1] < 0.2).all()
         taken.append(np.median((values < 0.2).argmax(axis=1)))
     assert taken[1] / taken[0] == pytest.approx(10, rel=0.2)
@@ -162,7 +162,7 @@ def test_a_step_out_of_the_basin_of_rastrigin_is_final():
     """One step of length 1 a coordinate, and then descent at a rate that finds the minimum."""
     problem = problems.rastrigin()
     schedule = lambda count: jnp.where(count == 0, 1.0, 0.01)  # noqa: E731
-    values = descend(problem, optax.adam(schedule), 500)
+    values = negate(problem, optax.adam(schedule), 500)
     assert (values[:, -1] > 10 * problem.target).all()
 
 
@@ -183,7 +183,7 @@ def test_cliff_gradients_are_as_large_as_stated(x64):
 
 
 def test_first_step_from_the_cliff_leaves_the_range_of_floats():
-    assert np.isinf(descend(problems.cliff(), optax.sgd(2 / 21**2), 1, seeds=64)).all()
+    assert np.isinf(negate(problems.cliff(), optax.sgd(2 / 21**2), 1, seeds=64)).all()
 
 
 def test_barrier_is_a_wall_with_nothing_behind(x64):
@@ -199,7 +199,7 @@ def test_barrier_is_a_wall_with_nothing_behind(x64):
 
 
 def test_no_step_leads_back_over_the_barrier():
-    values = descend(problems.barrier(), optax.sgd(1.2), 10, seeds=64)
+    values = negate(problems.barrier(), optax.sgd(1.2), 10, seeds=64)
     assert np.isinf(values[:, -1]).all()
 
 

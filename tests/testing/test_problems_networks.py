@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
-from problem_tools import descend, gradient, hessian, starts
+from problem_tools import gradient, hessian, negate, starts
 
 from optfn.testing import problems
 
@@ -84,10 +84,10 @@ def test_descent_on_separable_data_is_as_slow_as_stated():
     problem = problems.separable()
     _, values, _, _ = starts(problem)
     assert float(values.mean()) == pytest.approx(np.log(2), abs=0.1)
-    values = descend(problem, optax.sgd(1.0), 4000)
+    values = negate(problem, optax.sgd(1.0), 4000)
     np.testing.assert_allclose(values[:, 1999] / values[:, 3999], 2, rtol=0.15)
     np.testing.assert_allclose(
-        descend(problem, optax.sgd(2.0), 2000)[:, -1], values[:, -1], rtol=0.1
+        negate(problem, optax.sgd(2.0), 2000)[:, -1], values[:, -1], rtol=0.1
     )
     assert problem.target * 10 < np.log(2) / 64 < problem.target * 11
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problem_tools import descend, draw, hessian, spectrum, starts
+from problem_tools import draw, hessian, negate, spectrum, starts
 
 from optfn.testing import problems
 
@@ -74,7 +74,7 @@ def test_noise_remains_at_the_minimizer_where_curvature_is_unit(dim, batch, nois
 def test_noise_ball_of_a_fixed_rate_is_as_stated():
     problem = problems.noisy_least_squares()
     for rate in (0.016, 0.064):
-        values = descend(problem, optax.sgd(rate), 1000, seeds=32)[:, 400:]
+        values = negate(problem, optax.sgd(rate), 1000, seeds=32)[:, 400:]
         excess = values.mean() - problem.optimum
         assert excess == pytest.approx(rate / 4 * 10 / 16, rel=0.15)
         assert (excess > problem.target - problem.optimum) == (rate > 0.032)
@@ -82,7 +82,7 @@ def test_noise_ball_of_a_fixed_rate_is_as_stated():
 
 def test_falling_rate_leaves_the_noise_ball():
     problem = problems.noisy_least_squares()
-    values = descend(problem, optax.sgd(lambda count: 1 / (4 + count)), 1000)
+    values = negate(problem, optax.sgd(lambda count: 1 / (4 + count)), 1000)
     assert (values[:, -100:] < problem.target).all()
 
 
@@ -102,8 +102,8 @@ def test_noise_of_interpolation_goes_with_the_distance(x64):
 
 def test_interpolation_rules_out_the_rate_that_suits_the_curvature():
     problem = problems.interpolation()
-    assert (descend(problem, optax.sgd(1.0), 30)[:, -1] > 1e6).all()
-    values = descend(problem, optax.sgd(0.05), 1000)
+    assert (negate(problem, optax.sgd(1.0), 30)[:, -1] > 1e6).all()
+    values = negate(problem, optax.sgd(0.05), 1000)
     assert (values[:, -1] < 1e-9).all()
 
 
@@ -122,7 +122,7 @@ def test_sparse_gradients_are_ten_times_too_large_where_seen(x64):
 
 def test_each_coordinate_is_right_when_it_is_first_seen():
     """At the rate batch / dim; so the value falls with the share of those unseen."""
-    values = descend(problems.sparse(), optax.sgd(0.1), 30, seeds=64)
+    values = negate(problems.sparse(), optax.sgd(0.1), 30, seeds=64)
     shares = values.mean(axis=0) / values[:, 0].mean() * 0.9
     np.testing.assert_allclose(shares, 0.9 ** np.arange(1, 31), rtol=0.25)
 
@@ -167,8 +167,8 @@ def test_heavy_tails_undo_what_plain_descent_achieved():
     def rate(count):
         return 1.5 / (10 + count)
 
-    plain = descend(problem, optax.sgd(rate), 3000)[:, -500:]
-    clipped = descend(problem, optax.chain(optax.clip(1.0), optax.sgd(rate)), 3000)[:, -500:]
+    plain = negate(problem, optax.sgd(rate), 3000)[:, -500:]
+    clipped = negate(problem, optax.chain(optax.clip(1.0), optax.sgd(rate)), 3000)[:, -500:]
     assert np.median(plain) > 10 * np.median(clipped)
 
 
@@ -198,7 +198,7 @@ def test_most_gradients_are_misleading(x64):
     ids=["sign", "clipped", "short-lived squares"],
 )
 def test_who_weighs_rare_gradients_less_ends_at_the_wrong_point(optimizer):
-    values = descend(problems.rare_gradients(), optimizer, 2000)[:, -1000:]
+    values = negate(problems.rare_gradients(), optimizer, 2000)[:, -1000:]
     assert values.mean() > 0.25
     assert values.min() > problems.rare_gradients().target
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problem_tools import descend, gradient, hessian, starts
+from problem_tools import gradient, hessian, negate, starts
 
 from optfn.testing import problems
 
@@ -42,7 +42,7 @@ def test_kinks_have_gradients_of_one_size():
 
 def test_fixed_rate_steps_to_and_fro_over_the_kinks():
     problem = problems.kinks()
-    assert (descend(problem, optax.sgd(0.05), 500) > problem.target).all()
+    assert (negate(problem, optax.sgd(0.05), 500) > problem.target).all()
 
 
 def test_minimax_shows_the_worst_coordinate_alone():

@@ -7,7 +7,7 @@ import optax
 import pytest
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
-from problem_tools import descend, hessian, spectrum, starts
+from problem_tools import hessian, negate, spectrum, starts
 
 from optfn.testing import problems
 
@@ -37,9 +37,9 @@ def test_only_the_rotated_hessian_has_entries_off_the_diagonal(x64):
 def test_gradient_descent_cannot_tell_the_rotation_but_adam_can():
     aligned, rotated = problems.ill_conditioned(), problems.rotated()
     sgd, adam = optax.sgd(1.9), optax.adam(0.1)
-    np.testing.assert_allclose(descend(rotated, sgd, 200), descend(aligned, sgd, 200), rtol=1e-4)
-    assert (descend(aligned, adam, 200)[:, -1] < aligned.target).all()
-    assert (descend(rotated, adam, 200)[:, -1] > rotated.target).all()
+    np.testing.assert_allclose(negate(rotated, sgd, 200), negate(aligned, sgd, 200), rtol=1e-4)
+    assert (negate(aligned, adam, 200)[:, -1] < aligned.target).all()
+    assert (negate(rotated, adam, 200)[:, -1] > rotated.target).all()
 
 
 @pytest.mark.parametrize("build", [problems.ill_conditioned, problems.rotated])
@@ -85,15 +85,15 @@ def test_badly_scaled_starts_are_those_of_the_quadratic_in_own_units():
 @pytest.mark.parametrize("rate", [1e-4, 1.0, 1e4])
 def test_no_fixed_rate_of_equal_steps_serves_all_units(rate):
     problem = problems.badly_scaled()
-    assert (descend(problem, optax.sign_sgd(rate), 1000) > problem.target).all()
+    assert (negate(problem, optax.sign_sgd(rate), 1000) > problem.target).all()
 
 
 def test_adam_finds_the_units_if_its_rate_suits_the_largest():
     problem = problems.badly_scaled()
-    values = descend(problem, optax.adam(1e4), 600)
+    values = negate(problem, optax.adam(1e4), 600)
     assert (values[:, 0] > 1e12).all()
     assert (values[:, -1] < problem.target).all()
-    assert (descend(problem, optax.adam(1.0), 600) > problem.target).all()
+    assert (negate(problem, optax.adam(1.0), 600) > problem.target).all()
 
 
 def test_gradients_of_layers_are_the_larger_the_smaller_the_weights():
@@ -181,5 +181,5 @@ def test_powell_target_is_the_least_value_at_distance_one_tenth(x64):
 
 
 def test_powell_value_falls_with_the_square_of_the_steps():
-    values = descend(problems.powell(), optax.sgd(4e-3), 8000, seeds=1)[0]
+    values = negate(problems.powell(), optax.sgd(4e-3), 8000, seeds=1)[0]
     assert values[3999] / values[7999] == pytest.approx(4, rel=0.15)

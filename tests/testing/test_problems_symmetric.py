@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problem_tools import descend, gradient, spectrum, starts
+from problem_tools import gradient, negate, spectrum, starts
 
 from optfn.testing import problems
 
@@ -26,7 +26,7 @@ def test_only_the_direction_counts_and_sets_the_gradient(x64):
 
 
 def test_rate_that_suits_goes_with_the_square_of_the_norm():
-    short, long = (descend(problems.scale_invariant(norm=n), optax.sgd(n**2), 5) for n in (1, 10))
+    short, long = (negate(problems.scale_invariant(norm=n), optax.sgd(n**2), 5) for n in (1, 10))
     np.testing.assert_allclose(short, long, rtol=1e-3, atol=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_minimizers_of_the_factorization_are_turned(x64):
 
 
 def test_descent_of_the_factorization_goes_from_saddle_to_saddle():
-    values = descend(problems.factorization(), optax.sgd(0.05), 400)
+    values = negate(problems.factorization(), optax.sgd(0.05), 400)
     for saddle in (17 / 4, 1 / 4):
         assert ((abs(values - saddle) < 0.02 * saddle).sum(axis=1) > 20).all()
     assert (values[:, -1] < problems.factorization().target).all()

@@ -9,7 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.dtypes import abs_sq, own_dtype, ratio, sqrt
 from optfn.core.moments import average
-from optfn.core.passes import dot, each_leaf, number_slot, start_of, total, zeros_of
+from optfn.core.passes import copy_params, dot, each_leaf, scalar_slot, tree_sum, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -40,8 +40,8 @@ def _zero_estimate(params: PyTree, distance: Any) -> Estimate:
         zeros_of(params),
         zeros_of(params, real=True),
         zeros_of(params),
-        number_slot(distance, params),
-        number_slot(0, params),
+        scalar_slot(distance, params),
+        scalar_slot(0, params),
     )
 
 
@@ -93,7 +93,9 @@ class scale_by_prodigy(Transform):
     safeguard_warmup: bool = static(default=False)
 
     def init_slots(self, params: PyTree) -> ProdigyEstimate:
-        return ProdigyEstimate(*_zero_estimate(params, self.resolve(0).estim_lr0), start_of(params))
+        return ProdigyEstimate(
+            *_zero_estimate(params, self.resolve(0).estim_lr0), copy_params(params)
+        )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         d, t = slots.distance, ctx.next_step.astype(own_dtype(updates))
@@ -107,8 +109,8 @@ class scale_by_prodigy(Transform):
             *(slots.mu, slots.nu, slots.grad_sum, slots.start),
             numbers=(d, weight, self.b1, self.b2, b3),
         )
-        n = b3 * slots.numerator + d / self.estim_lr0 * w * total(ahead)
-        new_d = jnp.maximum(d, self.estim_lr_coef * ratio(n, total(size)))
+        n = b3 * slots.numerator + d / self.estim_lr0 * w * tree_sum(ahead)
+        new_d = jnp.maximum(d, self.estim_lr_coef * ratio(n, tree_sum(size)))
         (steps,) = each_leaf(
             _decayed_adam,
             updates,
@@ -219,8 +221,8 @@ class scale_by_dadapt_adamw(Transform):
             *(slots.mu, slots.nu, slots.grad_sum),
             numbers=(w, w * self.weight_decay, self.b1, self.b2, b, self.eps),
         )
-        n = average(b, slots.numerator, w * total(along))
-        new_d = jnp.maximum(d, ratio(n, (1 - b) * total(size)))
+        n = average(b, slots.numerator, w * tree_sum(along))
+        new_d = jnp.maximum(d, ratio(n, (1 - b) * tree_sum(size)))
         return steps, Estimate(mu, nu, s, new_d, n)
 
     @property

@@ -9,14 +9,14 @@ from optfn.compose.chain import chain
 from optfn.core.data import show, static
 from optfn.core.dtypes import abs_sq, cast, compute_dtype, global_norm, ratio, sqrt
 from optfn.core.leafwise import Leafwise
-from optfn.core.passes import each_leaf, number_slot, scaled_by, start_of, total
+from optfn.core.passes import copy_params, each_leaf, scalar_slot, tree_scale, tree_sum
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
 
-class Travelled(NamedTuple):
+class DistanceState(NamedTuple):
     """The longest distance from the start, the gathered norm of the gradients, and the start."""
 
     max_distance: PyTree
@@ -31,7 +31,7 @@ def _distance(params: PyTree, start: PyTree) -> jax.Array:
     `global_norm` has one, would copy what is donated.
     """
     (squares,) = each_leaf(_squared_distance, params, start)
-    return sqrt(total(squares))
+    return sqrt(tree_sum(squares))
 
 
 def _squared_distance(p, start):
@@ -82,7 +82,7 @@ class scale_by_dog(Transform):
         object.__setattr__(self, "eps", eps)
         self.__post_init__()
 
-    def init_slots(self, params: PyTree) -> Travelled:
+    def init_slots(self, params: PyTree) -> DistanceState:
         value = self.resolve(0).init_step_value
         match self.init_step_kind:
             case "distance":
@@ -91,7 +91,7 @@ class scale_by_dog(Transform):
                 r = value * (1 + global_norm(params))
             case _:
                 r = 0.0
-        return Travelled(number_slot(r, params), number_slot(0, params), start_of(params))
+        return DistanceState(scalar_slot(r, params), scalar_slot(0, params), copy_params(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
@@ -99,7 +99,7 @@ class scale_by_dog(Transform):
         rate = ratio(r, _gather(norm, sqrt(self.eps)))
         if self.init_step_kind == "learning_rate":
             rate = jnp.where(r == 0, self.init_step_value, rate)
-        return scaled_by(rate, updates), Travelled(r, norm, slots.start)
+        return tree_scale(rate, updates), DistanceState(r, norm, slots.start)
 
     def _arguments(self) -> list[str]:
         init_step = self.init_step_kind, self.init_step_value
@@ -161,17 +161,17 @@ class scale_by_dowg(Transform):
     init_estim_sq_dist: Any = None
     eps: Any = 1e-4
 
-    def init_slots(self, params: PyTree) -> Travelled:
+    def init_slots(self, params: PyTree) -> DistanceState:
         own = self.resolve(0)
         square = own.eps if own.init_estim_sq_dist is None else own.init_estim_sq_dist
-        r = sqrt(number_slot(square, params))
-        return Travelled(r, number_slot(0, params), start_of(params))
+        r = sqrt(scalar_slot(square, params))
+        return DistanceState(r, scalar_slot(0, params), copy_params(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
         norm = _gather(slots.gradient_norm, r * global_norm(updates))
         rate = ratio(r, norm + self.eps) * r
-        return scaled_by(rate, updates), Travelled(r, norm, slots.start)
+        return tree_scale(rate, updates), DistanceState(r, norm, slots.start)
 
 
 def dowg(
@@ -226,14 +226,14 @@ class scale_by_distance_over_gradients(Leafwise):
     eps: Any = 1e-8
     global_scale: Any = 1.0
 
-    Slots = Travelled
+    Slots = DistanceState
 
     def init_leaf(self, param):
         first = self.reps_rel * (1 + global_norm(param))
-        return Travelled(first, jnp.zeros_like(first), param)
+        return DistanceState(first, jnp.zeros_like(first), param)
 
     def update_leaf(self, g, slots, param, t):
         r = jnp.maximum(slots.max_distance, global_norm(param - slots.start))
         norm = _gather(slots.gradient_norm, global_norm(g))
         rate = self.global_scale * ratio(r, _gather(norm, sqrt(self.eps)))
-        return rate * g, Travelled(r, norm, slots.start)
+        return rate * g, DistanceState(r, norm, slots.start)

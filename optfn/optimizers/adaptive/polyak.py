@@ -9,7 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.dtypes import abs_sq, global_norm, own_dtype, ratio, sqrt
 from optfn.core.moments import average, debias
-from optfn.core.passes import dot, each_leaf, number_slot, scaled_by, total, zeros_of
+from optfn.core.passes import dot, each_leaf, scalar_slot, tree_scale, tree_sum, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
@@ -46,7 +46,7 @@ class scale_by_polyak(Transform):
             gap = jnp.maximum(gap, 0)
         square = global_norm(updates) ** 2 + self.eps
         rate = jnp.minimum(ratio(gap, square), self.max_learning_rate)
-        return scaled_by(rate, updates), slots
+        return tree_scale(rate, updates), slots
 
 
 def polyak_sgd(
@@ -128,8 +128,8 @@ class scale_by_momo(Transform):
     adapt_lower_bound: bool = static(default=False)
 
     def init_slots(self, params: PyTree) -> Model:
-        bound = number_slot(self.resolve(0).lower_bound, params)
-        return Model(zeros_of(params), number_slot(0, params), number_slot(0, params), bound)
+        bound = scalar_slot(self.resolve(0).lower_bound, params)
+        return Model(zeros_of(params), scalar_slot(0, params), scalar_slot(0, params), bound)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         beta = jnp.where(ctx.step == 0, 0, self.beta)
@@ -137,8 +137,8 @@ class scale_by_momo(Transform):
             _average_line, updates, ctx.params, slots.mu, numbers=(beta,)
         )
         value = average(beta, slots.value, ctx.extra_args["value"])
-        along = average(beta, slots.along, total(along))
-        line = _Line(value - along, total(inner), total(square), 1)
+        along = average(beta, slots.along, tree_sum(along))
+        line = _Line(value - along, tree_sum(inner), tree_sum(square), 1)
         steps, bound = _step_to_bound(self, updates, ctx.params, mu, line, slots.lower_bound)
         return steps, Model(mu, value, along, bound)
 
@@ -185,8 +185,8 @@ class scale_by_momo_adam(Transform):
     adapt_lower_bound: bool = static(default=False)
 
     def init_slots(self, params: PyTree) -> AdamModel:
-        bound = number_slot(self.resolve(0).lower_bound, params)
-        zero = number_slot(0, params), number_slot(0, params)
+        bound = scalar_slot(self.resolve(0).lower_bound, params)
+        zero = scalar_slot(0, params), scalar_slot(0, params)
         return AdamModel(zeros_of(params), zeros_of(params, real=True), *zero, bound)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -198,8 +198,8 @@ class scale_by_momo_adam(Transform):
             numbers=(self.b1, self.b2, self.eps, t),
         )
         value = average(self.b1, slots.value, ctx.extra_args["value"])
-        along = average(self.b1, slots.along, total(along))
-        line = _Line(value - along, total(inner), total(square), 1 - self.b1**t)
+        along = average(self.b1, slots.along, tree_sum(along))
+        line = _Line(value - along, tree_sum(inner), tree_sum(square), 1 - self.b1**t)
         bound = slots.lower_bound
         steps, bound = _step_to_bound(self, updates, ctx.params, direction, line, bound)
         return steps, AdamModel(mu, nu, value, along, bound)

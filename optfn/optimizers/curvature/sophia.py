@@ -8,7 +8,7 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import child
-from optfn.core.dtypes import cast, own_dtype, visible, widen
+from optfn.core.dtypes import cast, own_dtype, propagate_nan, widen
 from optfn.core.moments import average, debias
 from optfn.core.passes import (
     each_leaf,
@@ -163,7 +163,7 @@ class scale_by_sophia(Transform):
 def _clipped_newton(g, mu, nu, b1, t, gamma, eps, limit):
     mu = average(b1, mu, g)
     newton = debias(mu, b1, t) / jnp.maximum(gamma * nu, eps)
-    return visible(clip_entries(newton, limit), mu), mu
+    return propagate_nan(clip_entries(newton, limit), mu), mu
 
 
 def _average_curvature(h, nu, b2):

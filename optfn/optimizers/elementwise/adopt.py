@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, sqrt, visible
+from optfn.core.dtypes import abs_sq, propagate_nan, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, zero_moments
 from optfn.transforms.clip import clip_entries
@@ -56,7 +56,7 @@ class scale_by_adopt(Leafwise):
             n = clip_entries(
                 n, (t - 1) ** 0.25 if self.clip_value_fn is None else self.clip_value_fn
             )
-        n = visible(jnp.where(first, 0, n), g)
+        n = propagate_nan(jnp.where(first, 0, n), g)
         nu = jnp.where(first, abs_sq(g), average(self.b2, slots.nu, abs_sq(g)))
         mu = average(self.b1, slots.mu, n)
         return average(self.b1, mu, n) if self.nesterov else mu, Moments(mu, nu)

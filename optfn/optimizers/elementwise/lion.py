@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import visible
+from optfn.core.dtypes import propagate_nan
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import FirstMoment, average
 from optfn.transforms.decay import add_decayed_weights
@@ -37,7 +37,7 @@ class scale_by_lion(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         mixed = average(self.b1, slots.mu, g)
-        return visible(jnp.sign(mixed), mixed), FirstMoment(average(self.b2, slots.mu, g))
+        return propagate_nan(jnp.sign(mixed), mixed), FirstMoment(average(self.b2, slots.mu, g))
 
 
 def lion(

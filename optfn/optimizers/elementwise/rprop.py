@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.tree import PyTree
-from optfn.transforms.scale import descend
+from optfn.transforms.scale import negate
 
 
 class StepSizes(NamedTuple):
@@ -86,5 +86,5 @@ def rprop(
     """
     return chain(
         scale_by_rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size),
-        descend(),
+        negate(),
     )

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import visible
+from optfn.core.dtypes import propagate_nan
 from optfn.core.leafwise import Leafwise
 from optfn.transforms.momentum import ema
 from optfn.transforms.scale import scale_by_learning_rate
@@ -21,7 +21,7 @@ class scale_by_sign(Leafwise):
     elementary = True
 
     def update_leaf(self, g, slots, param, t):
-        return visible(jnp.sign(g), g), slots
+        return propagate_nan(jnp.sign(g), g), slots
 
 
 def sign_sgd(learning_rate: Any) -> chain:

@@ -15,7 +15,7 @@ from optfn.core.tree import PyTree
 from optfn.transforms.clip import clip_by_block_rms
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.momentum import ema
-from optfn.transforms.scale import descend, scale_by_learning_rate
+from optfn.transforms.scale import negate, scale_by_learning_rate
 from optfn.transforms.size import scale_by_param_block_rms
 
 
@@ -138,4 +138,4 @@ def adafactor(
         stages.append(ema(momentum, debias=False))
     if weight_decay_rate is not None:
         stages.append(add_decayed_weights(weight_decay_rate, weight_decay_mask))
-    return chain(*stages, descend())
+    return chain(*stages, negate())

@@ -9,7 +9,13 @@ from jax import lax
 from optfn.core.data import static
 from optfn.core.dtypes import cast
 from optfn.core.tree import PyTree
-from optfn.optimizers.quasi_newton.search import Evaluations, Found, Line, LineSearch, uphill
+from optfn.optimizers.quasi_newton.search import (
+    Evaluations,
+    Line,
+    LineSearch,
+    LineSearchState,
+    uphill,
+)
 
 
 class Trial(NamedTuple):
@@ -72,7 +78,7 @@ class scale_by_backtracking_linesearch(LineSearch):
     def keeps_grad(self) -> bool:
         return self.store_grad
 
-    def search(self, line: Line, last_rate: jax.Array) -> Found:
+    def search(self, line: Line, last_rate: jax.Array) -> LineSearchState:
         dtype = line.slope.dtype
         most = jnp.asarray(self.max_learning_rate, dtype)
         first = jnp.where(last_rate > 0, jnp.minimum(self.increase_factor * last_rate, most), most)
@@ -80,7 +86,7 @@ class scale_by_backtracking_linesearch(LineSearch):
         grad = line.grad if self.store_grad else None
         start = Trial(first, zero, line.value, grad, none, none, jnp.zeros((), bool))
 
-        def goes_on(trial: Trial) -> jax.Array:
+        def should_continue(trial: Trial) -> jax.Array:
             return ~trial.accepted & (trial.trials <= self.max_backtracking_steps)
 
         def tried(old: Trial) -> Trial:
@@ -109,6 +115,8 @@ class scale_by_backtracking_linesearch(LineSearch):
             return Trial(self.decrease_factor * rate, reached, value, grad, trials, grads, accepted)
 
         start = start._replace(accepted=~(line.slope < 0))
-        end = lax.while_loop(goes_on, tried, start)
+        end = lax.while_loop(should_continue, tried, start)
         failed = ~end.accepted | (end.trials == 0)
-        return Found(end.tried, end.value, end.grad, Evaluations(end.trials, end.grads), failed)
+        return LineSearchState(
+            end.tried, end.value, end.grad, Evaluations(end.trials, end.grads), failed
+        )

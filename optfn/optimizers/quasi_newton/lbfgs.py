@@ -9,12 +9,12 @@ from jax import lax
 from optfn.compose.chain import chain
 from optfn.core.data import check_count, static
 from optfn.core.dtypes import cast, global_norm, own_dtype, ratio, real_dtype, widen
-from optfn.core.passes import number_slot
-from optfn.core.placement import beside, split_like, whole_everywhere
+from optfn.core.passes import scalar_slot
+from optfn.core.placement import on_devices_of, replicate, split_like
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch
-from optfn.transforms.scale import descend, scale_by_learning_rate
+from optfn.transforms.scale import negate, scale_by_learning_rate
 
 
 class Memory(NamedTuple):
@@ -82,13 +82,13 @@ class scale_by_lbfgs(Transform):
         start = _vector(params, own_dtype(params))
         m, n = self.memory_size, start.size
         return Memory(
-            params=number_slot(start, params),
-            grad=number_slot(jnp.zeros(n), params),
-            steps=number_slot(jnp.zeros((m, n)), params),
-            changes=number_slot(jnp.zeros((m, n)), params),
-            inverse=number_slot(jnp.zeros((m, m)), params),
-            scale=number_slot(0, params),
-            row=beside(jnp.full((), -1, jnp.int32), jax.tree.leaves(params)),
+            params=scalar_slot(start, params),
+            grad=scalar_slot(jnp.zeros(n), params),
+            steps=scalar_slot(jnp.zeros((m, n)), params),
+            changes=scalar_slot(jnp.zeros((m, n)), params),
+            inverse=scalar_slot(jnp.zeros((m, m)), params),
+            scale=scalar_slot(0, params),
+            row=on_devices_of(jnp.full((), -1, jnp.int32), jax.tree.leaves(params)),
         )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -161,7 +161,7 @@ def _vector(tree: PyTree, dtype: Any) -> jax.Array:
     """All leaves in one vector; a complex number is two real ones."""
     parts = [jnp.zeros(0, dtype)]
     for x in jax.tree.leaves(tree):
-        x = whole_everywhere(x)
+        x = replicate(x)
         parts += [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
     return jnp.concatenate([cast(x, dtype).reshape(-1) for x in parts])
 
@@ -214,6 +214,6 @@ def lbfgs(
 
     Source: Liu and Nocedal 1989.
     """
-    downhill = descend() if learning_rate is None else scale_by_learning_rate(learning_rate)
+    downhill = negate() if learning_rate is None else scale_by_learning_rate(learning_rate)
     search = () if linesearch is None else (linesearch,)
     return chain(scale_by_lbfgs(memory_size, scale_init_precond), downhill, *search)

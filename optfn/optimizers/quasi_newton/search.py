@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.dtypes import cast, own_dtype
-from optfn.core.passes import dot, number_slot, scaled_by, total, zeros_of
-from optfn.core.placement import beside
+from optfn.core.passes import dot, scalar_slot, tree_scale, tree_sum, zeros_of
+from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, Transform, cast_like
 from optfn.core.tree import PyTree
 
@@ -21,7 +21,7 @@ class Evaluations(NamedTuple):
     grad: jax.Array
 
 
-class Found(NamedTuple):
+class LineSearchState(NamedTuple):
     """Where a line search ended, which is where the next update begins.
 
     Attributes:
@@ -60,11 +60,11 @@ class Line(NamedTuple):
 
     def at(self, rate: jax.Array) -> PyTree:
         """The params that `apply_updates` will give."""
-        moved = scaled_by(rate, self.direction)
+        moved = tree_scale(rate, self.direction)
         return jax.tree.map(lambda p, u: cast(p + u, p.dtype), self.params, moved)
 
     def slope_of(self, grad: PyTree) -> jax.Array:
-        return total(jax.tree.map(dot, grad, self.direction))
+        return tree_sum(jax.tree.map(dot, grad, self.direction))
 
 
 class LineSearch(Transform):
@@ -83,19 +83,19 @@ class LineSearch(Transform):
         """Whether the gradient at the new params is known, and kept."""
         return True
 
-    def search(self, line: Line, last_rate: jax.Array) -> Found:
+    def search(self, line: Line, last_rate: jax.Array) -> LineSearchState:
         """The best step along a line, in the dtype of its value."""
         raise NotImplementedError
 
-    def init_slots(self, params: PyTree) -> Found:
+    def init_slots(self, params: PyTree) -> LineSearchState:
         leaves = jax.tree.leaves(params)
-        never = [beside(jnp.zeros((), jnp.int32), leaves) for _ in Evaluations._fields]
-        return Found(
-            learning_rate=number_slot(1, params),
-            value=number_slot(jnp.inf, params),
+        never = [on_devices_of(jnp.zeros((), jnp.int32), leaves) for _ in Evaluations._fields]
+        return LineSearchState(
+            learning_rate=scalar_slot(1, params),
+            value=scalar_slot(jnp.inf, params),
             grad=zeros_of(params) if self.keeps_grad else None,
             evaluations=Evaluations(*never),
-            failed=beside(jnp.zeros((), bool), leaves),
+            failed=on_devices_of(jnp.zeros((), bool), leaves),
         )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -105,15 +105,15 @@ class LineSearch(Transform):
         direction, slope = _downhill(updates, grad)
         line = Line(ctx.extra_args["value_fn"], ctx.params, direction, value, grad, slope)
         found = self.search(line, cast(slots.learning_rate, dtype))
-        return scaled_by(found.learning_rate, direction), found
+        return tree_scale(found.learning_rate, direction), found
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
     """The updates, or the negative gradient where they climb, and the slope along it."""
-    slope = total(jax.tree.map(dot, grad, updates))
+    slope = tree_sum(jax.tree.map(dot, grad, updates))
     climbs = slope > 0  # Not where it is NaN, which stays visible.
-    short = scaled_by(-1 / jnp.maximum(largest(grad), 1), grad)
-    steepest = total(jax.tree.map(dot, grad, short))
+    short = tree_scale(-1 / jnp.maximum(largest(grad), 1), grad)
+    steepest = tree_sum(jax.tree.map(dot, grad, short))
     direction = jax.tree.map(lambda u, g: jnp.where(climbs, g, u), updates, short)
     return direction, jnp.where(climbs, steepest, slope)
 
@@ -138,7 +138,7 @@ def uphill(grad: PyTree, like: PyTree) -> PyTree:
     )
 
 
-def searches_in(state: Any) -> list[Found]:
+def searches_in(state: Any) -> list[LineSearchState]:
     """What every line search in a state has left."""
-    entries = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Found))
-    return [x for x in entries if isinstance(x, Found)]
+    entries = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LineSearchState))
+    return [x for x in entries if isinstance(x, LineSearchState)]

@@ -11,9 +11,9 @@ from optfn.core.data import static
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
     Evaluations,
-    Found,
     Line,
     LineSearch,
+    LineSearchState,
     value_and_grad,
 )
 
@@ -107,7 +107,7 @@ class scale_by_zoom_linesearch(LineSearch):
             object.__setattr__(self, "approx_dec_rtol", -1.0)
         super().__post_init__()
 
-    def search(self, line: Line, last_rate: jax.Array) -> Found:
+    def search(self, line: Line, last_rate: jax.Array) -> LineSearchState:
         dtype = line.slope.dtype
         most = jnp.asarray(
             jnp.inf if self.max_learning_rate is None else self.max_learning_rate, dtype
@@ -124,15 +124,17 @@ class scale_by_zoom_linesearch(LineSearch):
             accepted=~(line.slope < 0),
         )
 
-        def goes_on(interval: Interval) -> jax.Array:
+        def should_continue(interval: Interval) -> jax.Array:
             low, high, best = points_of(interval)
             closed = (high.rate - low.rate <= self.stepsize_precision) & (best.rate > 0)
             return ~interval.accepted & ~closed & (interval.trials < self.max_linesearch_steps)
 
-        end = lax.while_loop(goes_on, partial(self._narrowed, line, most), start)
+        end = lax.while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
         evaluations = Evaluations(end.trials, end.trials)
-        return Found(rate, value, end.grad, evaluations, ~end.accepted | (end.trials == 0))
+        return LineSearchState(
+            rate, value, end.grad, evaluations, ~end.accepted | (end.trials == 0)
+        )
 
     def _narrowed(self, line: Line, most: jax.Array, old: Interval) -> Interval:
         """The interval after one more rate."""

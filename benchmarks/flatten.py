@@ -1,4 +1,4 @@
-"""What `packed` saves on many small arrays, and what it costs on large ones.
+"""What `flatten` saves on many small arrays, and what it costs on large ones.
 
 The same optimizer with and without it, closed over, on trees of a few kinds:
 
@@ -54,13 +54,13 @@ class Measured(NamedTuple):
 def variants(algorithm: str) -> dict[str, Variant]:
     function, kwargs = ALGORITHMS[algorithm]
     plain = getattr(optfn, function)(**kwargs)
-    forms = {"plain": plain, "plain again": plain, "packed": optfn.packed(plain)}
+    forms = {"plain": plain, "plain again": plain, "flatten": optfn.flatten(plain)}
     return {name: Variant(tx.init, partial(optfn.step, tx)) for name, tx in forms.items()}
 
 
 def measure(algorithm: str, tree: str, rounds: int) -> Measured:
     every, shapes = variants(algorithm), TREES[tree]()
-    pair = {name: every[name] for name in ("plain", "packed")}
+    pair = {name: every[name] for name in ("plain", "flatten")}
     trace = {
         name: partial(lowering_seconds, v, v.abstract_args(shapes)) for name, v in pair.items()
     }
@@ -93,7 +93,7 @@ def report_on(report: Report, algorithms: Sequence[str], trees: Sequence[str], r
             noise = spread([ratio(measured.step, "plain again", "plain")])
             row = [tree, algorithm]
             for what, seconds in measured._asdict().items():
-                found = ratio(seconds, "packed", "plain")
+                found = ratio(seconds, "flatten", "plain")
                 bound = {"step": noise, "trace": 1}.get(what)
                 verdict = ""
                 if tree in SMALL and bound:
@@ -104,7 +104,7 @@ def report_on(report: Report, algorithms: Sequence[str], trees: Sequence[str], r
             rows.append(told([*row, f"{noise:.3f}"]))
     report.add_table(
         "Packed against plain",
-        "Milliseconds of the plain optimizer, and how long the packed one takes relative to it. "
+        "Milliseconds of the plain optimizer, and how long the flattened one takes relative to it. "
         "Target, for arrays of 16 numbers: a shorter trace, and a step not above the control, the "
         "factor by which two equal programs differed. None is set for the compilation: XLA makes a "
         "program for every leaf that is cut out of the result.",
@@ -125,7 +125,7 @@ def main() -> None:
     args = options.parse_args()
     every = ["sgd_momentum", "adam"], ["equal_16", "many_16", "equal_64x64", "one_16m"], 9
     algorithms, trees, rounds = (["adam"], ["tiny"], 2) if args.quick else every
-    report = Report("Many arrays packed into one")
+    report = Report("Many arrays flattened into one")
     report_on(report, args.algorithms or algorithms, args.trees or trees, args.rounds or rounds)
     report.publish(args.record)
 

@@ -20,7 +20,7 @@ AROUND = {
     "scale_by_layer_decay": optfn.scale_by_layer_decay(0.5, 2),
     "sam": optfn.sam(optfn.sgd(0.1), optfn.sgd(0.05)),
     "retract": optfn.chain(optfn.scale_by_rms(), optfn.retract_by_learning_rate(0.1)),
-    "descend": optfn.chain(optfn.scale_by_rms(), optfn.descend()),
+    "negate": optfn.chain(optfn.scale_by_rms(), optfn.negate()),
     "sophia": optfn.sophia(
         0.1, update_interval=2, hessian_diagonal_fn=optfn.given_hessian_diagonal()
     ),
@@ -67,9 +67,9 @@ def test_what_is_declared_gets_the_same_updates_bit_for_bit():
             extra_args = cases.EXTRA_ARGS.get(name, {})
             if "hessian_diag" in tx.declared_extra_args():
                 extra_args = {"hessian_diag": GRADS[0]}
-            plain, packed = (updates_of(x, **extra_args) for x in (tx, optfn.packed(tx)))
+            plain, flat = (updates_of(x, **extra_args) for x in (tx, optfn.flatten(tx)))
             jax.tree.map(
-                lambda x, y, name=name: np.testing.assert_array_equal(x, y, name), packed, plain
+                lambda x, y, name=name: np.testing.assert_array_equal(x, y, name), flat, plain
             )
 
 
@@ -78,9 +78,9 @@ def test_what_is_not_declared_is_refused():
     assert refused.keys() >= {"adam_mini", "clip_by_global_norm", "noisy_sgd", "lbfgs", "lion"}
     for name, tx in refused.items():
         blamed = "|".join(type(part).__name__ for part in inside(tx) if not elementwise(part))
-        with pytest.raises(ValueError, match=rf"^packed\(transform=...\): ({blamed}) ") as error:
-            optfn.packed(tx)
-        assert not str(error.value).startswith("packed(transform=...): chain"), name
+        with pytest.raises(ValueError, match=rf"^flatten\(transform=...\): ({blamed}) ") as error:
+            optfn.flatten(tx)
+        assert not str(error.value).startswith("flatten(transform=...): chain"), name
 
 
 def test_no_declaration_is_without_a_test():
@@ -107,13 +107,13 @@ def test_leaves_of_every_kind():
     grads = jax.tree.map(lambda p: 0.3 * p, MIXED)
     tx = optfn.adam(0.1)
     run = jax.jit(lambda tx: updates_of(tx, MIXED, [grads] * 2))
-    plain, packed = run(tx), run(optfn.packed(tx))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
-    assert jax.tree.map(lambda x: x.dtype, packed) == jax.tree.map(lambda x: x.dtype, plain)
+    plain, flat = run(tx), run(optfn.flatten(tx))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)
+    assert jax.tree.map(lambda x: x.dtype, flat) == jax.tree.map(lambda x: x.dtype, plain)
 
 
 def test_slots_are_a_vector_for_each_dtype_of_the_params():
-    slots = optfn.packed(optfn.adam(0.1)).init(MIXED).slots["packed"]["scale_by_adam"]
+    slots = optfn.flatten(optfn.adam(0.1)).init(MIXED).slots["flatten"]["scale_by_adam"]
     sizes = {name: (x.shape, x.dtype) for name, x in slots.mu.items()}
     assert sizes == {
         "bfloat16": ((10,), jnp.float32),
@@ -121,11 +121,11 @@ def test_slots_are_a_vector_for_each_dtype_of_the_params():
         "float32": ((2,), jnp.float32),
     }
     assert slots.nu["complex64"].dtype == jnp.float32
-    assert optfn.packed(optfn.sgd(0.1)).init(MIXED).slots == {}
+    assert optfn.flatten(optfn.sgd(0.1)).init(MIXED).slots == {}
 
 
 def test_it_is_optax_s_flatten():
-    ours = updates_of(optfn.packed(optfn.adam(0.1)))
+    ours = updates_of(optfn.flatten(optfn.adam(0.1)))
     theirs = updates_of(optax.flatten(optax.adam(0.1)))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5), ours, theirs)
 
@@ -136,8 +136,8 @@ def test_sharded_params_get_the_same_updates():
     params = {"w": jax.device_put(jnp.arange(12.0).reshape(4, 3), spec), "b": jnp.ones(2)}
     params["b"] = jax.device_put(params["b"], spec)
     run = jax.jit(lambda tx: updates_of(tx, params, [params] * 2))
-    plain, packed = run(optfn.adam(0.1)), run(optfn.packed(optfn.adam(0.1)))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
+    plain, flat = run(optfn.adam(0.1)), run(optfn.flatten(optfn.adam(0.1)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)
 
 
 _AUTO = jax.sharding.AxisType.Auto
@@ -158,8 +158,8 @@ class damped(optfn.Leafwise):
 
 def test_trees_among_the_extra_arguments_are_packed_too():
     given = {"curvature": jax.tree.map(jnp.abs, GRADS[1]), "damping": 0.5}
-    plain, packed = (updates_of(tx, **given) for tx in (damped(), optfn.packed(damped())))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
+    plain, flat = (updates_of(tx, **given) for tx in (damped(), optfn.flatten(damped())))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)
 
 
 @pytest.mark.parametrize(
@@ -167,24 +167,24 @@ def test_trees_among_the_extra_arguments_are_packed_too():
 )
 def test_averages_and_numbers_are_found_inside(tx):
     params, other = PARAMS, PARAMS
-    packed = optfn.packed(tx)
-    state, plain = packed.init(params), tx.init(params)
+    flat = optfn.flatten(tx)
+    state, plain = flat.init(params), tx.init(params)
     for grads in GRADS:
-        params, state = optfn.step(packed, grads, state, params)
+        params, state = optfn.step(flat, grads, state, params)
         other, plain = optfn.step(tx, grads, plain, other)
-    found = optfn.evaluation_params(packed, state, params)
+    found = optfn.evaluation_params(flat, state, params)
     wanted = optfn.evaluation_params(tx, plain, other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, wanted)
     assert not np.allclose(found["w"], params["w"])
-    numbers = optfn.hyperparameters(packed, state)
+    numbers = optfn.hyperparameters(flat, state)
     assert numbers["learning_rate"] == np.float32(0.1)
 
 
 def test_a_partition_stands_outside():
     split = {"matrix": optfn.adamw(0.1), "rest": optfn.adam(0.1)}
-    packed = {label: optfn.packed(tx) for label, tx in split.items()}
-    plain, packed = (updates_of(optfn.partition(p, cases.by_shape)) for p in (split, packed))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
+    flat = {label: optfn.flatten(tx) for label, tx in split.items()}
+    plain, flat = (updates_of(optfn.partition(p, cases.by_shape)) for p in (split, flat))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)
 
 
 # Rules of others.
@@ -219,11 +219,12 @@ class by_function(optfn.Leafwise):
 def test_a_rule_that_does_not_declare_it_is_refused_and_told_how(rule):
     name = rule.__name__
     sentence = (
-        rf"packed\(transform=...\): {name} is not declared to treat every entry by itself \(a rule "
-        rf"of your own that does says so by elementwise = True in the class {name}\). Let it stand"
+        rf"flatten\(transform=...\): {name} is not declared to treat every entry by itself \(a "
+        rf"rule of your own that does says so by elementwise = True in the class {name}\). Let "
+        "it stand"
     )
     with pytest.raises(ValueError, match=sentence):
-        optfn.packed(optfn.chain(rule().named("x"), optfn.sgd(0.1)))
+        optfn.flatten(optfn.chain(rule().named("x"), optfn.sgd(0.1)))
 
 
 @pytest.mark.parametrize(
@@ -244,13 +245,13 @@ def test_a_rule_that_does_not_declare_it_is_refused_and_told_how(rule):
     ids=["function", "sam", "lbfgs", "masked", "from_optax"],
 )
 def test_what_is_to_blame_is_named(tx, reason):
-    with pytest.raises(ValueError, match=rf"packed\(transform=...\): {reason}"):
-        optfn.packed(tx)
+    with pytest.raises(ValueError, match=rf"flatten\(transform=...\): {reason}"):
+        optfn.flatten(tx)
 
 
 def test_a_rule_that_declares_it_is_taken():
-    plain, packed = (updates_of(tx) for tx in (by_entry(), optfn.packed(by_entry())))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), packed, plain)
+    plain, flat = (updates_of(tx) for tx in (by_entry(), optfn.flatten(by_entry())))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)
 
 
 # Bad input.
@@ -259,12 +260,12 @@ def test_a_rule_that_declares_it_is_taken():
 def test_bad_input():
     mask = optfn.adamw(0.1, mask={"w": True, "b": False})
     with pytest.raises(ValueError, match=r"add_decayed_weights has a value for each leaf \(mask\)"):
-        optfn.packed(mask)
-    assert optfn.packed(optfn.adamw(0.1, mask=True)).init(PARAMS)
-    with pytest.raises(TypeError, match=r"packed\(transform=...\) must be an optfn transform"):
-        optfn.packed(optax.adam(0.1))
-    tx = optfn.packed(optfn.adam(0.1))
-    with pytest.raises(ValueError, match="packed needs the params"):
+        optfn.flatten(mask)
+    assert optfn.flatten(optfn.adamw(0.1, mask=True)).init(PARAMS)
+    with pytest.raises(TypeError, match=r"flatten\(transform=...\) must be an optfn transform"):
+        optfn.flatten(optax.adam(0.1))
+    tx = optfn.flatten(optfn.adam(0.1))
+    with pytest.raises(ValueError, match="flatten needs the params"):
         tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(TypeError, match="the param at 'n' has dtype int32"):
         tx.init({"n": jnp.arange(2)})

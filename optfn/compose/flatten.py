@@ -8,12 +8,12 @@ from jax import lax
 
 from optfn.core.data import child
 from optfn.core.inputs import check_floating
-from optfn.core.placement import split_like, whole_everywhere
+from optfn.core.placement import replicate, split_like
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
 
-class packed(Transform):
+class flatten(Transform):
     """Gives a transform all leaves as one vector for each dtype of the params.
 
     For hundreds of small arrays and more, where the operations cost more than what they do: the
@@ -25,8 +25,8 @@ class packed(Transform):
     updates are the same. Others are refused: norms of an array or of the whole tree, noise, values
     for each leaf (masks, labels) and functions of the params. Let them stand outside:
 
-        chain(clip_by_global_norm(1.0), packed(adam(1e-3)))
-        partition({"decay": packed(adamw(1e-3)), "plain": packed(adam(1e-3))}, labels)
+        chain(clip_by_global_norm(1.0), flatten(adam(1e-3)))
+        partition({"decay": flatten(adamw(1e-3)), "plain": flatten(adam(1e-3))}, labels)
 
     The slots are vectors, with the leaves in the order of the tree: a checkpoint is bound to this
     order, and to all leaves being there. Params that are sharded are gathered; keep it to those
@@ -49,7 +49,7 @@ class packed(Transform):
         reason = _why_not_elementwise(self.transform)
         if reason is not None:
             raise ValueError(
-                f"packed(transform=...): {reason}. Let it stand outside of packed, where it sees "
+                f"flatten(transform=...): {reason}. Let it stand outside of flatten, where it sees "
                 "the arrays."
             )
 
@@ -103,7 +103,7 @@ def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
     """The leaves one after the other, in a vector for each dtype of their params."""
     groups: dict[str, list] = {}
     for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
-        groups.setdefault(p.dtype.name, []).append(lax.reshape(whole_everywhere(x), (p.size,)))
+        groups.setdefault(p.dtype.name, []).append(lax.reshape(replicate(x), (p.size,)))
     return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
