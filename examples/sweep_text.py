@@ -135,7 +135,7 @@ def main() -> None:
         )
         print(f"{name}\n{results[name].table(MEMBERS)}\n")
     population, searched = results.values()
-    line = population.lines[population.best().trial]
+    line = population.hyperparameter_history[population.best().trial]
     found = ", ".join(f"{point['learning_rate']:.2g} from step {step}" for step, point in line)
     print(f"the schedule that was found: {found}")
 

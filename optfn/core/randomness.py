@@ -23,3 +23,8 @@ def leaf_keys(key: jax.Array, name: str | None, tree: PyTree) -> list[jax.Array]
     """A key for each leaf, folded with the stage's name and the leaf's path."""
     paths = (f"{name}/{path}" for path in leaf_paths(tree))
     return [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in paths]
+
+
+def is_key(x: Any) -> bool:
+    """Whether an array, or a number, is of typed random keys."""
+    return jnp.issubdtype(getattr(x, "dtype", float), jax.dtypes.prng_key)

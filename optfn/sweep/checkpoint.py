@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from optfn.core.transform import Transform
+from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
-from optfn.sweep.policies.halving import _Halving
+from optfn.sweep.candidate import Candidate
 from optfn.sweep.policies.policy import Scores
-from optfn.sweep.policies.population import pbt
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -64,19 +63,19 @@ class Store:
         for step in self.damaged:  # what they were in the place of is there
             self.manager.delete(step)
         self.damaged = []
-        if scheduler.segments in self.manager.all_steps():
+        if scheduler.executor.segments in self.manager.all_steps():
             return
         arrays = _arrays(scheduler)
         host = _host(scheduler) | {"sha256": {name: _sha(x) for name, x in arrays.items()}}
-        first = scheduler.trials[0].past[0][1]
+        first = scheduler.trials[0].own_history[0][1]
         if not self.fingerprint:
             self.fingerprint = fingerprint(scheduler, self.search, first)
-        host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.space, first)}
+        host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.plan.space, first)}
         saved = self.items.Composite(
             arrays=self.items.StandardSave(arrays),
             host=self.items.JsonSave({"record": host, "sha256": _sha_of_json(host)}),
         )
-        self.manager.save(scheduler.segments, args=saved, force=True)
+        self.manager.save(scheduler.executor.segments, args=saved, force=True)
 
     def restore(self, scheduler: Scheduler) -> bool:
         """Brings a scheduler that has not begun to where the last whole checkpoint was.
@@ -87,10 +86,10 @@ class Store:
         if self.found is None:
             return False
         host, arrays = self.found
-        found, mode = host["fingerprint"], scheduler.mode
-        wanted = {"its space": _sha_of_space(scheduler.space)}
+        found, mode = host["fingerprint"], scheduler.executor.mode
+        wanted = {"its space": _sha_of_space(scheduler.plan.space)}
         _check_fingerprint(found, wanted, self.folder)
-        wanted = fingerprint(scheduler, self.search, decoded(scheduler.space, host["first"]))
+        wanted = fingerprint(scheduler, self.search, decoded(scheduler.plan.space, host["first"]))
         if mode != "auto":
             found, wanted = found | {"mode": host["mode"]}, wanted | {"mode": mode}
         _check_fingerprint(found, wanted, self.folder)
@@ -100,7 +99,7 @@ class Store:
                 f"trials={scheduler.session.trials}: give as many, or another folder."
             )
         _restore(scheduler, host, arrays)
-        wanted = {"its optimizer": [_sha_of_numbers(trial.tx) for trial in scheduler.trials]}
+        wanted = {"its optimizer": [_sha_of_numbers(trial.candidate) for trial in scheduler.trials]}
         _check_fingerprint({"its optimizer": host["optimizers"]}, wanted, self.folder)
         self.found = None
         return True
@@ -177,21 +176,22 @@ def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) 
         search: where its points come from.
         first: the point of its first trial.
     """
-    policy, tx, task = scheduler.policy, scheduler.make(**first), scheduler.task
+    plan, policy, executor = scheduler.plan, scheduler.policy, scheduler.executor
+    candidate, task = plan.candidate(first), plan.task
     # An iterable may be shuffled anew each time; of a function the first batch tells.
     streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
-    names = "steps", "segment", "width", "seed", "max_loss", "keep"
-    numbers = {"lanes": scheduler.lanes_at_first}
-    numbers |= {name: getattr(scheduler, name) for name in names}
-    if isinstance(policy, (_Halving, pbt)):  # these judge all trials together
+    numbers = {name: getattr(plan, name) for name in ("lanes", "steps", "segment", "seed")}
+    numbers |= {"seeds": scheduler.runs, "max_loss": plan.max_loss}
+    numbers |= {"keep_best": scheduler.keep_best}
+    if policy.depends_on_trial_count:
         numbers["trials"] = scheduler.session.trials
     return {
-        "its space": _sha_of_space(scheduler.space),
+        "its space": _sha_of_space(plan.space),
         "its search": _sha_of_json(_outline(search)),
         "its policy": _sha_of_json(_plain(policy)),
-        "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(scheduler.shared[:4]), *streamed])),
-        "its optimizer": _sha_of_numbers(tx),
-        "its program": _sha_of(scheduler.program(tx).encode()),
+        "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
+        "its optimizer": _sha_of_numbers(candidate),
+        "its program": _sha_of(executor.program(candidate).encode()),
         "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
         **{name: str(value) for name, value in numbers.items()},
     }
@@ -210,18 +210,18 @@ def _check_fingerprint(found: Mapping[str, Any], wanted: Mapping[str, Any], fold
 
 
 def _arrays(scheduler: Scheduler) -> dict[str, np.ndarray]:
-    trees = {"lanes": scheduler.state}
+    trees = {"lanes": scheduler.executor.state}
     trees |= {f"parked {t.number}": t.parked for t in scheduler.trials if t.parked is not None}
     trees |= {f"params {t.number}": t.params for t in scheduler.kept}
     return {
-        f"{name} {i}": scheduler.gathered(_raw(x))
+        f"{name} {i}": scheduler.executor.to_host(_raw(x))
         for name, tree in trees.items()
         for i, x in enumerate(jax.tree.leaves(tree))
     }
 
 
 def _host(scheduler: Scheduler) -> dict[str, Any]:
-    space = scheduler.space
+    space, executor = scheduler.plan.space, scheduler.executor
     arrays = {name: (x.shape, str(x.dtype)) for name, x in _arrays(scheduler).items()}
     return json.loads(
         json.dumps(
@@ -231,91 +231,92 @@ def _host(scheduler: Scheduler) -> dict[str, Any]:
                     {name: getattr(trial, name) for name in PLAIN}
                     | {
                         "point": encoded(space, trial.point),
-                        "line": [(age, encoded(space, point)) for age, point in trial.line],
-                        "past": [(age, encoded(space, point)) for age, point in trial.past],
+                        **{
+                            name: [(age, encoded(space, p)) for age, p in getattr(trial, name)]
+                            for name in HISTORIES
+                        },
                         "curve": trial.curve,
                     }
                     for trial in scheduler.trials
                 ],
-                "optimizers": [_sha_of_numbers(trial.tx) for trial in scheduler.trials],
+                "optimizers": [_sha_of_numbers(trial.candidate) for trial in scheduler.trials],
                 "parked": [t.number for t in scheduler.trials if t.parked is not None],
-                "waiting": [trial.number for trial in scheduler.waiting],
-                "running": {slot: trial.number for slot, trial in scheduler.running.items()},
+                "queue": [trial.number for trial in scheduler.queue],
+                "running": {place: trial.number for place, trial in scheduler.running.items()},
                 "standing": [(t.number, rung) for t, rung in scheduler.standing.items()],
                 "kept": [trial.number for trial in scheduler.kept],
-                "in_lanes": scheduler.in_lanes,
-                "sources": [source.tolist() for source in scheduler.sources],
-                "scores": scheduler.record.table.tolist(),
-                "segments_of_scores": scheduler.record.segments.tolist(),
+                "entered": scheduler.entered,
+                "copied_from": [source.tolist() for source in scheduler.copied_from],
+                "scores": scheduler.scores.table.tolist(),
+                "segments_of_scores": scheduler.scores.segments.tolist(),
                 "session": scheduler.session.state(),
-                **{name: getattr(scheduler, name) for name in COUNTS},
+                "exhausted": scheduler.exhausted,
+                **{name: getattr(executor, name) for name in OF_EXECUTOR},
             }
         )
     )
 
 
-COUNTS = ("exhausted", "segments", "lane_steps", "mode", "lanes")
+OF_EXECUTOR = ("segments", "lane_steps", "mode", "lanes")
+HISTORIES = ("history", "own_history")
 
 
 def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    for name in COUNTS:
-        setattr(scheduler, name, host[name])
+    space, executor = scheduler.plan.space, scheduler.executor
+    for name in OF_EXECUTOR:
+        setattr(executor, name, host[name])
     for plain in host["trials"]:
-        trial = scheduler.add(decoded(scheduler.space, plain["point"]))
+        trial = scheduler.add(decoded(space, plain["point"]))
         for name in PLAIN:
             setattr(trial, name, plain[name])
         trial.seeds = tuple(plain["seeds"])
         trial.curve = plain["curve"]
-        for name in ("line", "past"):
-            points = [(age, decoded(scheduler.space, point)) for age, point in plain[name]]
-            setattr(trial, name, points)
+        for name in HISTORIES:
+            setattr(trial, name, [(age, decoded(space, point)) for age, point in plain[name]])
     trials = scheduler.trials
-    scheduler.waiting = [trials[i] for i in host["waiting"]]
-    scheduler.running = {int(slot): trials[i] for slot, i in host["running"].items()}
+    scheduler.queue = [trials[i] for i in host["queue"]]
+    scheduler.running = {int(place): trials[i] for place, i in host["running"].items()}
     scheduler.standing = {trials[i]: rung for i, rung in host["standing"]}
     scheduler.kept = [trials[i] for i in host["kept"]]
-    scheduler.sources = [np.array(source) for source in host["sources"]]
+    scheduler.copied_from = [np.array(source) for source in host["copied_from"]]
     scheduler.session.restore(host["session"])
     more = scheduler.session.trials - len(host["scores"])
-    scheduler.exhausted &= more <= 0
-    table = np.array(host["scores"], float).reshape(-1, len(scheduler.record.ages))
+    scheduler.exhausted = host["exhausted"] and more <= 0
+    table = np.array(host["scores"], float).reshape(-1, len(scheduler.scores.ages))
     segments = np.array(host["segments_of_scores"], int).reshape(table.shape)
-    scheduler.record = Scores(
-        scheduler.record.ages,
+    scheduler.scores = Scores(
+        scheduler.scores.ages,
         np.pad(table, ((0, max(more, 0)), (0, 0)), constant_values=np.nan),
         np.pad(segments, ((0, max(more, 0)), (0, 0)), constant_values=-1),
     )
-    scheduler.enter(trials[host["in_lanes"]])
-    scheduler.state = scheduler.placed(_filled(scheduler.state, arrays, "lanes"))
+    scheduler.enter(trials[host["entered"]])
+    executor.state = executor.to_devices(_filled(executor.state, arrays, "lanes"))
     for i in host["parked"]:
-        like = scheduler.blank(trials[i].tx)
+        like = executor.empty_lanes(trials[i].candidate)
         trials[i].parked = _filled(like, arrays, f"parked {i}")
     for trial in scheduler.kept:
-        like = scheduler.blank(trial.tx)
-        shapes = jax.eval_shape(lambda lanes: scheduler.task.trained(lanes.tx, lanes.carry), like)
+        like = executor.empty_lanes(trial.candidate)
+        shapes = jax.eval_shape(
+            lambda lanes: scheduler.plan.task.scored_params(lanes.candidate.tx, lanes.carry), like
+        )
         trial.params = _filled(shapes, arrays, f"params {trial.number}")
 
 
 def _filled(like: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
-    return tree.unflatten(
-        [_keyed(arrays[f"{name} {i}"], leaf.dtype) for i, leaf in enumerate(leaves)]
-    )
+    return tree.unflatten([_keyed(arrays[f"{name} {i}"], leaf) for i, leaf in enumerate(leaves)])
 
 
 def _raw(x: Any) -> Any:
-    return jax.random.key_data(x) if _is_key(x.dtype) else x
+    return jax.random.key_data(x) if is_key(x) else x
 
 
-def _keyed(x: np.ndarray, dtype: Any) -> Any:
-    if not _is_key(dtype):
+def _keyed(x: np.ndarray, like: Any) -> Any:
+    """The inverse of `_raw`, for an array of the kind of `like`."""
+    if not is_key(like):
         return x
-    impl = jax.random.key_impl(jax.numpy.zeros((), dtype))
+    impl = jax.random.key_impl(jax.numpy.zeros((), like.dtype))
     return jax.random.wrap_key_data(jax.numpy.asarray(x), impl=impl)
-
-
-def _is_key(dtype: Any) -> bool:
-    return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _bytes(x: Any) -> bytes:
@@ -334,8 +335,8 @@ def _sha_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _sha_of_numbers(tx: Transform) -> str:
-    return _sha_of(*map(_bytes, jax.tree.leaves(tx)))
+def _sha_of_numbers(candidate: Candidate) -> str:
+    return _sha_of(*map(_bytes, jax.tree.leaves(candidate)))
 
 
 def _sha_of_json(tree: Any) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from optfn.core.transform import Transform
-from optfn.sweep.lines import in_columns, number
-from optfn.sweep.result import Member, Result
+from optfn.sweep.result import Result, TrialResult
 from optfn.sweep.run import run
 from optfn.sweep.task import Training
+from optfn.sweep.text_table import in_columns, number
 
 NEAR = 0.1
 
@@ -38,7 +38,7 @@ class Comparison(Mapping[str, Result]):
         """The names, the one with the best score first; those that all diverged last."""
         return sorted(self, key=lambda name: self[name].losses[self[name].order()[0]])
 
-    def best(self) -> tuple[str, Member]:
+    def best(self) -> tuple[str, TrialResult]:
         """The name of the best optimizer and its best trial.
 
         Raises:
@@ -59,7 +59,7 @@ class Comparison(Mapping[str, Result]):
 
     def _row(self, name: str) -> list[str]:
         result = self[name]
-        best = result.member(int(result.order()[0]))
+        best = result.trial(int(result.order()[0]))
         distance = np.abs(result.losses - result.task.sign * best.score)
         near = np.mean(distance <= NEAR * abs(best.score)) if np.isfinite(best.score) else 0.0
         lost = np.isin(result.status, ("diverged", "not_finite"))

@@ -58,5 +58,5 @@ class Confirm:
                 worst = result.task.sign * np.inf
                 scores = [t.scores[0] if np.isfinite(t.loss) else worst for t in fresh]
                 confirmed[i] = scores
-        lane_steps = result.lane_steps + scheduler.lane_steps
+        lane_steps = result.lane_steps + scheduler.executor.lane_steps
         return replace(result, confirmed=confirmed, lane_steps=lane_steps)

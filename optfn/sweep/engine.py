@@ -17,19 +17,19 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optfn.core.transform import Transform
+from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
+from optfn.sweep.candidate import Candidate
 from optfn.sweep.lane import (
     Lanes,
     Shared,
-    Told,
-    begun,
-    is_key,
-    of_seed,
+    StepMetrics,
+    for_seed,
+    init_lane,
     scores,
     segment,
     select,
-    stepped,
+    step_lane,
 )
 from optfn.sweep.task import Training
 
@@ -41,7 +41,7 @@ SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
 def admit(
     lanes: Lanes,
-    tx: Transform,
+    candidates: Candidate,
     seeds: jax.Array,
     chosen: jax.Array,
     shared: Shared,
@@ -51,11 +51,11 @@ def admit(
 ) -> Lanes:
     """New runs in the chosen lanes, the others as they are."""
 
-    def one(chosen, tx, seed, old, shared):
-        return lax.cond(chosen, lambda: begun(task, tx, seed, shared), lambda: old)
+    def one(chosen, candidate, seed, old, shared):
+        return lax.cond(chosen, lambda: init_lane(task, candidate, seed, shared), lambda: old)
 
     # One after the other, which takes half as long to compile and leaves others' lanes alone.
-    return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, tx, seeds, lanes, shared)
+    return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, candidates, seeds, lanes, shared)
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
         mode: "vmap", "map", or "loop" for a loop on the host, lane by lane and step by step.
         mesh: over which the lanes are spread.
     """
-    each = part_of(len(occupied), mode, mesh)
+    each = lanes_per_thread(len(occupied), mode, mesh)
     if each is None:
         options = {"task": task, "length": length, "mode": mode, "mesh": mesh}
         return _train_together(lanes, occupied, shared, first, batches, **options)
@@ -104,7 +104,7 @@ def train(
     return end
 
 
-def part_of(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
+def lanes_per_thread(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
     """How many lanes a thread of the host takes at a time; None where one takes all of them.
 
     One program after another is all that a thread can have on a CPU, where few operations are so
@@ -128,7 +128,7 @@ def _joined(*parts: jax.Array) -> jax.Array:
 
 def prepare(
     lanes: Lanes,
-    tx: Transform,
+    candidates: Candidate,
     chosen: jax.Array,
     shared: Shared,
     batches: PyTree = None,
@@ -139,8 +139,11 @@ def prepare(
     mesh: Mesh | None = None,
 ) -> None:
     """Compiles what `admit` and `train` will call with such arguments, side by side."""
-    each, args = part_of(len(chosen), mode, mesh), (lanes, chosen, shared, np.int32(0), batches)
-    programs = [admit.lower(lanes, tx, lanes.seed, chosen, shared, task=task, mesh=mesh)]
+    each, args = (
+        lanes_per_thread(len(chosen), mode, mesh),
+        (lanes, chosen, shared, np.int32(0), batches),
+    )
+    programs = [admit.lower(lanes, candidates, lanes.seed, chosen, shared, task=task, mesh=mesh)]
     options = {"task": task, "length": length, "mode": mode}
     if mode == "loop":
         _program(*args, **options, each=1)
@@ -189,14 +192,14 @@ def _train_part(
     each: int,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
     """`each` of the lanes, from a place on."""
-    part = _some((lanes, occupied), place, each)
+    part = _slice_lanes((lanes, occupied), place, each)
     one = partial(segment, task=task, length=length, mode=mode)
     if each == 1:
         return _alone(one, part, shared, first, batches)
     return _side_by_side(one, None, 3)(*part, shared, first, batches)
 
 
-def _some(tree: PyTree, place: jax.Array, count: int) -> PyTree:
+def _slice_lanes(tree: PyTree, place: jax.Array, count: int) -> PyTree:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, place, count), tree)
 
 
@@ -228,17 +231,17 @@ def _host_loop(
     at, same = np.int32(0), (shared, first, batches)
     begin = _one_of.lower(at, lanes, occupied).compile()
     lane = jax.eval_shape(_one_of, at, lanes, occupied)
-    told = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
-    step = _one_step.lower(lane, told, at, *same, task=task).compile()
-    score = _scored.lower(lane, told, shared, task=task).compile()
-    ends = jax.eval_shape(partial(_scored, task=task), lane, told, shared)
-    zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told))
-    blank = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), ends)
+    metrics = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
+    step = _one_step.lower(lane, metrics, at, *same, task=task).compile()
+    score = _scored.lower(lane, metrics, shared, task=task).compile()
+    ends = jax.eval_shape(partial(_scored, task=task), lane, metrics, shared)
+    zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics))
+    nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), ends)
 
     def program(place, lanes, occupied, *same):
         lane, sums = begin(place, lanes, occupied), zeros
         if not lane.running[0]:
-            return lane, blank
+            return lane, nothing
         for at in range(length):
             lane, sums = step(lane, sums, np.int32(at), *same)
         return lane, score(lane, sums, same[0])
@@ -248,65 +251,76 @@ def _host_loop(
 
 @jax.jit
 def _one_of(place: jax.Array, lanes: Lanes, occupied: jax.Array) -> Lanes:
-    lane, occupied = _some((lanes, occupied), place, 1)
+    lane, occupied = _slice_lanes((lanes, occupied), place, 1)
     return lane._replace(running=lane.running & occupied)
 
 
 def _step_of(
     lane: Lanes, at: jax.Array, shared: Shared, first: jax.Array, batches: PyTree, *, task: Training
-) -> tuple[Lanes, Told]:
+) -> tuple[Lanes, StepMetrics]:
     batch = jax.tree.map(lambda x: x[at], batches)
-    lane, told = stepped(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
-    return jax.tree.map(lambda x: x[None], lane), told
+    lane, metrics = step_lane(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
+    return jax.tree.map(lambda x: x[None], lane), metrics
 
 
 @partial(jax.jit, static_argnames="task", donate_argnames="lane")
 def _one_step(
     lane: Lanes,
-    sums: Told,
+    sums: StepMetrics,
     at: jax.Array,
     shared: Shared,
     first: jax.Array,
     batches: PyTree,
     *,
     task: Training,
-) -> tuple[Lanes, Told]:
-    lane, told = _step_of(lane, at, shared, first, batches, task=task)
-    return lane, jax.tree.map(jnp.add, sums, told)
+) -> tuple[Lanes, StepMetrics]:
+    lane, metrics = _step_of(lane, at, shared, first, batches, task=task)
+    return lane, jax.tree.map(jnp.add, sums, metrics)
 
 
 @partial(jax.jit, static_argnames="task")
-def _scored(lane: Lanes, sums: Told, shared: Shared, *, task: Training) -> dict[str, jax.Array]:
+def _scored(
+    lane: Lanes, sums: StepMetrics, shared: Shared, *, task: Training
+) -> dict[str, jax.Array]:
     return _alone(lambda lane: scores(task, lane, sums, shared), (lane,))
 
 
-def blank(
-    task: Training, tx: Transform, lanes: int, shared: Shared, mesh: Mesh | None = None
+def empty_lanes(
+    task: Training, candidates: Candidate, lanes: int, shared: Shared, mesh: Mesh | None = None
 ) -> Lanes:
-    """Lanes without a run, for optimizers like `tx`, whose numbers have the lanes in front."""
+    """Lanes without a run, for candidates whose numbers are arrays `[lanes]`."""
     # From the host: an operation for each shape would be a compilation for each.
-    return jax.tree.map(lambda x: placed(_zeros(x), mesh), shapes(task, tx, lanes, shared))
+    return jax.tree.map(
+        lambda x: to_devices(_zeros(x), mesh), shapes(task, candidates, lanes, shared)
+    )
 
 
-def shapes(task: Training, tx: Transform, lanes: int, shared: Shared) -> Lanes:
+def shapes(task: Training, candidates: Candidate, lanes: int, shared: Shared) -> Lanes:
     """The shapes of such lanes."""
-    begin = jax.vmap(partial(begun, task), in_axes=(0, 0, None))
+    begin = jax.vmap(partial(init_lane, task), in_axes=(0, 0, None))
     seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
-    return jax.eval_shape(begin, tx, seeds, shared)
+    return jax.eval_shape(begin, candidates, seeds, shared)
 
 
 def bytes_of(
-    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+    task: Training,
+    candidates: Candidate,
+    lanes: int,
+    shared: Shared,
+    batches: PyTree,
+    length: int,
 ) -> int:
     """What the program that trains so many lanes takes, by its own account.
 
     On a CPU the account of the peak leaves temporaries out, so the parts are added up; and lanes
     that are trained in parts are there twice.
     """
-    memory = _lowered(task, tx, lanes, shared, batches, length).compile().memory_analysis()
+    memory = _lowered(task, candidates, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
         raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
-    both = () if part_of(lanes, "vmap") is None else shapes(task, tx, lanes, shared)
+    both = (
+        () if lanes_per_thread(lanes, "vmap") is None else shapes(task, candidates, lanes, shared)
+    )
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -317,31 +331,41 @@ def bytes_of(
 
 
 def text(
-    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+    task: Training,
+    candidates: Candidate,
+    lanes: int,
+    shared: Shared,
+    batches: PyTree,
+    length: int,
 ) -> str:
     """The program of a segment, before it is compiled."""
-    return _lowered(task, tx, lanes, shared, batches, length).as_text()
+    return _lowered(task, candidates, lanes, shared, batches, length).as_text()
 
 
 def _lowered(
-    task: Training, tx: Transform, lanes: int, shared: Shared, batches: PyTree, length: int
+    task: Training,
+    candidates: Candidate,
+    lanes: int,
+    shared: Shared,
+    batches: PyTree,
+    length: int,
 ) -> jax.stages.Lowered:
-    blank, occupied = shapes(task, tx, lanes, shared), jax.ShapeDtypeStruct((lanes,), bool)
+    empty, occupied = shapes(task, candidates, lanes, shared), jax.ShapeDtypeStruct((lanes,), bool)
     options = {"task": task, "length": length, "mode": "vmap", "mesh": None}
-    return _train_together.lower(blank, occupied, shared, np.int32(0), batches, **options)
+    return _train_together.lower(empty, occupied, shared, np.int32(0), batches, **options)
 
 
 @partial(jax.jit, static_argnames=("count", "mesh"))
 def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> Lanes:
-    return _some(_whole(lanes, mesh), first, count)
+    return _slice_lanes(_on_every_device(lanes, mesh), first, count)
 
 
 def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
     """A copy of some lanes, on the host."""
-    return jax.tree.map(on_host, _taken(lanes, first, count=count, mesh=mesh))
+    return jax.tree.map(to_host, _taken(lanes, first, count=count, mesh=mesh))
 
 
-def twin(lanes: Lanes) -> Lanes:
+def clone(lanes: Lanes) -> Lanes:
     """A copy, where one is to be donated."""
     if jax.process_count() > 1:  # device_put copies what one process has alone
         return _copied(lanes)
@@ -360,41 +384,48 @@ def compact(lanes: Lanes, source: jax.Array) -> Lanes:
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"))
-def _trained(lanes: Lanes, place: jax.Array, *, task: Training, mesh: Mesh | None) -> PyTree:
-    lane = jax.tree.map(lambda x: x[place], _whole(lanes, mesh))
-    return task.trained(lane.tx, lane.carry)
+def _fetch_params(lanes: Lanes, place: jax.Array, *, task: Training, mesh: Mesh | None) -> PyTree:
+    lane = jax.tree.map(lambda x: x[place], _on_every_device(lanes, mesh))
+    return task.scored_params(lane.candidate.tx, lane.carry)
 
 
-def trained(lanes: Lanes, place: int, task: Training, mesh: Mesh | None = None) -> PyTree:
+def fetch_params(lanes: Lanes, place: int, task: Training, mesh: Mesh | None = None) -> PyTree:
     """The params of one lane, on the host."""
-    return jax.tree.map(on_host, _trained(lanes, np.int32(place), task=task, mesh=mesh))
+    return jax.tree.map(to_host, _fetch_params(lanes, np.int32(place), task=task, mesh=mesh))
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
 def copy(
-    lanes: Lanes, source: jax.Array, tx: Transform, chosen: jax.Array, *, mesh: Mesh | None = None
+    lanes: Lanes,
+    source: jax.Array,
+    candidates: Candidate,
+    chosen: jax.Array,
+    *,
+    mesh: Mesh | None = None,
 ) -> Lanes:
     """The chosen lanes take over their sources, with optimizers of their own."""
 
-    def one(chosen, source, tx, lane, whole):
-        new = jax.tree.map(lambda x: x[source], whole)
-        new = new._replace(tx=of_seed(tx, lane.seed), seed=lane.seed)
+    def one(chosen, source, candidate, lane, every):
+        new = jax.tree.map(lambda x: x[source], every)
+        new = new._replace(candidate=for_seed(candidate, lane.seed), seed=lane.seed)
         return select(chosen, new, lane)
 
-    return _side_by_side(one, mesh, 1)(chosen, source, tx, lanes, _whole(lanes, mesh))
+    return _side_by_side(one, mesh, 1)(
+        chosen, source, candidates, lanes, _on_every_device(lanes, mesh)
+    )
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
-def put(lanes: Lanes, some: Lanes, place: jax.Array, *, mesh: Mesh | None = None) -> Lanes:
-    """Lanes that were taken, put back in other places: lane i becomes some[place[i]], if not -1."""
+def put(lanes: Lanes, parked: Lanes, place: jax.Array, *, mesh: Mesh | None = None) -> Lanes:
+    """Puts parked lanes back: lane i becomes parked[place[i]], if that is not -1."""
 
-    def one(place, lane, some):
-        return select(place >= 0, jax.tree.map(lambda x: x[place], some), lane)
+    def one(place, lane, parked):
+        return select(place >= 0, jax.tree.map(lambda x: x[place], parked), lane)
 
-    return _side_by_side(one, mesh, 1)(place, lanes, some)
+    return _side_by_side(one, mesh, 1)(place, lanes, parked)
 
 
-def placed(x: Any, mesh: Mesh | None) -> Any:
+def to_devices(x: Any, mesh: Mesh | None) -> Any:
     """An array of the host with the lanes in front, spread over the mesh."""
     if mesh is None:
         return jax.device_put(x)
@@ -402,7 +433,7 @@ def placed(x: Any, mesh: Mesh | None) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def on_host(x: Any) -> Any:
+def to_host(x: Any) -> Any:
     """The array as NumPy's; keys stay as they are."""
     return x if is_key(x) else np.asarray(x)
 
@@ -435,7 +466,7 @@ def _side_by_side(
     return spread
 
 
-def _whole(lanes: Lanes, mesh: Mesh | None) -> Lanes:
+def _on_every_device(lanes: Lanes, mesh: Mesh | None) -> Lanes:
     """The lanes, all of them on every device."""
     if mesh is None:
         return lanes

@@ -1,18 +1,18 @@
 """Points from Optuna's samplers, by ask and tell in batches."""
 
-import contextlib
 import copy
 import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from optfn.sweep.search import Point, Session, Status, check_seed, check_trials
+from optfn.sweep.optuna_library import optuna_library, quiet_optuna
+from optfn.sweep.search import Point, Session, TrialStatus, check_seed, check_trials
 from optfn.sweep.space import (
     Choice,
     Distribution,
@@ -24,11 +24,11 @@ from optfn.sweep.space import (
     as_space,
 )
 
-STATUSES = ("ok", "pruned", "diverged", "not_finite")
+STATUSES = get_args(TrialStatus)
 
 
 @dataclass(frozen=True)
-class optuna:
+class optuna_search:
     """Points from one of Optuna's samplers, which learns from the trials before: TPE, GP, CMA-ES.
 
     For trials that are dear, or many hyperparameters; `random` and `sobol` cost nothing to ask.
@@ -78,37 +78,41 @@ class optuna:
     study_name: str = "sweep"
 
     def __post_init__(self):
-        library = _library()
+        library = optuna_library()
         kinds = {"study": library.Study, "sampler": library.samplers.BaseSampler}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(
-                    f"optuna({name}=...) must be an optuna {kind.__name__}, found "
+                    f"optuna_search({name}=...) must be an optuna {kind.__name__}, found "
                     f"{type(value).__name__}."
                 )
         storages = (type(None), str, os.PathLike, library.storages.BaseStorage)
         if not isinstance(self.storage, storages):
             raise TypeError(
-                "optuna(storage=...) must be a path, a URL or an optuna BaseStorage, found "
+                "optuna_search(storage=...) must be a path, a URL or an optuna BaseStorage, found "
                 f"{type(self.storage).__name__}."
             )
         if not isinstance(self.study_name, str):
             raise TypeError(
-                f"optuna(study_name=...) must be a string, found {type(self.study_name).__name__}."
+                f"optuna_search(study_name=...) must be a string, found "
+                f"{type(self.study_name).__name__}."
             )
         if self.study is not None and self.storage is not None:
-            raise ValueError("optuna(...) takes a study or a storage: a study has its own storage.")
+            raise ValueError(
+                "optuna_search(...) takes a study or a storage: a study has its own storage."
+            )
         if self.study is not None and len(self.study.directions) != 1:
             raise ValueError(
-                f"optuna(study=...) must have one objective, found {len(self.study.directions)}."
+                f"optuna_search(study=...) must have one objective, found "
+                f"{len(self.study.directions)}."
             )
 
     def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:
         check_seed(seed)
         return _Session(
             space=as_space(space),
-            trials=check_trials(trials, "optuna()"),
+            trials=check_trials(trials, "optuna_search()"),
             seed=int(seed),
             sampler=self._sampler(),
             shared=self._shared(),
@@ -119,7 +123,7 @@ class optuna:
             return self.sampler
         if self.study is not None:
             return self.study.sampler
-        library = _library()
+        library = optuna_library()
         with warnings.catch_warnings():  # before Optuna 5 the option was experimental
             warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
             return library.samplers.TPESampler(constant_liar=True)
@@ -128,7 +132,7 @@ class optuna:
         """The study that others see, or None."""
         if self.storage is None:
             return self.study
-        with _quiet() as library:
+        with quiet_optuna() as library:
             storage = self.storage
             if isinstance(storage, os.PathLike) or (
                 isinstance(storage, str) and "://" not in storage
@@ -168,9 +172,9 @@ class _Session:
         self.run = run
         self.log: list[list] = []
         self.asked: list[Any] = []
-        self.ended: dict[int, Status] = {}
+        self.ended: dict[int, TrialStatus] = {}
         self.known: set[int] = set()
-        with _quiet() as library:
+        with quiet_optuna() as library:
             self.study = library.create_study(
                 storage=library.storages.InMemoryStorage(),
                 sampler=copy.deepcopy(self.sampler),
@@ -200,7 +204,11 @@ class _Session:
         }
 
     def tell(
-        self, index: int, score: float, status: Status, reports: Sequence[tuple[int, float]] = ()
+        self,
+        index: int,
+        score: float,
+        status: TrialStatus,
+        reports: Sequence[tuple[int, float]] = (),
     ) -> None:
         if not 0 <= index < len(self.asked) or index in self.ended:
             raise ValueError(f"tell(index=...) must be of a trial that runs, found {index!r}.")
@@ -215,10 +223,10 @@ class _Session:
         told = [list(pair) for pair in finite.items()]
         self._tell(int(index), float(score) if good else None, status, told)
 
-    def _tell(self, index: int, score: float | None, status: Status, reports: list) -> None:
+    def _tell(self, index: int, score: float | None, status: TrialStatus, reports: list) -> None:
         self.log.append(["tell", index, score, status, reports])
         self.ended[index] = status
-        trial, states = self.asked[index], _library().trial.TrialState
+        trial, states = self.asked[index], optuna_library().trial.TrialState
         for step, report in reports:
             trial.report(self.sign * report, step)
         if status == "ok" and score is not None:
@@ -302,7 +310,7 @@ class _Session:
 
     def _from(self, trial: Any) -> Any:
         """Another's trial without what its sampler stored."""
-        library = _library()
+        library = optuna_library()
         for name in trial.distributions.keys() & self.parameters.keys():
             there, here = trial.distributions[name], self.parameters[name]
             try:
@@ -323,7 +331,7 @@ class _Session:
 
 def _parameter(distribution: Distribution) -> Any:
     """Optuna's distribution of what stands for the value."""
-    kinds = _library().distributions
+    kinds = optuna_library().distributions
     match distribution:
         case Uniform(low, high):
             return kinds.FloatDistribution(low, high)
@@ -357,7 +365,7 @@ def _value(distribution: Distribution, param: Any) -> Any:
 
 def _reseed(sampler: Any, seed: int) -> None:
     """Sets the random state of a sampler and of those inside it."""
-    base = _library().samplers.BaseSampler
+    base = optuna_library().samplers.BaseSampler
     for part in vars(sampler).values():
         generator = getattr(part, "rng", part)
         if isinstance(part, base):
@@ -368,25 +376,3 @@ def _reseed(sampler: Any, seed: int) -> None:
 
 def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """Optuna without its notes on what it makes."""
-    library = _library()
-    level = library.logging.get_verbosity()
-    library.logging.set_verbosity(library.logging.WARNING)
-    try:
-        yield library
-    finally:
-        library.logging.set_verbosity(level)
-
-
-def _library() -> Any:
-    try:
-        import optuna as library
-    except ImportError:
-        raise ImportError(
-            'sweep.optuna(...) needs Optuna, which is not installed: pip install "optfn[sweep]".'
-        ) from None
-    return library

@@ -13,7 +13,7 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.policies.population import lineage as ancestry
+from optfn.sweep.policies.pbt import lineage as ancestry
 from optfn.sweep.result import Result
 from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
 
@@ -308,7 +308,10 @@ def schedules(
     if isinstance(of, Result):
         length: Any = int(of.steps.max()) if steps is None else steps
         lines = {
-            f"trial {trial}": [(start, of.make(**point)) for start, point in of.lines[trial]]
+            f"trial {trial}": [
+                (start, of.plan.make_optimizer(**point))
+                for start, point in of.hyperparameter_history[trial]
+            ]
             for trial in _best(of, top)
         }
     else:
@@ -348,7 +351,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
     Raises:
         ValueError: the result is of another policy; no such hyperparameter was searched.
     """
-    if not len(result.sources):
+    if not len(result.copied_from):
         raise ValueError(
             "lineage(result) draws who copied whom, but nobody did: it needs pbt(...)."
         )
@@ -356,12 +359,12 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
 
     ax = _axes(ax)
     distribution = _distribution(result, name, "lineage(name=...)")
-    values = [_positions(distribution, [p[name] for _, p in past]) for past in result.past]
+    values = [_positions(distribution, [p[name] for _, p in past]) for past in result.own_history]
     shades = ScalarMappable(_norm(np.concatenate(values)), "viridis")
     rows = np.argsort(result.order())
     rounds = _rounds(result)
     best = int(result.order()[0])
-    family = ancestry(result.sources, rounds, best)
+    family = ancestry(result.copied_from, rounds, best)
     ends = [start for start, _ in family[1:]] + [int(result.steps[best])]
     for (start, member), end in zip(family, ends, strict=True):
         ax.plot(
@@ -372,7 +375,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
             solid_capstyle="butt",
             zorder=1,
         )
-    for member, past in enumerate(result.past):
+    for member, past in enumerate(result.own_history):
         starts = [start for start, _ in past] + [int(result.steps[member])]
         for (start, end), value in zip(pairwise(starts), values[member], strict=True):
             ax.plot(
@@ -384,7 +387,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
                 zorder=2,
             )
     led = {(start, member) for start, member in family[1:]}
-    for step, sources in zip(rounds, result.sources, strict=True):
+    for step, sources in zip(rounds, result.copied_from, strict=True):
         for member in np.flatnonzero(sources != np.arange(len(sources))):
             ours = (step, member) in led
             ax.annotate(
@@ -434,7 +437,7 @@ def _best(result: Result, top: int) -> list[int]:
 
 
 def _space(result: Result) -> dict[str, Distribution]:
-    return result.again.keywords["space"]  # pyright: ignore[reportFunctionMemberAccess]
+    return dict(result.plan.space)
 
 
 def _searched(result: Result) -> list[str]:
@@ -607,9 +610,9 @@ def _words(name: str) -> str:
 
 def _rounds(result: Result) -> list[int]:
     """The steps of the rounds: in each somebody copied, whose own points tell when."""
-    copied = [iter(past[1:]) for past in result.past]
+    copied = [iter(past[1:]) for past in result.own_history]
     rounds = []
-    for sources in result.sources:
+    for sources in result.copied_from:
         steps = [
             next(copied[member])[0] for member in np.flatnonzero(sources != np.arange(len(sources)))
         ]

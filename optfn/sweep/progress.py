@@ -41,7 +41,7 @@ class Progress(NamedTuple):
         status = [trial.status for trial in scheduler.trials]
         ended = len(status) - status.count("stopped")
         losses = [trial.loss for trial in scheduler.trials if trial.status == "ok"]
-        best = scheduler.task.sign * min(losses) if losses else float("nan")
+        best = scheduler.plan.task.sign * min(losses) if losses else float("nan")
         left = seconds / ended * (scheduler.session.trials - ended) if ended else float("nan")
         return cls(
             best=best,
@@ -50,10 +50,10 @@ class Progress(NamedTuple):
             pruned=status.count("pruned"),
             diverged=status.count("diverged") + status.count("not_finite"),
             trials=scheduler.session.trials,
-            speed=scheduler.lane_steps / seconds,
+            speed=scheduler.executor.lane_steps / seconds,
             seconds=seconds,
             seconds_left=left,
-            host_bytes=scheduler.host_bytes(),
+            host_bytes=scheduler.paused_bytes(),
         )
 
     def __str__(self) -> str:

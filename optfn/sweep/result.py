@@ -1,28 +1,28 @@
 """What a sweep found."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.in_turn import of_line
-from optfn.sweep.lines import in_columns, number
+from optfn.sweep.join_optimizers import optimizer_of_history
+from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import run_all
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import listed
+from optfn.sweep.search import TrialStatus, listed
 from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.task import Training
+from optfn.sweep.text_table import in_columns, number
+from optfn.sweep.trial import History
 
-STATUSES = ("ok", "pruned", "diverged", "not_finite", "stopped")
+STATUSES = *get_args(TrialStatus), "stopped"
 
 
 @dataclass(frozen=True)
-class Member:
+class TrialResult:
     """One trial: what was tried, and what became of it.
 
     Attributes:
@@ -35,8 +35,8 @@ class Member:
         steps: taken.
         params: of the first seed, for those that were kept; else None. Those that were scored: of
             an optimizer that averages, the average.
-        line: pairs of a step and the hyperparameters from there on; more than one only under `pbt`,
-            where `optimizer` goes from one to the next.
+        hyperparameter_history: pairs of a step and the hyperparameters from there on. It has
+            several only under a population policy, where `optimizer` goes from one to the next.
     """
 
     trial: int
@@ -47,7 +47,7 @@ class Member:
     status: str
     steps: int
     params: PyTree = None
-    line: Sequence[tuple[int, dict[str, Any]]] = ()
+    hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
 
 
 @dataclass(frozen=True)
@@ -55,80 +55,83 @@ class Result:
     """All trials of a sweep, as arrays with the trials in front.
 
     Attributes:
-        task: what was trained.
-        make: the function that gives the optimizer of a point.
+        plan: what every run had in common: task, optimizer, space, steps, lanes and seed.
         points: the hyperparameters of each trial.
         scores: [trials, seeds], the last score, in the units of the task: the worst
             infinity where a run diverged or its score is not finite, nan where it has none yet.
         status: [trials], of `STATUSES`.
         steps: [trials], the steps taken.
-        start: [trials], the steps of the sweep before the trial began; -1 if it did not.
-        trained: of each trial, the segments of the sweep in which it had lanes.
+        started_at: [trials], the steps of the sweep before the trial began; -1 if it did not.
+        segments: for each trial the segments of the sweep in which it had lanes.
         curves: by name [trials, segments], the mean over the seeds at each age; nan after the end.
         ages: [segments], the ages of the curves.
         kept: the params of the best trials, by their number.
-        sources: [rounds, trials], whom each member copied in the rounds of `pbt`.
-        lines: of each trial pairs of a step and the point from there on; one, but under `pbt`.
+        copied_from: [rounds, trials], whom each member of a population copied in each round.
+        hyperparameter_history: for each trial pairs of a step and the point that its params were
+            trained by from there on. It has several only in a population, where a copy takes over
+            the history of its source.
+        own_history: the same of a member's own points, also those that it gave up for a copy.
         confirmed: [trials, fresh seeds], the scores of `Confirm`; nan for those it did not train.
-        past: as `lines`, but a member's own points, also those it gave up to copy another.
         lane_steps: how many steps all lanes made, idle ones included.
         seconds: of the whole sweep.
         mode: how lanes were run, "vmap", "map" or "loop".
     """
 
-    task: Training
-    make: Callable[..., Transform] = field(repr=False)
+    plan: Plan = field(repr=False)
     points: Sequence[dict[str, Any]] = field(repr=False)
     scores: np.ndarray = field(repr=False)
     status: np.ndarray = field(repr=False)
     steps: np.ndarray = field(repr=False)
-    start: np.ndarray = field(repr=False)
-    trained: Sequence[list[int]] = field(repr=False)
+    started_at: np.ndarray = field(repr=False)
+    segments: Sequence[list[int]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
     ages: np.ndarray = field(repr=False)
     kept: dict[int, PyTree] = field(repr=False)
-    sources: np.ndarray = field(repr=False)
-    lines: Sequence[list[tuple[int, dict[str, Any]]]] = field(repr=False)
-    past: Sequence[list[tuple[int, dict[str, Any]]]] = field(repr=False)
+    copied_from: np.ndarray = field(repr=False)
+    hyperparameter_history: Sequence[History] = field(repr=False)
+    own_history: Sequence[History] = field(repr=False)
     lane_steps: int
     seconds: float
     mode: str
-    again: partial[Scheduler] = field(repr=False)
     confirmed: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, scheduler: Scheduler, seconds: float, again: partial[Scheduler]) -> "Result":
+    def of(cls, scheduler: Scheduler, seconds: float) -> "Result":
         """What a scheduler has recorded so far."""
-        trials = scheduler.trials
+        plan, trials = scheduler.plan, scheduler.trials
         count = max((len(trial.curve) for trial in trials), default=0)
         names = next((list(trial.curve[0]) for trial in trials if trial.curve), [])
         blank = dict.fromkeys(names, np.nan)
         curves = [trial.curve + [blank] * (count - len(trial.curve)) for trial in trials]
-        ages = np.arange(1, count + 1) * scheduler.segment
         return cls(
-            task=scheduler.task,
-            make=scheduler.make,
+            plan=plan,
             points=[trial.point for trial in trials],
             scores=np.array([trial.scores for trial in trials]),
             status=np.array([trial.status for trial in trials]),
             steps=np.array([trial.steps for trial in trials]),
-            start=np.array([t.trained[0] * scheduler.segment if t.trained else -1 for t in trials]),
-            trained=[trial.trained for trial in trials],
+            started_at=np.array(
+                [t.segments[0] * plan.segment if t.segments else -1 for t in trials]
+            ),
+            segments=[trial.segments for trial in trials],
             curves={name: np.array([[x[name] for x in c] for c in curves]) for name in names},
-            ages=np.minimum(ages, scheduler.steps),
+            ages=np.array([plan.age(i + 1) for i in range(count)], int),
             kept={trial.number: trial.params for trial in scheduler.kept},
-            sources=np.array(scheduler.sources, int).reshape(-1, len(trials)),
-            lines=[trial.line for trial in trials],
-            past=[trial.past for trial in trials],
-            lane_steps=scheduler.lane_steps,
+            copied_from=np.array(scheduler.copied_from, int).reshape(-1, len(trials)),
+            hyperparameter_history=[trial.history for trial in trials],
+            own_history=[trial.own_history for trial in trials],
+            lane_steps=scheduler.executor.lane_steps,
             seconds=seconds,
-            mode=scheduler.mode,
-            again=again,
+            mode=scheduler.executor.mode,
             confirmed=np.full((len(trials), 0), np.nan),
         )
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @property
+    def task(self) -> Training:
+        """What was trained."""
+        return self.plan.task
 
     @property
     def losses(self) -> np.ndarray:
@@ -156,28 +159,33 @@ class Result:
         kind[np.isinf(losses)] = 3
         return np.lexsort((np.arange(len(self)), losses, kind))
 
-    def member(self, trial: int) -> Member:
+    def trial(self, number: int) -> TrialResult:
         """One trial by its number."""
-        scores = self._counting[trial]
+        scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         several = len(scores) > 1 and bool(np.isfinite(scores).all())
-        return Member(
-            trial=int(trial),
-            values=dict(self.points[trial]),
-            optimizer=of_line(self.make, self.lines[trial]),
-            score=float(self.task.sign * self.losses[trial]),
+        return TrialResult(
+            trial=int(number),
+            values=dict(self.points[number]),
+            optimizer=self._optimizer(number),
+            score=float(self.task.sign * self.losses[number]),
             spread=float(scores.std(ddof=1)) if several else float("nan"),
-            status=str(self.status[trial]),
-            steps=int(self.steps[trial]),
-            params=self.kept.get(int(trial)),
-            line=self.lines[trial],
+            status=str(self.status[number]),
+            steps=int(self.steps[number]),
+            params=self.kept.get(int(number)),
+            hyperparameter_history=self.hyperparameter_history[number],
         )
 
-    def top(self, k: int) -> list[Member]:
-        """The k best, the best first."""
-        return [self.member(i) for i in self.order()[:k]]
+    def _optimizer(self, trial: int, length: int | None = None) -> Transform:
+        """What the trial was trained by; of one structure for one length."""
+        history = self.hyperparameter_history[trial]
+        return optimizer_of_history(self.plan.make_optimizer, history, length)
 
-    def best(self) -> Member:
+    def top(self, k: int) -> list[TrialResult]:
+        """The k best, the best first."""
+        return [self.trial(i) for i in self.order()[:k]]
+
+    def best(self) -> TrialResult:
         """The best trial: its hyperparameters, its optimizer, its params and its score.
 
         Raises:
@@ -224,14 +232,16 @@ class Result:
             margin = (high - low) / (len(places) - 1)
             return distribution.between(max(low - margin, 0.0), min(high + margin, 1.0))
 
-        space = self.again.keywords["space"]
-        return {name: narrowed(d, [values[name] for values in best]) for name, d in space.items()}
+        return {
+            name: narrowed(distribution, [values[name] for values in best])
+            for name, distribution in self.plan.space.items()
+        }
 
-    def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> Member:
+    def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> TrialResult:
         """Trains a trial once more, in the same program with the other lanes empty.
 
         With the same number of devices it gives the same bits, and the params of a trial that was
-        not kept. A member of `pbt` is trained by its line, within rounding.
+        not kept. A member of a population is trained by its history, within rounding.
 
         Args:
             trial: its number.
@@ -244,13 +254,16 @@ class Result:
         if not seeds:
             raise ValueError("rerun(seeds=...) must have a seed for each run, found none.")
         scheduler = self.train_again([trial], lambda number: seeds)
-        for segment in self.trained[trial]:  # so that common batches are those it had
-            scheduler.segments = segment
+        for segment in self.segments[trial]:  # so that common batches are those it had
+            scheduler.executor.segments = segment
             scheduler.advance()
         while scheduler.advance():
             pass
-        again, first = Result.of(scheduler, 0.0, self.again).member(0), self.member(trial)
-        own = {name: getattr(first, name) for name in ("trial", "values", "optimizer", "line")}
+        again, first = Result.of(scheduler, 0.0).trial(0), self.trial(trial)
+        own = {
+            name: getattr(first, name)
+            for name in ("trial", "values", "optimizer", "hyperparameter_history")
+        }
         return replace(again, **own)
 
     def train_again(
@@ -262,17 +275,19 @@ class Result:
             trials: their numbers, also several times the same.
             seeds_of: the seeds of each, by its place among them.
         """
-        length = max(len(self.lines[trial]) for trial in trials)
-        settings, width = self.again.keywords, len(seeds_of(0))
-        multiple = math.lcm(width, 1 if settings["mesh"] is None else settings["mesh"].size)
-        return self.again(
+        length = max(len(self.hyperparameter_history[trial]) for trial in trials)
+        plan = replace(
+            self.plan,
+            make_optimizer=lambda trial: self._optimizer(trial, length),
+            space={"trial": Fixed(None)},
+        )
+        return Scheduler(
+            plan.for_runs(len(seeds_of(0))),
             session=listed([{"trial": trial} for trial in trials]),
-            make=lambda trial: of_line(self.make, self.lines[trial], length),
             policy=run_all(),
             seeds_of=seeds_of,
             mode=self.mode,
-            lanes=-(-settings["lanes"] // multiple) * multiple,
-            keep=1,
+            keep_best=1,
         )
 
     def table(self, k: int = 10) -> str:
@@ -302,7 +317,7 @@ class Result:
 
         A hyperparameter with the name of another column gets "optimizer." in front of its own.
         """
-        members = [self.member(i) for i in range(len(self))]
+        members = [self.trial(i) for i in range(len(self))]
         told = {
             self.task.objective: [m.score for m in members],
             "spread": [m.spread for m in members],

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -15,14 +14,16 @@ from optfn.core.transform import Transform
 from optfn.sweep import engine
 from optfn.sweep.checkpoint import Store, stored
 from optfn.sweep.confirm import Confirm
+from optfn.sweep.executor import most_lanes
+from optfn.sweep.interrupt import any_process, interruptible
+from optfn.sweep.plan import Plan, ceil_div
 from optfn.sweep.policies.asha import asha
 from optfn.sweep.policies.policy import Policy, run_all
 from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import Search, check_seed, listed, random
-from optfn.sweep.space import Distribution, as_space
-from optfn.sweep.stopping import interruptible, stops
+from optfn.sweep.search import Search, check_seed, random
+from optfn.sweep.space import as_space
 from optfn.sweep.task import Training
 
 
@@ -44,7 +45,7 @@ def run(
     max_loss: float = math.inf,
     max_bytes: int | None = None,
     max_seconds: float = math.inf,
-    keep: int = 1,
+    keep_best: int = 1,
     confirm: Confirm | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 10,
@@ -87,7 +88,7 @@ def run(
             compiler's own account; on a mesh the bytes of all devices together. It costs two
             compilations.
         max_seconds: after them the sweep ends with what it has, as after Ctrl-C.
-        keep: of how many of the best trials the params are kept.
+        keep_best: the params of so many of the best trials are kept.
         confirm: trains the best once more on fresh seeds, see `Confirm`; None does not.
         checkpoint: a folder. The same call goes on where one that was killed had been, and comes to
             the same results; with more `trials` it goes on with a sweep that is over.
@@ -104,11 +105,14 @@ def run(
         ValueError: numbers out of their range.
     """
     if not isinstance(task, Training):
-        raise TypeError(f"sweep.run(task=...) must be a Task, found {type(task).__name__}.")
-    counts = {"steps": steps, "seeds": seeds, "keep": keep, "checkpoint_every": checkpoint_every}
+        raise TypeError(
+            f"sweep.run(task=...) must be a Task or a TrainingLoop, found {type(task).__name__}."
+        )
+    counts = {"steps": steps, "seeds": seeds, "keep_best": keep_best}
+    counts["checkpoint_every"] = checkpoint_every
     for name, value in counts.items():
         check_count(value, f"sweep.run({name}=...)")
-    segment = -(-steps // 10) if segment is None else segment
+    segment = ceil_div(steps, 10) if segment is None else segment
     check_count(segment, "sweep.run(segment=...)")
     if mode not in ("auto", *engine.MODES):
         raise ValueError(f"sweep.run(mode=...) must be auto, vmap, map or loop, found {mode!r}.")
@@ -122,8 +126,6 @@ def run(
     began = time.perf_counter()
     space, search = as_space(space), random() if search is None else search
     session = search.start(space, trials, seed)
-    devices = 1 if mesh is None else mesh.size
-    multiple = math.lcm(seeds, devices)
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
     with (
@@ -139,28 +141,17 @@ def run(
             raise ValueError(
                 f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES}, found {lanes}."
             )
-        lanes = -(-lanes // multiple) * multiple
-        again = partial(
-            Scheduler,
-            task=task,
-            make=optimizer,
-            space=space,
-            steps=steps,
-            segment=segment,
-            lanes=lanes,
-            seed=seed,
-            max_loss=max_loss,
-            mesh=mesh,
-        )
+        plan = Plan(task, optimizer, space, steps, segment, lanes, seed, max_loss, mesh)
+        plan = plan.for_runs(seeds)
         if max_bytes is not None:
-            fewer = _most_lanes(again, space, max_bytes, multiple, lanes)
-            again = partial(again, lanes=fewer)
-        scheduler = again(
+            plan = replace(plan, lanes=most_lanes(plan, seeds, max_bytes))
+        scheduler = Scheduler(
+            plan,
             session=session,
             policy=policy,
             seeds_of=lambda number: tuple(range(seeds)),
             mode=mode,
-            keep=keep if confirm is None else max(keep, confirm.top),
+            keep_best=keep_best if confirm is None else max(keep_best, confirm.top),
         )
         if store is not None:
             store.restore(scheduler)
@@ -170,10 +161,10 @@ def run(
             while scheduler.advance():
                 seconds = time.perf_counter() - began
                 show(Progress.of(scheduler, seconds))
-                if store and not scheduler.segments % checkpoint_every:
+                if store and not scheduler.executor.segments % checkpoint_every:
                     store.save(scheduler)
                     session.flush()
-                if stops(interrupted() or seconds > max_seconds):
+                if any_process(interrupted() or seconds > max_seconds):
                     return False
             return True
 
@@ -181,38 +172,9 @@ def run(
         if store:
             store.save(scheduler)
         session.flush()
-        result = Result.of(scheduler, time.perf_counter() - began, again)
+        result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train)
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
-        kept = dict(list(kept.items())[:keep])
+        kept = dict(list(kept.items())[:keep_best])
         return replace(result, kept=kept, seconds=time.perf_counter() - began)
-
-
-def _most_lanes(
-    again: Callable[..., Scheduler],
-    space: Mapping[str, Distribution],
-    max_bytes: int,
-    multiple: int,
-    most: int,
-) -> int:
-    """Lanes that fit, by the bytes of a program with few and one with twice as many."""
-    point = {name: distribution.at(0.5) for name, distribution in space.items()}
-    width = multiple * -(-engine.LEAST_LANES // multiple)
-    trial = again(
-        session=listed([point]),
-        policy=run_all(),
-        seeds_of=lambda number: (0,),
-        mode="vmap",
-        keep=1,
-    )
-    tx = trial.make(**point)
-    few, twice = trial.bytes_of(tx, width), trial.bytes_of(tx, 2 * width)
-    each, fixed = (twice - few) / width, 2 * few - twice
-    fit = int((max_bytes - fixed) / each) // multiple * multiple
-    if fit < width:
-        raise ValueError(
-            f"sweep.run(max_bytes=...) must be at least {few}, which {width} lanes take, found "
-            f"{max_bytes}."
-        )
-    return min(fit, most)

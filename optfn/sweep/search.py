@@ -11,7 +11,7 @@ from optfn.core.data import check_count
 from optfn.sweep.space import Choice, Distribution, Fixed, as_space
 
 Point = dict[str, Any]
-Status = Literal["ok", "pruned", "diverged", "not_finite"]
+TrialStatus = Literal["ok", "pruned", "diverged", "not_finite"]
 
 
 class Session(Protocol):
@@ -31,7 +31,11 @@ class Session(Protocol):
         ...
 
     def tell(
-        self, index: int, score: float, status: Status, reports: Sequence[tuple[int, float]] = ()
+        self,
+        index: int,
+        score: float,
+        status: TrialStatus,
+        reports: Sequence[tuple[int, float]] = (),
     ) -> None:
         """What became of a point.
 
@@ -81,7 +85,11 @@ class _Listed:
         return [self.point(number) for number in numbers]
 
     def tell(
-        self, index: int, score: float, status: Status, reports: Sequence[tuple[int, float]] = ()
+        self,
+        index: int,
+        score: float,
+        status: TrialStatus,
+        reports: Sequence[tuple[int, float]] = (),
     ) -> None:
         pass
 

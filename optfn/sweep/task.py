@@ -110,11 +110,11 @@ class Training:
         return jax.tree.map(lambda x: x[rows], data)
 
     @property
-    def start(self) -> PyTree:
+    def initial_params(self) -> PyTree:
         """The params that every run starts from; None where each makes its own."""
         return None
 
-    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
+    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
         """All that a run carries from step to step."""
         raise NotImplementedError
 
@@ -124,11 +124,11 @@ class Training:
         """A step, and the scalars to record, of which "loss" tells of divergence."""
         raise NotImplementedError
 
-    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
         """The params that are scored and kept."""
         raise NotImplementedError
 
-    def is_fit(self, carry: PyTree) -> jax.Array:
+    def is_finite(self, carry: PyTree) -> jax.Array:
         """Whether what was trained is finite."""
         raise NotImplementedError
 
@@ -137,9 +137,9 @@ class Training:
         if self.evaluate is None:
             return {}
         others = () if self.held_out is None else (held_out,)
-        told = self.evaluate(self.trained(tx, carry), *others)
-        _check_scalars(told, f"{type(self).__name__}(evaluate=...)")
-        return told
+        metrics = self.evaluate(self.scored_params(tx, carry), *others)
+        _check_scalars(metrics, f"{type(self).__name__}(evaluate=...)")
+        return metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +186,11 @@ class Task(Training):
         super().__post_init__()
 
     @property
-    def start(self) -> PyTree:
+    def initial_params(self) -> PyTree:
         return None if _is_function(self.init) else self.init
 
-    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
-        params = self.init(key) if _is_function(self.init) else start
+    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
+        params = self.init(key) if _is_function(self.init) else initial_params
         return params, tx.init(params)
 
     def advance(
@@ -212,11 +212,11 @@ class Task(Training):
         params, state = optfn.step(tx, grads, state, params, **extra)
         return (params, state), {"loss": loss, **metrics}
 
-    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
         params, state = carry
         return optfn.evaluation_params(tx, state, params)
 
-    def is_fit(self, carry: PyTree) -> jax.Array:
+    def is_finite(self, carry: PyTree) -> jax.Array:
         return all_finite(carry[0])
 
     def _loss_and_metrics(self, params: PyTree, batch: PyTree, key: jax.Array) -> tuple[Any, dict]:
@@ -265,7 +265,7 @@ class TrainingLoop(Training):
         _check_function(self, "params", optional=True)
         super().__post_init__()
 
-    def begin(self, tx: Transform, key: jax.Array, start: PyTree) -> PyTree:
+    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
         return self.init(tx, key)
 
     def advance(
@@ -275,10 +275,10 @@ class TrainingLoop(Training):
         _check_scalars(metrics, "TrainingLoop(step=...)")
         return carry, metrics
 
-    def trained(self, tx: Transform, carry: PyTree) -> PyTree:
+    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
         return carry if self.params is None else self.params(carry)
 
-    def is_fit(self, carry: PyTree) -> jax.Array:
+    def is_finite(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
 
 
@@ -298,10 +298,10 @@ def _check_function(task: Training, name: str, *, optional: bool = False) -> Non
         raise TypeError(f"{type(task).__name__}({name}=...) must be a function, found {value!r}.")
 
 
-def _check_scalars(told: Any, where: str) -> None:
-    if not isinstance(told, dict):
-        raise TypeError(f"{where} must give a dict of scalars, found {type(told).__name__}.")
-    for name, value in told.items():
+def _check_scalars(metrics: Any, where: str) -> None:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"{where} must give a dict of scalars, found {type(metrics).__name__}.")
+    for name, value in metrics.items():
         if jnp.shape(value) != ():
             raise ValueError(
                 f"{where} must give scalars, found {name!r} with shape {jnp.shape(value)}."

@@ -1,20 +1,24 @@
-"""A trial: a point of the space, and what became of it so far."""
+"""A trial: a point of the space, and what became of it."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.candidate import Candidate
+from optfn.sweep.executor import Measured
+from optfn.sweep.plan import Plan
+from optfn.sweep.search import TrialStatus
 from optfn.sweep.space import Choice, Distribution, Fixed
+from optfn.sweep.task import Training
+
+History = list[tuple[int, dict[str, Any]]]
 
 # What a checkpoint holds of a trial, beside its point, its curve and its arrays.
-PLAIN = ("number", "status", "loss", "steps", "trained", "seeds", "scores")
+PLAIN = ("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores")
 
 
 @dataclass(eq=False)
@@ -24,45 +28,89 @@ class Trial:
     Attributes:
         number: in the order of asking.
         point: its hyperparameters.
-        tx: the optimizer.
-        structure: the number of its pytree structure; lanes hold one structure at a time.
-        seeds: of its runs.
+        candidate: what its lanes train.
+        structure: the number of the candidate's structure; lanes hold one structure at a time.
+        seeds: a seed for each of its runs.
         status: how it ended; "stopped" while it has not.
         loss: the mean score, where lower is better; inf where a run has none.
-        steps: taken.
-        trained: the segments of the sweep in which it had lanes.
-        scores: of its runs, in the units of the task: the worst infinity where one has no finite
-            score, nan before the first.
-        curve: after each of its segments, what was measured: its mean over the runs.
-        parked: its lanes, on the host, while it waits for others.
-        params: of its first run, if it is among the best.
-        line: pairs of a step and the point from there on; one of them, but under population-based
-            training.
-        past: as `line`, but its own points: what it copied from another does not take their place.
+        diverged: whether one of its runs has diverged.
+        steps: the steps taken.
+        segments: the segments of the sweep in which it had lanes.
+        scores: a score for each run, in the units of the task: the worst infinity where a run has
+            no finite score, nan before the first.
+        curve: after each of its segments the metrics, as means over the runs.
+        parked: its lanes, on the host, while it is paused.
+        params: the params of its first run, if it is among the best.
+        history: pairs of a step and the point its params were trained by from there on. It has
+            several only in a population, where a copy takes over the history of its source.
+        own_history: pairs of a step and the point that this trial had from there on.
     """
 
     number: int
     point: dict[str, Any]
-    tx: Transform
+    candidate: Candidate
     structure: int
     seeds: tuple[int, ...]
     status: str = "stopped"
     loss: float = math.inf
+    diverged: bool = False
     steps: int = 0
-    trained: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
     params: PyTree = None
-    line: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    past: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    history: History = field(default_factory=list)
+    own_history: History = field(default_factory=list)
 
     def __post_init__(self):
         self.scores = self.scores or [math.nan] * len(self.seeds)
+        self.history = self.history or [(0, self.point)]
+        self.own_history = self.own_history or [(0, self.point)]
+
+    def record(self, task: Training, segment: int, place: int, measured: Measured) -> None:
+        """Takes in what a segment of the sweep measured in the trial's place."""
+        diverged = measured.diverged[place]
+        losses = task.sign * measured.metrics[task.objective][place].astype(float)
+        losses = np.where(diverged | ~np.isfinite(losses), np.inf, losses)
+        self.segments.append(segment)
+        self.steps = int(measured.age[place].max())
+        self.diverged = bool(diverged.any())
+        self.scores = [task.sign * float(x) for x in losses]
+        self.loss = float(losses.mean())
+        self.curve.append({name: float(x[place].mean()) for name, x in measured.metrics.items()})
+
+    def go_on_with(
+        self, point: dict[str, Any], candidate: Candidate, history: History, age: int
+    ) -> None:
+        """Takes over the run of another trial, whose history this is, with a point of its own."""
+        self.point, self.candidate = point, candidate
+        self.history = [*history, (age, point)]
+        self.own_history = [*self.own_history, (age, point)]
+
+    @property
+    def status_if_stopped(self) -> TrialStatus:
+        """How it ends if its policy stops it."""
+        if np.isfinite(self.loss):
+            return "pruned"
+        return "diverged" if self.diverged else "not_finite"
+
+    def report(self, plan: Plan) -> tuple[float, TrialStatus, list[tuple[int, float]]]:
+        """What the search is told at the end: a score where lower is better, status and reports.
+
+        A member of a population that copied another was trained by its first point only so far.
+        """
+        sign, objective = plan.task.sign, plan.task.objective
+        reports = [(plan.age(i + 1), sign * x[objective]) for i, x in enumerate(self.curve)]
+        if len(self.own_history) == 1:
+            return self.loss, cast(TrialStatus, self.status), reports
+        reports = [(age, score) for age, score in reports if age <= self.own_history[1][0]]
+        score = reports[-1][1]
+        return score, "pruned" if np.isfinite(score) else "diverged", reports
 
 
 def encoded(space: Mapping[str, Distribution], point: Mapping[str, Any]) -> dict[str, Any]:
-    """The point as JSON has it: choices by their number, what is fixed left out."""
+    """The point for JSON: choices by their number, fixed values left out."""
     plain = {}
     for name, value in point.items():
         distribution = space[name]
@@ -74,7 +122,7 @@ def encoded(space: Mapping[str, Distribution], point: Mapping[str, Any]) -> dict
 
 
 def decoded(space: Mapping[str, Distribution], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The point again."""
+    """The inverse of `encoded`."""
     point = {}
     for name, distribution in space.items():
         if isinstance(distribution, Fixed):
@@ -84,15 +132,3 @@ def decoded(space: Mapping[str, Distribution], plain: Mapping[str, Any]) -> dict
         else:
             point[name] = plain[name]
     return point
-
-
-def stacked(txs: list[Transform], repeats: int, dtype: Any) -> Transform:
-    """Optimizers of one structure as one, each number of which has all of theirs in front."""
-
-    def stack(*numbers):
-        if jnp.issubdtype(getattr(numbers[0], "dtype", dtype), jax.dtypes.prng_key):
-            return jnp.repeat(jnp.stack(numbers), repeats, axis=0)
-        arrays = [x if hasattr(x, "dtype") else np.asarray(x, dtype) for x in numbers]
-        return np.repeat(np.stack([np.asarray(x) for x in arrays]), repeats, axis=0)
-
-    return jax.tree.map(stack, *txs)

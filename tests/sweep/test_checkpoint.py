@@ -18,7 +18,7 @@ from optfn import sweep
 FOLDER = Path(__file__).parent.parent
 
 KINDS = {
-    "asha": {"policy": sweep.asha(first=5), "keep": 2},
+    "asha": {"policy": sweep.asha(first=5), "keep_best": 2},
     "halving": {"policy": sweep.successive_halving(first=5, bracket=9)},
     "seeds": {"seeds": 2, "policy": sweep.asha(first=10), "confirm": sweep.Confirm(3, 2)},
 }
@@ -103,7 +103,7 @@ def test_choices_and_streams_come_back(tmp_path):
     batches = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)]
     task = sweep.Task(init, loss, stream=batches, **SCORED)
     space = RATE | {"momentum": [None, 0.9], "nesterov": False}
-    kwargs = {"task": task, "optimizer": optfn.sgd, "trials": 20, "lanes": 8, "keep": 3}
+    kwargs = {"task": task, "optimizer": optfn.sgd, "trials": 20, "lanes": 8, "keep_best": 3}
     whole = run(space, **kwargs)
     with pytest.raises(KeyboardInterrupt):
         run(space, checkpoint=tmp_path, checkpoint_every=3, progress=stopping_after(7), **kwargs)
@@ -114,14 +114,14 @@ def test_choices_and_streams_come_back(tmp_path):
 
 @pytest.mark.parametrize("seed", [0, 6])
 def test_a_population_whose_first_member_copied_goes_on(tmp_path, seed):
-    kwargs = {"trials": 8, "policy": sweep.pbt(every=5), "keep": 8, "seed": seed}
+    kwargs = {"trials": 8, "policy": sweep.pbt(every=5), "keep_best": 8, "seed": seed}
     whole = run(RATE, **kwargs)
-    assert whole.lines[0][-1][0] == 15
+    assert whole.hyperparameter_history[0][-1][0] == 15
     with pytest.raises(KeyboardInterrupt):
         run(RATE, checkpoint=tmp_path, checkpoint_every=1, progress=stopping_after(4), **kwargs)
     result = run(RATE, checkpoint=tmp_path, **kwargs)
     same(result, whole)
-    assert result.lines == whole.lines
+    assert result.hyperparameter_history == whole.hyperparameter_history
 
 
 def test_confirmation_leaves_the_checkpoint_alone(tmp_path):
@@ -134,7 +134,7 @@ def test_confirmation_leaves_the_checkpoint_alone(tmp_path):
 
 def test_optunas_search_goes_on(tmp_path):
     pytest.importorskip("optuna")
-    kwargs = {"trials": 20, "lanes": 8, "search": sweep.optuna()}
+    kwargs = {"trials": 20, "lanes": 8, "search": sweep.optuna_search()}
     whole = run(RATE, **kwargs)
     with pytest.raises(KeyboardInterrupt):
         run(RATE, checkpoint=tmp_path, checkpoint_every=3, progress=stopping_after(7), **kwargs)

@@ -81,7 +81,7 @@ def test_each_lane_is_optax_alone(mode):
         segment=STEPS // 3,
         policy=sweep.run_all(),
         mode=mode,
-        keep=LANES,
+        keep_best=LANES,
     )
     judged = 0
     for member in result.top(LANES):

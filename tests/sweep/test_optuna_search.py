@@ -102,7 +102,7 @@ def direct(seed, trials, batch=8):
 
 def test_the_points_are_those_of_a_study_driven_by_hand():
     expected = direct(seed=3, trials=40)
-    found = search_in_batches(sweep.optuna().start(SPACE, 40, seed=3))
+    found = search_in_batches(sweep.optuna_search().start(SPACE, 40, seed=3))
     assert found == expected
     assert [type(p["flag"]) for p in found] == [type(p["flag"]) for p in expected]
     assert len({p["rate"] for p in found}) == 40
@@ -110,7 +110,9 @@ def test_the_points_are_those_of_a_study_driven_by_hand():
 
 def test_tpe_finds_more_than_chance():
     space = {name: SPACE[name] for name in ("rate", "b1", "decay")}
-    sessions = [search.start(space, 60, seed=0) for search in (sweep.optuna(), sweep.random())]
+    sessions = [
+        search.start(space, 60, seed=0) for search in (sweep.optuna_search(), sweep.random())
+    ]
     learned, drawn = [np.sort(list(map(score, search_in_batches(s)))) for s in sessions]
     assert np.median(learned) < 0.7 * np.median(drawn)
 
@@ -129,13 +131,13 @@ SAMPLERS = {
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_killed_search_goes_on_with_the_same_points(name):
     """Whatever the sampler, with a fresh one that has no seed of its own after the restart."""
-    session = sweep.optuna(sampler=SAMPLERS[name]()).start(SPACE, 20, seed=2)
+    session = sweep.optuna_search(sampler=SAMPLERS[name]()).start(SPACE, 20, seed=2)
     for index, point in enumerate(session.ask(12)):
         if index not in (3, 7):
             session.tell(index, score(point), "ok")
     state = json.dumps(session.state())
     rest = session.ask(99)
-    again = sweep.optuna(sampler=SAMPLERS[name]()).start(SPACE, 20, seed=2)
+    again = sweep.optuna_search(sampler=SAMPLERS[name]()).start(SPACE, 20, seed=2)
     again.restore(json.loads(state))
     assert again.ask(99) == rest and len(rest) == 8
     again.tell(3, 0.5, "ok")
@@ -146,7 +148,7 @@ def test_a_killed_search_goes_on_with_the_same_points(name):
 def test_the_given_sampler_is_not_changed():
     sampler = optuna.samplers.RandomSampler(seed=5)
     before = sampler._rng.rng.get_state()[1].copy()
-    sweep.optuna(sampler=sampler).start(SPACE, 3, seed=2).ask(3)
+    sweep.optuna_search(sampler=sampler).start(SPACE, 3, seed=2).ask(3)
     np.testing.assert_array_equal(sampler._rng.rng.get_state()[1], before)
 
 
@@ -164,7 +166,7 @@ def fates(session):
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_what_became_of_trials_is_written(direction):
     study = optuna.create_study(direction=direction)
-    fates(sweep.optuna(study).start(SPACE, 7, seed=0))
+    fates(sweep.optuna_search(study).start(SPACE, 7, seed=0))
     sign = 1 if direction == "minimize" else -1
     trials = study.trials
     assert [t.state for t in trials] == [STATES.COMPLETE] + [STATES.PRUNED] * 5
@@ -186,7 +188,7 @@ def test_a_storage_holds_each_trial_once_after_a_kill(kind, tmp_path):
     """Flushed after the checkpoint, killed, restored, flushed again."""
     path = tmp_path / "study"
     storage = path if kind == "journal" else f"sqlite:///{path}"
-    search = sweep.optuna(storage=storage)
+    search = sweep.optuna_search(storage=storage)
     session = search.start(SPACE, 6, seed=1)
     points = session.ask(4)
     session.tell(0, 0.5, "ok")
@@ -215,17 +217,17 @@ def test_the_trials_of_others_are_learned_from_and_kept_over_a_kill():
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=5))
     space = {"rate": SPACE["rate"]}
 
-    first = sweep.optuna(study).start(space, 12, seed=0)
+    first = sweep.optuna_search(study).start(space, 12, seed=0)
     for index, point in enumerate(first.ask(12)):
         first.tell(index, point["rate"], "ok")
     first.flush()
-    second = sweep.optuna(study).start(space, 6, seed=0)
+    second = sweep.optuna_search(study).start(space, 6, seed=0)
     begun = second.ask(2)
-    alone = sweep.optuna(sampler=study.sampler).start(space, 12, seed=0)
+    alone = sweep.optuna_search(sampler=study.sampler).start(space, 12, seed=0)
     assert begun != alone.ask(2)  # the seed is the same, the trials' numbers and history are not
     assert max(p["rate"] for p in begun) < 0.01  # and it knows that low rates are good here
     second.tell(0, 0.5, "ok")
-    third = sweep.optuna(study).start(space, 2, seed=9)
+    third = sweep.optuna_search(study).start(space, 2, seed=9)
     third.ask(1)
     third.tell(0, 0.1, "ok")
     third.flush()
@@ -233,32 +235,32 @@ def test_the_trials_of_others_are_learned_from_and_kept_over_a_kill():
     assert len(study.trials) == 14
     state = json.loads(json.dumps(second.state()))
     assert [event[1] for event in state["log"] if event[0] == "add"] == [list(range(12)), [12]]
-    again = sweep.optuna(study).start(space, 6, seed=0)
+    again = sweep.optuna_search(study).start(space, 6, seed=0)
     again.restore(state)
     assert again.ask(9) == second.ask(9)
 
 
 def test_another_space_in_the_study_is_refused():
     study = optuna.create_study()
-    session = sweep.optuna(study).start({"rate": Uniform(0, 1)}, 1, seed=0)
+    session = sweep.optuna_search(study).start({"rate": Uniform(0, 1)}, 1, seed=0)
     session.ask(1)
     session.tell(0, 1.0, "ok")
     session.flush()
     with pytest.raises(ValueError, match="trial 0 of the study is of another space: 'rate' is"):
-        sweep.optuna(study).start({"rate": LogUniform(0.1, 1)}, 1, seed=0)
+        sweep.optuna_search(study).start({"rate": LogUniform(0.1, 1)}, 1, seed=0)
 
 
 def test_a_state_from_elsewhere_is_refused():
-    session = sweep.optuna().start(SPACE, 3, seed=0)
+    session = sweep.optuna_search().start(SPACE, 3, seed=0)
     session.ask(2)
-    other = sweep.optuna().start(SPACE, 3, seed=1)
+    other = sweep.optuna_search().start(SPACE, 3, seed=1)
     with pytest.raises(ValueError, match="from another sampler, space, seed or version of Optuna"):
         other.restore(session.state())
     study = optuna.create_study()
     study.add_trial(optuna.trial.create_trial(value=1.0))
-    state = sweep.optuna(study).start(SPACE, 3, seed=0).state()
+    state = sweep.optuna_search(study).start(SPACE, 3, seed=0).state()
     with pytest.raises(ValueError, match="the study has 0 trials, and the state of the search"):
-        sweep.optuna(optuna.create_study()).start(SPACE, 3, seed=0).restore(state)
+        sweep.optuna_search(optuna.create_study()).start(SPACE, 3, seed=0).restore(state)
 
 
 def test_what_samplers_store_is_neither_read_nor_written():
@@ -266,7 +268,7 @@ def test_what_samplers_store_is_neither_read_nor_written():
     study = optuna.create_study(sampler=optuna.samplers.NSGAIISampler(population_size=2))
     attrs = {"cma:optimizer:0": "80049500"}
     study.add_trial(optuna.trial.create_trial(value=1.0, system_attrs=attrs))
-    session = sweep.optuna(study).start(SPACE, 3, seed=0)
+    session = sweep.optuna_search(study).start(SPACE, 3, seed=0)
     session.ask(1)
     session.tell(0, 1.0, "ok")
     session.flush()
@@ -277,29 +279,35 @@ def test_what_samplers_store_is_neither_read_nor_written():
 
 BAD = {
     "no study": (
-        lambda: sweep.optuna(study=3),
+        lambda: sweep.optuna_search(study=3),
         TypeError,
-        "optuna(study=...) must be an optuna St",
+        "optuna_search(study=...) must be an optuna St",
     ),
     "no sampler": (
-        lambda: sweep.optuna(sampler=optuna.samplers.TPESampler),
+        lambda: sweep.optuna_search(sampler=optuna.samplers.TPESampler),
         TypeError,
-        "optuna(sampler=...) must be an optuna BaseSampler, found ABCMeta",
+        "optuna_search(sampler=...) must be an optuna BaseSampler, found ABCMeta",
     ),
-    "no storage": (lambda: sweep.optuna(storage=3), TypeError, "must be a path, a URL or"),
-    "no study name": (lambda: sweep.optuna(study_name=3), TypeError, "optuna(study_name=...)"),
+    "no storage": (lambda: sweep.optuna_search(storage=3), TypeError, "must be a path, a URL or"),
+    "no study name": (
+        lambda: sweep.optuna_search(study_name=3),
+        TypeError,
+        "optuna_search(study_name=...)",
+    ),
     "two places": (
-        lambda: sweep.optuna(optuna.create_study(), storage="x"),
+        lambda: sweep.optuna_search(optuna.create_study(), storage="x"),
         ValueError,
         "takes a study or a storage",
     ),
     "two objectives": (
-        lambda: sweep.optuna(optuna.create_study(directions=["minimize"] * 2)),
+        lambda: sweep.optuna_search(optuna.create_study(directions=["minimize"] * 2)),
         ValueError,
         "must have one objective, found 2",
     ),
     "no status": (
-        lambda: (s := sweep.optuna().start({"a": 1}, 1, 0)).ask(1) and s.tell(0, 1.0, "done"),
+        lambda: (
+            (s := sweep.optuna_search().start({"a": 1}, 1, 0)).ask(1) and s.tell(0, 1.0, "done")
+        ),
         ValueError,
         "tell(status=...) must be one of ok, pruned, diverged, not_finite, found 'done'",
     ),
@@ -317,7 +325,7 @@ def test_bad_input_gets_a_sentence(name):
 def test_optuna_is_needed_for_optuna_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r'pip install "optfn\[sweep\]"'):
-        sweep.optuna()
+        sweep.optuna_search()
 
 
 def test_optuna_is_not_imported_before():

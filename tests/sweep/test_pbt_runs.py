@@ -47,7 +47,7 @@ def followed(line, name):
 def test_a_member_is_the_run_by_the_schedule_it_found(mode):
     population = run(optfn.adam, SPACE, mode, trials=8, policy=sweep.pbt(every=10), seeds=2)
     best = population.best()
-    line = population.lines[best.trial]
+    line = population.hyperparameter_history[best.trial]
     assert len(line) > 1
     tx = optfn.adam(**{name: followed(line, name) for name in SPACE})
     alone = run(lambda: tx, {}, mode, trials=1, policy=sweep.run_all(), seeds=2)
@@ -58,13 +58,13 @@ def test_a_member_is_the_run_by_the_schedule_it_found(mode):
 def test_the_past_of_members_and_whom_they_copied_make_their_lines():
     population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10))
     rounds = (10, 20, 30, 40, 50)
-    assert population.sources.shape == (5, 8)
-    for member, line in enumerate(population.lines):
-        copied = population.sources[:, member] != member
-        starts = [start for start, _ in population.past[member]]
+    assert population.copied_from.shape == (5, 8)
+    for member, line in enumerate(population.hyperparameter_history):
+        copied = population.copied_from[:, member] != member
+        starts = [start for start, _ in population.own_history[member]]
         assert starts == [0, *np.array(rounds)[copied]]
-        family = sweep.policies.population.lineage(population.sources, rounds, member)
-        pasts = {a: dict(population.past[a]) for _, a in family}
+        family = sweep.policies.pbt.lineage(population.copied_from, rounds, member)
+        pasts = {a: dict(population.own_history[a]) for _, a in family}
         assert [(start, pasts[ancestor][start]) for start, ancestor in family] == line
 
 
@@ -87,8 +87,8 @@ SHARE = {"peak": sweep.LogUniform(1e-3, 1.0), "share": sweep.Uniform(0.05, 0.5)}
     [(every_fourth, {"learning_rate": SPACE["learning_rate"]}), (scheduled, SHARE)],
 )
 def test_the_best_optimizer_alone_comes_to_the_score_that_was_found(factory, space):
-    population = run(factory, space, trials=8, policy=sweep.pbt(every=10), keep=8)
-    copied = [member for member in population.top(8) if len(member.line) > 1]
+    population = run(factory, space, trials=8, policy=sweep.pbt(every=10), keep_best=8)
+    copied = [member for member in population.top(8) if len(member.hyperparameter_history) > 1]
     assert len(copied) >= 4
     for member in copied[:3]:
         alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
@@ -96,12 +96,15 @@ def test_the_best_optimizer_alone_comes_to_the_score_that_was_found(factory, spa
         # The same operations, compiled with other neighbours.
         np.testing.assert_allclose(alone.best().score, member.score, rtol=1e-4)
         np.testing.assert_allclose(again.score, member.score, rtol=1e-4)
-        assert again.values == member.values and again.line == member.line
+        assert (
+            again.values == member.values
+            and again.hyperparameter_history == member.hyperparameter_history
+        )
 
 
 def test_the_numbers_of_the_best_optimizer_are_those_of_the_step():
-    population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10), keep=8)
-    best = next(member for member in population.top(8) if len(member.line) > 1)
+    population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10), keep_best=8)
+    best = next(member for member in population.top(8) if len(member.hyperparameter_history) > 1)
     tx = best.optimizer
     state = tx.init(best.params)
 
@@ -109,7 +112,7 @@ def test_the_numbers_of_the_best_optimizer_are_those_of_the_step():
     def told(step):
         return optfn.hyperparameters(tx, state._replace(step=step))
 
-    for start, point in best.line:
+    for start, point in best.hyperparameter_history:
         here = told(np.int32(start))
         assert {name: np.float32(here[name]) for name in point} == {
             name: np.float32(value) for name, value in point.items()
@@ -118,9 +121,9 @@ def test_the_numbers_of_the_best_optimizer_are_those_of_the_step():
 
 
 def test_confirmation_trains_the_line():
-    settings = {"trials": 8, "policy": sweep.pbt(every=10), "keep": 8}
+    settings = {"trials": 8, "policy": sweep.pbt(every=10), "keep_best": 8}
     found = run(optfn.adam, SPACE, confirm=sweep.Confirm(top=3, seeds=2), **settings)
-    assert any(len(member.line) > 1 for member in found.top(3))
+    assert any(len(member.hyperparameter_history) > 1 for member in found.top(3))
     for member in found.top(3):
         alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
         fresh = alone.rerun(0, seeds=[1, 2])
@@ -154,7 +157,7 @@ def test_the_search_is_told_of_a_point_for_as_long_as_it_was_trained():
     search = Recorded()
     population = run(optfn.adam, SPACE, trials=8, policy=sweep.pbt(every=10), search=search)
     for number, (score, status, reports) in search.told.items():
-        past, curve = population.past[number], population.curves["height"][number]
+        past, curve = population.own_history[number], population.curves["height"][number]
         until = past[1][0] if len(past) > 1 else 60
         lost = not np.isfinite(curve[until // 5 - 1])
         assert status == ("ok" if until == 60 else "diverged" if lost else "pruned")

@@ -80,7 +80,7 @@ def maximized(result):
     """The same trials of a task where higher is better."""
     return replace(
         result,
-        task=replace(result.task, minimize=None, maximize="share"),
+        plan=replace(result.plan, task=replace(result.task, minimize=None, maximize="share")),
         scores=np.where(np.isinf(result.scores), -np.inf, 1 / (1 + result.scores)),
     )
 
@@ -348,7 +348,7 @@ def test_schedules_of_a_population_are_those_it_found(population, ax):
     plot.schedules(population, "learning_rate", ax, top=2)
     for line, member in zip(ax.lines, population.top(2), strict=True):
         assert line.get_label() == f"trial {member.trial}"
-        found = population.lines[member.trial]
+        found = population.hyperparameter_history[member.trial]
         starts = [start for start, _ in found] + [30]
         expected = np.concatenate(
             [
@@ -376,12 +376,12 @@ def bars(ax, member_row, color=None):
 
 def test_lineage_has_a_row_for_each_member_colored_by_its_rates(population, ax):
     plot.lineage(population, "rate", ax)
-    rates = np.array([p["rate"] for past in population.past for _, p in past])
+    rates = np.array([p["rate"] for past in population.own_history for _, p in past])
     norm = matplotlib.colors.LogNorm(rates.min(), rates.max())
     cmap = matplotlib.colormaps["viridis"]
     for row, member in enumerate(population.order()):
         drawn = [line for line in bars(ax, row) if line.get_marker() == "None"]
-        past = population.past[member]
+        past = population.own_history[member]
         starts = [start for start, _ in past]
         assert [line.get_xdata()[0] for line in drawn] == starts
         assert [line.get_xdata()[1] for line in drawn] == [*starts[1:], population.steps[member]]
@@ -397,7 +397,7 @@ def test_lineage_has_an_arrow_for_each_copy(population, ax):
     rows = np.argsort(population.order())
     expected = {
         (step, rows[source], rows[member])
-        for step, sources in zip((6, 12, 18, 24), population.sources, strict=True)
+        for step, sources in zip((6, 12, 18, 24), population.copied_from, strict=True)
         for member, source in enumerate(sources)
         if source != member
     }
@@ -410,7 +410,7 @@ def test_lineage_has_an_arrow_for_each_copy(population, ax):
 def test_lineage_outlines_the_line_of_the_best(population, ax):
     plot.lineage(population, "rate", ax)
     rows, best = np.argsort(population.order()), population.best().trial
-    family = sweep.policies.population.lineage(population.sources, (6, 12, 18, 24), best)
+    family = sweep.policies.pbt.lineage(population.copied_from, (6, 12, 18, 24), best)
     outlined = [line for line in ax.lines if line.get_color() == "black"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in outlined] == [
         (start, rows[member]) for start, member in family

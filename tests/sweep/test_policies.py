@@ -10,12 +10,12 @@ import pytest
 from hypothesis import strategies as st
 
 from optfn.sweep.policies.asha import asha
+from optfn.sweep.policies.from_optuna import from_optuna
 from optfn.sweep.policies.halving import brackets, hyperband, successive_halving
+from optfn.sweep.policies.pbt import lineage, pbt
 from optfn.sweep.policies.policy import Scores, Verdict, run_all
-from optfn.sweep.policies.population import lineage, pbt
-from optfn.sweep.policies.pruner import from_optuna
 
-GO, STOP, WAIT = Verdict.GO, Verdict.STOP, Verdict.WAIT
+CONTINUE, STOP, PAUSE = Verdict.CONTINUE, Verdict.STOP, Verdict.PAUSE
 quick = hypothesis.settings(max_examples=60, deadline=None)
 
 
@@ -25,7 +25,7 @@ class Run:
 
     scores: Scores
     occupied: int
-    most_waiting: int
+    most_paused: int
     stood: list  # for each segment, a dict of (trial, rung) and the verdict
 
 
@@ -62,16 +62,16 @@ def sweep(policy, curves, lanes, segment=1, restart=False, rng=None):
         verdicts = policy.judge(scores, standing)
         run.stood.append(dict(zip(standing, verdicts, strict=True)))
         for (trial, rung), verdict in run.stood[-1].items():
-            if verdict is not GO:
+            if verdict is not CONTINUE:
                 alive.pop(trial, None)
-            if trial in waiting and verdict is not WAIT:
+            if trial in waiting and verdict is not PAUSE:
                 del waiting[trial]
-                ready += [trial] if verdict is GO else []
-            elif verdict is WAIT:
+                ready += [trial] if verdict is CONTINUE else []
+            elif verdict is PAUSE:
                 waiting[trial] = rung
         for trial in ended:
-            del alive[trial]
-        run.most_waiting = max(run.most_waiting, len(waiting) + len(ready))
+            alive.pop(trial, None)
+        run.most_paused = max(run.most_paused, len(waiting) + len(ready))
         if restart:  # nothing but data goes on
             policy, scores = restart(), Scores(scores.ages, *map(np.copy, scores[1:]))
             run.scores = scores
@@ -99,7 +99,7 @@ def went(run, rung):
         trial
         for stood in run.stood
         for (trial, at), verdict in stood.items()
-        if at == rung and verdict is GO
+        if at == rung and verdict is CONTINUE
     }
 
 
@@ -114,7 +114,7 @@ def test_scores_are_recorded_at_rungs_and_at_the_end():
     assert scores.record(0, 5, 9.0, 0) is None
     assert scores.record(0, 10, 1.0, 1) == 0
     assert scores.record(0, 30, np.nan, 2) == 1
-    assert scores.record(1, 5, 2.0, 0, diverged=True) is None
+    assert scores.record(1, 5, 2.0, 0, diverged=True) == 0
     assert scores.record(0, 50, 0.5, 4) is None
     assert scores.record(0, 60, 0.5, 5) is None
     np.testing.assert_array_equal(scores.table, [[1, np.inf, 0.5], [np.inf, np.nan, np.nan]])
@@ -164,15 +164,15 @@ def test_asha_keeps_who_is_among_the_best(column, eta):
     verdicts = asha(1, eta).judge(scores_of(column), standing)
     finite = [(score, i) for i, score in enumerate(column) if np.isfinite(score)]
     best = sorted(finite)[: max(1, len(standing) // eta)]
-    assert {i for (i, _), v in zip(standing, verdicts, strict=True) if v is GO} == {
+    assert {i for (i, _), v in zip(standing, verdicts, strict=True) if v is CONTINUE} == {
         i for _, i in best
     }
-    assert WAIT not in verdicts
+    assert PAUSE not in verdicts
 
 
 def test_asha_gives_ties_to_the_first():
     verdicts = asha(1, 2).judge(scores_of([1.0, 1.0, 1.0, 1.0]), [(i, 0) for i in (3, 2, 1, 0)])
-    assert verdicts == [STOP, STOP, GO, GO]
+    assert verdicts == [STOP, STOP, CONTINUE, CONTINUE]
 
 
 @quick
@@ -186,7 +186,7 @@ def test_asha_keeps_one_at_each_rung_and_none_that_diverged(seed, lanes, eta):
         assert went(run, rung) <= arrived
         if arrived:
             assert min(arrived, key=lambda i: (table[i, rung], i)) in went(run, rung)
-    assert run.most_waiting == 0
+    assert run.most_paused == 0
 
 
 @pytest.mark.parametrize("order", range(5))
@@ -229,21 +229,21 @@ def test_successive_halving_is_that_of_a_barrier(seed, trials, lanes, eta, diver
     wanted = [halved(curves, members, rungs, eta) for members in groups]
     for rung in range(len(rungs)):
         assert went(run, rung) == set.union(*(x[rung] for x in wanted))
-    assert run.most_waiting <= policy.most_waiting(len(rungs), trials)
+    assert run.most_paused <= policy.most_paused(len(rungs), trials)
 
 
 def test_successive_halving_waits_only_where_it_must():
     policy = successive_halving(1, 2)
     scores = scores_of([4.0, 3.0, 2.0, np.nan, np.inf, np.nan])  # three go on, two are missing
     verdicts = policy.judge(scores, [(i, 0) for i in (0, 1, 2, 4)])
-    assert verdicts == [WAIT, WAIT, GO, STOP]
+    assert verdicts == [PAUSE, PAUSE, CONTINUE, STOP]
     assert policy.judge(scores_of([4.0, 3.0, 2.0, 1.0, np.nan, np.nan]), [(0, 0)]) == [STOP]
 
 
 def test_most_waiting_is_reached():
     curves = -np.arange(27.0)[:, None] * np.ones(9)  # each better than all before
     run = sweep(successive_halving(1, 3), curves, lanes=1)
-    assert run.most_waiting == successive_halving(1, 3).most_waiting(2, 27) == 9
+    assert run.most_paused == successive_halving(1, 3).most_paused(2, 27) == 9
 
 
 def test_halving_ends_where_all_diverge():
@@ -297,7 +297,7 @@ def test_hyperband_runs_its_table(lanes, diverging):
         arrived = reached(run, rung) & set(range(81))
         assert run.scores.ages[rung] == r
         assert len(arrived) == n or (diverging and len(arrived) < n)
-    assert run.most_waiting <= policy.most_waiting(4, trials) == (27 + 11 + 5 + 2) + (27 + 3)
+    assert run.most_paused <= policy.most_paused(4, trials) == (27 + 11 + 5 + 2) + (27 + 3)
 
 
 @pytest.mark.parametrize(
@@ -423,9 +423,10 @@ def asked_directly(pruner, run, trials):
                 study.tell(asked[trial], score)
         verdicts.append({})
         for at in sorted(run.stood[segment]):
-            stop = asked[at[0]].should_prune()
-            verdicts[-1][at] = STOP if stop else GO
-            if stop:
+            lost = not np.isfinite(run.scores.table[at])
+            stop = lost or asked[at[0]].should_prune()
+            verdicts[-1][at] = STOP if stop else CONTINUE
+            if stop and not lost:
                 study.tell(asked[at[0]], state=optuna.trial.TrialState.PRUNED)
     return verdicts
 
@@ -447,7 +448,7 @@ def test_optunas_pruners_answer_as_in_optuna(name):
 
 def test_optuna_is_never_asked_about_the_diverged():
     policy = from_optuna(optuna.pruners.NopPruner())
-    assert policy.judge(scores_of([np.inf, 1.0]), [(0, 0), (1, 0)]) == [STOP, GO]
+    assert policy.judge(scores_of([np.inf, 1.0]), [(0, 0), (1, 0)]) == [STOP, CONTINUE]
 
 
 def test_without_optuna_an_error_says_what_to_install(monkeypatch):

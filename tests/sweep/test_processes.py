@@ -24,9 +24,9 @@ from sweep.problem import RATE, run
 from optfn import sweep
 mesh = jax.make_mesh((4,), ("lanes",))
 halving = run(RATE, trials=20, lanes=8, policy=sweep.successive_halving(first=5, bracket=10),
-              keep=2, mesh=mesh, checkpoint=folder, checkpoint_every=2)
+              keep_best=2, mesh=mesh, checkpoint=folder, checkpoint_every=2)
 again = run(RATE, trials=20, lanes=8, policy=sweep.successive_halving(first=5, bracket=10),
-            keep=2, mesh=mesh, checkpoint=folder)
+            keep_best=2, mesh=mesh, checkpoint=folder)
 population = run(RATE, trials=8, policy=sweep.pbt(every=5), mesh=mesh, mode="auto")
 print(json.dumps([halving.scores.tolist(), halving.best().params["w"].tolist(),
                   again.scores.tolist(), population.mode, population.scores.tolist()]))
@@ -55,7 +55,7 @@ def test_two_processes_come_to_what_one_does(tmp_path):
     assert told[0] == told[1]
     scores, w, again, mode, population = told[0]
     policy = sweep.successive_halving(first=5, bracket=10)
-    alone = run(RATE, trials=20, lanes=8, policy=policy, keep=2)
+    alone = run(RATE, trials=20, lanes=8, policy=policy, keep_best=2)
     np.testing.assert_allclose(scores, alone.scores, rtol=1e-4)
     np.testing.assert_allclose(w, alone.best().params["w"], rtol=1e-4)
     assert again == scores

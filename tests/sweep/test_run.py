@@ -32,15 +32,16 @@ from sweep.problem import (
 import optfn
 from optfn import schedules, sweep
 from optfn.sweep import engine
+from optfn.sweep.scheduler import Scheduler
 
 
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_a_lane_is_the_run_alone(mode):
-    result = run(RATE, trials=10, lanes=8, keep=10, mode=mode)
+    result = run(RATE, trials=10, lanes=8, keep_best=10, mode=mode)
     assert (result.status == "ok").all() and (result.steps == 20).all()
     for i in (0, 3, 9):
         expected = alone(optax.adam(result.points[i]["learning_rate"]), 20)
-        member = result.member(i)
+        member = result.trial(i)
         close(member.params, expected)
         np.testing.assert_allclose(member.score, evaluate(expected)["distance"], rtol=2e-4)
 
@@ -61,7 +62,7 @@ def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
         one = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
         monkeypatch.setattr(engine, "_cores", lambda: cores)
         many = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
-    assert engine.part_of(lanes, mode) == {"vmap": 32, "map": 1, "loop": 1}[mode]
+    assert engine.lanes_per_thread(lanes, mode) == {"vmap": 32, "map": 1, "loop": 1}[mode]
     assert one.best().params["w"].dtype == np.float64
     same(many, one)
 
@@ -98,7 +99,7 @@ def test_a_diverged_trial_ends_and_leaves_the_others_as_they_are():
         {"learning_rate": [0.01, 0.02, 0.015, 0.03]}, search=sweep.grid(), optimizer=optfn.sgd
     )
     np.testing.assert_array_equal(result.scores[[0, 1, 3]], calm.scores[[0, 1, 3]])
-    assert np.isinf(result.member(2).score)
+    assert np.isinf(result.trial(2).score)
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
@@ -131,7 +132,7 @@ def test_seeds_are_runs_of_the_same_trial_and_their_mean_counts():
         tx = optax.adam(result.points[i]["learning_rate"])
         expected = [evaluate(alone(tx, 20, seed))["distance"] for seed in (0, 1)]
         np.testing.assert_allclose(result.scores[i], expected, rtol=2e-4)
-        member = result.member(i)
+        member = result.trial(i)
         np.testing.assert_allclose(member.score, result.scores[i].mean())
         np.testing.assert_allclose(member.spread, result.scores[i].std(ddof=1))
     assert result.best().trial == result.scores.mean(1).argmin()
@@ -139,7 +140,7 @@ def test_seeds_are_runs_of_the_same_trial_and_their_mean_counts():
 
 def test_trials_of_other_structure_are_trained_one_structure_after_the_other():
     space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
-    result = run(space, search=sweep.grid(), optimizer=optfn.sgd, keep=4)
+    result = run(space, search=sweep.grid(), optimizer=optfn.sgd, keep_best=4)
     for member in result.top(4):
         expected = alone(optax.sgd(**member.values), 20)
         close(member.params, expected)
@@ -280,17 +281,18 @@ def test_a_lane_that_copies_another_keeps_the_noise_of_its_seed():
     start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
     task = sweep.Task(start, loss, data=(X, Y), **SCORED)
     kwargs = {"trials": 8, "seeds": 2, "lanes": 16, "mode": "map", "policy": sweep.pbt(every=5)}
-    again = run(RATE, task, optfn.noisy_sgd, **kwargs).again
-    scheduler = again(
+    scheduler = Scheduler(
+        run(RATE, task, optfn.noisy_sgd, **kwargs).plan,
         session=sweep.random().start(RATE, 8, 0),
         policy=sweep.pbt(every=5),
         seeds_of=lambda number: (0, 1),
         mode="map",
-        keep=1,
+        keep_best=1,
     )
     scheduler.advance()
-    assert (scheduler.sources[0] != np.arange(8)).any()
-    np.testing.assert_array_equal(scheduler.state.tx.stages[0].seed, [0, 1] * 8)
+    assert (scheduler.copied_from[0] != np.arange(8)).any()
+    tx = scheduler.executor.state.candidate.tx
+    np.testing.assert_array_equal(tx.stages[0].seed, [0, 1] * 8)
 
 
 NARROW = {
@@ -334,10 +336,10 @@ def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     results = {}
     for name, stream in sources.items():
         task = sweep.Task(init, loss, stream=stream, **SCORED)
-        results[name] = result = run(RATE, task, trials=10, lanes=8, keep=10, mode=mode)
-        assert set(result.start[:8]) == {0} and set(result.start[8:]) == {20}
+        results[name] = result = run(RATE, task, trials=10, lanes=8, keep_best=10, mode=mode)
+        assert set(result.started_at[:8]) == {0} and set(result.started_at[8:]) == {20}
         for i in (0, 9):
-            member, start = result.member(i), result.start[i]
+            member, start = result.trial(i), result.started_at[i]
             rate = optax.adam(member.values["learning_rate"])
             close(member.params, alone(rate, 20, batch_at=lambda n, s=start: seven[(s + n) % 7]))
             again = result.rerun(i)
@@ -428,9 +430,9 @@ def test_a_stream_that_ends_is_refused():
 
 def test_common_batches_are_drawn_by_the_step_of_the_sweep():
     task = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, common_batches=True, **SCORED)
-    result = run(RATE, task, trials=10, lanes=8, keep=10)
+    result = run(RATE, task, trials=10, lanes=8, keep_best=10)
     for i in (0, 9):
-        member, start = result.member(i), result.start[i]
+        member, start = result.trial(i), result.started_at[i]
 
         def batch(age, start=start):
             return drawn(jax.random.fold_in(jax.random.key(0), start + age))
@@ -485,13 +487,13 @@ def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, t
     kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy}
     run(RATE, task, max_seconds=0.0, checkpoint=tmp_path, **kwargs)
     result = run(RATE, task, checkpoint=tmp_path, **kwargs)
-    waited = [t for t in result.trained if np.ptp(t) >= len(t)]
+    waited = [t for t in result.segments if np.ptp(t) >= len(t)]
     ended = np.flatnonzero(result.status == "ok")
-    assert len(ended) and all(result.trained[i] in waited for i in ended)
+    assert len(ended) and all(result.segments[i] in waited for i in ended)
     for i in ended:
-        segments = result.trained[i]
-        assert len(segments) == 4 and result.start[i] == 5 * segments[0]
-        assert result.rerun(i).score == result.member(i).score
+        segments = result.segments[i]
+        assert len(segments) == 4 and result.started_at[i] == 5 * segments[0]
+        assert result.rerun(i).score == result.trial(i).score
 
 
 def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
@@ -499,8 +501,8 @@ def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
     kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
     task = sweep.Task(init, loss, stream=lambda step: TWELVE[:10][step], **SCORED)
     result = run(space, task, max_seconds=0.0, steps=10, **kwargs)
-    late = next(i for i in range(4) if not result.trained[i])
-    assert result.start[late] == -1 and result.steps[late] == 0
+    late = next(i for i in range(4) if not result.segments[i])
+    assert result.started_at[late] == -1 and result.steps[late] == 0
     alone = run({n: [v] for n, v in result.points[late].items()}, task, steps=10, **kwargs)
     assert result.rerun(late).score == alone.best().score
 
@@ -527,7 +529,7 @@ def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
 
 
 def test_a_trial_alone_has_the_same_bits():
-    result = run(RATE, trials=12, lanes=8, seeds=2, keep=2, policy=sweep.asha(first=5))
+    result = run(RATE, trials=12, lanes=8, seeds=2, keep_best=2, policy=sweep.asha(first=5))
     best = result.best()
     again = result.rerun(best.trial)
     assert again.score == best.score and again.values == best.values
@@ -543,7 +545,7 @@ def test_a_trial_alone_has_the_same_bits():
 @pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_lanes_on_eight_devices_are_those_on_one(axis_type):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
-    kwargs = {"trials": 40, "lanes": 16, "keep": 3, "policy": sweep.asha(first=5)}
+    kwargs = {"trials": 40, "lanes": 16, "keep_best": 3, "policy": sweep.asha(first=5)}
     one, many = run(RATE, **kwargs), run(RATE, mesh=mesh, **kwargs)
     np.testing.assert_allclose(many.scores, one.scores, rtol=1e-4)
     np.testing.assert_array_equal(many.status, one.status)
@@ -558,12 +560,12 @@ def test_paused_trials_go_on_where_they_were():
     """Successive halving has scores of those that came to the end as running all has them."""
     policy = sweep.successive_halving(first=5, eta=3, bracket=9)
     told = []
-    halved = run(RATE, trials=18, lanes=8, policy=policy, keep=4, progress=told.append)
+    halved = run(RATE, trials=18, lanes=8, policy=policy, keep_best=4, progress=told.append)
     # Of each of two brackets at most 3 wait, with 4 params, 8 moments, 5 hyperparameters, the
     # optimizer's step, a seed and an age of four bytes each, and two flags of one.
     assert told[0].host_bytes == 2 * 3 * (20 * 4 + 2)
     assert "paused trials take up to" in str(told[0])
-    full = run(RATE, trials=18, lanes=8, keep=4)
+    full = run(RATE, trials=18, lanes=8, keep_best=4)
     ok = halved.status == "ok"
     assert ok.sum() == 2 and (halved.steps[~ok] < 20).all()
     np.testing.assert_array_equal(halved.scores[ok], full.scores[ok])
@@ -573,16 +575,16 @@ def test_paused_trials_go_on_where_they_were():
 
 
 def test_confirmed_trials_are_scored_on_fresh_seeds():
-    result = run(RATE, trials=9, confirm=sweep.Confirm(top=3, seeds=2), keep=2)
+    result = run(RATE, trials=9, confirm=sweep.Confirm(top=3, seeds=2), keep_best=2)
     confirmed = np.flatnonzero(np.isfinite(result.confirmed).all(1))
     plain = run(RATE, trials=9)
     assert set(confirmed) == set(plain.order()[:3])
     for i in confirmed:
-        member, tx = result.member(i), optax.adam(result.points[i]["learning_rate"])
+        member, tx = result.trial(i), optax.adam(result.points[i]["learning_rate"])
         fresh = [evaluate(alone(tx, 20, seed))["distance"] for seed in (1, 2)]
         np.testing.assert_allclose(result.confirmed[i], fresh, rtol=2e-4)
         np.testing.assert_allclose(member.score, np.mean(fresh), rtol=2e-4)
-    assert list(result.order()[:3]) == sorted(confirmed, key=lambda i: result.member(i).score)
+    assert list(result.order()[:3]) == sorted(confirmed, key=lambda i: result.trial(i).score)
     assert list(result.kept) == list(result.order()[:2]) and result.best().params is not None
     np.testing.assert_array_equal(result.scores, plain.scores)
 
@@ -596,7 +598,7 @@ def test_a_confirmation_that_was_cut_off_counts_as_far_as_it_came():
             os.kill(os.getpid(), signal.SIGINT)
 
     confirm = sweep.Confirm(top=5, seeds=2)
-    result = run(RATE, trials=9, lanes=8, confirm=confirm, keep=2, progress=press)
+    result = run(RATE, trials=9, lanes=8, confirm=confirm, keep_best=2, progress=press)
     confirmed = np.isfinite(result.confirmed)
     assert len(told) == 13 and confirmed.all(1).sum() == 4 and confirmed.sum() == 8
     assert len(result.kept) == 2
@@ -635,12 +637,12 @@ def test_a_population_copies_its_best_and_its_optimizer_is_its_line():
         trials=8,
         optimizer=optfn.momentum,
         policy=sweep.pbt(every=5),
-        keep=8,
+        keep_best=8,
     )
-    assert (result.status == "ok").all() and result.sources.shape == (3, 8)
-    assert (result.sources != np.arange(8)).sum(1).tolist() == [2, 2, 2]
-    best = next(m for m in result.top(8) if len(m.line) > 1)
-    rates = {step: point["learning_rate"] for step, point in best.line}
+    assert (result.status == "ok").all() and result.copied_from.shape == (3, 8)
+    assert (result.copied_from != np.arange(8)).sum(1).tolist() == [2, 2, 2]
+    best = next(m for m in result.top(8) if len(m.hyperparameter_history) > 1)
+    rates = {step: point["learning_rate"] for step, point in best.hyperparameter_history}
     boundaries = sorted(rates)
 
     def schedule(count):
@@ -664,9 +666,9 @@ def test_a_population_survives_divergence_and_says_if_all_diverged():
     kwargs = {"optimizer": optfn.sgd, "trials": 16, "policy": sweep.pbt(every=5)}
     result = run(space, **kwargs)
     assert (result.status == "ok").any()
-    first = [line[0][1]["learning_rate"] for line in result.past]
+    first = [line[0][1]["learning_rate"] for line in result.own_history]
     assert first.count(1e30) > 2
-    copied = result.sources[0] != np.arange(16)
+    copied = result.copied_from[0] != np.arange(16)
     assert all(copied[i] for i, rate in enumerate(first) if rate == 1e30)
     result = run({"learning_rate": [1e30, 2e30]}, **kwargs)
     with pytest.raises(ValueError, match="16 diverged of 16"):
@@ -682,7 +684,7 @@ def test_memory_bounds_the_lanes():
     big = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, **SCORED)
     bound = {"trials": 64, "lanes": 64, "max_bytes": 30_000}
     result = run(RATE, big, **bound)
-    lanes = result.again.keywords["lanes"]
+    lanes = result.plan.lanes
     assert 8 <= lanes < 64
     with pytest.raises(ValueError, match=r"max_bytes=\.\.\.. must be at least \d+, which 8 lanes"):
         run(RATE, big, **bound | {"max_bytes": 100})
@@ -691,9 +693,9 @@ def test_memory_bounds_the_lanes():
 def test_idle_lanes_are_left_behind_where_that_pays(monkeypatch):
     """By a clock to which compiling is free; the scores stay as they are."""
     ticks = iter(range(10**6))
-    kwargs = {"trials": 40, "lanes": 32, "keep": 4}
+    kwargs = {"trials": 40, "lanes": 32, "keep_best": 4}
     whole = run(RATE, **kwargs)
-    monkeypatch.setattr("optfn.sweep.scheduler.time.perf_counter", lambda: 10.0 * next(ticks))
+    monkeypatch.setattr("optfn.sweep.executor.time.perf_counter", lambda: 10.0 * next(ticks))
     compacted = run(RATE, **kwargs)
     same(compacted, whole)
     assert compacted.lane_steps == 20 * 32 + 20 * 16 < whole.lane_steps
@@ -720,19 +722,20 @@ def test_several_optimizers_are_compared():
 
 def test_lanes_on_a_mesh_do_not_talk_to_each_other():
     mesh = jax.make_mesh((8,), ("lanes",))
-    again = run(RATE, trials=8, lanes=8, mesh=mesh).again
-    scheduler = again(
+    scheduler = Scheduler(
+        run(RATE, trials=8, lanes=8, mesh=mesh).plan,
         session=sweep.random().start(RATE, 8, 0),
         policy=sweep.run_all(),
         seeds_of=lambda number: (0,),
         mode="vmap",
-        keep=1,
+        keep_best=1,
     )
     scheduler.advance()
-    occupied = scheduler.placed(np.ones(8, bool))
+    executor = scheduler.executor
+    occupied = executor.to_devices(np.ones(8, bool))
     options = {"task": TASK, "length": 5, "mode": "vmap", "mesh": mesh}
     lowered = engine._train_together.lower(
-        scheduler.state, occupied, scheduler.shared, np.int32(0), None, **options
+        executor.state, occupied, executor.shared, np.int32(0), None, **options
     )
     text = lowered.compile().as_text()
     assert "while" in text
@@ -773,7 +776,7 @@ def test_bad_tasks_are_refused(message):
 
 
 BAD_RUNS = {
-    "sweep.run(task=...) must be a Task, found function": {"task": loss},
+    "sweep.run(task=...) must be a Task or a TrainingLoop, found function": {"task": loss},
     "sweep.run(steps=...) must be": {"steps": 0},
     "sweep.run(seeds=...) must be": {"seeds": 0},
     "sweep.run(segment=...) must be": {"segment": 0.5},

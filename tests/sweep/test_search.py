@@ -22,7 +22,7 @@ SEARCHES = {
     "random": (sweep.random(), SPACE),
     "sobol": (sweep.sobol(), SPACE),
     "grid": (sweep.grid(), LISTS),
-    "optuna": (sweep.optuna(), SPACE),
+    "optuna": (sweep.optuna_search(), SPACE),
 }
 searches = pytest.mark.parametrize(("search", "space"), SEARCHES.values(), ids=SEARCHES)
 
@@ -92,7 +92,7 @@ def test_sobol_points_fill_each_axis():
     assert sorted(p["n"] for p in points) == list(range(16))
 
 
-@pytest.mark.parametrize("search", [sweep.random(), sweep.sobol(), sweep.optuna()])
+@pytest.mark.parametrize("search", [sweep.random(), sweep.sobol(), sweep.optuna_search()])
 def test_a_space_may_be_all_fixed(search):
     assert search.start({"a": 1}, 2, 0).ask(5) == [{"a": 1}, {"a": 1}]
     assert search.start({}, 1, 0).ask(5) == [{}]
@@ -122,7 +122,10 @@ BAD = {
     "no grid": (lambda: sweep.grid().start(LISTS, 0, 0), "trials must be a whole number above 0"),
     "no end": (lambda: sweep.random().start(SPACE, None, 0), "random() has no end"),
     "no end of Sobol": (lambda: sweep.sobol().start(SPACE, None, 0), "sobol() has no end"),
-    "no end of Optuna": (lambda: sweep.optuna().start(SPACE, None, 0), "optuna() has no end"),
+    "no end of Optuna": (
+        lambda: sweep.optuna_search().start(SPACE, None, 0),
+        "optuna_search() has no end",
+    ),
     "half a trial": (lambda: sweep.random().start(SPACE, 1.5, 0), "trials must be a whole number"),
     "seed": (lambda: sweep.random().start(SPACE, 1, -1), "seed must be a whole number of at least"),
     "no seed": (lambda: sweep.sobol().start(SPACE, 1, None), "seed must be a whole number"),

@@ -11,7 +11,7 @@ from optfn.sweep.policies.policy import (
     Scores,
     Verdict,
     check_eta,
-    checked,
+    check_standing,
     geometric_rungs,
     ranks,
 )
@@ -52,9 +52,12 @@ class asha(Policy):
         return rungs[:1] + tuple(age for age in rungs[1:] if 3 * age <= 2 * steps)
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        return [self._verdict(scores.table[:, rung], at) for at, rung in checked(scores, standing)]
+        return [
+            self._verdict(scores.table[:, rung], at)
+            for at, rung in check_standing(scores, standing)
+        ]
 
     def _verdict(self, column: np.ndarray, trial: int) -> Verdict:
         kept = max(1, int(np.sum(~np.isnan(column))) // self.eta)
         stays = np.isfinite(column[trial]) and ranks(column)[trial] < kept
-        return Verdict.GO if stays else Verdict.STOP
+        return Verdict.CONTINUE if stays else Verdict.STOP

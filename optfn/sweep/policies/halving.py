@@ -6,17 +6,17 @@ from collections.abc import Iterable
 import numpy as np
 
 from optfn.core.data import check_count
+from optfn.sweep.plan import ceil_div, round_up
 from optfn.sweep.policies.policy import (
     Policy,
     Scores,
     Verdict,
     check_eta,
     check_run,
-    checked,
+    check_standing,
     geometric_rungs,
     ranks,
-    some,
-    whole_segments,
+    require_rungs,
 )
 
 
@@ -44,7 +44,7 @@ def brackets(R: int, eta: int) -> tuple[tuple[tuple[int, int], ...], ...]:
         top += 1
 
     def stages(s):
-        n = -(-(top + 1) * eta**s // (s + 1))
+        n = ceil_div((top + 1) * eta**s, s + 1)
         return tuple((n // eta**i, R // eta ** (s - i)) for i in range(s + 1))
 
     return tuple(stages(s) for s in range(top, -1, -1))
@@ -71,7 +71,7 @@ class _Bracket:
     def verdict(self, table: np.ndarray, trial: int, rung: int) -> Verdict:
         """That of the whole bracket, as soon as it is certain."""
         if rung < self.first_rung:
-            return Verdict.GO if np.isfinite(table[trial, rung]) else Verdict.STOP
+            return Verdict.CONTINUE if np.isfinite(table[trial, rung]) else Verdict.STOP
         rows = table[self.trials.start : self.trials.stop]
         members = np.sum(~np.isposinf(rows[:, : self.first_rung]).any(axis=1))
         for before in range(self.first_rung, rung):
@@ -82,11 +82,13 @@ class _Bracket:
         place = ranks(column)[trial - self.trials.start]
         if not np.isfinite(table[trial, rung]) or place >= self.kept(rung):
             return Verdict.STOP
-        return Verdict.GO if place + missing < self.kept(rung) else Verdict.WAIT
+        return Verdict.CONTINUE if place + missing < self.kept(rung) else Verdict.PAUSE
 
 
 class _Halving(Policy):
     """Judges each trial in its bracket."""
+
+    depends_on_trial_count = True
 
     eta: int
 
@@ -100,10 +102,10 @@ class _Halving(Policy):
         of = {trial: bracket for bracket in split for trial in bracket.trials}
         return [
             of[trial].verdict(scores.table, trial, rung)
-            for trial, rung in checked(scores, standing)
+            for trial, rung in check_standing(scores, standing)
         ]
 
-    def most_waiting(self, rungs: int, trials: int) -> int:
+    def most_paused(self, rungs: int, trials: int) -> int:
         return sum(
             min(len(bracket.trials) - 1, bracket.kept(bracket.first_rung))
             for bracket in self._split(rungs, trials)
@@ -188,10 +190,12 @@ class hyperband(_Halving):
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         check_run(steps, segment)
-        unit = whole_segments(self.first, segment)
+        unit = round_up(self.first, segment)
         longest = brackets(max(1, steps // unit), self.eta)[0]
         rungs = [unit * resource for _, resource in longest[:-1]]
-        return some(rungs, steps, segment, f"hyperband(first={self.first}, eta={self.eta})")
+        return require_rungs(
+            rungs, steps, segment, f"hyperband(first={self.first}, eta={self.eta})"
+        )
 
     def sizes(self, rungs: int, trials: int) -> tuple[tuple[int, int], ...]:
         table = brackets(self.eta**rungs, self.eta)

@@ -1,20 +1,58 @@
 """What a policy is: scores at rungs in, verdicts out."""
 
+import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from optfn.core.data import check_count
+from optfn.sweep.plan import Plan, round_up
 
 
 class Verdict(enum.Enum):
-    """What becomes of a trial that stands at a rung."""
+    """What becomes of a trial that stands at a rung.
 
-    GO = "go"
+    `CONTINUE` trains it further, `STOP` ends it, and `PAUSE` keeps its state aside until a later
+    verdict, so that another trial can have its lanes.
+    """
+
+    CONTINUE = "continue"
     STOP = "stop"
-    WAIT = "wait"
+    PAUSE = "pause"
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """The verdict on a trial that takes over from another, or from itself, and searches on.
+
+    It copies params, optimizer state and hyperparameters as they stand before the round, whatever
+    becomes of its source. Hyperparameters that are neither resampled nor have a factor are copied
+    as they are.
+
+    Args:
+        source: the number of the trial it copies.
+        resampled: the names of the hyperparameters that are drawn anew from the space.
+        factor: what other hyperparameters are multiplied by, in the way of their distribution.
+    """
+
+    source: int
+    resampled: Collection[str] = ()
+    factor: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def perturbed(
+        self, point: Mapping[str, Any], plan: Plan, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """The source's point, with the hyperparameters of the copy."""
+        draws = dict(zip(plan.searched, rng.random(len(plan.searched)).tolist(), strict=True))
+        anew = {name: plan.space[name].at(draws[name]) for name in self.resampled}
+        moved = {
+            name: plan.space[name].perturb(point[name], by)
+            for name, by in self.factor.items()
+            if name not in anew
+        }
+        return {**point, **moved, **anew}
 
 
 class Scores(NamedTuple):
@@ -53,7 +91,7 @@ class Scores(NamedTuple):
     ) -> int | None:
         """Writes down the score of a trial that has reached a rung or its end.
 
-        Record all trials of a segment before any is judged. A trial that diverged arrives at once
+        Record all trials of a segment before any is judged. A trial that diverged stands at once
         at its next rung, with +inf: nobody has to wait for it.
 
         Args:
@@ -71,17 +109,40 @@ class Scores(NamedTuple):
             return None
         self.table[trial, column] = score if np.isfinite(score) and not diverged else np.inf
         self.segments[trial, column] = segment
-        return None if diverged or column == len(self.ages) - 1 else column
+        return None if column == len(self.ages) - 1 else column
+
+
+class Judge(Protocol):
+    """A policy bound to a sweep."""
+
+    def judge(
+        self, scores: Scores, standing: Iterable[tuple[int, int]]
+    ) -> Sequence[Verdict | Copy]:
+        """A verdict for each trial that stands at a rung, see `Policy.judge`."""
+        ...
 
 
 class Policy:
     """Decides which trials go on. It has no state: the scores are all it looks at.
 
-    At the end of a segment the engine records the scores of all trials that arrived at a rung, then
-    asks `judge` about each that stands at one: those that arrived, and those that were told to wait
-    before, at the end of every segment. A trial that is told to go on after a wait takes the next
-    free lane, before those that have not begun.
+    A policy of one's own defines `rungs` and `judge`. At the end of a segment the sweep records the
+    scores of all trials that have arrived at a rung, then asks `judge` about each that stands at
+    one: those that arrived, and those that are paused, at the end of every segment. A trial that
+    diverged stands at its next rung with the score +inf, and it cannot be trained further. A trial
+    that continues after a pause takes the next free lanes, before those that have not begun.
+
+    Class attributes a policy may set:
+        needs_all_trials: whether it judges a population: all trials train side by side, `judge` is
+            asked once all of them stand at a rung, and verdicts may be a `Copy` but no `PAUSE`.
+        depends_on_trial_count: whether a verdict depends on how many trials the sweep has, so that
+            a checkpoint cannot go on with more of them.
+        expected_share: the share of all steps that the sweep takes, about. It decides whether
+            trying another mode of training pays.
     """
+
+    needs_all_trials: ClassVar[bool] = False
+    depends_on_trial_count: ClassVar[bool] = False
+    expected_share: ClassVar[float] = 0.3
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         """The ages at which a trial is judged.
@@ -96,24 +157,34 @@ class Policy:
         Raises:
             ValueError: there would be none.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define rungs(steps, segment).")
 
-    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        """A verdict for each trial that stands at a rung.
-
-        The order of `standing` does not matter. A trial whose score is +inf goes on under `pbt`
-        alone, where it copies another.
+    def start(self, plan: Plan, trials: int) -> Judge:
+        """Binds the policy to a sweep; a policy that only needs the scores is its own judge.
 
         Args:
-            scores: with this segment's.
-            standing: number of the trial and of the rung it stands at.
+            plan: what every run of the sweep has in common: the space, the steps, the seed.
+            trials: the number of trials of the whole sweep.
+        """
+        return self
+
+    def judge(
+        self, scores: Scores, standing: Iterable[tuple[int, int]]
+    ) -> Sequence[Verdict | Copy]:
+        """A verdict for each trial that stands at a rung.
+
+        The order of `standing` does not matter.
+
+        Args:
+            scores: all scores so far, this segment's included.
+            standing: pairs of the number of a trial and the number of the rung it stands at.
 
         Raises:
             ValueError: there is no score of a trial at its rung.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define judge(scores, standing).")
 
-    def most_waiting(self, rungs: int, trials: int) -> int:
+    def most_paused(self, rungs: int, trials: int) -> int:
         """An upper bound on the trials that are paused at one time, also those told to go on again.
 
         Args:
@@ -121,6 +192,26 @@ class Policy:
             trials: of the whole sweep.
         """
         return 0
+
+    def check_verdicts(self, verdicts: Iterable[Any]) -> None:
+        """Refuses what is no verdict of such a policy."""
+        name = type(self).__name__
+        for verdict in verdicts:
+            if not isinstance(verdict, (Verdict, Copy)):
+                raise TypeError(
+                    f"{name}.judge(...) must give a Verdict or a Copy for each trial, found "
+                    f"{verdict!r}."
+                )
+            if self.needs_all_trials and verdict is Verdict.PAUSE:
+                raise ValueError(
+                    f"{name}.judge(...) gave PAUSE, but it declares needs_all_trials: its trials "
+                    "stay in their lanes."
+                )
+            if isinstance(verdict, Copy) and not self.needs_all_trials:
+                raise ValueError(
+                    f"{name}.judge(...) gave a Copy, so the class must declare "
+                    "needs_all_trials = True: only trials that train side by side can copy."
+                )
 
 
 class run_all(Policy):
@@ -130,18 +221,20 @@ class run_all(Policy):
     curves are wanted.
     """
 
+    expected_share = 1.0
+
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         return ()
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        return [Verdict.GO for _ in checked(scores, standing)]
+        return [Verdict.CONTINUE for _ in check_standing(scores, standing)]
 
     def __repr__(self) -> str:
         return "run_all()"
 
 
-def checked(scores: Scores, standing: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those that stand at a rung, refused where no score of theirs is there."""
+def check_standing(scores: Scores, standing: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs of trial and rung, refused where a trial has no score at its rung."""
     standing = [(int(trial), int(rung)) for trial, rung in standing]
     trials, ages = scores.table.shape
     for trial, rung in standing:
@@ -173,11 +266,6 @@ def check_eta(value: int, where: str) -> None:
         raise ValueError(f"{where} must be at least 2, found {value}.")
 
 
-def whole_segments(age: int, segment: int) -> int:
-    """The age, rounded up."""
-    return -(-age // segment) * segment
-
-
 def check_run(steps: int, segment: int) -> None:
     """Refuses the steps of no run."""
     check_count(steps, "rungs(steps=...)")
@@ -188,14 +276,14 @@ def geometric_rungs(first: int, eta: int, steps: int, segment: int, where: str) 
     """first, first * eta, first * eta^2, ..., each rounded up to whole segments, below steps."""
     check_run(steps, segment)
     rungs = []
-    while (age := whole_segments(first, segment)) < steps:
+    while (age := round_up(first, segment)) < steps:
         if age not in rungs[-1:]:
             rungs.append(age)
         first *= eta
-    return some(rungs, steps, segment, where)
+    return require_rungs(rungs, steps, segment, where)
 
 
-def some(rungs: Sequence[int], steps: int, segment: int, where: str) -> tuple[int, ...]:
+def require_rungs(rungs: Sequence[int], steps: int, segment: int, where: str) -> tuple[int, ...]:
     """The rungs, refused if there are none: such a policy would do nothing."""
     if not rungs:
         raise ValueError(

@@ -7,15 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from optfn.core.data import check_count
+from optfn.sweep.plan import Plan, round_up
 from optfn.sweep.policies.policy import (
+    Copy,
+    Judge,
     Policy,
     Scores,
     Verdict,
     check_run,
-    checked,
+    check_standing,
     ranks,
-    some,
-    whole_segments,
+    require_rungs,
 )
 
 
@@ -60,6 +62,10 @@ class pbt(Policy):
     selection.
     """
 
+    needs_all_trials = True
+    depends_on_trial_count = True
+    expected_share = 1.0
+
     every: int
     quantile: float = 0.25
     factors: tuple[float, ...] = (0.8, 1.2)
@@ -83,11 +89,11 @@ class pbt(Policy):
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         check_run(steps, segment)
-        every = whole_segments(self.every, segment)
-        return some(range(every, steps, every), steps, segment, f"pbt(every={self.every})")
+        every = round_up(self.every, segment)
+        return require_rungs(range(every, steps, every), steps, segment, f"pbt(every={self.every})")
 
-    def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        return [Verdict.GO for _ in checked(scores, standing)]
+    def start(self, plan: Plan, trials: int) -> Judge:
+        return _Population(self, plan.searched, plan.seed)
 
     def exploit(self, scores: np.ndarray, parameters: int, seed: int, round: int) -> Copies:
         """Who copies whom; the same for the same arguments.
@@ -126,6 +132,35 @@ class pbt(Policy):
         factor = np.array(self.factors)[_pick(draws[:, 1 + parameters :], len(self.factors))]
         factor = np.where(copies[:, None] & ~resampled, factor, 1.0)
         return Copies(source, resampled, factor, all_diverged=not finite.any())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Population:
+    """Population-based training of the hyperparameters and by the seed of one sweep."""
+
+    policy: pbt
+    names: tuple[str, ...]
+    seed: int
+
+    def judge(
+        self, scores: Scores, standing: Iterable[tuple[int, int]]
+    ) -> Sequence[Verdict | Copy]:
+        standing = check_standing(scores, standing)
+        rounds = {
+            rung: self.policy.exploit(scores.table[:, rung], len(self.names), self.seed, rung)
+            for rung in {rung for _, rung in standing}
+        }
+        return [self._verdict(rounds[rung], trial) for trial, rung in standing]
+
+    def _verdict(self, copies: Copies, member: int) -> Verdict | Copy:
+        source = int(copies.source[member])
+        if source == member:
+            return Verdict.CONTINUE
+        resampled = [
+            n for n, anew in zip(self.names, copies.resampled[member], strict=True) if anew
+        ]
+        factor = dict(zip(self.names, copies.factor[member].tolist(), strict=True))
+        return Copy(source, tuple(resampled), factor)
 
 
 def _pick(draws: np.ndarray, count: int) -> np.ndarray:

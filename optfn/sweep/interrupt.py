@@ -31,7 +31,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def stops(wanted: bool) -> bool:
+def any_process(wanted: bool) -> bool:
     """Whether any process wants to stop: all must leave the loop after the same segment."""
     if jax.process_count() == 1:
         return wanted

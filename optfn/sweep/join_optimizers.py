@@ -5,19 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optfn.core.data import child, numbers
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.candidate import stack_values
 
-Line = Sequence[tuple[int, Mapping[str, Any]]]
+History = Sequence[tuple[int, Mapping[str, Any]]]
 
 
-class in_turn(Transform):
+class join_optimizers(Transform):
     """Optimizers of one structure, each for a part of the run, on one state.
 
-        in_turn(optfn.stack([optfn.adam(0.1), optfn.adam(0.01)]), boundaries=(100,))
+        join_optimizers(optfn.stack([optfn.adam(0.1), optfn.adam(0.01)]), boundaries=(100,))
 
     What a member of `pbt` was trained by: the numbers change from one step of training to the next,
     and the state goes on. They may be anything the optimizers have, also arguments of a schedule,
@@ -46,8 +46,8 @@ class in_turn(Transform):
         for path, x in jax.tree_util.tree_flatten_with_path(self.optimizer)[0]:
             if jnp.shape(x)[:1] != (count,):
                 raise ValueError(
-                    f"in_turn(optimizer=...) must have the numbers of {count} optimizers, one more "
-                    f"than the boundaries, in front; found the shape {jnp.shape(x)} at "
+                    f"join_optimizers(optimizer=...) must have the numbers of {count} optimizers, "
+                    f"one more than the boundaries, in front; found the shape {jnp.shape(x)} at "
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')}."
                 )
 
@@ -59,7 +59,7 @@ class in_turn(Transform):
     def stateful(self) -> bool:
         return self.optimizer.stateful
 
-    def resolve(self, step: Any) -> "in_turn":
+    def resolve(self, step: Any) -> "join_optimizers":
         """With the one optimizer whose turn it is."""
         turn = sum((step >= boundary for boundary in self.boundaries), jnp.int32(0))
         one = jax.tree.map(lambda x: jnp.asarray(x)[turn], self.optimizer)
@@ -77,26 +77,23 @@ class in_turn(Transform):
         return last.evaluation_params_named(params, slots or {}, step)
 
     def _repr_name(self) -> str:
-        return "sweep.in_turn"
+        return "sweep.join_optimizers"
 
 
-def of_line(make: Callable[..., Transform], line: Line, length: int | None = None) -> Transform:
+def optimizer_of_history(
+    make: Callable[..., Transform], history: History, length: int | None = None
+) -> Transform:
     """The optimizer that goes from point to point.
 
     Args:
-        make: the optimizer of a point.
-        line: pairs of a step and the point from there on, the first of step 0.
-        length: of the line, the last point repeated; lines of one length have one structure.
+        make: gives the optimizer of a point.
+        history: pairs of a step and the point from there on, the first of step 0.
+        length: the history's length, to which its last point is repeated; histories of one length
+            give one structure.
     """
-    line = [*line, *[line[-1]] * ((length or 0) - len(line))]
-    if len(line) == 1:
-        return make(**line[0][1])
+    history = [*history, *[history[-1]] * ((length or 0) - len(history))]
+    if len(history) == 1:
+        return make(**history[0][1])
 
-    def together(*values: Any) -> Any:
-        if jnp.issubdtype(getattr(values[0], "dtype", float), jax.dtypes.prng_key):
-            return jnp.stack(values)
-        dtype = getattr(values[0], "dtype", jnp.result_type(float))
-        return np.stack([np.asarray(x, dtype) for x in values])
-
-    transforms = [make(**point) for _, point in line]
-    return in_turn(jax.tree.map(together, *transforms), [step for step, _ in line[1:]])
+    many = jax.tree.map(stack_values, *(make(**point) for _, point in history))
+    return join_optimizers(many, [step for step, _ in history[1:]])

@@ -52,7 +52,7 @@ def grads_at(step, params):
 
 def both(make):
     txs = [make(*numbers) for numbers in NUMBERS]
-    return txs, sweep.in_turn(optfn.stack(txs), BOUNDARIES)
+    return txs, sweep.join_optimizers(optfn.stack(txs), BOUNDARIES)
 
 
 def by_hand(txs):
@@ -88,7 +88,9 @@ def test_it_is_each_in_its_turn_on_one_state(name):
 
 def test_lanes_of_them_are_each_alone():
     several = [
-        sweep.in_turn(optfn.stack([accumulated(rate * k, b1) for rate, b1 in NUMBERS]), ends)
+        sweep.join_optimizers(
+            optfn.stack([accumulated(rate * k, b1) for rate, b1 in NUMBERS]), ends
+        )
         for k, ends in ((1, (3, 8)), (2, (1, 1)))
     ]
     lanes = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x, float) for x in xs]), *several)
@@ -132,6 +134,6 @@ def test_its_text_is_its_recipe():
 
 def test_numbers_that_are_not_in_front_are_refused_by_path():
     with pytest.raises(ValueError, match=r"2 optimizers, .* found the shape \(\) at .*b1"):
-        sweep.in_turn(optfn.adam(0.1), (10,))
+        sweep.join_optimizers(optfn.adam(0.1), (10,))
     with pytest.raises(ValueError, match=r"3 optimizers, .* the shape \(2,\) at"):
-        sweep.in_turn(optfn.stack([optfn.adam(0.1), optfn.adam(0.2)]), (10, 20))
+        sweep.join_optimizers(optfn.stack([optfn.adam(0.1), optfn.adam(0.2)]), (10, 20))

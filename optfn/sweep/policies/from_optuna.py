@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from optfn.core.data import check_count
+from optfn.sweep.optuna_library import optuna_library, quiet_optuna
+from optfn.sweep.plan import round_up
 from optfn.sweep.policies.policy import (
     Policy,
     Scores,
     Verdict,
     check_run,
-    checked,
-    some,
-    whole_segments,
+    check_standing,
+    require_rungs,
 )
 
 
@@ -49,7 +50,7 @@ class from_optuna(Policy):
 
     def __post_init__(self):
         check_count(self.every, "from_optuna(every=...)")
-        optuna = _optuna()
+        optuna = optuna_library()
         if not isinstance(self.pruner, optuna.pruners.BasePruner):
             raise TypeError(
                 "from_optuna(pruner=...) must be a pruner such as optuna.pruners.MedianPruner(), "
@@ -59,11 +60,13 @@ class from_optuna(Policy):
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         check_run(steps, segment)
-        every = whole_segments(self.every, segment)
-        return some(range(every, steps, every), steps, segment, f"from_optuna(every={self.every})")
+        every = round_up(self.every, segment)
+        return require_rungs(
+            range(every, steps, every), steps, segment, f"from_optuna(every={self.every})"
+        )
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        standing = checked(scores, standing)
+        standing = check_standing(scores, standing)
         self._replay.follow(scores)
         return [self._replay.verdicts[at] for at in standing]
 
@@ -76,16 +79,11 @@ class _Replay:
         self._begin((), 0)
 
     def _begin(self, ages: tuple[int, ...], trials: int) -> None:
-        optuna = _optuna()
-        storage = optuna.storages.InMemoryStorage()
-        loud = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        with quiet_optuna() as optuna:
+            storage = optuna.storages.InMemoryStorage()
             self.study = optuna.create_study(
                 storage=storage, study_name="sweep", pruner=deepcopy(self.pruner)
             )
-        finally:
-            optuna.logging.set_verbosity(loud)
         number = storage.get_study_id_from_name("sweep")
         self.ids = [storage.create_new_trial(number) for _ in range(trials)]
         self.storage, self.states = storage, optuna.trial.TrialState
@@ -120,14 +118,4 @@ class _Replay:
                 stop = self.study.pruner.prune(self.study, self.storage.get_trial(number))
                 if stop:
                     self.storage.set_trial_state_values(number, self.states.PRUNED, [score])
-            self.verdicts[trial, column] = Verdict.STOP if stop else Verdict.GO
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise ImportError(
-            "from_optuna(...) needs Optuna, which is not installed: pip install optuna."
-        ) from None
-    return optuna
+            self.verdicts[trial, column] = Verdict.STOP if stop else Verdict.CONTINUE

@@ -1,0 +1,77 @@
+"""What a lane trains: an optimizer, and the task's own hyperparameters."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optfn.core.randomness import is_key
+from optfn.core.transform import Transform
+
+MOST_STRUCTURES = 32
+
+
+class Candidate(NamedTuple):
+    """A point of the space as a lane sees it.
+
+    Attributes:
+        tx: the optimizer.
+        task: the hyperparameters of the task itself, by name.
+    """
+
+    tx: Transform
+    task: dict[str, Any]
+
+
+def stack_candidates(candidates: Sequence[Candidate], repeats: int = 1) -> Candidate:
+    """Candidates of one structure as one, whose numbers are arrays `[len * repeats]`.
+
+    Args:
+        candidates: one for each place.
+        repeats: the lanes of a place.
+    """
+
+    def stack(*numbers: Any) -> Any:
+        stacked = stack_values(*numbers)
+        repeat = jnp.repeat if is_key(stacked) else np.repeat
+        return repeat(stacked, repeats, axis=0)
+
+    return jax.tree.map(stack, *candidates)
+
+
+def stack_values(*values: Any) -> Any:
+    """One array of the values of one number: on the host, but for random keys."""
+    if is_key(values[0]):
+        return jnp.stack(values)
+    dtype = getattr(values[0], "dtype", jnp.result_type(float))
+    return np.stack([np.asarray(x, dtype) for x in values])
+
+
+def structure_key(candidate: Candidate) -> Any:
+    """What candidates have in common that one compiled program serves."""
+    leaves, treedef = jax.tree.flatten(candidate)
+    return treedef, tuple((jnp.shape(x), getattr(x, "dtype", None)) for x in leaves)
+
+
+class Structures:
+    """The structures seen so far, by number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Any, int] = {}
+
+    def number_of(self, candidate: Candidate) -> int:
+        """The number of the candidate's structure.
+
+        Raises:
+            ValueError: there would be more structures than is worth compiling.
+        """
+        number = self.numbers.setdefault(structure_key(candidate), len(self.numbers))
+        if number == MOST_STRUCTURES:
+            raise ValueError(
+                f"the optimizers have {number + 1} different structures, and each would be "
+                "compiled. Make the functions they hold outside of the one that makes the "
+                "optimizer, since each new function counts as another structure."
+            )
+        return number

@@ -1,0 +1,336 @@
+"""Where runs are trained: lanes on devices, the mode that drives them, and their memory."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optfn.core.tree import PyTree
+from optfn.sweep import engine
+from optfn.sweep.candidate import Candidate, stack_candidates, structure_key
+from optfn.sweep.interrupt import any_process
+from optfn.sweep.lane import Lanes, Shared
+from optfn.sweep.plan import Plan, lanes_multiple, round_up
+from optfn.sweep.stream import Stream
+from optfn.sweep.task import Training
+
+LOOP_STEP = 2e-4  # seconds of a step below which a loop on the host cannot be the fastest
+LEAST_COMPILING = 1.0  # seconds, also where the programs were there before
+
+# The fastest mode that was found, by task and shapes.
+_FASTEST: WeakKeyDictionary[Training, dict[Any, str]] = WeakKeyDictionary()
+
+
+class Measured(NamedTuple):
+    """What a segment measured; every array is [places, runs].
+
+    Attributes:
+        metrics: the scalars of the training and of its evaluation, by name.
+        age: the steps each run has taken.
+        diverged: whether a run ended since it was no longer finite or beyond `max_loss`.
+    """
+
+    metrics: dict[str, np.ndarray]
+    age: np.ndarray
+    diverged: np.ndarray
+
+
+class Executor:
+    """Lanes in which runs are loaded, trained, parked, resumed and copied.
+
+    A place is the lanes of one trial, one for each of its runs; places are numbered from 0. All
+    lanes hold candidates of one structure.
+
+    Attributes:
+        lanes: their number now; it shrinks when few trials are left.
+        state: what the lanes hold, on the devices.
+        mode: how they are trained: "vmap", "map" or "loop", or "auto" until it is decided.
+        segments: how many segments were trained.
+        lane_steps: the steps of all lanes so far, idle ones included.
+
+    Args:
+        plan: the sweep.
+        runs: the runs of a trial.
+        mode: as above.
+        work: the lane-steps that the sweep may take, by which "auto" judges what pays.
+    """
+
+    def __init__(self, plan: Plan, runs: int, mode: str, work: float):
+        self.plan, self.runs, self.mode, self.work = plan, runs, mode, work
+        self.lanes = plan.lanes
+        self.state: Any = None
+        self.segments = 0
+        self.lane_steps = 0
+        self._seconds: list[float] = []
+        self._compiling = 0.0
+        task = plan.task
+        everywhere = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
+        self.shared = Shared(
+            np.uint32(plan.seed),
+            jax.device_put(task.data, everywhere),
+            jax.device_put(task.held_out, everywhere),
+            jax.device_put(task.initial_params, everywhere),
+            np.int32(plan.steps),
+            np.asarray(plan.max_loss, jnp.result_type(float)),
+        )
+        self._stream = Stream(task.stream, plan.segment)
+
+    @property
+    def places(self) -> int:
+        """How many trials are trained side by side."""
+        return self.lanes // self.runs
+
+    # Runs in and out of lanes.
+
+    def enter(self, candidate: Candidate) -> None:
+        """Makes lanes for candidates like this one, and their programs."""
+        self._entered = candidate
+        self.state = self.empty_lanes(candidate)
+        self._compiling = self._compile(self._modes[0])
+
+    def empty_lanes(self, candidate: Candidate) -> Lanes:
+        """Lanes without a run, for candidates like this one."""
+        many = self._in_places([candidate] * self.places)
+        return engine.empty_lanes(self.plan.task, many, self.lanes, self.shared, self.plan.mesh)
+
+    def load(self, entrants: Mapping[int, tuple[Candidate, tuple[int, ...]]]) -> None:
+        """Begins runs: for each place its candidate, and a seed for each run."""
+        if not entrants:
+            return
+        anyone = next(iter(entrants.values()))
+        candidates, seeds = zip(
+            *(entrants.get(place, anyone) for place in range(self.places)), strict=True
+        )
+        self.state = engine.admit(
+            self.state,
+            self.to_devices(self._in_places(candidates)),
+            self.to_devices(np.array(seeds, np.int32).reshape(-1)),
+            self.to_devices(self._lanes_of(entrants)),
+            self.shared,
+            task=self.plan.task,
+            mesh=self.plan.mesh,
+        )
+
+    def park(self, place: int) -> Lanes:
+        """The lanes of a place, on the host."""
+        return engine.take(self.state, place * self.runs, self.runs, self.plan.mesh)
+
+    def resume(self, place: int, parked: Lanes) -> None:
+        """Puts parked lanes into a place."""
+        source = np.full(self.lanes, -1, np.int32)
+        source[place * self.runs : (place + 1) * self.runs] = np.arange(self.runs)
+        self.state = engine.put(self.state, parked, self.to_devices(source), mesh=self.plan.mesh)
+
+    def copy(self, copies: Mapping[int, tuple[int, Candidate]]) -> None:
+        """Places take over the runs of others, all at once.
+
+        Args:
+            copies: for each place that copies, its source and the candidate it goes on with.
+        """
+        if not copies:
+            return
+        source = np.arange(self.lanes, dtype=np.int32).reshape(self.places, self.runs)
+        anyone = next(iter(copies.values()))
+        candidates = [copies.get(place, anyone)[1] for place in range(self.places)]
+        lanes = source.copy()
+        for place, (other, _) in copies.items():
+            lanes[place] = source[other]
+        self.state = engine.copy(
+            self.state,
+            self.to_devices(lanes.reshape(-1)),
+            self.to_devices(self._in_places(candidates)),
+            self.to_devices(self._lanes_of(copies)),
+            mesh=self.plan.mesh,
+        )
+
+    def fetch_params(self, place: int) -> PyTree:
+        """The params of the first run of a place, on the host."""
+        return engine.fetch_params(self.state, place * self.runs, self.plan.task, self.plan.mesh)
+
+    def shrink(self, places: Sequence[int], segments_left: int) -> bool:
+        """Leaves idle lanes behind, where what that saves is worth a compilation.
+
+        Args:
+            places: those that are in use; if it returns True, they are 0, 1, 2, ... in this order.
+            segments_left: of the trial that has the most.
+        """
+        if self.mode != "vmap" or self.plan.mesh is not None or len(self._seconds) < 2:
+            return False
+        used = len(places) * self.runs
+        few = max(engine.SAME_BITS, 1 << (used - 1).bit_length())
+        few = round_up(few, self.runs)
+        saved = segments_left * min(self._seconds) * (1 - few / self.lanes)
+        if few > self.lanes / 2 or saved < max(self._compiling, LEAST_COMPILING):
+            return False
+        kept = [*places, *[0] * (few // self.runs - len(places))]
+        source = np.add.outer(np.array(kept) * self.runs, np.arange(self.runs))
+        self.state = engine.compact(self.state, source.reshape(-1).astype(np.int32))
+        self.lanes = few
+        return True
+
+    # Training.
+
+    def train(self, places: Collection[int], steps: int, next_steps: int) -> Measured:
+        """Trains the runs of these places a segment further.
+
+        Args:
+            places: those with a run.
+            steps: how many steps of the segment some run still takes.
+            next_steps: the same of the next segment, as far as it is known.
+        """
+        began = time.perf_counter()
+        occupied = self._lanes_of(places)
+        if self.mode == "auto":
+            metrics = self._train_fastest(occupied, steps, next_steps)
+        else:
+            metrics = self._train(self.mode, occupied, steps, next_steps)
+        self._seconds.append(time.perf_counter() - began)
+        self.segments += 1
+        self.lane_steps += self.lanes * self.plan.segment
+        metrics = {name: self._by_place(x) for name, x in metrics.items()}
+        age, diverged = (self.to_host(x) for x in (self.state.age, self.state.diverged))
+        return Measured(metrics, self._by_place(age), self._by_place(diverged))
+
+    def _train(
+        self, mode: str, occupied: np.ndarray, steps: int, next_steps: int
+    ) -> dict[str, np.ndarray]:
+        self.state, metrics = engine.train(
+            self.state,
+            self.to_devices(occupied),
+            self.shared,
+            np.int32(self.segments * self.plan.segment),
+            self._stream.take(self.segments, steps),
+            task=self.plan.task,
+            length=self.plan.segment,
+            mode=mode,
+            mesh=self.plan.mesh,
+        )
+        self._stream.prefetch(self.segments + 1, next_steps)  # while the devices are at work
+        return jax.tree.map(self.to_host, metrics)
+
+    def _train_fastest(
+        self, occupied: np.ndarray, steps: int, next_steps: int
+    ) -> dict[str, np.ndarray]:
+        """Decides the mode by this segment, of which that of the fastest stays.
+
+        Another mode is tried only where half of the work that may be left takes longer than its
+        compilation. What was decided for a task goes for its later sweeps of the same shapes.
+        """
+        known = _FASTEST.setdefault(self.plan.task, {})
+        segment = self.plan.segment
+        shapes = structure_key(self._entered), self.lanes, segment, self.plan.mesh
+        if shapes in known and jax.process_count() == 1:
+            self.mode = known[shapes]
+            return self._train(self.mode, occupied, steps, next_steps)
+        start, ends, seconds = self.state, {}, {}
+        segments = self.work / (self.lanes * segment)
+        for mode in self._modes:
+            fewest = min(seconds.values(), default=0.0)
+            if mode == "loop" and any_process(fewest < LOOP_STEP * self.lanes * segment):
+                break
+            if ends:
+                self._compiling = self._compile(mode)
+            self.state = engine.clone(start)
+            jax.block_until_ready(self.state)
+            began = time.perf_counter()
+            ends[mode] = self._train(mode, occupied, steps, next_steps), self.state
+            jax.block_until_ready(self.state)
+            seconds[mode] = time.perf_counter() - began
+            if any_process(min(seconds.values()) * segments / 2 < self._compiling):
+                break
+        fastest = np.argmin(list(seconds.values()))
+        if jax.process_count() > 1:
+            fastest = multihost_utils.broadcast_one_to_all(np.int32(fastest))
+        self.mode = known[shapes] = list(ends)[int(fastest)]
+        metrics, self.state = ends[self.mode]
+        return metrics
+
+    @property
+    def _modes(self) -> Sequence[str]:
+        """Those that may come to be the sweep's, in the order of trying."""
+        if self.mode != "auto":
+            return (self.mode,)
+        if jax.default_backend() != "cpu":
+            return "vmap", "map"
+        return ("map", "vmap", "loop") if self.plan.mesh is None else ("map", "vmap")
+
+    def _compile(self, mode: str) -> float:
+        """Makes the programs of a mode; the seconds that took."""
+        began = time.perf_counter()
+        engine.prepare(
+            self.state,
+            self.to_devices(self._in_places([self._entered] * self.places)),
+            self.to_devices(np.zeros(self.lanes, bool)),
+            self.shared,
+            self._stream.like(self.segments),
+            task=self.plan.task,
+            length=self.plan.segment,
+            mode=mode,
+            mesh=self.plan.mesh,
+        )
+        return time.perf_counter() - began
+
+    # Programs and memory.
+
+    def program(self, candidate: Candidate) -> str:
+        """The text of the program that trains candidates like this one."""
+        return engine.text(*self._of_program(candidate, self.plan.lanes))
+
+    def program_bytes(self, candidate: Candidate, lanes: int) -> int:
+        """What the program takes that trains so many lanes of candidates like this one."""
+        return engine.bytes_of(*self._of_program(candidate, lanes))
+
+    def parked_bytes(self, trials: int) -> int:
+        """What parked trials take in the host's memory."""
+        every = sum(x.nbytes for x in jax.tree.leaves(self.state))
+        return trials * self.runs * every // self.lanes
+
+    def _of_program(self, candidate: Candidate, lanes: int) -> tuple:
+        many = self._in_places([candidate] * (lanes // self.runs))
+        batches = self._stream.like(self.segments)
+        return self.plan.task, many, lanes, self.shared, batches, self.plan.segment
+
+    def _in_places(self, candidates: Sequence[Candidate]) -> Candidate:
+        return stack_candidates(candidates, self.runs)
+
+    def _lanes_of(self, places: Collection[int]) -> np.ndarray:
+        """Which lanes belong to the places: bool, [lanes]."""
+        return np.repeat([place in places for place in range(self.places)], self.runs)
+
+    def _by_place(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.places, self.runs)
+
+    def to_devices(self, tree: PyTree) -> PyTree:
+        """Arrays of the host, with the lanes in front, where the lanes are."""
+        if self.plan.mesh is None:
+            return tree
+        return jax.tree.map(lambda x: engine.to_devices(x, self.plan.mesh), tree)
+
+    def to_host(self, x: Any) -> np.ndarray:
+        """The array on the host of every process."""
+        if jax.process_count() > 1 and isinstance(x, jax.Array):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+
+def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
+    """How many lanes fit, by the bytes of a program with few and one with twice as many."""
+    candidate = plan.candidate({name: d.at(0.5) for name, d in plan.space.items()})
+    multiple = lanes_multiple(runs, plan.mesh)
+    width = round_up(engine.LEAST_LANES, multiple)
+    executor = Executor(plan, 1, "vmap", 0.0)
+    few, twice = (executor.program_bytes(candidate, k * width) for k in (1, 2))
+    each, fixed = (twice - few) / width, 2 * few - twice
+    fit = int((max_bytes - fixed) / each) // multiple * multiple
+    if fit < width:
+        raise ValueError(
+            f"sweep.run(max_bytes=...) must be at least {few}, which {width} lanes take, found "
+            f"{max_bytes}."
+        )
+    return min(fit, plan.lanes)

@@ -1,0 +1,33 @@
+"""Optuna, where it is installed."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+def optuna_library() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError(
+            'this needs Optuna, which is not installed: pip install "optfn[sweep]", or pip install '
+            "optuna."
+        ) from None
+    return optuna
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[Any]:
+    """The package, without its notes on what it makes."""
+    optuna = optuna_library()
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield optuna
+    finally:
+        optuna.logging.set_verbosity(level)

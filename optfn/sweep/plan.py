@@ -1,0 +1,78 @@
+"""What a sweep is: fixed before the first step, and the same when its trials train again."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from jax.sharding import Mesh
+
+from optfn.core.transform import Transform
+from optfn.sweep.candidate import Candidate
+from optfn.sweep.space import Distribution, Fixed
+from optfn.sweep.task import Training
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What every run of a sweep has in common.
+
+    Attributes:
+        task: what is trained.
+        make_optimizer: gives the optimizer of a point.
+        space: a distribution for each name of a point.
+        steps: the updates of a whole run.
+        segment: the steps between two looks at the scores.
+        lanes: the runs side by side.
+        seed: the seed of the sweep.
+        max_loss: a run with a larger loss has diverged.
+        mesh: the devices over which the lanes are spread; None is one device.
+    """
+
+    task: Training
+    make_optimizer: Callable[..., Transform]
+    space: Mapping[str, Distribution]
+    steps: int
+    segment: int
+    lanes: int
+    seed: int
+    max_loss: float = math.inf
+    mesh: Mesh | None = None
+
+    @property
+    def segments(self) -> int:
+        """The segments of a whole run, of which the last may be short."""
+        return ceil_div(self.steps, self.segment)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The names whose values differ between trials."""
+        return tuple(n for n, d in self.space.items() if not isinstance(d, Fixed))
+
+    def age(self, segments: int) -> int:
+        """The steps a run has taken after some segments of its own."""
+        return min(segments * self.segment, self.steps)
+
+    def candidate(self, point: Mapping[str, Any]) -> Candidate:
+        """What a lane trains for a point."""
+        return Candidate(self.make_optimizer(**point), {})
+
+    def for_runs(self, runs: int) -> Self:
+        """The same plan with lanes for whole trials of so many runs on every device."""
+        lanes = round_up(self.lanes, lanes_multiple(runs, self.mesh))
+        return dataclasses.replace(self, lanes=lanes)
+
+
+def lanes_multiple(runs: int, mesh: Mesh | None) -> int:
+    """What lanes come in, so that every device holds whole trials."""
+    return math.lcm(runs, 1 if mesh is None else mesh.size)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below the number."""
+    return ceil_div(number, multiple) * multiple
