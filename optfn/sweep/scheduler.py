@@ -220,9 +220,10 @@ class Scheduler:
         if not self.standing or (population and len(self.standing) < len(self.running)):
             return
         judged = dict(self.standing)
-        verdicts = self.judge.judge(self.scores, [(t.number, rung) for t, rung in judged.items()])
+        at = [(trial.number, rung) for trial, rung in judged.items()]
+        verdicts = self.judge.judge(self.scores, at)
+        self.policy.check_verdicts(verdicts, at, self.plan.searched)
         verdicts = dict(zip(judged, verdicts, strict=True))
-        self.policy.check_verdicts(verdicts.values())
         if population:
             self._copy({t: v for t, v in verdicts.items() if isinstance(v, Copy)}, judged)
         places = {trial: place for place, trial in self.running.items()}

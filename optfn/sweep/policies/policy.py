@@ -48,7 +48,7 @@ class Copy:
         draws = dict(zip(plan.searched, rng.random(len(plan.searched)).tolist(), strict=True))
         anew = {name: plan.space[name].at(draws[name]) for name in self.resampled}
         moved = {
-            name: plan.space[name].perturb(point[name], by)
+            name: plan.space[name].perturb(point[name], float(by))
             for name, by in self.factor.items()
             if name not in anew
         }
@@ -193,9 +193,22 @@ class Policy:
         """
         return 0
 
-    def check_verdicts(self, verdicts: Iterable[Any]) -> None:
-        """Refuses what is no verdict of such a policy."""
+    def check_verdicts(
+        self, verdicts: Sequence[Any], standing: Sequence[Any], names: Collection[str]
+    ) -> None:
+        """Refuses what are no verdicts of such a policy.
+
+        Args:
+            verdicts: what `judge` gave.
+            standing: what it was asked about.
+            names: the hyperparameters that are searched.
+        """
         name = type(self).__name__
+        if len(verdicts) != len(standing):
+            raise ValueError(
+                f"{name}.judge(...) gave {len(verdicts)} verdicts on {len(standing)} trials; it "
+                "must give one for each, in order."
+            )
         for verdict in verdicts:
             if not isinstance(verdict, (Verdict, Copy)):
                 raise TypeError(
@@ -211,6 +224,12 @@ class Policy:
                 raise ValueError(
                     f"{name}.judge(...) gave a Copy, so the class must declare "
                     "needs_all_trials = True: only trials that train side by side can copy."
+                )
+            changed = {*verdict.resampled, *verdict.factor} if isinstance(verdict, Copy) else set()
+            if unknown := sorted(changed - set(names)):
+                raise ValueError(
+                    f"{name}.judge(...) gave a Copy that names {unknown[0]!r}, which is not "
+                    f"searched; there are: {', '.join(names) or 'none'}."
                 )
 
 
