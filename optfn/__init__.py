@@ -8,9 +8,9 @@ from optfn.core.data import child as child
 from optfn.core.data import numbers as numbers
 from optfn.core.data import per_leaf as per_leaf
 from optfn.core.data import static as static
-from optfn.core.dtypes import abs_sq as abs_sq
-from optfn.core.dtypes import global_norm as global_norm
-from optfn.core.dtypes import sqrt as sqrt
+from optfn.core.numerics import abs_sq as abs_sq
+from optfn.core.numerics import global_norm as global_norm
+from optfn.core.numerics import sqrt as sqrt
 from optfn.core.hyperparameters import Hyperparameters as Hyperparameters
 from optfn.core.hyperparameters import as_arrays as as_arrays
 from optfn.core.hyperparameters import hyperparameters as hyperparameters

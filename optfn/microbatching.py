@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 
 from optfn.core.data import check_count
-from optfn.core.dtypes import cast, compute_dtype, ratio, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import is_float0, to_arrays
+from optfn.core.numerics import ratio
 from optfn.core.tree import PerLeaf, PyTree, leaf_paths, location
 
 ACCUMULATORS = ("mean", "sum", "concat")

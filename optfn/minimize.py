@@ -15,7 +15,7 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import freeze, merge, view
 from optfn.core.apply import step
 from optfn.core.inputs import check_floating, to_arrays
-from optfn.core.passes import copy_params, copy_params_wide
+from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.transform import State, Transform, check_transform_type
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optfn.core.dtypes import cast, compute_dtype, norms_along, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import check_floating, to_arrays
+from optfn.core.numerics import norms_along
 from optfn.core.randomness import leaf_keys
 from optfn.core.tree import PyTree, leaf_paths, location
 

@@ -9,10 +9,12 @@ from jax import lax
 from optfn.compose.finite import check_gradients_arrive
 from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
-from optfn.core.dtypes import cast, own_dtype, ratio
+from optfn.core.dtypes import cast, own_dtype
+from optfn.core.each_leaf import each_leaf
 from optfn.core.inputs import check_floating
-from optfn.core.passes import all_finite, each_leaf, scalar_slot, tree_scale, zeros_of
+from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.placement import like_param, on_devices_of
+from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import (
     Context,
     ExtraKind,

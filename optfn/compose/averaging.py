@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from optfn.compose.gradient_signs import check_finished, of_unknown_side
 from optfn.core.data import child, static
-from optfn.core.dtypes import cast, compute_dtype, ratio
-from optfn.core.passes import copy_params_wide, each_leaf, scalar_slot, zeros_of
+from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.each_leaf import each_leaf
+from optfn.core.numerics import ratio
+from optfn.core.slots import copy_params_wide, scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform, check_nothing_last
 from optfn.core.tree import PyTree
 

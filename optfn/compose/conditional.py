@@ -10,8 +10,8 @@ from jax import lax
 from optfn.compose.chain import finishes_inside
 from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.data import child, static
-from optfn.core.passes import no_updates
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import no_updates
 from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
 

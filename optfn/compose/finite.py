@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from optfn.core.data import child
 from optfn.core.inputs import is_float0
-from optfn.core.passes import all_finite
+from optfn.core.numerics import all_finite
 from optfn.core.placement import on_devices_of
 from optfn.core.transform import Context, State, Transform, advance_inner, count_up
 from optfn.core.tree import PyTree, location_of

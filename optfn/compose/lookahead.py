@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
-from optfn.core.dtypes import whole
-from optfn.core.passes import copy_params_wide, each_leaf
+from optfn.core.each_leaf import each_leaf
+from optfn.core.numerics import whole
+from optfn.core.slots import copy_params_wide
 from optfn.core.transform import (
     Context,
     State,

@@ -8,8 +8,9 @@ from jax import lax
 
 from optfn.compose.finite import Skipping, Skips
 from optfn.core.inputs import is_inexact
-from optfn.core.passes import all_finite, scalar_slot, tree_scale
+from optfn.core.numerics import all_finite, tree_scale
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import scalar_slot
 from optfn.core.transform import Context, count_up
 from optfn.core.tree import PyTree, location_of
 

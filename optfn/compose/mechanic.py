@@ -8,14 +8,9 @@ import numpy as np
 
 from optfn.compose.gradient_signs import check_finished
 from optfn.core.data import check_count, child, static
-from optfn.core.dtypes import global_norm, norms_along
-from optfn.core.passes import (
-    copy_params,
-    dot,
-    each_leaf,
-    scalar_slot,
-    tree_sum,
-)
+from optfn.core.each_leaf import each_leaf
+from optfn.core.numerics import dot, global_norm, norms_along, tree_sum
+from optfn.core.slots import copy_params, scalar_slot
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 

@@ -11,11 +11,11 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import child, static
-from optfn.core.dtypes import global_norm, ratio
 from optfn.core.hyperparameters import hyperparameters_at, tags
 from optfn.core.inputs import is_inexact
-from optfn.core.passes import scalar_slot
+from optfn.core.numerics import global_norm, ratio
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import scalar_slot
 from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
-from optfn.core.dtypes import ratio, whole
-from optfn.core.passes import copy_params_wide, each_leaf, scalar_slot
+from optfn.core.each_leaf import each_leaf
+from optfn.core.numerics import ratio, whole
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import copy_params_wide, scalar_slot
 from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
 

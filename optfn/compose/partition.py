@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
-from optfn.core.passes import no_updates
+from optfn.core.slots import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
 

@@ -9,8 +9,9 @@ from jax import lax
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_count, child, static
 from optfn.core.dtypes import cast
+from optfn.core.each_leaf import each_leaf
 from optfn.core.inputs import matched, to_arrays
-from optfn.core.passes import copy_params, each_leaf
+from optfn.core.slots import copy_params
 from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
 from optfn.core.tree import PyTree
 

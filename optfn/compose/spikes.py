@@ -9,11 +9,12 @@ from jax import lax
 
 from optfn.compose.finite import Skipping, Skips
 from optfn.core.data import static
-from optfn.core.dtypes import global_norm, own_dtype, sqrt
+from optfn.core.dtypes import own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
-from optfn.core.passes import all_finite, scalar_slot
+from optfn.core.numerics import all_finite, global_norm, sqrt
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import scalar_slot
 from optfn.core.transform import Context, ExtraKind, count_up
 from optfn.core.tree import PyTree
 

@@ -1,6 +1,5 @@
 """The lift: a rule for one array becomes a transform of pytrees, once for all rules."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,23 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optfn.core.dtypes import (
-    cast,
-    cast_numbers,
-    compute_dtype,
-    dtype_of,
-    real_dtype,
-    widen,
-)
+from optfn.core.dtypes import cast, cast_numbers, compute_dtype, dtype_of, real_dtype, widen
 from optfn.core.inputs import check_floating
 from optfn.core.placement import like_param
 from optfn.core.randomness import key_at, leaf_keys
+from optfn.core.tracing import traced_once
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, describe, flatten_like, is_leaf, leaf_location
-
-# A shape that occurs less often than this is traced in place: calling a jitted function costs about
-# as much as tracing a few operations.
-COMMON = 3
 
 
 class Leafwise(Transform):
@@ -143,9 +132,9 @@ def apply_run(
     count = {dtype: next_step.astype(dtype) for dtype in {real_dtype(x.dtype) for x in leaves}}
 
     kinds = [_kind(*leaf) for leaf in zip(own_rules, leaves, params, strict=True)]
-    often = Counter(kinds)
     elementary = all(rule.elementary for rule in rules)
     traced = isinstance(ctx.step, Tracer)
+    once = [not elementary and often for often in traced_once(kinds, traced)]
     distinct = {id(own): own for own in own_rules}
     split = {key: _StaticRules.split(own, traced) for key, own in distinct.items()}
 
@@ -154,9 +143,8 @@ def apply_run(
         own = own_rules[i]
         slot = [column[i] for column in columns]
         args = leaf, slot, param, count[real_dtype(leaf.dtype)], [extra[i] for extra in extras]
-        in_place = elementary or (traced and often[kinds[i]] < COMMON)
         with _naming(rules, updates, i):
-            leaf, slot = _run(own, *args) if in_place else _run_jitted(*split[id(own)], *args)
+            leaf, slot = _run_jitted(*split[id(own)], *args) if once[i] else _run(own, *args)
         new_leaves.append(leaf)
         new_slots.append(slot)
 

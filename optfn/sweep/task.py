@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optfn
-from optfn.core.passes import all_finite
+from optfn.core.numerics import all_finite
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, location_of
 

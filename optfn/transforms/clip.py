@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import check_within, static
-from optfn.core.dtypes import cast, norms_along, scaled_norm, widen
+from optfn.core.dtypes import cast, widen
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import norms_along, scaled_norm
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 

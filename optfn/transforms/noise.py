@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from optfn.core.dtypes import sqrt
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import sqrt
 
 
 class add_noise(Leafwise):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from optfn.core.data import check_within, static
 from optfn.core.dtypes import cast, own_dtype
-from optfn.core.passes import scalar_slot, tree_scale
+from optfn.core.numerics import tree_scale
+from optfn.core.slots import scalar_slot
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 

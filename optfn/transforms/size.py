@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.dtypes import cast, global_norm, root_mean_square, scaled_norm, widen
+from optfn.core.dtypes import cast, widen
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import global_norm, root_mean_square, scaled_norm
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from optfn.core.dtypes import global_norm, ratio
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import global_norm, ratio
 from optfn.core.tree import PyTree
 
 

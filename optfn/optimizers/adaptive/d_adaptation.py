@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, own_dtype, ratio, sqrt
+from optfn.core.dtypes import own_dtype
+from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average
-from optfn.core.passes import copy_params, dot, each_leaf, scalar_slot, tree_sum, zeros_of
+from optfn.core.numerics import abs_sq, dot, ratio, sqrt, tree_sum
+from optfn.core.slots import copy_params, scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import show, static
-from optfn.core.dtypes import abs_sq, cast, compute_dtype, global_norm, ratio, sqrt
+from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.each_leaf import each_leaf
 from optfn.core.leafwise import Leafwise
-from optfn.core.passes import copy_params, each_leaf, scalar_slot, tree_scale, tree_sum
+from optfn.core.numerics import abs_sq, global_norm, ratio, sqrt, tree_scale, tree_sum
+from optfn.core.slots import copy_params, scalar_slot
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.decay import add_decayed_weights

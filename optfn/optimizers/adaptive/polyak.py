@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, global_norm, own_dtype, ratio, sqrt
+from optfn.core.dtypes import own_dtype
+from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
-from optfn.core.passes import dot, each_leaf, scalar_slot, tree_scale, tree_sum, zeros_of
+from optfn.core.numerics import abs_sq, dot, global_norm, ratio, sqrt, tree_scale, tree_sum
+from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate

@@ -8,13 +8,12 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import child
-from optfn.core.dtypes import cast, own_dtype, propagate_nan, widen
+from optfn.core.dtypes import cast, own_dtype, widen
+from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
-from optfn.core.passes import (
-    each_leaf,
-    zeros_of,
-)
+from optfn.core.numerics import propagate_nan
 from optfn.core.randomness import key_at, leaf_keys
+from optfn.core.slots import zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.clip import clip_entries

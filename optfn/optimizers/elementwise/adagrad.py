@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
 

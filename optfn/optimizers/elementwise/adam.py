@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import (
     Moments,
@@ -16,6 +15,7 @@ from optfn.core.moments import (
     zero_moments,
     zeros_like_real,
 )
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate

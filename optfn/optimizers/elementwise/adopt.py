@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, propagate_nan, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, zero_moments
+from optfn.core.numerics import abs_sq, propagate_nan, sqrt
 from optfn.transforms.clip import clip_entries
 from optfn.transforms.scale import scale_by_learning_rate
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias, zero_moments
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 

@@ -5,9 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import propagate_nan
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import FirstMoment, average
+from optfn.core.numerics import propagate_nan
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import abs_sq, ratio, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import zeros_like_real
+from optfn.core.numerics import abs_sq, ratio, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.decay import add_decayed_weights
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import (
     FirstMoment,
@@ -14,6 +13,7 @@ from optfn.core.moments import (
     debias,
     zero_moments,
 )
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.transforms.scale import scale_by_learning_rate
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import (
     Moments,
@@ -16,6 +15,7 @@ from optfn.core.moments import (
     look_ahead,
     zero_moments,
 )
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.transforms.scale import scale_by_learning_rate
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.momentum import trace
 from optfn.transforms.scale import scale_by_learning_rate

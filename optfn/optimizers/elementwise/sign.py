@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.dtypes import propagate_nan
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import propagate_nan
 from optfn.transforms.momentum import ema
 from optfn.transforms.scale import scale_by_learning_rate
 

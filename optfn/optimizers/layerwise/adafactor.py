@@ -7,9 +7,9 @@ import numpy as np
 
 from optfn.compose.chain import chain
 from optfn.core.data import static
-from optfn.core.dtypes import abs_sq, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_like_real
+from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.clip import clip_by_block_rms

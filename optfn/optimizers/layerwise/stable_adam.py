@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import per_leaf
-from optfn.core.dtypes import abs_sq, root_mean_square, sqrt
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias, zero_moments
+from optfn.core.numerics import abs_sq, root_mean_square, sqrt
 from optfn.transforms.decay import decays
 from optfn.transforms.scale import scale_by_learning_rate
 

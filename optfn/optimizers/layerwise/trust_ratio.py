@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import masked
-from optfn.core.dtypes import global_norm, sqrt
 from optfn.core.leafwise import Leafwise
+from optfn.core.numerics import global_norm, sqrt
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.momentum import trace

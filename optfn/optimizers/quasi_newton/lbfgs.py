@@ -8,9 +8,10 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import check_count, static
-from optfn.core.dtypes import cast, global_norm, own_dtype, ratio, real_dtype, widen
-from optfn.core.passes import scalar_slot
+from optfn.core.dtypes import cast, own_dtype, real_dtype, widen
+from optfn.core.numerics import global_norm, ratio
 from optfn.core.placement import on_devices_of, replicate, split_like
+from optfn.core.slots import scalar_slot
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch

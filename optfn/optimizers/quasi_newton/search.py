@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.dtypes import cast, own_dtype
-from optfn.core.passes import dot, scalar_slot, tree_scale, tree_sum, zeros_of
+from optfn.core.numerics import dot, tree_scale, tree_sum
 from optfn.core.placement import on_devices_of
+from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform, cast_like
 from optfn.core.tree import PyTree
 

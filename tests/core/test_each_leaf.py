@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import optfn
-from optfn.core import passes
-from optfn.core.passes import each_leaf
+from optfn.core import numerics
+from optfn.core.each_leaf import each_leaf
 
 WHOLE_TREES = {
     "dog": optfn.dog(),
@@ -62,7 +62,7 @@ def test_none_stays_none_and_numbers_take_the_dtype_of_the_leaf(x64):
 
 def test_a_tree_without_leaves_gives_as_many_trees():
     assert each_leaf(doubled, {"a": None}, {"a": None}, numbers=(2.0,)) == ({"a": None},) * 2
-    assert passes.tree_sum({}) == 0
+    assert numerics.tree_sum({}) == 0
 
 
 @pytest.mark.parametrize("name", WHOLE_TREES)

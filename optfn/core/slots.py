@@ -1,0 +1,45 @@
+"""What slots start as, in the dtype and on the devices of their params."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
+from optfn.core.inputs import check_floating, is_float0
+from optfn.core.placement import like_param, on_devices_of
+from optfn.core.tree import PyTree
+
+
+def scalar_slot(value: Any, params: PyTree) -> jax.Array:
+    """A scalar of the state, in the dtype and on the devices of its params."""
+    return on_devices_of(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
+
+
+def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
+    """Zeros like the params in their compute dtype, or in its real part's."""
+
+    check_floating("the param", params)
+
+    def zeros(p):
+        dtype = compute_dtype(p.dtype)
+        return like_param(jnp.zeros_like(p, real_dtype(dtype) if real else dtype), p)
+
+    return jax.tree.map(zeros, params)
+
+
+def copy_params(params: PyTree) -> PyTree:
+    """The params as they are, in buffers of their own and in their own dtypes."""
+    check_floating("the param", params)
+    return jax.tree.map(lambda p: like_param(p, p), params)
+
+
+def copy_params_wide(params: PyTree) -> PyTree:
+    """The params as they are, in buffers of their own and in their compute dtypes."""
+    check_floating("the param", params)
+    return jax.tree.map(lambda p: like_param(cast(p, compute_dtype(p.dtype)), p), params)
+
+
+def no_updates(updates: PyTree) -> PyTree:
+    """Zeros like the updates; gradients of integers stay what they are."""
+    return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)

@@ -1,0 +1,21 @@
+"""When a rule is traced once for all leaves of a kind, and when leaf by leaf."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+# Calling a jitted function costs about as much as tracing a few operations.
+COMMON = 3
+
+
+def traced_once(kinds: Sequence[Hashable], traced: bool) -> list[bool]:
+    """For each leaf, whether an inner `jit` traces its rule once for all leaves of its kind.
+
+    Inside a trace a rare kind is traced in place. Outside one the `jit` saves the dispatch of every
+    operation.
+
+    Args:
+        kinds: of the leaves.
+        traced: whether the leaves are inside a trace.
+    """
+    count = Counter(kinds)
+    return [not traced or count[kind] >= COMMON for kind in kinds]
