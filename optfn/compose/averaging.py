@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.gradient_signs import check_finished, of_unknown_side
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import ratio
 from optfn.core.slots import copy_params_wide, scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform, check_nothing_last
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates, check_side_known, check_steps, makes_steps
 
 
 class Averages(NamedTuple):
@@ -74,9 +74,9 @@ class schedule_free(Transform):
             narrower than float32, whose rounding would add up in it.
 
     Raises:
-        ValueError: it cannot be told whether `base_optimizer` ends with a learning rate: it holds a
-            `scale` or an optax transformation and no `scale_by_learning_rate` or `negate`. Or
-            `b1` is 0 and the average not kept.
+        ValueError: it cannot be told whether `base_optimizer` applies a learning rate: it ends with
+            a `scale` or an optax transformation, with neither `scale_by_learning_rate` nor `negate`
+            behind it. Or `b1` is 0 and the average not kept.
 
     Source: Defazio et al. 2024.
     """
@@ -93,15 +93,8 @@ class schedule_free(Transform):
 
     def __post_init__(self):
         super().__post_init__()
-        check_nothing_last(
-            self.base_optimizer, "schedule_free(base_optimizer=...)", "schedule_free"
-        )
-        unknown = None if self.base_optimizer.finishes else of_unknown_side(self.base_optimizer)
-        if unknown is not None:
-            raise ValueError(
-                f"schedule_free cannot tell whether {unknown} applies a learning rate: wrap the "
-                "direction alone, or end it with scale_by_learning_rate(...) or negate()."
-            )
+        where = "schedule_free(base_optimizer=...)"
+        check_side_known(self.base_optimizer, where, "applies a learning rate")
         _check_share(self.b1, self.keep_average, "schedule_free(b1=...)")
 
     def init_slots(self, params: PyTree) -> WeightedAverages:
@@ -117,13 +110,13 @@ class schedule_free(Transform):
         largest = jnp.maximum(slots.largest_rate, self.learning_rate)
         weight = ctx.next_step.astype(largest.dtype) ** self.r * largest**self.weight_lr_power
         total = slots.weight + weight
-        rate = 1.0 if self.base_optimizer.finishes else -self.learning_rate
+        rate = 1.0 if makes_steps(self.base_optimizer) else -self.learning_rate
         steps, z, x = _averaged(ctx, steps, slots, rate, ratio(weight, total), self.b1)
         return steps, WeightedAverages(z, x, self.b1, inner, largest, total)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        inside = super().updates_kind(incoming)
+        return inside if makes_steps(self.base_optimizer) else inside.turned()
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         return _evaluated(params, slots)
@@ -159,7 +152,7 @@ class primal_averaging(Transform):
 
     def __post_init__(self):
         super().__post_init__()
-        check_finished(self.optimizer, "primal_averaging(optimizer=...)")
+        check_steps(self.optimizer, "primal_averaging(optimizer=...)")
         _check_share(self.mu_y, self.keep_average, "primal_averaging(mu_y=...)")
 
     def init_slots(self, params: PyTree) -> Averages:
@@ -263,7 +256,7 @@ class ema_nesterov(Transform):
 
     def __post_init__(self):
         super().__post_init__()
-        check_finished(self.optimizer, "ema_nesterov(optimizer=...)")
+        check_steps(self.optimizer, "ema_nesterov(optimizer=...)")
 
     def init_slots(self, params: PyTree) -> Drift:
         inner = self.optimizer.init_named(params)

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, check_nothing_last, check_transform_type
+from optfn.core.transform import Context, Transform, check_transform_type
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates, check_not_last
 
 
 class chain(Transform):
@@ -37,7 +38,7 @@ class chain(Transform):
             flat += stage.stages if isinstance(stage, chain) and stage.name is None else [stage]
         object.__setattr__(self, "stages", tuple(flat))
         for stage, behind in pairwise(flat):
-            check_nothing_last(stage, "chain(...)", behind.name or repr(behind))
+            check_not_last(stage, "chain(...)", behind.name or repr(behind))
         # Moments would be swapped on restore, and two stages would draw the same noise.
         distinct = Counter(s.name for s in flat if s.stateful or getattr(s, "random", False))
         name, count = next(iter(distinct.most_common(1)), (None, 0))
@@ -74,17 +75,10 @@ class chain(Transform):
                     new |= renewed
         return updates, new or None
 
-    def why_not_root(self) -> str | None:
-        partial = [stage for stage in self.stages if stage.why_not_root()]
-        if not partial or self.finishes:
-            return None
-        alone = len(partial) == len(self.stages) or any(map(finishes_inside, partial))
-        return partial[0].why_not_root() if alone else None
+    def updates_kind(self, incoming: Updates) -> Updates:
+        for stage in self.stages:
+            incoming = stage.updates_kind(incoming)
+        return incoming
 
     def _arguments(self) -> list[str]:
         return list(map(repr, self.stages))
-
-
-def finishes_inside(transform: Transform) -> bool:
-    """Whether a learning rate is applied to some leaves or to all."""
-    return transform.finishes or any(map(finishes_inside, transform.contents))

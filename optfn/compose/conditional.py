@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optfn.compose.chain import finishes_inside
 from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.data import child, static
 from optfn.core.placement import on_devices_of
 from optfn.core.slots import no_updates
 from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class _Conditional(Transform):
@@ -102,18 +102,8 @@ class conditionally_transform(_Conditional):
         ValueError: an extra argument whose kind is not known.
     """
 
-    @property
-    def finishes(self) -> bool:
-        return False
-
-    def why_not_root(self) -> str | None:
-        if not finishes_inside(self.transform):
-            return super().why_not_root()
-        return (
-            "conditionally_transform(...) of an optimizer is none: at the steps that it does not "
-            "run, the raw gradients would become updates. Use conditionally_mask(...), which makes "
-            "them zero."
-        )
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming | super().updates_kind(incoming)
 
     def _elsewhere(self, updates: PyTree) -> PyTree:
         return updates

@@ -5,11 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.interop import from_optax
 from optfn.core.data import child
-from optfn.core.transform import Context, Transform, check_nothing_last
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
-from optfn.transforms.scale import scale
+from optfn.core.updates_kind import check_side_known, makes_steps
 
 
 class _Signed(Transform):
@@ -19,14 +18,8 @@ class _Signed(Transform):
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
-        check_nothing_last(self.transform, f"{name}(transform=...)", name)
-        unknown = None if self.transform.finishes else of_unknown_side(self.transform)
-        if unknown is not None:
-            raise ValueError(
-                f"{name} cannot tell whether {unknown} turns the update downhill: "
-                "wrap the direction alone, or end it with scale_by_learning_rate(...) or negate()."
-            )
+        where = f"{type(self).__name__}(transform=...)"
+        check_side_known(self.transform, where, "turns the update downhill")
 
     @property
     def stateful(self) -> bool:
@@ -37,32 +30,12 @@ class _Signed(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         inner, new = self.transform.apply_named(updates, slots or {}, ctx)
-        # A direction points uphill, a finished step downhill.
-        side = -1 if self.transform.finishes else 1
+        # A direction points uphill, a step downhill.
+        side = -1 if makes_steps(self.transform) else 1
         return jax.tree.map(lambda u, g: self._signed(u, side * g), inner, updates), new or None
 
     def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
         raise NotImplementedError
-
-
-def check_finished(transform: Transform, where: str) -> None:
-    """Refuses a bare direction, which points uphill, where the steps of an optimizer are wanted.
-
-    And one whose steps must not be changed.
-    """
-    check_nothing_last(transform, where, where.partition("(")[0])
-    if not transform.finishes and of_unknown_side(transform) is None:
-        raise ValueError(
-            f"{where} must be a whole optimizer, whose updates go downhill; end it with "
-            "scale_by_learning_rate(...) or negate()."
-        )
-
-
-def of_unknown_side(transform: Transform) -> str | None:
-    """The name of a part whose sign is anyone's guess."""
-    if isinstance(transform, (from_optax, scale)):
-        return transform.name
-    return next(filter(None, map(of_unknown_side, transform.contents)), None)
 
 
 class cautious(_Signed):
@@ -80,8 +53,8 @@ class cautious(_Signed):
         min_share: the least share to divide by, a number or a schedule.
 
     Raises:
-        ValueError: it cannot be told whether the transform points uphill: it ends neither with a
-            learning rate nor with `negate`, and holds a `scale` or an optax transformation.
+        ValueError: it cannot be told whether the transform points uphill: it ends with a `scale` or
+            an optax transformation, with neither a learning rate nor `negate` behind it.
 
     Source: Liang et al. 2024.
     """

@@ -10,6 +10,7 @@ from optfn.core.data import static
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.transform import Context, ExtraKind, Transform, check_transform_type
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 # The kinds of the extra arguments that optax's own transformations take.
 KNOWN_KINDS: dict[str, ExtraKind] = {
@@ -73,6 +74,9 @@ class from_optax(Transform):
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         return dict(self.declared)
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.scaled()
 
     def init_slots(self, params: PyTree) -> Any:
         return self.transformation.init(_wide(params))

@@ -18,9 +18,9 @@ from optfn.core.transform import (
     Transform,
     advance_inner,
     cast_like,
-    check_nothing_last,
 )
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates, check_not_last
 
 
 class Slow(NamedTuple):
@@ -75,13 +75,10 @@ class lookahead(Transform):
         super().__post_init__()
         check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
         check_within(self.slow_step_size, (0, 1), "lookahead(slow_step_size=...)")
-        check_nothing_last(
-            self.fast_optimizer, "lookahead(fast_optimizer=...)", "the synchronization"
-        )
+        check_not_last(self.fast_optimizer, "lookahead(fast_optimizer=...)", "the synchronization")
 
-    @property
-    def stands_last(self) -> str | None:
-        return self.name
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return super().updates_kind(incoming).kept()
 
     def init_slots(self, params: PyTree) -> Slow:
         slow = copy_params_wide(view(params, floating(params)))

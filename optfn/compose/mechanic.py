@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optfn.compose.gradient_signs import check_finished
 from optfn.core.data import check_count, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import dot, global_norm, norms_along, tree_sum
 from optfn.core.slots import copy_params, scalar_slot
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import check_steps
 
 
 class Wealth(NamedTuple):
@@ -75,7 +75,7 @@ class mechanize(Transform):
     def __post_init__(self):
         super().__post_init__()
         check_count(self.num_betas, "mechanize(num_betas=...)")
-        check_finished(self.base_optimizer, "mechanize(base_optimizer=...)")
+        check_steps(self.base_optimizer, "mechanize(base_optimizer=...)")
 
     def init_slots(self, params: PyTree) -> Wealth:
         s_init = self.resolve(0).s_init

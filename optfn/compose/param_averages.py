@@ -15,6 +15,7 @@ from optfn.core.placement import on_devices_of
 from optfn.core.slots import copy_params_wide, scalar_slot
 from optfn.core.transform import Context, Transform, cast_like, count_up
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class ParamAverage(NamedTuple):
@@ -49,9 +50,8 @@ class _ParamAverage(Transform):
     def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
         return slots.inner, step
 
-    @property
-    def stands_last(self) -> str | None:
-        return self.name
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return super().updates_kind(incoming).kept()
 
     def schedule_step(self, slots: Any, step: Any) -> Any:
         return slots.turns

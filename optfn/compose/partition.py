@@ -15,6 +15,7 @@ from optfn.core.data import child, per_leaf
 from optfn.core.slots import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
+from optfn.core.updates_kind import Updates
 
 
 class partition(Transform):
@@ -164,17 +165,8 @@ class masked(_Selective):
 
     elementwise = True
 
-    @property
-    def finishes(self) -> bool:
-        return False
-
-    def why_not_root(self) -> str | None:
-        return (
-            "masked(...) alone is no optimizer: where the mask is False the raw gradients would "
-            "become updates. Use freeze(transform, mask) to leave params as they are, "
-            "partition(...) for several optimizers, or put masked before the learning rate of a "
-            "chain."
-        )
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming | super().updates_kind(incoming)
 
     def _others(self, updates: PyTree) -> PyTree:
         return updates
@@ -193,6 +185,10 @@ class freeze(_Selective):
 
     elementwise = True
     selects = False
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        all_frozen = self.mask.is_one and self.mask.leaves == (True,)
+        return Updates.NOTHING if all_frozen else super().updates_kind(incoming)
 
     def _others(self, updates: PyTree) -> PyTree:
         return no_updates(updates)

@@ -14,6 +14,7 @@ from optfn.core.inputs import matched, to_arrays
 from optfn.core.slots import copy_params
 from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class Rounds(NamedTuple):
@@ -69,6 +70,9 @@ class sam(Transform):
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         own: dict[str, ExtraKind] = {"grad_fn": "tree function"} if self.opaque_mode else {}
         return super().declared_extra_args() | own
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return self.optimizer.updates_kind(incoming)
 
     def init_slots(self, params: PyTree) -> Rounds:
         cache = None if self.opaque_mode else copy_params(params)

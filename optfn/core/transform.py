@@ -1,6 +1,8 @@
 """The transform: a pure `(init, update)` pair over pytrees that is itself a pytree."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import jax
@@ -20,6 +22,7 @@ from optfn.core.inputs import (
 from optfn.core.placement import on_devices_of, replicated
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.tree import PyTree, flatten_like, leaf_location
+from optfn.core.updates_kind import Updates, check_root
 
 ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
 
@@ -152,27 +155,20 @@ class Transform(Data):
         """The transforms that stand directly inside."""
         return [inner for _, value in self.fields("child") for inner in transforms_in(value)]
 
-    @property
-    def finishes(self) -> bool:
-        """Whether a learning rate is applied inside, so that the updates can be added."""
-        return any(inner.finishes for inner in self.contents)
+    def updates_kind(self, incoming: Updates) -> Updates:
+        """Which way the updates point, given which way those do that come in.
 
-    @property
-    def stands_last(self) -> str | None:
-        """The name of the stage, this or one inside, whose updates nothing may change afterwards.
-
-        Such as one that keeps an average of the params that they lead to. None if there is none.
+        Here a stage keeps it, and what holds transforms joins theirs. Override it in a stage that
+        multiplies by a rate or turns its updates around, and in a wrapper that does more or less
+        than those inside of it.
         """
-        return next(filter(None, (inner.stands_last for inner in self.contents)), None)
+        kinds = [inner.updates_kind(incoming) for inner in self.contents]
+        return reduce(or_, kinds) if kinds else incoming
 
     @property
     def stateful(self) -> bool:
         """Whether there are slots: a fact of the types, never of a value."""
         return type(self).init_slots is not Transform.init_slots
-
-    def why_not_root(self) -> str | None:
-        """Why this stage alone makes no optimizer, or None if it does."""
-        return next(filter(None, (inner.why_not_root() for inner in self.contents)), None)
 
     # What a user calls.
 
@@ -184,7 +180,7 @@ class Transform(Data):
             params: a pytree of real or complex floating point arrays; `None` leaves are left out.
                 `jax.ShapeDtypeStruct` leaves give a state of `ShapeDtypeStruct`s.
         """
-        self._check_root()
+        check_root(self)
         leaves = jax.tree.leaves(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
@@ -362,17 +358,12 @@ class Transform(Data):
             return value
         return super()._normalise(value, field, where)
 
-    def _check_root(self) -> None:
-        reason = self.why_not_root()
-        if reason:
-            raise ValueError(reason)
-
 
 def advance(
     tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: dict
 ) -> tuple[PyTree, State]:
     """One update with the result left in the compute dtype."""
-    tx._check_root()
+    check_root(tx)
     check_state_type(state, "; the order is update(grads, state, params)")
     updates = to_arrays(updates, "the gradient")
     params = None if params is None else to_arrays(params, "the param")
@@ -408,16 +399,6 @@ def check_transform_type(value: Any, where: str) -> None:
     elif hasattr(value, "init") and hasattr(value, "update"):
         hint = "; use from_optax(...) for an optax transformation"
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
-
-
-def check_nothing_last(transform: Transform, where: str, changer: str) -> None:
-    """Refuses what is to stand last where something changes its updates."""
-    last = transform.stands_last
-    if last is not None:
-        raise ValueError(
-            f"{where}: {changer} would change the updates of {last}, which keeps params that they "
-            f"lead to: put {last} around the whole optimizer, or last in its chain."
-        )
 
 
 def check_state_type(value: Any, hint: str = "") -> None:

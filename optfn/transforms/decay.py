@@ -8,6 +8,7 @@ import numpy as np
 from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise
 from optfn.core.schedule import Schedule
+from optfn.core.updates_kind import Updates
 
 
 def decays(mask: bool | None) -> bool:
@@ -108,9 +109,8 @@ class _DecayingStep(Leafwise):
     def _decay(self) -> Any:
         raise NotImplementedError
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 class descend_with_corrected_decay(_DecayingStep):

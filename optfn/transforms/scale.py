@@ -4,6 +4,7 @@ from typing import Any
 
 from optfn.core.data import check_within, per_leaf, static
 from optfn.core.leafwise import Leafwise
+from optfn.core.updates_kind import Updates
 
 
 class scale(Leafwise):
@@ -20,6 +21,9 @@ class scale(Leafwise):
 
     def update_leaf(self, update, slots, param, t):
         return self.step_size * update, slots
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.scaled()
 
 
 class scale_by_learning_rate(Leafwise):
@@ -42,9 +46,8 @@ class scale_by_learning_rate(Leafwise):
         rate = -self.learning_rate if self.flip_sign else self.learning_rate
         return rate * update, slots
 
-    @property
-    def finishes(self) -> bool:
-        return self.flip_sign
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned() if self.flip_sign else incoming
 
 
 class scale_by_layer_decay(Leafwise):
@@ -106,9 +109,8 @@ class negate(Leafwise):
     def update_leaf(self, update, slots, param, t):
         return -update, slots
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 def scale_by_schedule(step_size_fn: Any) -> scale:

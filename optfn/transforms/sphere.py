@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from optfn.core.leafwise import Leafwise
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class StartNorm(NamedTuple):
@@ -50,6 +51,5 @@ class hyperball(Leafwise):
         factor = jnp.where(moved == 0, 1, slots.norm / jnp.where(moved == 0, 1, moved))
         return factor * step + (factor - 1) * param, slots
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()

@@ -143,8 +143,10 @@ def test_a_stage_inside_need_not_be_an_optimizer():
     updates, _ = run(tx)
     np.testing.assert_allclose(updates["w"][4], -(0.9 * 2 + 5) * GRADS["w"], rtol=1e-6)
     np.testing.assert_allclose(updates["b"][4], -5 * GRADS["b"], rtol=1e-6)
+    optfn.conditionally_transform(part, every_third).init(PARAMS)  # a direction, as a stage alone
+    whole = optfn.masked(optfn.sgd(0.1), {"w": True, "b": False})
     with pytest.raises(ValueError, match=r"masked\(...\) alone is no optimizer"):
-        optfn.conditionally_transform(part, every_third).init(PARAMS)
+        optfn.conditionally_transform(whole, every_third).init(PARAMS)
 
 
 BAD = {

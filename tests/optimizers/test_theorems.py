@@ -445,6 +445,13 @@ def test_grams_and_cautious_never_go_against_the_gradient(tx, x64):
     assert (updates_of(optfn.adam(RATE)) * GRADS > 0).any()
 
 
+def test_a_step_that_is_turned_back_is_a_direction(x64):
+    back = optfn.chain(optfn.sgd(1.0), optfn.negate())
+    np.testing.assert_array_equal(updates_of(optfn.cautious(back)), GRADS)
+    signed = optfn.with_gradient_signs(optfn.cautious(optfn.chain(back, optfn.sgd(1.0))))
+    np.testing.assert_array_equal(updates_of(signed), -GRADS)
+
+
 @pytest.mark.parametrize("tx", [optfn.rprop(RATE), optfn.adafactor(), optfn.adafactor(RATE)])
 def test_what_ends_downhill_is_known_to(tx, x64):
     updates = updates_of(optfn.cautious(tx))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -63,9 +64,8 @@ class scale_by_cocob(Leafwise):
         u = (slots.start - param) + wealth / bet * ((largest + reward) / largest)
         return u, Bets(slots.start, largest, summed, wealth, reward)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 def cocob(

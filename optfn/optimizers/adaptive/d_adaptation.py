@@ -14,6 +14,7 @@ from optfn.core.numerics import abs_sq, dot, ratio, sqrt, tree_sum
 from optfn.core.slots import copy_params, scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class Estimate(NamedTuple):
@@ -121,9 +122,8 @@ class scale_by_prodigy(Transform):
         )
         return steps, ProdigyEstimate(mu, nu, s, new_d, n, slots.start)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 def _prodigy_sums(g, p, mu, nu, s, start, d, weight, b1, b2, b3):
@@ -227,9 +227,8 @@ class scale_by_dadapt_adamw(Transform):
         new_d = jnp.maximum(d, ratio(n, (1 - b) * tree_sum(size)))
         return steps, Estimate(mu, nu, s, new_d, n)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 def _dadapt_adamw(g, p, mu, nu, s, w, decay, b1, b2, b, eps):

@@ -14,6 +14,7 @@ from optfn.core.numerics import abs_sq, dot, global_norm, ratio, sqrt, tree_scal
 from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 from optfn.transforms.scale import scale_by_learning_rate
 
 
@@ -144,9 +145,8 @@ class scale_by_momo(Transform):
         steps, bound = _step_to_bound(self, updates, ctx.params, mu, line, slots.lower_bound)
         return steps, Model(mu, value, along, bound)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 class scale_by_momo_adam(Transform):
@@ -206,9 +206,8 @@ class scale_by_momo_adam(Transform):
         steps, bound = _step_to_bound(self, updates, ctx.params, direction, line, bound)
         return steps, AdamModel(mu, nu, value, along, bound)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 class _Line(NamedTuple):

@@ -16,6 +16,7 @@ from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.slots import zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 from optfn.transforms.clip import clip_entries
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
@@ -154,9 +155,8 @@ class scale_by_sophia(Transform):
         nu, estimator = lax.cond(due, estimated, lambda *old: old, nu, slots.estimator)
         return u, Curvature(mu, nu, estimator)
 
-    @property
-    def finishes(self) -> bool:
-        return False
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming  # the updates of the estimator are an estimate
 
 
 def _clipped_newton(g, mu, nu, b1, t, gamma, eps, limit):

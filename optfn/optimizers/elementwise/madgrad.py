@@ -10,6 +10,7 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.moments import zeros_like_real
 from optfn.core.numerics import abs_sq, ratio, sqrt
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 from optfn.transforms.decay import add_decayed_weights
 
 
@@ -62,9 +63,8 @@ class scale_by_madgrad(Leafwise):
         u = (1 - self.momentum) * (slots.x0 - param - s / (_cbrt(v) + self.eps))
         return u, DualAverages(v, s, slots.x0)
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 @jax.custom_jvp

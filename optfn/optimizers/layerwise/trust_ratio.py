@@ -8,6 +8,7 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import masked
 from optfn.core.leafwise import Leafwise
 from optfn.core.numerics import global_norm, sqrt
+from optfn.core.updates_kind import Updates
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.momentum import trace
@@ -149,9 +150,8 @@ class retract_by_learning_rate(Leafwise):
         root = sqrt(1 + square)
         return -self.learning_rate / root * g - square / (root * (1 + root)) * param, slots
 
-    @property
-    def finishes(self) -> bool:
-        return True
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
 
 
 def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> chain:

@@ -13,6 +13,7 @@ from optfn.core.placement import on_devices_of
 from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform, cast_like
 from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
 
 
 class Evaluations(NamedTuple):
@@ -107,6 +108,9 @@ class LineSearch(Transform):
         line = Line(ctx.extra_args["value_fn"], ctx.params, direction, value, grad, slope)
         found = self.search(line, cast(slots.learning_rate, dtype))
         return tree_scale(found.learning_rate, direction), found
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return Updates.STEP
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:

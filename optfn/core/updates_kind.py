@@ -1,0 +1,142 @@
+"""Which way updates point, as an algebra: what each transform makes of what comes in."""
+
+import enum
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
+from typing import Protocol
+
+
+class Updates(enum.Flag):
+    """Which way updates point. `a | b` is a beside b, as one leaf has a and another b.
+
+    Attributes:
+        NOTHING: zero updates, which are fine beside all others.
+        DIRECTION: uphill, as gradients are.
+        STEP: downhill, to be added to the params.
+        UNKNOWN: uphill or downhill, as after a factor of any sign.
+        LAST: a step that nothing may change, as an average is kept of the params it leads to.
+    """
+
+    NOTHING = 0
+    DIRECTION = enum.auto()
+    STEP = enum.auto()
+    UNKNOWN = enum.auto()
+    LAST = enum.auto()
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a direction is beside anything else: no one sign makes steps of both."""
+        return Updates.DIRECTION in self and self != Updates.DIRECTION
+
+    def turned(self) -> "Updates":
+        """After a minus sign, as a learning rate has it. What it is put behind was a direction."""
+        return reduce(or_, (TURNED.get(kind, kind) for kind in self), Updates.NOTHING)
+
+    def scaled(self) -> "Updates":
+        """After a factor of any sign: unknown, but a step beside a direction remains one."""
+        both = Updates.DIRECTION | Updates.STEP
+        return self if not self or both in self else Updates.UNKNOWN
+
+    def kept(self) -> "Updates":
+        """After an average is taken of the params that the step leads to."""
+        return self | Updates.LAST if self.is_mixed else Updates.LAST
+
+
+TURNED = {
+    Updates.DIRECTION: Updates.STEP,
+    Updates.STEP: Updates.DIRECTION,
+    Updates.UNKNOWN: Updates.STEP,
+}
+
+
+class Part(Protocol):
+    """What this page asks of a transform."""
+
+    @property
+    def name(self) -> str | None: ...
+
+    @property
+    def contents(self) -> Sequence["Part"]: ...
+
+    def updates_kind(self, incoming: Updates) -> Updates: ...
+
+
+def check_root(tx: Part) -> None:
+    """Refuses an optimizer whose updates are mixed."""
+
+    def is_mixed(part: Part) -> bool:
+        return _kind_of(part).is_mixed
+
+    if is_mixed(tx):
+        name = type(_to_blame(tx, is_mixed)).__name__
+        raise ValueError(
+            f"{name}(...) alone is no optimizer: beside its other updates, directions such as raw "
+            "gradients would become updates, uphill. Use freeze(transform, mask) to leave params "
+            "as they are, conditionally_mask(...) to leave them at some steps, partition(...) for "
+            f"several whole optimizers, or put {name} before the learning rate of a chain."
+        )
+
+
+def check_not_last(tx: Part, where: str, changer: str) -> None:
+    """Refuses updates that nothing may change, where `changer` would change them."""
+
+    def is_last(part: Part) -> bool:
+        return Updates.LAST in _kind_of(part)
+
+    if is_last(tx):
+        last = _name_of(_to_blame(tx, is_last))
+        raise ValueError(
+            f"{where}: {changer} would change the updates of {last}, which keeps params that they "
+            f"lead to: put {last} around the whole optimizer, or last in its chain."
+        )
+
+
+def check_steps(tx: Part, where: str) -> None:
+    """Refuses a direction, and steps that nothing may change, for a wrapper that changes steps."""
+    check_not_last(tx, where, where.partition("(")[0])
+    if Updates.DIRECTION in _kind_of(tx):
+        raise ValueError(
+            f"{where} must be a whole optimizer, whose updates go downhill; end it with "
+            "scale_by_learning_rate(...) or negate()."
+        )
+
+
+def makes_steps(tx: Part) -> bool:
+    """Whether it turns a direction into a step."""
+    return _kind_of(tx) == Updates.STEP
+
+
+def check_side_known(tx: Part, where: str, deed: str) -> None:
+    """Refuses all but one of directions and steps, for a wrapper that must know which.
+
+    Args:
+        tx: the transform inside.
+        where: the wrapper and its argument, as in `"cautious(transform=...)"`.
+        deed: what cannot be told of the part to blame.
+    """
+    wrapper = where.partition("(")[0]
+    check_not_last(tx, where, wrapper)
+
+    def is_unknown(part: Part) -> bool:
+        return _kind_of(part) not in (Updates.NOTHING, Updates.DIRECTION, Updates.STEP)
+
+    if is_unknown(tx):
+        raise ValueError(
+            f"{wrapper} cannot tell whether {_name_of(_to_blame(tx, is_unknown))} {deed}: wrap the "
+            "direction alone, or end it with scale_by_learning_rate(...) or negate()."
+        )
+
+
+def _kind_of(tx: Part) -> Updates:
+    """Which way its updates point where gradients come in."""
+    return tx.updates_kind(Updates.DIRECTION)
+
+
+def _to_blame(tx: Part, is_so: Callable[[Part], bool]) -> Part:
+    """The innermost part of which it is so."""
+    return next((_to_blame(part, is_so) for part in tx.contents if is_so(part)), tx)
+
+
+def _name_of(tx: Part) -> str:
+    return tx.name or type(tx).__name__
