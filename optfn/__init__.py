@@ -26,6 +26,8 @@ from optfn.core.schedule import Schedule as Schedule
 from optfn.core.transform import Context as Context
 from optfn.core.transform import State as State
 from optfn.core.transform import Transform as Transform
+from optfn.core.updates_kind import Updates as Updates
+from optfn.core.wrapper import Wrapper as Wrapper
 
 # Composition.
 from optfn.compose.accumulate import accumulate as accumulate

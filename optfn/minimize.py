@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 
 from optfn.compose.chain import chain
-from optfn.compose.partition import freeze, merge, view
+from optfn.compose.partition import freeze
 from optfn.core.apply import step
+from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.transform import State, Transform, check_transform_type
@@ -232,7 +233,7 @@ def _run(
         given = {name: given[name] for name in declared}
         x, state = step(tx, old.grad, run.state, old.x, **given)
         evaluations = [run.evaluations, *(found.evaluations for found in searches_in(state))]
-        found, failed_steps = _last_search(tx, state.slots), zero
+        found, failed_steps = _last_search(tx, state.slots, state.step), zero
         if found is not None:
             failed_steps = jnp.where(
                 found.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
@@ -259,12 +260,13 @@ def is_finite(point: _Point) -> jax.Array:
     return jnp.isfinite(point.value) & jnp.isfinite(point.grad_norm)
 
 
-def _last_search(tx: Transform, slots: Any) -> LineSearchState | None:
+def _last_search(tx: Transform, named: Any, step: Any) -> LineSearchState | None:
     """Of a line search whose step is the optimizer's: it knows the value at the new params."""
-    own = slots if tx.name is None else slots.get(tx.name)
+    slots = tx.slots_among(named)
     if isinstance(tx, chain) and tx.stages:
-        return _last_search(tx.stages[-1], own)
-    return own if isinstance(tx, LineSearch) else None
+        last = tx.inner_transforms(slots, step)[-1]
+        return _last_search(last.transform, last.slots, last.step)
+    return slots if isinstance(tx, LineSearch) else None
 
 
 def value_and_grad_from_state(value_fn: Callable) -> Callable:

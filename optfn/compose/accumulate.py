@@ -7,23 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.compose.finite import check_gradients_arrive
-from optfn.compose.partition import merge, view
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.each_leaf import each_leaf
+from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
+from optfn.core.outputs import cast_like
 from optfn.core.placement import like_param, on_devices_of
 from optfn.core.slots import scalar_slot, zeros_of
-from optfn.core.transform import (
-    Context,
-    ExtraKind,
-    State,
-    Transform,
-    advance_inner,
-    cast_like,
-    count_up,
-)
+from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner, count_up
 from optfn.core.tree import PyTree, flatten_like
 
 
@@ -115,9 +108,6 @@ class accumulate(Transform):
             has_updated=on_devices_of(jnp.zeros((), bool), leaves),
             inner=self.transform.init(params),
         )
-
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner.slots, slots.inner.step
 
     def schedule_step(self, slots: Any, step: Any) -> Any:
         return slots.inner.step

@@ -102,9 +102,6 @@ class schedule_free(Transform):
         first = _first_averages(params, self.resolve(0).b1, inner, keep=self.keep_average)
         return WeightedAverages(*first, scalar_slot(0, params), scalar_slot(0, params))
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
-
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, inner = self.base_optimizer.apply_named(updates, slots.inner, ctx)
         largest = jnp.maximum(slots.largest_rate, self.learning_rate)
@@ -158,9 +155,6 @@ class primal_averaging(Transform):
     def init_slots(self, params: PyTree) -> Averages:
         inner = self.optimizer.init_named(params)
         return _first_averages(params, self.resolve(0).mu_y, inner, keep=self.keep_average)
-
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, inner = self.optimizer.apply_named(updates, slots.inner, ctx)
@@ -261,9 +255,6 @@ class ema_nesterov(Transform):
     def init_slots(self, params: PyTree) -> Drift:
         inner = self.optimizer.init_named(params)
         return Drift(zeros_of(params), scalar_slot(0, params), inner)
-
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, inner = self.optimizer.apply_named(updates, slots.inner, ctx)

@@ -57,9 +57,8 @@ class chain(Transform):
     def stateful(self) -> bool:
         return any(stage.stateful for stage in self.stages)
 
-    def init_slots(self, params: PyTree) -> dict[str, Any] | None:
-        slots = {k: v for stage in self.stages for k, v in stage.init_named(params).items()}
-        return slots or None
+    def init_slots(self, params: PyTree) -> dict[str, Any]:
+        return {k: v for stage in self.stages for k, v in stage.init_named(params).items()}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         old, new = slots or {}, {}
@@ -73,7 +72,7 @@ class chain(Transform):
                 for stage in group:
                     updates, renewed = stage.apply_named(updates, old, ctx)
                     new |= renewed
-        return updates, new or None
+        return updates, new
 
     def updates_kind(self, incoming: Updates) -> Updates:
         for stage in self.stages:

@@ -44,9 +44,12 @@ class Skipping(Transform):
         super().__post_init__()
         check_gradients_arrive(self.transform, type(self).__name__)
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        skips = _skips_of(slots)
-        return skips.inner.slots, skips.inner.step
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        return super().inner(_skips_of(slots), step, label)
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Any:
+        skips = super().with_inner(_skips_of(slots), label, new)
+        return skips if isinstance(slots, Skips) else slots._replace(skips=skips)
 
     def measurements(self, slots: Any) -> dict[str, jax.Array]:
         return {"skipped": _skips_of(slots).total}

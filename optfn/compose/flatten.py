@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optfn.core.data import child
 from optfn.core.inputs import check_floating
 from optfn.core.placement import replicate, split_like
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
+from optfn.core.wrapper import Wrapper
 
 
-class flatten(Transform):
+class flatten(Wrapper):
     """Gives a transform all leaves as one vector for each dtype of the params.
 
     For hundreds of small arrays and more, where the operations cost more than what they do: the
@@ -42,8 +42,6 @@ class flatten(Transform):
     elementwise = True
     needs_params = True
 
-    transform: Transform = child()
-
     def __post_init__(self):
         super().__post_init__()
         reason = _why_not_elementwise(self.transform)
@@ -53,13 +51,9 @@ class flatten(Transform):
                 "the arrays."
             )
 
-    @property
-    def stateful(self) -> bool:
-        return self.transform.stateful
-
     def init_slots(self, params: PyTree) -> Any:
         check_floating("the param", params)
-        return self.transform.init_named(_pack(params, params)) or None
+        return self.transform.init_named(_pack(params, params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         check_floating("the gradient", updates)
@@ -71,12 +65,12 @@ class flatten(Transform):
         extra = {name: packs(kind, ctx.extra_args[name]) for name, kind in kinds.items()}
         inside = ctx._replace(params=_pack(ctx.params, ctx.params), extra_args=extra)
         vectors = _pack(updates, ctx.params)
-        vectors, new = self.transform.apply_named(vectors, slots or {}, inside)
-        return _unpack(vectors, ctx.params), new or None
+        vectors, new = self.transform.apply_named(vectors, slots, inside)
+        return _unpack(vectors, ctx.params), new
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         vectors = _pack(params, params)
-        own = self.transform.evaluation_params_named(vectors, slots or {}, step)
+        own = self.transform.evaluation_params_named(vectors, slots, step)
         return _unpack(own, params)
 
 

@@ -5,34 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.data import child
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import check_side_known, makes_steps
+from optfn.core.wrapper import Wrapper
 
 
-class _Signed(Transform):
+class _Signed(Wrapper):
     """The updates of a transform, seen beside the gradient that made them."""
-
-    transform: Transform = child()
 
     def __post_init__(self):
         super().__post_init__()
         where = f"{type(self).__name__}(transform=...)"
         check_side_known(self.transform, where, "turns the update downhill")
 
-    @property
-    def stateful(self) -> bool:
-        return self.transform.stateful
-
-    def init_slots(self, params: PyTree) -> Any:
-        return self.transform.init_named(params) or None
-
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        inner, new = self.transform.apply_named(updates, slots or {}, ctx)
+        inner, new = self.transform.apply_named(updates, slots, ctx)
         # A direction points uphill, a step downhill.
         side = -1 if makes_steps(self.transform) else 1
-        return jax.tree.map(lambda u, g: self._signed(u, side * g), inner, updates), new or None
+        return jax.tree.map(lambda u, g: self._signed(u, side * g), inner, updates), new
 
     def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
         raise NotImplementedError

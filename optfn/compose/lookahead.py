@@ -6,19 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.each_leaf import each_leaf
+from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import whole
+from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide
-from optfn.core.transform import (
-    Context,
-    State,
-    Transform,
-    advance_inner,
-    cast_like,
-)
+from optfn.core.transform import Context, State, Transform, advance_inner, inner_of, with_inner_of
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
 
@@ -84,8 +79,11 @@ class lookahead(Transform):
         slow = copy_params_wide(view(params, floating(params)))
         return Slow(slow, self.fast_optimizer.init(params))
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.fast.slots, slots.fast.step
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        return inner_of(slots.fast, step)
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Slow:
+        return slots._replace(fast=with_inner_of(slots.fast, new))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, fast = advance_inner(

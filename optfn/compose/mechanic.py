@@ -89,9 +89,6 @@ class mechanize(Transform):
             inner=self.base_optimizer.init_named(params),
         )
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
-
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, inner = self.base_optimizer.apply_named(updates, slots.inner, ctx)
         old = jnp.sum(slots.factors) + self.eps

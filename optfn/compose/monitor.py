@@ -114,9 +114,6 @@ class monitor(Transform):
             )
         return Monitored(values, inner)
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
-
     def measurements(self, slots: Any) -> dict[str, jax.Array]:
         return slots.values
 

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.partition import floating, merge, view
 from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.each_leaf import each_leaf
+from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import ratio, whole
+from optfn.core.outputs import cast_like
 from optfn.core.placement import on_devices_of
 from optfn.core.slots import copy_params_wide, scalar_slot
-from optfn.core.transform import Context, Transform, cast_like, count_up
+from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
@@ -46,9 +47,6 @@ class _ParamAverage(Transform):
         average = copy_params_wide(view(params, floating(params)))
         turns = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
         return ParamAverage(average, scalar_slot(0, params), turns, inner)
-
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        return slots.inner, step
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return super().updates_kind(incoming).kept()

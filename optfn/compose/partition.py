@@ -7,15 +7,14 @@ state for them and spends nothing on them.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
+from optfn.core.holes import merge, view
 from optfn.core.slots import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.updates_kind import Updates
+from optfn.core.wrapper import Wrapper
 
 
 class partition(Transform):
@@ -62,7 +61,7 @@ class partition(Transform):
         for label, transform in self.transforms.items():
             if transform.stateful:
                 slots[label] = transform.init_named(view(params, [x == label for x in labels]))
-        return slots or None
+        return slots
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         labels = self._labels(updates if ctx.params is None else ctx.params)
@@ -70,29 +69,21 @@ class partition(Transform):
         for label, transform in self.transforms.items():
             mine = [x == label for x in labels]
             inner_ctx = view_context(ctx, mine, updates, transform)
-            own, kept = transform.apply_named(
-                view(updates, mine), (slots or {}).get(label, {}), inner_ctx
-            )
+            inner, _ = self.inner(slots, ctx.step, label)
+            own, kept = transform.apply_named(view(updates, mine), inner, inner_ctx)
             if transform.stateful:
                 new[label] = kept
             result = merge(own, result, mine)
-        return result, new or None
+        return result, new
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return (slots or {}).get(label, {}), step
 
+    def with_inner(self, slots: Any, label: str, new: Any) -> Any:
+        return {**slots, label: new}
+
     def inner_params(self, params: PyTree, label: str) -> PyTree:
         return view(params, [x == label for x in self._labels(params)])
-
-    def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        labels = self._labels(params)
-        for label, transform in self.transforms.items():
-            mine = [x == label for x in labels]
-            own = transform.evaluation_params_named(
-                view(params, mine), *self.inner(slots, step, label)
-            )
-            params = merge(own, params, mine)
-        return params
 
     def _labels(self, tree: PyTree) -> list[str]:
         labels = self.labels.values(tree)
@@ -110,10 +101,9 @@ class partition(Transform):
         return labels
 
 
-class _Selective(Transform):
+class _Selective(Wrapper):
     """A transform for the leaves that a mask selects."""
 
-    transform: Transform = child()
     mask: Any = per_leaf(of=bool)
     selects = True
 
@@ -122,27 +112,15 @@ class _Selective(Transform):
         if self.mask is None:
             raise TypeError(f"{type(self).__name__}(mask=...) must be a tree or a function.")
 
-    @property
-    def stateful(self) -> bool:
-        return self.transform.stateful
-
-    def init_slots(self, params: PyTree) -> Any:
-        return self.transform.init_named(view(params, self._mine(params))) or None
-
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         mine = self._mine(updates if ctx.params is None else ctx.params)
         own, new = self.transform.apply_named(
-            view(updates, mine), slots or {}, view_context(ctx, mine, updates, self.transform)
+            view(updates, mine), slots, view_context(ctx, mine, updates, self.transform)
         )
-        return merge(own, self._others(updates), mine), new or None
+        return merge(own, self._others(updates), mine), new
 
-    def inner_params(self, params: PyTree, label: Any) -> PyTree:
+    def inner_params(self, params: PyTree, label: str) -> PyTree:
         return view(params, self._mine(params))
-
-    def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        mine = self._mine(params)
-        own = self.transform.evaluation_params_named(view(params, mine), slots or {}, step)
-        return merge(own, params, mine)
 
     def _mine(self, tree: PyTree) -> list[bool]:
         return [x == self.selects for x in self.mask.values(tree)]
@@ -202,28 +180,6 @@ def set_to_zero() -> freeze:
     The same as `freeze(chain(), True)`: no state, no cost, and leaves of any dtype.
     """
     return freeze(chain(), True)
-
-
-def view(tree: PyTree, mine: list[bool]) -> PyTree:
-    """The tree with None in place of the leaves that are not mine."""
-    leaves, treedef = jax.tree.flatten(tree)
-    seen = treedef.unflatten([x if own else None for x, own in zip(leaves, mine, strict=True)])
-    # None for the params as a whole would say that there are none.
-    return () if seen is None else seen
-
-
-def merge(own: PyTree, others: PyTree, mine: list[bool]) -> PyTree:
-    """`others` with my leaves in their places."""
-    mine_leaves = iter(jax.tree.leaves(own))
-    leaves, treedef = jax.tree.flatten(others)
-    return treedef.unflatten(
-        [next(mine_leaves) if m else x for x, m in zip(leaves, mine, strict=True)]
-    )
-
-
-def floating(tree: PyTree) -> list[bool]:
-    """Which leaves have fractions, as those have that are not frozen."""
-    return [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(tree)]
 
 
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:

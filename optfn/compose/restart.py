@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child
-from optfn.core.parts import parts
 from optfn.core.placement import on_devices_of
 from optfn.core.transform import (
     Context,
@@ -17,6 +16,7 @@ from optfn.core.transform import (
     param_of,
 )
 from optfn.core.tree import PyTree, leaf_paths
+from optfn.core.walk import Place, renew_slots, walk
 
 
 class own_step(Transform):
@@ -75,15 +75,45 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
     check_transform_type(tx, "reset(tx, state, params, name): tx")
     check_state_type(state)
     fresh = tx.init(params)
-    leaves, treedef = jax.tree.flatten(state)
-    if jax.tree.structure(fresh) != treedef:
+    if jax.tree.structure(fresh) != jax.tree.structure(state):
         raise ValueError(
             "reset(tx, state, params, name): the state is not one of this optimizer and params."
         )
-    # The leaves of this state are their own places.
-    places = treedef.unflatten(range(treedef.num_leaves))
-    named = {".".join(x.names): x for x in parts(tx, places.slots, places.step, params)}
-    found = [name] if name in named else [x for x in named if name in _endings(named[x].names)]
+    begun = {place.names: place for place in walk(tx, fresh.slots, fresh.step, params)}
+    chosen = begun[_find(name, list(begun))]
+    shapes = jax.eval_shape(lambda p: (p, chosen.params if chosen.stage is None else ()), params)
+    every, own = (dict(jax.tree_util.tree_flatten_with_path(x)[0]) for x in shapes)
+
+    def renew(place: Place) -> Any:
+        new = begun[place.names].slots
+        return new if place.names == chosen.names else _with_leaves_of(new, place.slots, every, own)
+
+    slots = renew_slots(tx, state.slots, state.step, params, renew)
+    state = State(state.step, slots)
+    leaves, first = jax.tree.leaves(state), jax.tree.leaves(fresh)
+    for path, old, new in zip(leaf_paths(state), leaves, first, strict=True):
+        if old.shape != new.shape:
+            raise ValueError(
+                f"reset(tx, state, params, name): {name!r} leaves the state's '{path}' as it is, "
+                f"of shape {old.shape}, and the params want {new.shape}."
+            )
+    return state
+
+
+def _with_leaves_of(new: Any, old: Any, every: dict, own: dict) -> Any:
+    """The old slots with the new leaves that belong to a group's `own` params of `every`."""
+    by_path, treedef = jax.tree_util.tree_flatten_with_path(new)
+    belongs = [param_of(path, slot, every) in own for path, slot in by_path]
+    if not any(belongs):
+        return old
+    leaves = zip(belongs, jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    return treedef.unflatten([fresh if mine else kept for mine, fresh, kept in leaves])
+
+
+def _find(name: str, places: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The names of the one place that `name` is, or is the end of."""
+    named = {".".join(names): names for names in places}
+    found = [name] if name in named else [x for x in named if name in _endings(named[x])]
     if not found:
         raise ValueError(
             f"reset(tx, state, params, name): {name!r} is no group or stage with a state; there "
@@ -93,21 +123,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         raise ValueError(
             f"reset(tx, state, params, name): {name!r} is ambiguous; say which: {', '.join(found)}."
         )
-    part = named[found[0]]
-    anew = set(jax.tree.leaves(part.slots))
-    by_path, first = jax.tree_util.tree_flatten_with_path(fresh)[0], jax.tree.leaves(fresh)
-    if part.stage is None:
-        shapes = jax.eval_shape(lambda p: (p, part.params), params)
-        every, own = (dict(jax.tree_util.tree_flatten_with_path(x)[0]) for x in shapes)
-        anew |= {i for i, (path, slot) in enumerate(by_path) if param_of(path, slot, every) in own}
-    for i, (old, new) in enumerate(zip(leaves, first, strict=True)):
-        if i not in anew and old.shape != new.shape:
-            raise ValueError(
-                f"reset(tx, state, params, name): {name!r} leaves the state's "
-                f"'{leaf_paths(state)[i]}' as it is, of shape {old.shape}, and the params want "
-                f"{new.shape}."
-            )
-    return treedef.unflatten([first[i] if i in anew else old for i, old in enumerate(leaves)])
+    return named[found[0]]
 
 
 def _endings(names: tuple[str, ...]) -> set[str]:

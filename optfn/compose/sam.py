@@ -12,7 +12,15 @@ from optfn.core.dtypes import cast
 from optfn.core.each_leaf import each_leaf
 from optfn.core.inputs import matched, to_arrays
 from optfn.core.slots import copy_params
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
+from optfn.core.transform import (
+    Context,
+    ExtraKind,
+    State,
+    Transform,
+    advance_inner,
+    inner_of,
+    with_inner_of,
+)
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
@@ -23,6 +31,10 @@ class Rounds(NamedTuple):
     optimizer: State
     adversary: State
     cache: PyTree
+
+
+# Which of the rounds' fields has the state of which optimizer.
+HOLDERS = {"optimizer": "optimizer", "adv_optimizer": "adversary"}
 
 
 class sam(Transform):
@@ -78,9 +90,12 @@ class sam(Transform):
         cache = None if self.opaque_mode else copy_params(params)
         return Rounds(self.optimizer.init(params), self.adv_optimizer.init(params), cache)
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        state = slots.optimizer if label == "optimizer" else slots.adversary
-        return state.slots, state.step
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        return inner_of(getattr(slots, HOLDERS[label]), step)
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Rounds:
+        holder = HOLDERS[label]
+        return slots._replace(**{holder: with_inner_of(getattr(slots, holder), new)})
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         if self.opaque_mode:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
 from optfn.core.transform import State, Transform, check_state_type, check_transform_type
+from optfn.core.walk import replace_stages
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
 
 def hyperparameters_at(tx: Transform, slots: Any, step: Any) -> Hyperparameters:
     """`hyperparameters` of a transform inside, given its named slots and its step."""
-    resolved = _resolve(tx, slots, step)
+    resolved = replace_stages(tx, slots, step, _resolved)
     return Hyperparameters(zip(_names(resolved), jax.tree.leaves(resolved), strict=True))
 
 
@@ -168,23 +169,8 @@ def in_axes(tx: T) -> T:
     return jax.tree.map(axes, tx, is_leaf=lambda x: isinstance(x, Data))
 
 
-def _resolve(tx: Transform, slots: Any, step: Any) -> Transform:
-    """`tx` with every schedule, also of inner transforms, replaced by its value."""
-    own = slots if tx.name is None else (slots or {}).get(tx.name)
-
-    def resolve(inner: Transform, label: str) -> Transform:
-        return _resolve(inner, *tx.inner(own, step, label))
-
-    resolved = tx.resolve(tx.schedule_step(own, step))
-    changes: dict[str, Any] = {}
-    for field, value in resolved.fields("child"):
-        if isinstance(value, dict):
-            changes[field] = {label: resolve(inner, label) for label, inner in value.items()}
-        elif isinstance(value, tuple):
-            changes[field] = tuple(resolve(inner, field) for inner in value)
-        else:
-            changes[field] = resolve(value, field)
-    return resolved.rebuilt(**changes)
+def _resolved(stage: Transform, slots: Any, step: Any) -> Transform:
+    return stage.resolve(stage.schedule_step(slots, step))
 
 
 def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """Reading what an optimizer measured."""
 
 from optfn.core.hyperparameters import ByName
-from optfn.core.parts import parts
 from optfn.core.transform import State, Transform, check_state_type, check_transform_type
+from optfn.core.walk import walk
 
 
 class Metrics(ByName):
@@ -36,9 +36,9 @@ def metrics(tx: Transform, state: State) -> Metrics:
     check_state_type(state)
     return Metrics(
         sorted(
-            (".".join((*part.names, quantity)), value)
-            for part in parts(tx, state.slots, state.step)
-            if part.stage is not None
-            for quantity, value in part.stage.measurements(part.slots).items()
+            (".".join((*place.names, quantity)), value)
+            for place in walk(tx, state.slots, state.step)
+            if place.stage is not None
+            for quantity, value in place.stage.measurements(place.slots).items()
         )
     )

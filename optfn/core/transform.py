@@ -11,17 +11,18 @@ import numpy as np
 from jax import lax
 
 from optfn.core.data import Data, as_number, batch_shape, kind_of, static
-from optfn.core.dtypes import cast, cast_numbers, own_dtype
+from optfn.core.dtypes import cast_numbers, own_dtype
+from optfn.core.holes import merge, seen_in
 from optfn.core.inputs import (
     check_floating,
     checked_extra_args,
-    is_float0,
     to_arrays,
     widened,
 )
+from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
 from optfn.core.placement import on_devices_of, replicated
 from optfn.core.schedule import Schedule, as_schedule
-from optfn.core.tree import PyTree, flatten_like, leaf_location
+from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_root
 
 ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
@@ -65,6 +66,33 @@ class Context(NamedTuple):
         return count_up(self.step)
 
 
+class Inner(NamedTuple):
+    """A transform inside of another one, with what is its own.
+
+    Attributes:
+        transform: the inner one.
+        label: the key that it is held under, where a dict holds it, or else the field.
+        names: what its qualified names have between the outer transform's name and its own.
+        is_group: whether a dict holds it, as the groups of a partition.
+        slots: its named slots.
+        step: the one it runs at.
+        params: those that it is for, with None for the others; None without params.
+    """
+
+    transform: "Transform"
+    label: str
+    names: tuple[str, ...]
+    is_group: bool
+    slots: Any
+    step: Any
+    params: PyTree
+
+    @property
+    def place(self) -> tuple[Any, Any, PyTree]:
+        """The slots, the step and the params."""
+        return self.slots, self.step, self.params
+
+
 class Transform(Data):
     """An optimizer, or a stage of one: a frozen dataclass whose numbers are pytree leaves.
 
@@ -103,18 +131,31 @@ class Transform(Data):
         """
         raise NotImplementedError(f"{type(self).__name__} must define apply.")
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
-        """Where an inner transform finds its named slots and its step, given this one's slots.
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        """The named slots of an inner transform and its step, given this one's slots.
 
-        A wrapper whose slots are an inner `State` need not override this.
+        A wrapper need not override this where the slots of the inner one are its own slots, or
+        what these have in a field called `inner`, either of them by name or as a `State`.
 
         Args:
             slots: this transform's slots.
             step: this transform's step.
-            label: the key of the inner transform, where several are held in a dict, or the name of
-                the field that holds it.
+            label: the key of the inner transform, where a dict holds it, or else the name of the
+                field that does.
         """
-        return (slots.slots, slots.step) if isinstance(slots, State) else (slots, step)
+        return inner_of(_held_in(slots), step)
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Any:
+        """The inverse of `inner`: the slots of this transform with new ones for an inner one.
+
+        Args:
+            slots: this transform's slots.
+            label: as in `inner`.
+            new: the named slots of the inner transform.
+        """
+        held = _held_in(slots)
+        renewed = with_inner_of(held, new)
+        return renewed if held is slots else slots._replace(inner=renewed)
 
     def inner_params(self, params: PyTree, label: Any) -> PyTree:
         """The params that an inner transform is for, with None for the others; `label` as above."""
@@ -132,14 +173,15 @@ class Transform(Data):
         return step
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        """The params to evaluate location, given those that the gradient is taken at.
+        """The params to evaluate at, given those that the gradient is taken at.
 
         Here those of the inner transforms; a wrapper that averages overrides it. Users call the
         function `evaluation_params(tx, state, params)`.
         """
-        for field, value in self.fields("child"):
-            for inner in transforms_in(value):
-                params = inner.evaluation_params_named(params, *self.inner(slots, step, field))
+        for inner in self.inner_transforms(slots, step):
+            seen = self.inner_params(params, inner.label)
+            found = inner.transform.evaluation_params_named(seen, inner.slots, inner.step)
+            params = merge(found, params, seen_in(seen, params))
         return params
 
     def measurements(self, slots: Any) -> Mapping[str, jax.Array]:
@@ -253,14 +295,11 @@ class Transform(Data):
         self.check_scalars()
         if not self._wraps:
             check_floating("the param", params)
-        slots = self.init_slots(params)
-        if self.name is None:
-            return slots or {}
-        return {} if slots is None else {self.name: slots}
+        return self._by_name(self.init_slots(params))
 
     @final
     def apply_named(
-        self, updates: PyTree, slots: Mapping[str, Any], ctx: Context
+        self, updates: PyTree, slots: Mapping[str, Any] | None, ctx: Context
     ) -> tuple[PyTree, dict[str, Any]]:
         """`apply` on this transform's entries of `slots`; gives back these entries, renewed."""
         own = self._own(slots)
@@ -273,28 +312,57 @@ class Transform(Data):
             stage = stage._with_numbers_in(own_dtype(updates))
         new_updates, new = stage.apply(updates, own, ctx)
         if self._computes_itself:
-            new = _as_stored(new, own)
-        new_updates = _check_same_form(new_updates, updates, self.name or type(self).__name__)
-        if self.name is None:
-            return new_updates, new or {}
-        return new_updates, {} if new is None else {self.name: new}
+            new = as_stored(new, own)
+        new_updates = check_same_form(new_updates, updates, self.name or type(self).__name__)
+        return new_updates, self._by_name(new)
+
+    @final
+    def inner_transforms(self, slots: Any, step: Any, params: PyTree = None) -> list[Inner]:
+        """The transforms that stand directly inside, each with its slots, its step and its params.
+
+        Args:
+            slots: this transform's slots.
+            step: this transform's step.
+            params: this transform's params, if the inner ones' are wanted.
+        """
+        holders = list(self.fields("child"))
+        found = []
+        for field, value in holders:
+            outer = () if len(holders) == 1 else (field,)
+            is_group = isinstance(value, Mapping)
+            labels = list(value) if is_group else [field] * len(transforms_in(value))
+            for label, transform in zip(labels, transforms_in(value), strict=True):
+                names = (*outer, label) if is_group else outer
+                seen = None if params is None else self.inner_params(params, label)
+                own = self.inner(slots, step, label)
+                found.append(Inner(transform, label, names, is_group, *own, seen))
+        return found
+
+    @final
+    def slots_among(self, named: Mapping[str, Any] | None) -> Any:
+        """This transform's slots among those by name; None where it has none."""
+        return named if self.name is None else (named or {}).get(self.name)
 
     @final
     def evaluation_params_named(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         """`evaluation_params` with this transform's entry of `slots`."""
-        return self.evaluation_params(params, self._own(slots or {}), step)
+        return self.evaluation_params(params, self._own(slots), step)
 
-    def _own(self, slots: Mapping[str, Any]) -> Any:
-        """This transform's entry."""
-        if self.name is None:
-            return slots
-        own = slots.get(self.name)
-        if self.stateful and own is None:
+    def _own(self, slots: Mapping[str, Any] | None) -> Any:
+        """This transform's slots among those by name, which must have them."""
+        own = self.slots_among(slots)
+        if own is None and self.stateful and self.name is not None:
             raise ValueError(
-                f"the state has no slots for '{self.name}', only for {sorted(slots)}: was it made "
-                "by another optimizer?"
+                f"the state has no slots for '{self.name}', only for {sorted(slots or {})}: was it "
+                "made by another optimizer?"
             )
         return own
+
+    def _by_name(self, slots: Any) -> dict[str, Any]:
+        """The inverse of `slots_among`: without an entry for what has no state."""
+        if self.name is None:
+            return slots or {}
+        return {self.name: slots} if self.stateful and slots is not None else {}
 
     @property
     def _wraps(self) -> bool:
@@ -372,7 +440,7 @@ def advance(
     extra_args = checked_extra_args(extra_args, tx.declared_extra_args(), wide)
     ctx = Context(params, count, extra_args)
     wide, slots = tx.apply_named(wide, state.slots, ctx)
-    _check_slot_names(state.slots, slots)
+    check_slot_names(state.slots, slots)
     return wide, State(ctx.next_step, slots)
 
 
@@ -382,11 +450,6 @@ def advance_inner(
     """`advance` of an inner optimizer, with those of the extra arguments that it declares."""
     own = {name: extra_args[name] for name in tx.declared_extra_args()}
     return advance(tx, updates, state, params, own)
-
-
-def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Every leaf of `tree` in the dtype of its counterpart."""
-    return jax.tree.map(lambda x, y: x if is_float0(y) else cast(x, y.dtype), tree, like)
 
 
 def check_transform_type(value: Any, where: str) -> None:
@@ -409,47 +472,27 @@ def check_state_type(value: Any, hint: str = "") -> None:
         )
 
 
+def inner_of(held: Any, step: Any) -> tuple[Any, Any]:
+    """The named slots and the step of an inner transform, held as a `State` or without a step."""
+    return (held.slots, held.step) if isinstance(held, State) else (held, step)
+
+
+def with_inner_of(held: Any, new: Any) -> Any:
+    """The inverse of `inner_of`: `held` with new named slots."""
+    return held._replace(slots=new) if isinstance(held, State) else new
+
+
+def _held_in(slots: Any) -> Any:
+    """What a wrapper's slots have in a field called `inner`, or else they themselves."""
+    held = getattr(slots, "inner", None)
+    return held if isinstance(held, (dict, State)) else slots
+
+
 def transforms_in(value: Any) -> list:
     """The contents of a `child` field: one transform, a tuple or a dict of them."""
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if type(value) in (list, tuple) else [value]
-
-
-def _check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
-    """`new` in the dtypes of `old`, or an error that names the stage that changed the form."""
-    leaves, treedef = jax.tree.flatten(old)
-    new_leaves = flatten_like(new, old, f"the updates from {name}", "the updates to it")
-    out = []
-    for i, (x, y) in enumerate(zip(new_leaves, leaves, strict=True)):
-        if jnp.shape(x) != jnp.shape(y):
-            raise ValueError(
-                f"{name} {leaf_location(old, i)} turned updates of shape {jnp.shape(y)} into "
-                f"shape {jnp.shape(x)}."
-            )
-        out.append(x if is_float0(y) else cast(x, y.dtype))
-    return treedef.unflatten(out)
-
-
-def _as_stored(new: Any, old: Any) -> Any:
-    """New slots in the dtypes of the old ones, where wider gradients made them wider."""
-    if jax.tree.structure(new) != jax.tree.structure(old):
-        return new
-
-    def stored(x, y):
-        dtypes = [getattr(z, "dtype", jnp.int32) for z in (x, y)]
-        floating = all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
-        return cast(x, y.dtype) if floating else x
-
-    return jax.tree.map(stored, new, old)
-
-
-def _check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if old.keys() != new.keys():
-        raise ValueError(
-            f"the state has slots {sorted(old)}, this optimizer's are {sorted(new)}: "
-            "was the state made by another optimizer?"
-        )
 
 
 def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:

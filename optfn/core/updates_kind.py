@@ -74,7 +74,8 @@ def check_root(tx: Part) -> None:
             f"{name}(...) alone is no optimizer: beside its other updates, directions such as raw "
             "gradients would become updates, uphill. Use freeze(transform, mask) to leave params "
             "as they are, conditionally_mask(...) to leave them at some steps, partition(...) for "
-            f"several whole optimizers, or put {name} before the learning rate of a chain."
+            f"several whole optimizers, or put {name} before the learning rate of a chain. (A "
+            "transform of your own whose updates are steps says so by updates_kind.)"
         )
 
 

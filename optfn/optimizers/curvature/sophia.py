@@ -137,8 +137,11 @@ class scale_by_sophia(Transform):
         estimator = self.hessian_diagonal_fn.init_named(params)
         return Curvature(zeros_of(params), zeros_of(params, real=True), estimator)
 
-    def inner(self, slots: Any, step: Any, label: Any) -> tuple[Any, Any]:
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return slots.estimator, step
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Curvature:
+        return slots._replace(estimator=new)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         t = ctx.next_step.astype(own_dtype(updates))

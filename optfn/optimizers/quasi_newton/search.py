@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import dot, tree_scale, tree_sum
+from optfn.core.outputs import cast_like
 from optfn.core.placement import on_devices_of
 from optfn.core.slots import scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform, cast_like
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 

@@ -1,0 +1,52 @@
+"""What transforms give back: in the form of what they were given, and stored as it was."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.dtypes import cast
+from optfn.core.inputs import is_float0
+from optfn.core.tree import PyTree, flatten_like, leaf_location
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Every leaf of `tree` in the dtype of its counterpart."""
+    return jax.tree.map(lambda x, y: x if is_float0(y) else cast(x, y.dtype), tree, like)
+
+
+def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
+    """`new` in the dtypes of `old`, or an error that names the stage that changed the form."""
+    leaves, treedef = jax.tree.flatten(old)
+    new_leaves = flatten_like(new, old, f"the updates from {name}", "the updates to it")
+    out = []
+    for i, (x, y) in enumerate(zip(new_leaves, leaves, strict=True)):
+        if jnp.shape(x) != jnp.shape(y):
+            raise ValueError(
+                f"{name} {leaf_location(old, i)} turned updates of shape {jnp.shape(y)} into "
+                f"shape {jnp.shape(x)}."
+            )
+        out.append(x if is_float0(y) else cast(x, y.dtype))
+    return treedef.unflatten(out)
+
+
+def as_stored(new: Any, old: Any) -> Any:
+    """New slots in the dtypes of the old ones, where wider gradients made them wider."""
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        return new
+
+    def stored(x, y):
+        dtypes = [getattr(z, "dtype", jnp.int32) for z in (x, y)]
+        floating = all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
+        return cast(x, y.dtype) if floating else x
+
+    return jax.tree.map(stored, new, old)
+
+
+def check_slot_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if old.keys() != new.keys():
+        raise ValueError(
+            f"the state has slots {sorted(old)}, this optimizer's are {sorted(new)}: "
+            "was the state made by another optimizer?"
+        )

@@ -1,0 +1,32 @@
+"""The base of wrappers that keep nothing themselves."""
+
+from typing import Any
+
+from optfn.core.data import child
+from optfn.core.transform import Transform
+from optfn.core.tree import PyTree
+
+
+class Wrapper(Transform):
+    """A transform around another one, whose slots are those of the other by name.
+
+    A subclass writes `apply`, and calls `self.transform.apply_named(updates, slots, ctx)` in it,
+    which gives the updates of the inner transform and its new slots:
+
+        class doubled(optfn.Wrapper):
+            def apply(self, updates, slots, ctx):
+                updates, slots = self.transform.apply_named(updates, slots, ctx)
+                return jax.tree.map(lambda u: 2 * u, updates), slots
+
+    Args:
+        transform: the inner transform.
+    """
+
+    transform: Transform = child()
+
+    @property
+    def stateful(self) -> bool:
+        return self.transform.stateful
+
+    def init_slots(self, params: PyTree) -> Any:
+        return self.transform.init_named(self.inner_params(params, "transform"))
