@@ -1,0 +1,107 @@
+"""The order of the house: imports go one way, classes are small, policies stand on their own."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "optfn").rglob("*.py"))
+
+# From the ground up; a layer imports itself and those before it.
+LAYERS = (
+    ("core",),
+    ("schedules", "transforms", "microbatching", "privacy"),
+    ("compose",),
+    ("optimizers",),
+    ("minimize",),
+    ("__init__",),
+    ("sweep", "testing"),
+)
+CLASS_LINES = {"sweep": 300, "core": 320}
+
+
+def module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module(path): ast.parse(path.read_text()) for path in FILES}
+
+
+def imports(name):
+    """The modules of optfn that a module imports, also inside of its functions."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & TREES.keys() or {node.module}
+    return {other for other in found & TREES.keys() if other != name}
+
+
+def layer(name):
+    part = [*name.split("."), "__init__"][1]
+    return next(i for i, names in enumerate(LAYERS) if part in names)
+
+
+def test_no_module_imports_in_a_circle():
+    TopologicalSorter({name: imports(name) for name in TREES}).prepare()
+
+
+def test_no_layer_imports_a_higher_one():
+    upward = [(a, b) for a in TREES for b in imports(a) if layer(a) < layer(b)]
+    assert not upward
+
+
+def test_importing_the_library_does_not_import_the_sweeps():
+    seen, left = set(), {"optfn"}
+    while left:
+        seen |= left
+        left = set().union(*map(imports, left)) - seen
+    assert not any(layer(name) == layer("optfn.sweep") for name in seen)
+
+
+def test_the_scheduler_knows_no_lanes():
+    parts = {"engine", "lane", "stream"}
+    assert not {name.rpartition(".")[2] for name in imports("optfn.sweep.scheduler")} & parts
+
+
+@pytest.mark.parametrize("part", CLASS_LINES)
+def test_a_class_is_one_idea(part):
+    lengths = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in TREES.items()
+        if name.startswith(f"optfn.{part}")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: n for name, n in lengths.items() if n > CLASS_LINES[part]} == {}
+
+
+def test_nothing_asks_for_a_policy_by_its_class():
+    policies = {
+        node.name: name
+        for name, tree in TREES.items()
+        if name.startswith("optfn.sweep.policies")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name not in ("Policy", "Copy", "Verdict")
+    }
+    assert {"asha", "pbt", "hyperband", "run_all", "from_optuna"} <= policies.keys()
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                asked = {x.id for x in ast.walk(node.args[1]) if isinstance(x, ast.Name)}
+                assert not [p for p in asked & policies.keys() if policies[p] != name], name
+
+
+GONE = ("finishes", "finishes_inside", "why_not_root", "stands_last", "of_unknown_side")
+GONE += ("check_finished", "check_nothing_last")
+
+
+def test_one_algebra_is_in_the_place_of_the_guards():
+    for path in FILES:
+        assert not re.findall(rf"\b({'|'.join(GONE)})\b", path.read_text()), path
