@@ -1,4 +1,4 @@
-"""What a sweep is: fixed before the first step, and the same when its trials train again."""
+"""The settings of a sweep: fixed before the first step, and kept when its trials train again."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class Plan:
 
     Attributes:
         task: what is trained.
-        make_optimizer: gives the optimizer of a point.
+        make_optimizer: a function of the hyperparameters of a point that returns its optimizer.
         space: a distribution for each name of a point.
         steps: the updates of a whole run.
         segment: the steps between two looks at the scores.
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def segments(self) -> int:
-        """The segments of a whole run, of which the last may be short."""
+        """The segments of a whole run; the last may be short."""
         return ceil_div(self.steps, self.segment)
 
     @property
@@ -50,7 +50,7 @@ class Plan:
         return tuple(n for n, d in self.space.items() if not isinstance(d, Fixed))
 
     def age(self, segments: int) -> int:
-        """The steps a run has taken after some segments of its own."""
+        """The steps a run has taken after this many segments of its own."""
         return min(segments * self.segment, self.steps)
 
     def candidate(self, point: Mapping[str, Any]) -> Candidate:
@@ -58,13 +58,13 @@ class Plan:
         return Candidate(self.make_optimizer(**point), {})
 
     def for_runs(self, runs: int) -> Self:
-        """The same plan with lanes for whole trials of so many runs on every device."""
+        """The plan with lanes rounded up to whole trials of `runs` runs, even over the devices."""
         lanes = round_up(self.lanes, lanes_multiple(runs, self.mesh))
         return dataclasses.replace(self, lanes=lanes)
 
 
 def lanes_multiple(runs: int, mesh: Mesh | None) -> int:
-    """What lanes come in, so that every device holds whole trials."""
+    """The multiple of lanes that holds whole trials and divides evenly over the devices."""
     return math.lcm(runs, 1 if mesh is None else mesh.size)
 
 

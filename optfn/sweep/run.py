@@ -60,49 +60,48 @@ def run(
         tuned = result.best().optimizer
 
     Each lane trains one run. When a trial ends, diverges or is pruned, the next takes its lane, and
-    nothing is compiled anew. The same seed gives the same initial params and the same batches to
-    every trial, so that hyperparameters are compared and not the luck of the draw.
+    nothing is recompiled. The same seed gives every trial the same initial params and the same
+    batches, so hyperparameters are compared and not the luck of the draw.
 
     Args:
-        task: what is trained.
-        optimizer: a function of the hyperparameters that gives an optimizer, such as `optfn.adamw`
-            or one's own; it is called once for each trial, with plain numbers.
-        space: its keyword arguments by name: distributions, lists to choose from, plain values.
-        trials: how many; may be None where the search knows, as `grid()` does.
+        task: the training run, a `Task` or a `TrainingLoop`.
+        optimizer: a function of the hyperparameters that returns an optimizer, such as
+            `optfn.adamw` or your own; it is called once for each trial, with plain numbers.
+        space: its keyword arguments by name: distributions, lists of options, plain values.
+        trials: the number of trials; may be None where the search has an end, as `grid()` has.
         steps: the updates of a whole run.
-        search: which points are tried: `random()`, `sobol()`, `grid()` or `optuna(...)`.
-        policy: which trials end early: `asha(first=segment)` if none is given; `run_all()` ends
-            none.
-        seeds: runs of every trial, each in a lane of its own; the mean of their scores counts.
-        lanes: runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
+        search: chooses the points: `random()` by default, `sobol()`, `grid()` or
+            `optuna_search(...)`.
+        policy: ends trials early: `asha(first=segment)` by default; `run_all()` ends none, and is
+            the default where a run is one segment.
+        seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
+        lanes: the runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
             devices; None is as many as there are runs, at most about 32.
-        segment: updates between two looks at the scores; None is a tenth of `steps`.
-        seed: of everything random.
+        segment: the updates between two looks at the scores; None is a tenth of `steps`.
+        seed: the sweep's seed, from 0 to below 2^32.
         mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
-            the host, which suits convolutions on a CPU; "auto" takes the fastest on the first
-            segment, and tries another only where the work left is worth its compilation. Bits are
-            the same for the same mode only, with 16 lanes or more whatever their number.
-        mesh: devices over which the lanes are spread, along all its axes.
-        max_loss: above it a run counts as diverged, as one with a loss that is not finite.
-        max_bytes: bounds the lanes, so that the program with all its arrays takes no more, by the
-            compiler's own account; on a mesh the bytes of all devices together. It costs two
-            compilations.
-        max_seconds: after them the sweep ends with what it has, as after Ctrl-C.
-        keep_best: the params of so many of the best trials are kept.
-        confirm: trains the best once more on fresh seeds, see `Confirm`; None does not.
-        checkpoint: a folder. The same call goes on where one that was killed had been, and comes to
-            the same results; with more `trials` it goes on with a sweep that is over.
-        checkpoint_every: segments between two checkpoints.
-        progress: True shows a line, False none; None shows it where there is a terminal. Or a
-            function of `Progress`, after every segment.
+            the host, which suits convolutions on a CPU. "auto" keeps the mode that is fastest on
+            the first segment, and tries another only if the work left is worth its compilation.
+            Results have the same bits in the same mode only, with any number of lanes from 16 up.
+        mesh: the devices over which the lanes are spread, along all its axes.
+        max_loss: a run with a larger loss counts as diverged, as does one whose loss is not finite.
+        max_bytes: bounds the lanes so that the program with all its arrays takes no more, by the
+            compiler's own analysis; on a mesh, on all devices together. It costs two compilations.
+        max_seconds: the sweep ends after this time with the results so far, as after Ctrl-C.
+        keep_best: the number of best trials whose params are kept.
+        confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
+        checkpoint: a folder. The same call continues a sweep that was killed, with the same
+            results; with more `trials` it continues a finished sweep.
+        checkpoint_every: the segments between two checkpoints.
+        progress: True shows a progress line, False none; None shows it on a terminal. A function of
+            `Progress` is called after every segment.
 
     Returns:
-        The trials, as arrays. After Ctrl-C, or `max_seconds`, those that were running are
-        "stopped".
+        The trials, as arrays. Those left unfinished by Ctrl-C or `max_seconds` are "stopped".
 
     Raises:
-        TypeError: arguments that are of another kind.
-        ValueError: numbers out of their range.
+        TypeError: an argument is of another kind.
+        ValueError: a number is out of its range.
     """
     if not isinstance(task, Training):
         raise TypeError(
@@ -157,7 +156,7 @@ def run(
             store.restore(scheduler)
 
         def train(scheduler: Scheduler, store: Store | None = None) -> bool:
-            """Whether it came to its end."""
+            """Trains all trials; False if it was interrupted."""
             while scheduler.advance():
                 seconds = time.perf_counter() - began
                 show(Progress.of(scheduler, seconds))

@@ -15,7 +15,7 @@ from optfn.sweep.search import Session, TrialStatus
 from optfn.sweep.space import Choice
 from optfn.sweep.trial import Trial
 
-MOST_WAITING = 8  # for every place, trials of other structures, which have their turn later
+MOST_WAITING = 8  # queued trials per place; those of other structures train later
 
 
 @dataclass
@@ -23,21 +23,21 @@ class Scheduler:
     """A sweep under way.
 
     A trial takes a place: a lane for each of its seeds. All decisions on the host depend on the
-    measurements alone, so that several processes come to the same ones.
+    measurements alone, so several processes make the same ones.
 
     Attributes:
         plan: what every run has in common.
         session: gives the points.
         policy: ends trials early.
-        seeds_of: gives the seeds of a trial by its number; each has as many.
+        seeds_of: gives the seeds of a trial by its number, as many for every trial.
         mode: how lanes are trained, see `Executor`.
-        keep_best: the params of so many of the best trials are kept.
-        trials: all of them, by number.
-        queue: those that wait for a place: new ones, and paused ones that go on.
-        running: those in places, by place.
-        standing: those that wait for a verdict, with the number of their rung.
-        kept: those whose params are kept, the best first.
-        copied_from: for each round of a population whom each trial copied, `[trials]`.
+        keep_best: the number of best trials whose params are kept.
+        trials: all trials, by number.
+        queue: the trials that wait for a place: new ones, and paused ones that continue.
+        running: the trials in training, by place.
+        standing: the trials that wait for a verdict, with the number of their rung.
+        kept: the trials whose params are kept, the best first.
+        copied_from: for each round of a population, int `[trials]`, the source of each trial.
     """
 
     plan: Plan
@@ -86,14 +86,14 @@ class Scheduler:
         return True
 
     def paused_bytes(self) -> int:
-        """The most that paused trials can take in the host's memory."""
+        """An upper bound on the bytes that paused trials take in the host's memory."""
         rungs = len(self.scores.ages) - 1
         return self.executor.parked_bytes(self.policy.most_paused(rungs, self.session.trials))
 
     # Trials into places.
 
     def _fill(self) -> bool:
-        """Fills the free places; with another structure once no trial of this one is left."""
+        """Fills the free places; enters another structure once no trial of this one is left."""
         self._ask()
         if not self.running:
             if not self.queue:
@@ -116,7 +116,7 @@ class Scheduler:
         return True
 
     def _ask(self) -> None:
-        """New trials until all places can be filled with those of the structure in training."""
+        """Asks for trials until those of the structure in training can fill all places."""
 
         def fitting():
             known = self.structure >= 0
@@ -133,7 +133,7 @@ class Scheduler:
                 self.queue.append(self.add(point))
 
     def add(self, point: dict[str, Any]) -> Trial:
-        """The next trial."""
+        """Adds the next trial, of this point."""
         number = len(self.trials)
         try:
             candidate = self.plan.candidate(point)
@@ -143,7 +143,7 @@ class Scheduler:
             raise
         check_transform_type(candidate.tx, f"the optimizer of trial {number}")
         structure = self._structure_of(candidate, number)
-        if self.policy.needs_all_trials and not number:  # what others may become of this one
+        if self.policy.needs_all_trials and not number:  # its copies may take any option
             for name, distribution in self.plan.space.items():
                 for option in distribution.options if isinstance(distribution, Choice) else ():
                     self._structure_of(self.plan.candidate(point | {name: option}), number)
@@ -151,7 +151,7 @@ class Scheduler:
         return self.trials[-1]
 
     def _structure_of(self, candidate: Candidate, trial: int) -> int:
-        """The number of the candidate's structure; a population has one structure alone."""
+        """The number of the candidate's structure; a population must have only one."""
         structure = self.structures.number_of(candidate)
         if structure and self.policy.needs_all_trials:
             raise ValueError(
@@ -162,12 +162,12 @@ class Scheduler:
         return structure
 
     def enter(self, trial: Trial) -> None:
-        """Makes lanes for candidates like that of the trial."""
+        """Makes lanes for candidates of the trial's structure."""
         self.structure, self.entered = trial.structure, trial.number
         self.executor.enter(trial.candidate)
 
     def _shrink(self) -> None:
-        """Leaves idle lanes behind when no further trial can come into them."""
+        """Drops idle lanes when no further trial can take them."""
         if not self.exhausted or self.queue or self.standing or self.policy.needs_all_trials:
             return
         youngest = min(len(trial.curve) for trial in self.running.values())
@@ -175,7 +175,7 @@ class Scheduler:
             self.running = dict(enumerate(self.running.values()))
 
     def _steps_needed(self, ahead: int = 0) -> int:
-        """The steps that a run takes at most in this segment, or in one ahead of it."""
+        """The most steps that a run takes in this segment, or in the one `ahead` of it."""
         segment, all_asked = self.plan.segment, len(self.trials) == self.session.trials
         if ahead and not (all_asked and not self.queue and not self.standing):
             return segment
@@ -185,7 +185,7 @@ class Scheduler:
     # Scores and verdicts.
 
     def _record(self, measured: Measured) -> None:
-        """Writes down the scores of a segment; trials that are over leave their places."""
+        """Records the scores of a segment; trials that have ended leave their places."""
         task, segments = self.plan.task, self.executor.segments
         if task.objective not in measured.metrics:
             raise ValueError(
@@ -212,7 +212,7 @@ class Scheduler:
 
     def _judge(self) -> None:
         """Asks the policy about every trial that stands at a rung."""
-        if all(trial.diverged for trial in self.running.values()):  # no run is left to go on
+        if all(trial.diverged for trial in self.running.values()):  # no run can continue
             for trial in list(self.running.values()):
                 self.standing.pop(trial, None)
                 self._end(trial, "diverged")
@@ -240,7 +240,7 @@ class Scheduler:
                 self.queue.append(trial)
 
     def _copy(self, copies: Mapping[Trial, Copy], judged: Mapping[Trial, int]) -> None:
-        """Members of a population take over from others, as these stand before the round."""
+        """Members of a population copy others, all in their state before the round."""
         rung = next(iter(judged.values()))
         source = np.arange(len(self.trials))
         source[[trial.number for trial in copies]] = [copy.source for copy in copies.values()]
@@ -267,13 +267,13 @@ class Scheduler:
         )
 
     def _end(self, trial: Trial, status: TrialStatus) -> None:
-        """The trial is over: it leaves its place, and the search is told."""
+        """Ends a trial: it leaves its place, and the search gets its outcome."""
         self.running = {place: other for place, other in self.running.items() if other is not trial}
         trial.status = status
         self.session.tell(trial.number, *trial.report(self.plan))
 
     def _keep(self, place: int) -> None:
-        """Keeps the params of a trial that is among the best so far."""
+        """Keeps the params of the trial if it is among the best so far."""
         trial = self.running[place]
         ranked = sorted([*self.kept, trial], key=lambda t: (t.loss, t.number))
         self.kept = ranked[: self.keep_best]

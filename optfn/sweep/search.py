@@ -1,4 +1,4 @@
-"""Which points of a space are tried: at random, evenly spread, or all."""
+"""The points of a space that a sweep tries: at random, evenly spread, or all."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ class Session(Protocol):
     """A search under way.
 
     Attributes:
-        trials: how many points there are at most.
+        trials: the most points there can be.
     """
 
     trials: int
@@ -26,7 +26,7 @@ class Session(Protocol):
     def ask(self, count: int) -> list[Point]:
         """The next points, at most `count`; none when the search is over.
 
-        A point has a plain value for each name of the space, in its order.
+        A point has a plain value for each name of the space, in the same order.
         """
         ...
 
@@ -37,42 +37,42 @@ class Session(Protocol):
         status: TrialStatus,
         reports: Sequence[tuple[int, float]] = (),
     ) -> None:
-        """What became of a point.
+        """Reports the outcome of a point.
 
         Args:
             index: its number in the order of asking, from 0.
-            score: lower is better; of a pruned trial the last one.
+            score: lower is better; for a pruned trial, its last score.
             status: "ok", "pruned", "diverged" or "not_finite".
-            reports: scores on the way, as pairs (step, score).
+            reports: intermediate scores, as pairs (step, score).
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs, for `json.dumps`."""
+        """The state that `restore` takes, for `json.dumps`."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state of a session with the same search, space and seed.
+        """Continues from the state of a session with the same search, space and seed.
 
-        The number of trials may be another. Nothing must have been asked yet.
+        The number of trials may differ. Call it before the first `ask`.
         """
         ...
 
     def flush(self) -> None:
-        """Writes what was told to where others read it, after a checkpoint and at the end."""
+        """Writes the outcomes to shared storage, after a checkpoint and at the end."""
         ...
 
 
 class Search(Protocol):
-    """Begins to search a space."""
+    """A way to search a space."""
 
     def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:
-        """A session over at most `trials` points, whose randomness is that of the seed."""
+        """A session over at most `trials` points, which draws by the seed."""
         ...
 
 
 class _Listed:
-    """Points that are known by their number, whatever is told."""
+    """Points given by their numbers, whatever the scores."""
 
     def __init__(self, point: Callable[[int], Point], trials: int):
         self.point = point
@@ -104,7 +104,7 @@ class _Listed:
 
 
 def listed(points: Sequence[Point]) -> Session:
-    """A session over points that are known."""
+    """A session over these points."""
     return _Listed(points.__getitem__, len(points))
 
 
@@ -112,8 +112,8 @@ def listed(points: Sequence[Point]) -> Session:
 class random:
     """Points drawn independently of each other: the baseline, and best with many trials.
 
-    A point depends on the seed, its own number and the distributions alone, so more trials begin
-    with the same ones.
+    A point depends on the seed, its own number and the distributions alone, so a sweep of more
+    trials starts with the same points.
 
     Source: Bergstra and Bengio 2012.
     """
@@ -134,7 +134,7 @@ class sobol:
     """Points that fill the space evenly: Sobol's sequence, scrambled by the seed.
 
     Better than `random` for the same number of trials where few hyperparameters matter; best with a
-    power of two of them. More trials begin with the same ones.
+    power of two trials. A sweep of more trials starts with the same points.
 
     Source: Sobol 1967, scrambled as in Matousek 1998, by SciPy.
     """
@@ -152,12 +152,12 @@ class sobol:
 
 @dataclass(frozen=True)
 class grid:
-    """Every combination of the space's lists, the last of which changes fastest.
+    """Every combination of the space's lists; the last list changes fastest.
 
-    For few values that are wanted in a table or a heat map. To find the best of several
-    hyperparameters, `random` and `sobol` look at more values of each for the same cost.
+    For few values, shown in a table or a heat map. To find the best of several hyperparameters,
+    `random` and `sobol` try more values of each for the same cost.
 
-    With fewer trials than combinations the first ones are tried; without a number, all.
+    With fewer trials than combinations the first ones are tried; with `trials=None`, all.
     """
 
     def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:

@@ -1,4 +1,4 @@
-"""What a hyperparameter may be: distributions, each a monotone map from [0, 1) to plain values."""
+"""Distributions of hyperparameters, each a monotone map from [0, 1) to plain values."""
 
 import math
 import operator
@@ -21,14 +21,14 @@ class Distribution:
     """The values of one hyperparameter and how likely each is.
 
     Attributes:
-        axis: on which a picture shows the values evenly: "linear", "log", "one minus log" for the
-            logarithm of 1 - value, and "choice" for positions in a list.
+        axis: the scale on which a picture shows the values evenly: "linear", "log", "one minus log"
+            for the logarithm of 1 - value, and "choice" for positions in a list.
     """
 
     axis: Axis = "linear"
 
     def at(self, u: float) -> Any:
-        """The value below which a share `u` of all lie, the inverse of the cumulative distribution.
+        """The quantile of `u`: the inverse of the cumulative distribution function.
 
         Args:
             u: from 0 to below 1.
@@ -36,12 +36,12 @@ class Distribution:
         raise NotImplementedError
 
     def unit(self, value: Any) -> float:
-        """The `u` from 0 to below 1 of a value, for which `at(u)` is that value.
+        """The `u` for which `at(u)` is the value, from 0 to below 1.
 
-        Where several give the same value, as for whole numbers, it is the middle one.
+        Where several `u` give the value, as for whole numbers, it is the middle one.
 
         Raises:
-            ValueError: the value is none of the distribution's.
+            ValueError: the distribution does not have the value.
         """
         raise NotImplementedError
 
@@ -50,14 +50,14 @@ class Distribution:
 
         Args:
             low: at least 0.
-            high: at most 1; as `low`, or where both give the same value, that value is left alone.
+            high: at most 1. Where both give the same value, the part is that value, `Fixed`.
         """
         low_value, high_value = self.at(low), self.at(min(high, BELOW_ONE))
         same = low_value == high_value
         return Fixed(low_value) if same else self._from_to(low_value, high_value)
 
     def _from_to(self, low: Any, high: Any) -> "Distribution":
-        """The same between two of its values."""
+        """The same kind of distribution between two of its values."""
         raise NotImplementedError
 
     def perturb(self, value: Any, factor: float) -> Any:
@@ -65,16 +65,16 @@ class Distribution:
 
         Args:
             value: one of the distribution's.
-            factor: above 0; above 1 moves up and below 1 down in what is multiplied.
+            factor: above 0; above 1 increases the multiplied quantity, below 1 decreases it.
 
         Raises:
-            ValueError: the value is none of the distribution's; the factor is not above 0.
+            ValueError: the distribution does not have the value; the factor is not above 0.
         """
         raise NotImplementedError
 
 
 class _Floats(Distribution):
-    """Numbers of float32 between two bounds, which are rounded to float32 as well."""
+    """A float32 number between two bounds, which are rounded to float32 as well."""
 
     low: float
     high: float
@@ -102,19 +102,19 @@ class _Floats(Distribution):
 
 @dataclass(frozen=True)
 class Uniform(_Floats):
-    """A number between two bounds, all as likely: what has a scale, such as a momentum up to 0.9.
+    """A number between two bounds, all equally likely, such as a momentum up to 0.9.
 
-    Not for what is searched over orders of magnitude, as a learning rate; see `LogUniform`.
+    Not for a learning rate, or another number searched over orders of magnitude; see `LogUniform`.
 
         at(u) = low + u * (high - low)
-        perturb(value, factor) = value * factor, so 0 stays and the sign too
+        perturb(value, factor) = value * factor, so 0 stays 0 and the sign stays
 
     Args:
         low: the smallest.
         high: the largest.
 
     Raises:
-        TypeError: a bound is no number.
+        TypeError: a bound is not a number.
         ValueError: the bounds are not finite and rising in float32.
     """
 
@@ -141,7 +141,7 @@ class Uniform(_Floats):
 
 @dataclass(frozen=True)
 class LogUniform(_Floats):
-    """A positive number, each order of magnitude as likely: learning rates, decays, eps.
+    """A positive number, each order of magnitude equally likely: learning rates, decays, eps.
 
         at(u) = low * (high / low)^u
         perturb(value, factor) = value * factor
@@ -151,9 +151,9 @@ class LogUniform(_Floats):
         high: the largest.
 
     Raises:
-        TypeError: a bound is no number.
-        ValueError: the bounds are not finite and rising in float32, or `low` is not a normal number
-            of float32 above 0.
+        TypeError: a bound is not a number.
+        ValueError: the bounds are not finite and rising in float32, or `low` is not a positive
+            normal float32.
     """
 
     low: float
@@ -186,9 +186,9 @@ class LogUniform(_Floats):
 
 @dataclass(frozen=True)
 class OneMinusLogUniform(_Floats):
-    """A number below 1 whose distance from 1 is log-uniform: b1, b2 and other decays of averages.
+    """A number below 1 whose distance from 1 is log-uniform: b1, b2, decays of moving averages.
 
-    `OneMinusLogUniform(0.01, 0.5)` is from 0.5 to 0.99. It rises with u as all others do.
+    `OneMinusLogUniform(0.01, 0.5)` is from 0.5 to 0.99, and rises with u as all distributions do.
 
         at(u) = 1 - high * (low / high)^u
         perturb(value, factor) = 1 - (1 - value) * factor
@@ -199,7 +199,7 @@ class OneMinusLogUniform(_Floats):
         high: the largest distance, below 1.
 
     Raises:
-        TypeError: a bound is no number.
+        TypeError: a bound is not a number.
         ValueError: the bounds are not rising, or not distances from 1e-6 to below 1.
     """
 
@@ -238,21 +238,21 @@ class OneMinusLogUniform(_Floats):
 
 @dataclass(frozen=True)
 class IntUniform(Distribution):
-    """A whole number between two bounds, both of them included: steps, sizes, counts.
+    """A whole number between two bounds, both included: steps, sizes, counts.
 
         at(u) = floor(low + u * (high + 1 - low)), or with log
         at(u) = round((low - 0.5) * ((high + 0.5) / (low - 0.5))^u)
-        perturb(value, factor) = round(value * factor), at least one further on
+        perturb(value, factor) = round(value * factor), at least 1 away from the value
 
     Args:
         low: the smallest.
         high: the largest.
-        log: whether the logarithm is uniform, for which `low` is at least 1.
+        log: whether the logarithm is uniform; then `low` must be at least 1.
 
     Raises:
-        TypeError: a bound is no whole number; `log` is no bool.
-        ValueError: the bounds are not rising, lie outside of 2^24, up to which float32 has every
-            whole number, or are not above 0 with `log`.
+        TypeError: a bound is not a whole number; `log` is not a bool.
+        ValueError: the bounds are not rising, are beyond 2^24, up to which float32 has every whole
+            number, or are not above 0 with `log`.
     """
 
     low: int
@@ -321,17 +321,17 @@ class IntUniform(Distribution):
 
 @dataclass(frozen=True, init=False)
 class Choice(Distribution):
-    """One of several values of any kind, all as likely; a list in a space stands for it.
+    """One of several values of any kind, all equally likely; a list in a space is a `Choice`.
 
         at(u) = options[floor(u * len(options))]
-        perturb(value, factor) is the next option above factor 1, the one before below
+        perturb(value, factor) = the next option if factor > 1, the previous one if factor < 1
 
     Args:
-        *options: numbers, strings, None, functions, schedules. They are handed on as they are.
+        *options: numbers, strings, None, functions, schedules. They are passed on unchanged.
 
     Raises:
         TypeError: all options are in one list.
-        ValueError: there are none.
+        ValueError: there are no options.
     """
 
     options: tuple
@@ -352,7 +352,7 @@ class Choice(Distribution):
         return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
 
     def index(self, value: Any) -> int:
-        """The position of an option: of the very same object, else of the first that is equal."""
+        """The position of the same object among the options, else of the first equal one."""
         for same in (operator.is_, _equal):
             for i, option in enumerate(self.options):
                 if same(option, value):
@@ -369,10 +369,10 @@ class Choice(Distribution):
 
 @dataclass(frozen=True)
 class Fixed(Distribution):
-    """One value for all trials; all in a space that is neither a distribution nor a list.
+    """One value for all trials; a plain value in a space is `Fixed`.
 
     Args:
-        value: of any kind.
+        value: any object.
     """
 
     value: Any
@@ -394,14 +394,15 @@ class Fixed(Distribution):
 def as_space(space: Mapping[str, Any]) -> dict[str, Distribution]:
     """Distributions by name.
 
-    A list is a `Choice`, which `grid` takes as an axis. All else that is no distribution, a number,
-    a string, a tuple, a schedule or None, is `Fixed`, and so is a list's only option.
+    A list becomes a `Choice`, which `grid` takes as an axis. A number, a string, a tuple, a
+    schedule, None or the only option of a list becomes `Fixed`.
 
     Args:
-        space: a mapping from names to any of these.
+        space: a mapping from names to distributions, lists or other values.
 
     Raises:
-        TypeError: it is no mapping; a name is no string; a distribution lacks its arguments.
+        TypeError: `space` is not a mapping; a name is not a string; a distribution lacks its
+            arguments.
         ValueError: a list is empty.
     """
     if not isinstance(space, Mapping):
@@ -418,7 +419,7 @@ def _distribution(name: Any, value: Any) -> Distribution:
         return value
     if isinstance(value, type) and issubclass(value, Distribution):
         raise TypeError(
-            f"the space's {name!r} is {value.__name__} without its arguments; wanted such as "
+            f"the space's {name!r} is {value.__name__} without its arguments; write "
             f"{value.__name__}(...)."
         )
     if isinstance(value, list):
@@ -433,13 +434,13 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _single(x: Any) -> float:
-    """The nearest float32, which is what a program computes with."""
+    """The nearest float32, as programs compute in float32."""
     with np.errstate(over="ignore"):  # an infinity is refused where it matters
         return float(np.float32(x))
 
 
 def _geometric(start: float, end: float, u: float) -> float:
-    """From one number to another in equal ratios."""
+    """The number at `u` from `start` to `end`, in equal ratios."""
     return _clip(start * (end / start) ** u, min(start, end), max(start, end))
 
 
@@ -462,7 +463,7 @@ def _positive(factor: float) -> float:
 
 
 def _equal(option: Any, value: Any) -> bool:
-    """Whether they are equal; True is not 1, and arrays have no one answer and are not."""
+    """Whether the two are equal; True is not 1, and arrays, compared by element, never are."""
     if isinstance(option, bool) is not isinstance(value, bool):
         return False
     equal = option == value

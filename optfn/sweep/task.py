@@ -18,24 +18,24 @@ from optfn.core.tree import PyTree, location_of
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
-    """What `Task` and `TrainingLoop` have in common: where batches come from, and the score.
+    """What `Task` and `TrainingLoop` have in common: the source of batches, and the score.
 
     Args:
-        data: a tree of arrays with the examples in front. It is an argument of the program, held
-            once for all lanes.
+        data: a pytree of arrays `[examples, ...]`, an argument of the program, held once for all
+            lanes.
         batch_size: the examples of a batch, drawn with replacement; None is all of them, in order.
-        batch: `batch(key, data) -> batch`, in the place of drawing examples.
+        batch: `batch(key, data) -> batch`, instead of drawing examples.
         common_batches: whether all lanes see the same batch in a step, which is cheaper; a trial
-            then depends on when it got its lane. Else the batches of a run depend on its seed and
+            then depends on when it got its lane. By default a run's batches depend on its seed and
             step alone.
-        stream: in the place of data, batches from the host: `stream(step) -> batch`, or an iterable
-            of batches, which is begun again when it ends, and for every sweep; a generator cannot
-            be. They are common to all lanes, and all of one shape.
-        held_out: a tree of arrays that `evaluate` takes as its second argument. It too is held
-            once, where arrays that a function closes over would become part of the program.
-        minimize: the name of the score where lower is better: of `evaluate`, of the metrics, or
-            "loss", the mean training loss of a segment, which is the default.
-        maximize: the name where higher is better, in the place of `minimize`.
+        stream: batches from the host, instead of data: `stream(step) -> batch`, or an iterable of
+            batches, which is restarted when it ends and for every sweep, so not a generator.
+            Batches are common to all lanes, and all have the same shapes.
+        held_out: a pytree of arrays, the second argument of `evaluate`. It is also held once;
+            arrays that a function closes over would become part of the program.
+        minimize: the name of the score, where lower is better: a result of `evaluate`, a metric of
+            the training, or by default "loss", the mean training loss of a segment.
+        maximize: the name of the score where higher is better, instead of `minimize`.
     """
 
     data: PyTree = None
@@ -62,9 +62,9 @@ class Training:
                 )
             if hasattr(self.stream, "__next__"):
                 raise TypeError(
-                    f"{name}(stream=...) cannot be begun again: give a function of the step, or an "
-                    "iterable that begins anew with each iter(), as a list or a loader does, in "
-                    f"the place of the iterator {self.stream!r}."
+                    f"{name}(stream=...) cannot be restarted: give a function of the step, or an "
+                    "iterable that starts again with each iter(), as a list or a loader does, "
+                    f"instead of the iterator {self.stream!r}."
                 )
             for other in ("data", "batch_size", "batch"):
                 if getattr(self, other) is not None:
@@ -87,7 +87,7 @@ class Training:
 
     @property
     def sign(self) -> int:
-        """What the score is multiplied by so that lower is better."""
+        """The factor of the score that makes lower better: 1 or -1."""
         return 1 if self.maximize is None else -1
 
     def number_of_examples(self) -> int:
@@ -101,7 +101,7 @@ class Training:
         return sizes.pop()
 
     def draw(self, key: jax.Array, data: PyTree) -> PyTree:
-        """A batch."""
+        """A batch of the data."""
         if self.batch is not None:
             return self.batch(key, data)
         if self.batch_size is None:
@@ -115,13 +115,13 @@ class Training:
         return None
 
     def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
-        """All that a run carries from step to step."""
+        """The carry of a run before its first step."""
         raise NotImplementedError
 
     def advance(
         self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, jax.Array]]:
-        """A step, and the scalars to record, of which "loss" tells of divergence."""
+        """The carry after a step, and scalars to record; a bad "loss" ends the run as diverged."""
         raise NotImplementedError
 
     def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
@@ -129,11 +129,11 @@ class Training:
         raise NotImplementedError
 
     def is_finite(self, carry: PyTree) -> jax.Array:
-        """Whether what was trained is finite."""
+        """Whether the trained params are finite."""
         raise NotImplementedError
 
     def score(self, tx: Transform, carry: PyTree, held_out: PyTree) -> dict[str, jax.Array]:
-        """What `evaluate` says."""
+        """The results of `evaluate`."""
         if self.evaluate is None:
             return {}
         others = () if self.held_out is None else (held_out,)
@@ -144,30 +144,31 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Task(Training):
-    """One training run, of which a sweep makes many.
+    """One training run with a loss; a sweep makes many such runs.
 
         task = Task(init, loss, data=(x, y), batch_size=64, evaluate=evaluate, maximize="accuracy")
 
-    Everything sees one run only; the sweep runs it for many lanes in one program. Keep the object:
-    sweeps of the same task share their compiled programs. For a training step of one's own, see
+    Its functions see one run only; the sweep runs them for many lanes in one program. Keep the
+    object: sweeps of the same task share their compiled programs. For a custom training step, see
     `TrainingLoop`.
 
     Args:
-        init: `init(key) -> params`, or a tree of params that every run starts from. Params are a
-            tree of arrays; of an Equinox module, give the arrays (`eqx.partition`). What can be
-            called and holds arrays, as such a module, is a tree.
+        init: `init(key) -> params`, or a pytree of arrays, the params that every run starts from. A
+            callable that holds arrays is such a tree; of an Equinox module, give the arrays
+            (`eqx.partition`).
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
-            gives a scalar, or a pair of it and a dict of scalars to record, with other names than
-            "loss". In float32 or wider.
-        evaluate: `evaluate(params) -> dict` of scalars, after every segment, of the params that
-            `optfn.evaluation_params` gives; with `held_out`, `evaluate(params, held_out)`.
+            returns a scalar, float32 or wider, or a pair of it and a dict of scalars to record,
+            none of them named "loss".
+        evaluate: `evaluate(params) -> dict` of scalars, called after every segment with the params
+            of `optfn.evaluation_params`; with `held_out`, `evaluate(params, held_out)`.
         data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
             `Training`.
 
     Raises:
-        TypeError: no functions, or no arrays, where they are wanted; a stream that cannot be begun
-            again.
-        ValueError: both directions; a batch size without data, or larger than the examples.
+        TypeError: `loss` is not a function, `init` neither a function nor arrays; the stream cannot
+            be restarted.
+        ValueError: both `minimize` and `maximize`; a batch size without data, or above the number
+            of examples; a stream with data.
     """
 
     init: Callable[..., PyTree] | PyTree
@@ -235,23 +236,23 @@ class Task(Training):
 
 @dataclass(frozen=True, eq=False)
 class TrainingLoop(Training):
-    """One training run with a step of one's own: mutable model state, several losses, any carry.
+    """One training run with a custom step: mutable model state, several losses, any carry.
 
         loop = TrainingLoop(init, step, params=lambda carry: carry.params, ...)
 
     Args:
-        init: `init(tx, key) -> carry`, a tree of arrays, the optimizer's state among them.
-        step: `step(tx, carry, batch, key) -> (carry, metrics)`, with a dict of scalars. "loss"
-            among them, where it is there, tells of divergence.
-        params: `params(carry) -> params`, what is evaluated, kept, and must stay finite. None is
-            the whole carry, of which then nothing must.
+        init: `init(tx, key) -> carry`, a pytree of arrays, the optimizer's state among them.
+        step: `step(tx, carry, batch, key) -> (carry, metrics)`, with metrics a dict of scalars. If
+            one is named "loss", a run diverges when it is not finite or above `max_loss`.
+        params: `params(carry) -> params`, which are evaluated, kept and must stay finite. None
+            evaluates and keeps the whole carry and does not check that it is finite.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment; with `held_out`,
             `evaluate(params, held_out)`.
         data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
             `Training`.
 
     Raises:
-        TypeError: no functions where they are wanted.
+        TypeError: an argument that must be a function is not.
         ValueError: as `Task`.
     """
 
@@ -283,7 +284,7 @@ class TrainingLoop(Training):
 
 
 def _is_function(init: Any) -> bool:
-    """Whether it makes params; a module that can be called is params itself."""
+    """Whether `init` makes params; a callable that holds arrays is itself the params."""
     made_of = jax.tree.leaves(init)
     return callable(init) and (isinstance(init, partial) or not any(map(_is_array, made_of)))
 

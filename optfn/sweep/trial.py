@@ -1,4 +1,4 @@
-"""A trial: a point of the space, and what became of it."""
+"""A trial: a point of the space, and its outcome."""
 
 import math
 from collections.abc import Mapping
@@ -17,33 +17,33 @@ from optfn.sweep.task import Training
 
 History = list[tuple[int, dict[str, Any]]]
 
-# What a checkpoint holds of a trial, beside its point, its curve and its arrays.
+# The fields of a trial in a checkpoint, beside its point, its curve and its arrays.
 PLAIN = ("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores")
 
 
 @dataclass(eq=False)
 class Trial:
-    """A point of the space, and what became of it so far.
+    """A point of the space, and its outcome so far.
 
     Attributes:
-        number: in the order of asking.
+        number: its place in the order of asking.
         point: its hyperparameters.
         candidate: what its lanes train.
         structure: the number of the candidate's structure; lanes hold one structure at a time.
         seeds: a seed for each of its runs.
-        status: how it ended; "stopped" while it has not.
+        status: how it ended; "stopped" until then.
         loss: the mean score, where lower is better; inf where a run has none.
         diverged: whether one of its runs has diverged.
         steps: the steps taken.
         segments: the segments of the sweep in which it had lanes.
         scores: a score for each run, in the units of the task: the worst infinity where a run has
             no finite score, nan before the first.
-        curve: after each of its segments the metrics, as means over the runs.
-        parked: its lanes, on the host, while it is paused.
+        curve: the metrics after each of its segments, as means over the runs.
+        parked: its lanes, `[runs, ...]` on the host, while it is paused.
         params: the params of its first run, if it is among the best.
-        history: pairs of a step and the point its params were trained by from there on. It has
+        history: pairs of a step and the point that trained its params from that step on. There are
             several only in a population, where a copy takes over the history of its source.
-        own_history: pairs of a step and the point that this trial had from there on.
+        own_history: pairs of a step and the point that this trial had from that step on.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Trial:
         self.own_history = self.own_history or [(0, self.point)]
 
     def record(self, task: Training, segment: int, place: int, measured: Measured) -> None:
-        """Takes in what a segment of the sweep measured in the trial's place."""
+        """Records the measurements of a segment of the sweep in the trial's place."""
         diverged = measured.diverged[place]
         losses = task.sign * measured.metrics[task.objective][place].astype(float)
         losses = np.where(diverged | ~np.isfinite(losses), np.inf, losses)
@@ -83,22 +83,22 @@ class Trial:
     def go_on_with(
         self, point: dict[str, Any], candidate: Candidate, history: History, age: int
     ) -> None:
-        """Takes over the run of another trial, whose history this is, with a point of its own."""
+        """Continues the run of another trial, which had this history, with a new point."""
         self.point, self.candidate = point, candidate
         self.history = [*history, (age, point)]
         self.own_history = [*self.own_history, (age, point)]
 
     @property
     def status_if_stopped(self) -> TrialStatus:
-        """How it ends if its policy stops it."""
+        """The status if the policy stops it now."""
         if np.isfinite(self.loss):
             return "pruned"
         return "diverged" if self.diverged else "not_finite"
 
     def report(self, plan: Plan) -> tuple[float, TrialStatus, list[tuple[int, float]]]:
-        """What the search is told at the end: a score where lower is better, status and reports.
+        """The outcome for the search: a score where lower is better, the status and the reports.
 
-        A member of a population that copied another was trained by its first point only so far.
+        A population member that copied is reported up to its first copy, where its point changed.
         """
         sign, objective = plan.task.sign, plan.task.objective
         reports = [(plan.age(i + 1), sign * x[objective]) for i, x in enumerate(self.curve)]
@@ -110,7 +110,7 @@ class Trial:
 
 
 def encoded(space: Mapping[str, Distribution], point: Mapping[str, Any]) -> dict[str, Any]:
-    """The point for JSON: choices by their number, fixed values left out."""
+    """The point for JSON: choices by their position, fixed values left out."""
     plain = {}
     for name, value in point.items():
         distribution = space[name]

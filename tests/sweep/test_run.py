@@ -330,7 +330,7 @@ def batch_at(step):
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
 def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
-    """From a function of the step, and from an iterable that is begun again after 7 batches."""
+    """From a function of the step, and from an iterable that is restarted after 7 batches."""
     seven = [jax.tree.map(np.asarray, batch_at(step)) for step in range(7)]
     sources = {"function": lambda step: seven[step % 7], "iterable": seven}
     results = {}
@@ -765,7 +765,7 @@ BAD_TASKS = {
     },
     "at 'activation'. Of an Equinox module, give the arrays, eqx.partition": {"init": MLP},
     "must be a function of a key or a tree of arrays, found 'zeros' at the root": {"init": "zeros"},
-    "Task(stream=...) cannot be begun again": {"stream": iter([1]), "data": None},
+    "Task(stream=...) cannot be restarted": {"stream": iter([1]), "data": None},
 }
 
 
