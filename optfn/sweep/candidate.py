@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from optfn.core.randomness import is_key
 from optfn.core.transform import Transform
@@ -16,24 +17,26 @@ MOST_STRUCTURES = 32
 class Candidate(NamedTuple):
     """A point of the space as a lane sees it.
 
+    Its numbers are scalars for one lane, and arrays `[lanes, ...]` after `stack_candidates`.
+
     Attributes:
-        tx: the optimizer.
+        tx: the optimizer, a pytree of its numbers.
         task: the hyperparameters of the task itself, by name.
     """
 
     tx: Transform
-    task: dict[str, Any]
+    task: dict[str, ArrayLike]
 
 
 def stack_candidates(candidates: Sequence[Candidate], repeats: int = 1) -> Candidate:
-    """Candidates of one structure as one, whose numbers are arrays `[len * repeats]`.
+    """Candidates of one structure as one, with numbers `[places * repeats, ...]`.
 
     Args:
-        candidates: one for each place.
+        candidates: `[places]`, with numbers `[...]`.
         repeats: the lanes of a place.
     """
 
-    def stack(*numbers: Any) -> Any:
+    def stack(*numbers: ArrayLike) -> jax.Array | np.ndarray:
         stacked = stack_values(*numbers)
         repeat = jnp.repeat if is_key(stacked) else np.repeat
         return repeat(stacked, repeats, axis=0)
@@ -41,8 +44,8 @@ def stack_candidates(candidates: Sequence[Candidate], repeats: int = 1) -> Candi
     return jax.tree.map(stack, *candidates)
 
 
-def stack_values(*values: Any) -> Any:
-    """One array of the values of one number: on the host, but for random keys."""
+def stack_values(*values: ArrayLike) -> jax.Array | np.ndarray:
+    """One array `[values, ...]` of values `[...]`: on the host, except random keys."""
     if is_key(values[0]):
         return jnp.stack(values)
     dtype = getattr(values[0], "dtype", jnp.result_type(float))
@@ -50,13 +53,13 @@ def stack_values(*values: Any) -> Any:
 
 
 def structure_key(candidate: Candidate) -> Any:
-    """What candidates have in common that one compiled program serves."""
+    """The key of candidates that share a compiled program: their tree, shapes and dtypes."""
     leaves, treedef = jax.tree.flatten(candidate)
     return treedef, tuple((jnp.shape(x), getattr(x, "dtype", None)) for x in leaves)
 
 
 class Structures:
-    """The structures seen so far, by number."""
+    """The structures of candidates seen so far, by number."""
 
     def __init__(self) -> None:
         self.numbers: dict[Any, int] = {}
@@ -65,7 +68,7 @@ class Structures:
         """The number of the candidate's structure.
 
         Raises:
-            ValueError: there would be more structures than is worth compiling.
+            ValueError: there would be more than 32 structures, each of them compiled.
         """
         number = self.numbers.setdefault(structure_key(candidate), len(self.numbers))
         if number == MOST_STRUCTURES:

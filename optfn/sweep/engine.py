@@ -1,8 +1,8 @@
 """Many runs side by side in one compiled program.
 
-A lane is one run. `train` takes all lanes some steps further, `admit` puts new runs into some of
-them. Their shapes never change, so each is compiled once, and a lane whose run has ended takes the
-next at once.
+A lane is one run. `train` trains all lanes for some steps, `admit` puts new runs into some of them.
+Their shapes never change, so each is compiled once, and a lane whose run has ended takes the next
+at once.
 """
 
 import os
@@ -35,7 +35,7 @@ from optfn.sweep.task import Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
-SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may be another
+SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may differ
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
@@ -49,20 +49,30 @@ def admit(
     task: Training,
     mesh: Mesh | None = None,
 ) -> Lanes:
-    """New runs in the chosen lanes, the others as they are."""
+    """Starts new runs in the chosen lanes, and leaves the others as they are.
+
+    Args:
+        lanes: arrays `[lanes, ...]`; they are donated.
+        candidates: numbers `[lanes, ...]`.
+        seeds: int32 `[lanes]`, the seeds of the new runs.
+        chosen: bool `[lanes]`.
+        shared: what all lanes read.
+        task: the training run.
+        mesh: the devices over which the lanes are spread.
+    """
 
     def one(chosen, candidate, seed, old, shared):
         return lax.cond(chosen, lambda: init_lane(task, candidate, seed, shared), lambda: old)
 
-    # One after the other, which takes half as long to compile and leaves others' lanes alone.
+    # One lane after the other: this compiles in half the time and leaves the other lanes alone.
     return _side_by_side(one, mesh, 1, one_by_one=True)(chosen, candidates, seeds, lanes, shared)
 
 
 def train(
     lanes: Lanes,
-    occupied: Any,
+    occupied: jax.Array | np.ndarray,
     shared: Shared,
-    first: Any,
+    first: np.int32,
     batches: PyTree = None,
     *,
     task: Training,
@@ -70,30 +80,33 @@ def train(
     mode: str,
     mesh: Mesh | None = None,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    """Trains every occupied lane for `length` steps, up to the age `steps`, and scores it.
+    """Trains every occupied lane for `length` steps, up to the age `shared.steps`, and scores it.
 
-    On a CPU some of the lanes train on each core.
+    On a CPU each core trains a part of the lanes.
 
     Args:
-        lanes: are donated.
-        occupied: which lanes still have a run; the others stop running.
+        lanes: arrays `[lanes, ...]`; they are donated.
+        occupied: bool `[lanes]`, which lanes still have a run; the others stop running.
         shared: what all lanes read.
-        first: int32, the step of the sweep.
-        batches: those of a stream, with the steps in front.
-        task: what is trained.
-        length: steps.
+        first: int32 scalar, the sweep's step at the start.
+        batches: pytree `[length, ...]`, the batches of a stream; None without one.
+        task: the training run.
+        length: the number of steps.
         mode: "vmap", "map", or "loop" for a loop on the host, lane by lane and step by step.
-        mesh: over which the lanes are spread.
+        mesh: the devices over which the lanes are spread.
+
+    Returns:
+        The lanes, and the metrics by name, each `[lanes]`.
     """
     each = lanes_per_thread(len(occupied), mode, mesh)
     if each is None:
         options = {"task": task, "length": length, "mode": mode, "mesh": mesh}
         return _train_together(lanes, occupied, shared, first, batches, **options)
-    # The threads only call what was compiled here, and so do without this thread's settings of jax.
+    # The threads only call programs compiled here, so they need none of this thread's jax settings.
     args = jax.device_put((lanes, occupied, shared, first, batches))
     program = _program(*args, task=task, length=length, mode=mode, each=each)
 
-    def further(place: int) -> Any:
+    def further(place: int) -> tuple[Lanes, dict[str, jax.Array]]:
         return jax.block_until_ready(program(np.int32(place), *args))
 
     with ThreadPoolExecutor(_cores()) as pool:
@@ -105,10 +118,10 @@ def train(
 
 
 def lanes_per_thread(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
-    """How many lanes a thread of the host takes at a time; None where one takes all of them.
+    """The lanes that a thread of the host trains at a time; None where one program trains all.
 
-    One program after another is all that a thread can have on a CPU, where few operations are so
-    large that they keep more than one core busy.
+    On a CPU few operations are large enough to keep more than one core busy, so each core gets a
+    program of its own.
     """
     if mode == "loop":
         return 1
@@ -129,7 +142,7 @@ def _joined(*parts: jax.Array) -> jax.Array:
 def prepare(
     lanes: Lanes,
     candidates: Candidate,
-    chosen: jax.Array,
+    chosen: jax.Array | np.ndarray,
     shared: Shared,
     batches: PyTree = None,
     *,
@@ -138,7 +151,16 @@ def prepare(
     mode: str,
     mesh: Mesh | None = None,
 ) -> None:
-    """Compiles what `admit` and `train` will call with such arguments, side by side."""
+    """Compiles the programs that `admit` and `train` call with such arguments, in parallel.
+
+    Args:
+        lanes: arrays `[lanes, ...]`.
+        candidates: numbers `[lanes, ...]`.
+        chosen: bool `[lanes]`.
+        shared: what all lanes read.
+        batches: pytree `[length, ...]`, the batches of a stream; None without one.
+        task, length, mode, mesh: as in `train`.
+    """
     each, args = (
         lanes_per_thread(len(chosen), mode, mesh),
         (lanes, chosen, shared, np.int32(0), batches),
@@ -191,7 +213,7 @@ def _train_part(
     mode: str,
     each: int,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    """`each` of the lanes, from a place on."""
+    """Trains the lanes from `place`, an int32 scalar, on; returns arrays `[each, ...]`."""
     part = _slice_lanes((lanes, occupied), place, each)
     one = partial(segment, task=task, length=length, mode=mode)
     if each == 1:
@@ -204,13 +226,13 @@ def _slice_lanes(tree: PyTree, place: jax.Array, count: int) -> PyTree:
 
 
 def _alone(function: Callable, part: tuple, *same: Any) -> Any:
-    """The function of one lane for a part that is one."""
+    """Calls a function of one lane on a part `[1, ...]`."""
     end = function(*jax.tree.map(lambda x: x[0], part), *same)
     return jax.tree.map(lambda x: x[None], end)
 
 
 def _program(*args: Any, task: Training, length: int, mode: str, each: int) -> Callable:
-    """What trains the lanes from a place on, compiled."""
+    """The compiled function that trains `each` of the lanes, from a place on."""
     options = {"task": task, "length": length}
     if mode == "loop":
         return _host_loop(*args, **options)
@@ -227,7 +249,7 @@ def _host_loop(
     task: Training,
     length: int,
 ) -> Callable:
-    """What trains one lane by a program for each step and one for the scores."""
+    """A function that trains one lane, by one program for a step and one for the scores."""
     at, same = np.int32(0), (shared, first, batches)
     begin = _one_of.lower(at, lanes, occupied).compile()
     lane = jax.eval_shape(_one_of, at, lanes, occupied)
@@ -288,15 +310,23 @@ def _scored(
 def empty_lanes(
     task: Training, candidates: Candidate, lanes: int, shared: Shared, mesh: Mesh | None = None
 ) -> Lanes:
-    """Lanes without a run, for candidates whose numbers are arrays `[lanes]`."""
-    # From the host: an operation for each shape would be a compilation for each.
+    """Lanes without a run.
+
+    Args:
+        task: the training run.
+        candidates: numbers `[lanes, ...]`.
+        lanes: the number of lanes.
+        shared: what all lanes read.
+        mesh: the devices over which the lanes are spread.
+    """
+    # Made on the host: on a device each shape would need a compilation of its own.
     return jax.tree.map(
         lambda x: to_devices(_zeros(x), mesh), shapes(task, candidates, lanes, shared)
     )
 
 
 def shapes(task: Training, candidates: Candidate, lanes: int, shared: Shared) -> Lanes:
-    """The shapes of such lanes."""
+    """The shapes `[lanes, ...]` of such lanes."""
     begin = jax.vmap(partial(init_lane, task), in_axes=(0, 0, None))
     seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
     return jax.eval_shape(begin, candidates, seeds, shared)
@@ -310,10 +340,21 @@ def bytes_of(
     batches: PyTree,
     length: int,
 ) -> int:
-    """What the program that trains so many lanes takes, by its own account.
+    """The bytes of the program that trains the lanes for a segment, by the compiler's analysis.
 
-    On a CPU the account of the peak leaves temporaries out, so the parts are added up; and lanes
-    that are trained in parts are there twice.
+    On a CPU its peak leaves temporaries out, so this adds the parts up; lanes that threads train in
+    parts exist twice.
+
+    Args:
+        task: the training run.
+        candidates: numbers `[lanes, ...]`.
+        lanes: the number of lanes.
+        shared: what all lanes read.
+        batches: pytree `[length, ...]`, the batches of a stream; None without one.
+        length: the steps of the segment.
+
+    Raises:
+        ValueError: the compiler has no analysis of memory on this backend.
     """
     memory = _lowered(task, candidates, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
@@ -338,7 +379,7 @@ def text(
     batches: PyTree,
     length: int,
 ) -> str:
-    """The program of a segment, before it is compiled."""
+    """The text of the program of a segment, before it is compiled; arguments as in `bytes_of`."""
     return _lowered(task, candidates, lanes, shared, batches, length).as_text()
 
 
@@ -361,13 +402,13 @@ def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> 
 
 
 def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
-    """A copy of some lanes, on the host."""
+    """A copy `[count, ...]` of the lanes from `first` on, on the host."""
     return jax.tree.map(to_host, _taken(lanes, first, count=count, mesh=mesh))
 
 
 def clone(lanes: Lanes) -> Lanes:
-    """A copy, where one is to be donated."""
-    if jax.process_count() > 1:  # device_put copies what one process has alone
+    """A copy of lanes `[lanes, ...]`, for a call that donates them."""
+    if jax.process_count() > 1:  # device_put copies only the arrays of a single process
         return _copied(lanes)
     return jax.device_put(lanes, may_alias=False)
 
@@ -379,7 +420,7 @@ def _copied(lanes: Lanes) -> Lanes:
 
 @jax.jit
 def compact(lanes: Lanes, source: jax.Array) -> Lanes:
-    """Some of the lanes, as many as there are sources."""
+    """Fewer lanes `[few, ...]`: new lane i is lane `source[i]`, with `source` int32 `[few]`."""
     return jax.tree.map(lambda x: x[source], lanes)
 
 
@@ -390,7 +431,7 @@ def _fetch_params(lanes: Lanes, place: jax.Array, *, task: Training, mesh: Mesh 
 
 
 def fetch_params(lanes: Lanes, place: int, task: Training, mesh: Mesh | None = None) -> PyTree:
-    """The params of one lane, on the host."""
+    """The params `[...]` of the lane at `place`, on the host."""
     return jax.tree.map(to_host, _fetch_params(lanes, np.int32(place), task=task, mesh=mesh))
 
 
@@ -403,7 +444,15 @@ def copy(
     *,
     mesh: Mesh | None = None,
 ) -> Lanes:
-    """The chosen lanes take over their sources, with optimizers of their own."""
+    """The chosen lanes continue the runs of their sources, with candidates and seeds of their own.
+
+    Args:
+        lanes: arrays `[lanes, ...]`; they are donated.
+        source: int32 `[lanes]`, the lane that each chosen lane copies.
+        candidates: numbers `[lanes, ...]`.
+        chosen: bool `[lanes]`.
+        mesh: the devices over which the lanes are spread.
+    """
 
     def one(chosen, source, candidate, lane, every):
         new = jax.tree.map(lambda x: x[source], every)
@@ -417,7 +466,14 @@ def copy(
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")
 def put(lanes: Lanes, parked: Lanes, place: jax.Array, *, mesh: Mesh | None = None) -> Lanes:
-    """Puts parked lanes back: lane i becomes parked[place[i]], if that is not -1."""
+    """Puts parked lanes back: lane i becomes parked[place[i]] where place[i] is not -1.
+
+    Args:
+        lanes: arrays `[lanes, ...]`; they are donated.
+        parked: arrays `[parked, ...]`.
+        place: int32 `[lanes]`.
+        mesh: the devices over which the lanes are spread.
+    """
 
     def one(place, lane, parked):
         return select(place >= 0, jax.tree.map(lambda x: x[place], parked), lane)
@@ -425,25 +481,25 @@ def put(lanes: Lanes, parked: Lanes, place: jax.Array, *, mesh: Mesh | None = No
     return _side_by_side(one, mesh, 1)(place, lanes, parked)
 
 
-def to_devices(x: Any, mesh: Mesh | None) -> Any:
-    """An array of the host with the lanes in front, spread over the mesh."""
+def to_devices(x: jax.Array | np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """An array `[lanes, ...]` of the host, with its lanes spread over the mesh."""
     if mesh is None:
         return jax.device_put(x)
     sharding = NamedSharding(mesh, _over(mesh))
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def to_host(x: Any) -> Any:
-    """The array as NumPy's; keys stay as they are."""
+def to_host(x: jax.Array) -> jax.Array | np.ndarray:
+    """The array as a NumPy array; random keys stay as they are."""
     return x if is_key(x) else np.asarray(x)
 
 
 def _side_by_side(
     one: Callable, mesh: Mesh | None, shared: int, one_by_one: bool = False
 ) -> Callable:
-    """The function of one lane for all, on the devices where they are.
+    """Maps a function of one lane over all lanes, on the devices that hold them.
 
-    The last `shared` arguments are the same for all.
+    The first arguments are `[lanes, ...]`; the last `shared` of them have no `lanes` axis.
     """
 
     def together(*args: Any) -> Any:
@@ -467,7 +523,7 @@ def _side_by_side(
 
 
 def _on_every_device(lanes: Lanes, mesh: Mesh | None) -> Lanes:
-    """The lanes, all of them on every device."""
+    """The lanes `[lanes, ...]`, replicated on every device."""
     if mesh is None:
         return lanes
     spec = NamedSharding(mesh, PartitionSpec())
@@ -478,5 +534,5 @@ def _over(mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(mesh.axis_names)
 
 
-def _zeros(x: jax.ShapeDtypeStruct) -> Any:
+def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
     return jnp.zeros(x.shape, x.dtype) if is_key(x) else np.zeros(x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""Where runs are trained: lanes on devices, the mode that drives them, and their memory."""
+"""The executor of runs: lanes on devices, the mode that trains them, and their memory."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -20,20 +20,21 @@ from optfn.sweep.plan import Plan, lanes_multiple, round_up
 from optfn.sweep.stream import Stream
 from optfn.sweep.task import Training
 
-LOOP_STEP = 2e-4  # seconds of a step below which a loop on the host cannot be the fastest
-LEAST_COMPILING = 1.0  # seconds, also where the programs were there before
+LOOP_STEP = 2e-4  # seconds; with faster steps a loop on the host cannot be the fastest mode
+LEAST_COMPILING = 1.0  # seconds, also where the programs were compiled before
 
-# The fastest mode that was found, by task and shapes.
+# The fastest mode found, by task and shapes.
 _FASTEST: WeakKeyDictionary[Training, dict[Any, str]] = WeakKeyDictionary()
 
 
 class Measured(NamedTuple):
-    """What a segment measured; every array is [places, runs].
+    """The measurements of a segment.
 
     Attributes:
-        metrics: the scalars of the training and of its evaluation, by name.
-        age: the steps each run has taken.
-        diverged: whether a run ended since it was no longer finite or beyond `max_loss`.
+        metrics: float `[places, runs]` by name, from the training and its evaluation.
+        age: int32 `[places, runs]`, the steps each run has taken.
+        diverged: bool `[places, runs]`, whether the run ended because its params or loss were not
+            finite, or its loss was above `max_loss`.
     """
 
     metrics: dict[str, np.ndarray]
@@ -44,21 +45,22 @@ class Measured(NamedTuple):
 class Executor:
     """Lanes in which runs are loaded, trained, parked, resumed and copied.
 
-    A place is the lanes of one trial, one for each of its runs; places are numbered from 0. All
-    lanes hold candidates of one structure.
+    A place is the lanes of one trial, one for each of its runs: place i has the lanes from i * runs
+    to below (i + 1) * runs. All lanes hold candidates of one structure.
 
     Attributes:
-        lanes: their number now; it shrinks when few trials are left.
-        state: what the lanes hold, on the devices.
-        mode: how they are trained: "vmap", "map" or "loop", or "auto" until it is decided.
-        segments: how many segments were trained.
+        lanes: the number of lanes; it shrinks when few trials are left.
+        state: `Lanes` with arrays `[lanes, ...]` on the devices; None before `enter`.
+        shared: the arrays that all lanes read, on every device.
+        mode: how lanes are trained: "vmap", "map" or "loop", or "auto" until that is decided.
+        segments: the number of segments trained.
         lane_steps: the steps of all lanes so far, idle ones included.
 
     Args:
-        plan: the sweep.
+        plan: the settings of the sweep.
         runs: the runs of a trial.
         mode: as above.
-        work: the lane-steps that the sweep may take, by which "auto" judges what pays.
+        work: about how many lane-steps the sweep takes; "auto" tries a mode only if that pays.
     """
 
     def __init__(self, plan: Plan, runs: int, mode: str, work: float):
@@ -83,7 +85,7 @@ class Executor:
 
     @property
     def places(self) -> int:
-        """How many trials are trained side by side."""
+        """The number of trials that train side by side."""
         return self.lanes // self.runs
 
     # Runs in and out of lanes.
@@ -100,7 +102,7 @@ class Executor:
         return engine.empty_lanes(self.plan.task, many, self.lanes, self.shared, self.plan.mesh)
 
     def load(self, entrants: Mapping[int, tuple[Candidate, tuple[int, ...]]]) -> None:
-        """Begins runs: for each place its candidate, and a seed for each run."""
+        """Starts runs: for each place its candidate, and a seed for each of its `runs` runs."""
         if not entrants:
             return
         anyone = next(iter(entrants.values()))
@@ -118,20 +120,20 @@ class Executor:
         )
 
     def park(self, place: int) -> Lanes:
-        """The lanes of a place, on the host."""
+        """The lanes of a place, `[runs, ...]` on the host."""
         return engine.take(self.state, place * self.runs, self.runs, self.plan.mesh)
 
     def resume(self, place: int, parked: Lanes) -> None:
-        """Puts parked lanes into a place."""
+        """Puts parked lanes `[runs, ...]` into a place."""
         source = np.full(self.lanes, -1, np.int32)
         source[place * self.runs : (place + 1) * self.runs] = np.arange(self.runs)
         self.state = engine.put(self.state, parked, self.to_devices(source), mesh=self.plan.mesh)
 
     def copy(self, copies: Mapping[int, tuple[int, Candidate]]) -> None:
-        """Places take over the runs of others, all at once.
+        """Places continue the runs of other places, all copied at once.
 
         Args:
-            copies: for each place that copies, its source and the candidate it goes on with.
+            copies: for each place that copies, its source and the candidate it continues with.
         """
         if not copies:
             return
@@ -150,15 +152,15 @@ class Executor:
         )
 
     def fetch_params(self, place: int) -> PyTree:
-        """The params of the first run of a place, on the host."""
+        """The params `[...]` of the first run of a place, on the host."""
         return engine.fetch_params(self.state, place * self.runs, self.plan.task, self.plan.mesh)
 
     def shrink(self, places: Sequence[int], segments_left: int) -> bool:
-        """Leaves idle lanes behind, where what that saves is worth a compilation.
+        """Drops idle lanes where that saves more time than a compilation takes.
 
         Args:
-            places: those that are in use; if it returns True, they are 0, 1, 2, ... in this order.
-            segments_left: of the trial that has the most.
+            places: the places in use; if it returns True, they become 0, 1, 2, ... in this order.
+            segments_left: the segments of the trial that has the most left.
         """
         if self.mode != "vmap" or self.plan.mesh is not None or len(self._seconds) < 2:
             return False
@@ -177,12 +179,12 @@ class Executor:
     # Training.
 
     def train(self, places: Collection[int], steps: int, next_steps: int) -> Measured:
-        """Trains the runs of these places a segment further.
+        """Trains the runs of these places for a segment.
 
         Args:
-            places: those with a run.
-            steps: how many steps of the segment some run still takes.
-            next_steps: the same of the next segment, as far as it is known.
+            places: the places with a run.
+            steps: the steps of the segment that at least one run takes.
+            next_steps: the same for the next segment, as far as it is known.
         """
         began = time.perf_counter()
         occupied = self._lanes_of(places)
@@ -217,10 +219,10 @@ class Executor:
     def _train_fastest(
         self, occupied: np.ndarray, steps: int, next_steps: int
     ) -> dict[str, np.ndarray]:
-        """Decides the mode by this segment, of which that of the fastest stays.
+        """Trains this segment in several modes, and keeps the fastest mode and its results.
 
         Another mode is tried only where half of the work that may be left takes longer than its
-        compilation. What was decided for a task goes for its later sweeps of the same shapes.
+        compilation. Later sweeps of the same task and shapes reuse the decision.
         """
         known = _FASTEST.setdefault(self.plan.task, {})
         segment = self.plan.segment
@@ -253,7 +255,7 @@ class Executor:
 
     @property
     def _modes(self) -> Sequence[str]:
-        """Those that may come to be the sweep's, in the order of trying."""
+        """The modes that the sweep may get, in the order of trying."""
         if self.mode != "auto":
             return (self.mode,)
         if jax.default_backend() != "cpu":
@@ -261,7 +263,7 @@ class Executor:
         return ("map", "vmap", "loop") if self.plan.mesh is None else ("map", "vmap")
 
     def _compile(self, mode: str) -> float:
-        """Makes the programs of a mode; the seconds that took."""
+        """Compiles the programs of a mode; returns the seconds it took."""
         began = time.perf_counter()
         engine.prepare(
             self.state,
@@ -283,11 +285,11 @@ class Executor:
         return engine.text(*self._of_program(candidate, self.plan.lanes))
 
     def program_bytes(self, candidate: Candidate, lanes: int) -> int:
-        """What the program takes that trains so many lanes of candidates like this one."""
+        """The bytes of the program that trains so many lanes of candidates like this one."""
         return engine.bytes_of(*self._of_program(candidate, lanes))
 
     def parked_bytes(self, trials: int) -> int:
-        """What parked trials take in the host's memory."""
+        """The bytes that this many parked trials take in the host's memory."""
         every = sum(x.nbytes for x in jax.tree.leaves(self.state))
         return trials * self.runs * every // self.lanes
 
@@ -300,27 +302,27 @@ class Executor:
         return stack_candidates(candidates, self.runs)
 
     def _lanes_of(self, places: Collection[int]) -> np.ndarray:
-        """Which lanes belong to the places: bool, [lanes]."""
+        """Which lanes belong to the places: bool `[lanes]`."""
         return np.repeat([place in places for place in range(self.places)], self.runs)
 
     def _by_place(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self.places, self.runs)
 
     def to_devices(self, tree: PyTree) -> PyTree:
-        """Arrays of the host, with the lanes in front, where the lanes are."""
+        """Arrays `[lanes, ...]` of the host, on the devices of the lanes."""
         if self.plan.mesh is None:
             return tree
         return jax.tree.map(lambda x: engine.to_devices(x, self.plan.mesh), tree)
 
-    def to_host(self, x: Any) -> np.ndarray:
-        """The array on the host of every process."""
+    def to_host(self, x: jax.Array | np.ndarray) -> np.ndarray:
+        """The whole array, `[lanes, ...]` or other, on the host of every process."""
         if jax.process_count() > 1 and isinstance(x, jax.Array):
             return multihost_utils.process_allgather(x, tiled=True)
         return np.asarray(x)
 
 
 def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
-    """How many lanes fit, by the bytes of a program with few and one with twice as many."""
+    """The most lanes that fit, by the bytes of a program with few lanes and one with twice them."""
     candidate = plan.candidate({name: d.at(0.5) for name, d in plan.space.items()})
     multiple = lanes_multiple(runs, plan.mesh)
     width = round_up(engine.LEAST_LANES, multiple)

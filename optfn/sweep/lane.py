@@ -1,30 +1,31 @@
 """A lane: one run, from its first step to its score."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.task import Training
 
-SEEDS = "seed", "random_seed"  # how optimizers name them
+SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
 
 
 class Lanes(NamedTuple):
-    """The runs; every array has the lanes in front.
+    """The runs of all lanes; inside `vmap`, the run of one lane, without the `lanes` axis.
 
     Attributes:
-        candidate: the optimizers, and the task's hyperparameters.
-        carry: what the training carries from step to step.
-        seed: int32 [lanes], the seed of the run; its randomness depends on it and on the sweep's.
-        age: int32 [lanes], the steps taken.
-        running: bool [lanes], whether there is a run that has not ended.
-        diverged: bool [lanes], whether the run ended since it was no longer finite, or beyond the
-            largest loss.
+        candidate: the optimizers and the task's hyperparameters, numbers `[lanes, ...]`.
+        carry: pytree `[lanes, ...]`, the training's carry from step to step.
+        seed: int32 `[lanes]`, the seed of the run; it draws by this seed and the sweep's.
+        age: int32 `[lanes]`, the steps taken.
+        running: bool `[lanes]`, whether there is a run that has not ended.
+        diverged: bool `[lanes]`, whether the run ended because its params or loss were not finite,
+            or its loss was above `max_loss`.
     """
 
     candidate: Candidate
@@ -35,32 +36,40 @@ class Lanes(NamedTuple):
     diverged: jax.Array
 
 
-# The metrics of a step, or their sums over several: the number of steps, and scalars by name.
+# The metrics of a step, or their sums over several: the number of steps, and the metrics by name,
+# all scalars for one lane.
 StepMetrics = tuple[jax.Array, dict[str, jax.Array]]
 
 
 class Shared(NamedTuple):
-    """What all lanes read.
+    """The arrays that all lanes read, without a `lanes` axis.
 
     Attributes:
         seed: uint32 scalar, the seed of the sweep.
-        data: the task's, a tree of arrays `[examples, ...]`.
-        held_out: the task's, a tree of arrays.
-        initial_params: the params that every run starts from, if the task has them.
-        steps: int32 scalar, the length of a whole run.
-        max_loss: scalar; a run with a larger loss has diverged.
+        data: the task's pytree `[examples, ...]`.
+        held_out: the task's pytree, in shapes of its own.
+        initial_params: the pytree of params that every run starts from, or None.
+        steps: int32 scalar, the steps of a whole run.
+        max_loss: float scalar; a run with a larger loss has diverged.
     """
 
-    seed: Any
+    seed: ArrayLike
     data: PyTree
     held_out: PyTree
     initial_params: PyTree
-    steps: Any
-    max_loss: Any
+    steps: ArrayLike
+    max_loss: ArrayLike
 
 
 def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Shared) -> Lanes:
-    """A lane before its first step."""
+    """One lane before its first step.
+
+    Args:
+        task: the training run.
+        candidate: numbers `[...]`, of one lane.
+        seed: int32 scalar.
+        shared: what all lanes read.
+    """
     candidate = for_seed(candidate, seed)
     key = jax.random.fold_in(jax.random.key(shared.seed), seed)
     carry = task.begin(candidate.tx, jax.random.fold_in(key, 0), shared.initial_params)
@@ -69,7 +78,12 @@ def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Sha
 
 
 def for_seed(candidate: Candidate, seed: jax.Array) -> Candidate:
-    """The candidate whose optimizer draws by the seed of its run."""
+    """One lane's candidate, its random keys folded with the run's seed, its seeds shifted by it.
+
+    Args:
+        candidate: numbers `[...]`, of one lane.
+        seed: int32 scalar.
+    """
 
     def own(path, x):
         if is_key(x):
@@ -90,7 +104,21 @@ def segment(
     length: int,
     mode: str,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    """A lane `length` steps further, and its scores; by "map" only if it has a run."""
+    """Trains one lane for `length` steps and scores it; "map" skips a lane without a run.
+
+    Args:
+        lane: arrays `[...]`, of one lane.
+        occupied: bool scalar, whether the lane still has a run; otherwise it stops running.
+        shared: what all lanes read.
+        first: int32 scalar, the sweep's step at the start.
+        batches: pytree `[length, ...]`, the batches of a stream; None without one.
+        task: the training run.
+        length: the number of steps.
+        mode: "vmap" or "map".
+
+    Returns:
+        The lane, and its metrics: scalars by name.
+    """
     lane = lane._replace(running=lane.running & occupied)
 
     def train(lane: Lanes) -> tuple[Lanes, dict[str, jax.Array]]:
@@ -114,7 +142,15 @@ def segment(
 def step_lane(
     task: Training, shared: Shared, lane: Lanes, at: jax.Array, batch: PyTree
 ) -> tuple[Lanes, StepMetrics]:
-    """A step of a lane that has not ended; the metrics of one that has are 0."""
+    """A step of one lane; a lane that has ended keeps its state, and its metrics are 0.
+
+    Args:
+        task: the training run.
+        shared: what all lanes read.
+        lane: arrays `[...]`, of one lane.
+        at: int32 scalar, the sweep's step.
+        batch: pytree, a batch of the stream; None without one.
+    """
     root = jax.random.key(shared.seed)
     key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
     batch_key, loss_key = jax.random.split(key)
@@ -135,7 +171,14 @@ def step_lane(
 
 
 def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> dict[str, jax.Array]:
-    """The means over the steps of a segment, and what is measured at its end."""
+    """The mean metrics of a segment, and the results of `evaluate` at its end: scalars by name.
+
+    Args:
+        task: the training run.
+        lane: arrays `[...]`, of one lane.
+        sums: the number of steps, and the sums of their metrics.
+        shared: what all lanes read.
+    """
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
     measured = jax.tree.map(_wide, task.score(lane.candidate.tx, lane.carry, shared.held_out))
@@ -147,12 +190,12 @@ def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> di
     return means | measured
 
 
-def _wide(x: Any) -> jax.Array:
-    """A scalar whose sum over many steps is one that can be divided by their number."""
+def _wide(x: ArrayLike) -> jax.Array:
+    """The scalar in float32, or float64 if it is, so that its sum has a precise mean."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def select(chosen: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """One tree or the other."""
+    """`new` if `chosen`, a bool scalar, is True, else `old`; both pytrees `[...]` of one lane."""
     return jax.tree.map(lambda n, o: jnp.where(chosen, n, o), new, old)
