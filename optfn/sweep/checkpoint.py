@@ -1,4 +1,4 @@
-"""A sweep on disk: whole after `kill -9`, refused where it is damaged or another's."""
+"""A sweep on disk: whole after `kill -9`, refused if it is damaged or of another sweep."""
 
 import hashlib
 import json
@@ -34,8 +34,8 @@ class Store:
     queue, scores, the search), with a sha256 of each array and of the record.
 
     Args:
-        folder: made if it is not there.
-        search: where the sweep's points come from.
+        folder: created if it does not exist.
+        search: the search of the sweep.
 
     Raises:
         ImportError: Orbax is not installed.
@@ -55,12 +55,12 @@ class Store:
 
     @property
     def lanes(self) -> int | None:
-        """Those of the sweep that is there."""
+        """The lanes of the sweep in the folder; None without one."""
         return None if self.found is None else int(self.found[0]["fingerprint"]["lanes"])
 
     def save(self, scheduler: Scheduler) -> None:
-        """Writes where the scheduler is; an earlier one stays until this one is whole."""
-        for step in self.damaged:  # what they were in the place of is there
+        """Writes the scheduler's state; the checkpoint before stays until this one is whole."""
+        for step in self.damaged:  # their replacement is written
             self.manager.delete(step)
         self.damaged = []
         if scheduler.executor.segments in self.manager.all_steps():
@@ -78,10 +78,10 @@ class Store:
         self.manager.save(scheduler.executor.segments, args=saved, force=True)
 
     def restore(self, scheduler: Scheduler) -> bool:
-        """Brings a scheduler that has not begun to where the last whole checkpoint was.
+        """Sets a new scheduler to the state of the last whole checkpoint; False without one.
 
         Raises:
-            ValueError: the checkpoint is of another sweep, or of more trials.
+            ValueError: the checkpoint is of another sweep, or has more trials.
         """
         if self.found is None:
             return False
@@ -105,10 +105,10 @@ class Store:
         return True
 
     def _newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """The last one that is whole, if there is any.
+        """The last whole checkpoint; None if the folder has no checkpoints.
 
         Raises:
-            ValueError: all there are are damaged.
+            ValueError: every checkpoint is damaged.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -118,12 +118,12 @@ class Store:
                 warnings.warn(f"checkpoint {self.folder / str(step)}: {problem}", stacklevel=5)
         if self.damaged:
             raise ValueError(
-                f"every checkpoint in {self.folder} is damaged; remove the folder to begin anew."
+                f"every checkpoint in {self.folder} is damaged; remove the folder to start again."
             )
         return None
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         self.manager.wait_until_finished()
         self.manager.close()
 
@@ -139,7 +139,7 @@ class Store:
             arrays = self.manager.restore(step, args=wanted)["arrays"]
         except _DamagedError:
             raise
-        except Exception as problem:  # whatever Orbax and its readers raise
+        except Exception as problem:  # any error of Orbax and its readers
             reason = str(problem).split("\n")[0][:200]
             raise _DamagedError(
                 f"it cannot be read ({type(problem).__name__}: {reason})."
@@ -153,7 +153,7 @@ class Store:
 
 @contextmanager
 def stored(folder: str | os.PathLike | None, search: Search) -> Iterator[Store | None]:
-    """The store of a folder, whole when it is left; None without one."""
+    """The store of a folder, whole when the context ends; None without a folder."""
     if folder is None:
         yield None
         return
@@ -169,16 +169,16 @@ class _DamagedError(Exception):
 
 
 def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) -> dict[str, str]:
-    """What makes a sweep this one, by name; equal for the same call in another process.
+    """The identity of a sweep, by name; equal for the same call in another process.
 
     Args:
-        scheduler: of the sweep.
-        search: where its points come from.
+        scheduler: the scheduler of the sweep.
+        search: the search of the sweep.
         first: the point of its first trial.
     """
     plan, policy, executor = scheduler.plan, scheduler.policy, scheduler.executor
     candidate, task = plan.candidate(first), plan.task
-    # An iterable may be shuffled anew each time; of a function the first batch tells.
+    # An iterable may be shuffled each time; a function is known by its first batch.
     streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
     numbers = {name: getattr(plan, name) for name in ("lanes", "steps", "segment", "seed")}
     numbers |= {"seeds": scheduler.runs, "max_loss": plan.max_loss}
@@ -312,7 +312,7 @@ def _raw(x: Any) -> Any:
 
 
 def _keyed(x: np.ndarray, like: Any) -> Any:
-    """The inverse of `_raw`, for an array of the kind of `like`."""
+    """The inverse of `_raw`: a random key if `like` is one."""
     if not is_key(like):
         return x
     impl = jax.random.key_impl(jax.numpy.zeros((), like.dtype))
@@ -348,7 +348,7 @@ def _sha_of_space(space: Mapping[str, Distribution]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON, the same in every process: functions by their code, objects by parts."""
+    """The value as JSON, the same in every process: functions by their code, objects by fields."""
     if isinstance(value, Choice):
         return ["Choice", [_plain(option) for option in value.options]]
     if isinstance(value, Fixed):
@@ -381,7 +381,7 @@ def _code(code: CodeType) -> Any:
 
 
 def _outline(search: Search) -> Any:
-    """The search without what is inside a study or a sampler, which has a life of its own."""
+    """The search by its plain fields and the types of others: a study or a sampler changes."""
     parts = vars(search) if hasattr(search, "__dict__") else {}
     plain = {k: v for k, v in parts.items() if isinstance(v, (str, int, float, bool))}
     kinds = {k: type(v).__qualname__ for k, v in parts.items() if k not in plain}

@@ -35,7 +35,7 @@ class Comparison(Mapping[str, Result]):
         return f"Comparison({', '.join(self)})"
 
     def order(self) -> list[str]:
-        """The names, the one with the best score first; those that all diverged last."""
+        """The names from the best score to the worst; optimizers that always diverged come last."""
         return sorted(self, key=lambda name: self[name].losses[self[name].order()[0]])
 
     def best(self) -> tuple[str, TrialResult]:
@@ -48,10 +48,10 @@ class Comparison(Mapping[str, Result]):
         return name, self[name].best()
 
     def table(self) -> str:
-        """The best trial of each in lines, the best first.
+        """A line for the best trial of each optimizer, the best first.
 
-        "near" is the share of all trials whose last score came within 10% of the best one's: how
-        easy the optimizer is to tune in this space.
+        "near" is the share of the optimizer's trials whose last score is within 10% of its best:
+        how easy it is to tune in this space.
         """
         head = ["optimizer", self[next(iter(self))].task.objective, "near", "pruned", "diverged"]
         rows = [self._row(name) for name in self.order()]
@@ -88,17 +88,17 @@ def compare(
                                  trials=64, steps=1000)
         print(compared.table())
 
-    Each is a sweep of its own, and is judged by its policy among its own trials: no optimizer ends
-    the trials of another that is quicker at first.
+    Each optimizer has its own sweep, whose policy compares only its own trials: an optimizer that
+    is quicker at first does not end the trials of another.
 
     Args:
-        task: what is trained.
-        optimizers: by name the function that makes the optimizer, and its space.
-        checkpoint: a folder, with one for each name in it.
-        **settings: all others of `run`. The mode "auto" is decided by the first.
+        task: the training run.
+        optimizers: by name a pair of the function that makes the optimizer, and its space.
+        checkpoint: a folder, which gets a subfolder for each name.
+        **settings: other arguments of `run`. The first sweep decides the mode "auto" for all.
 
     Raises:
-        TypeError, ValueError: as `run`; without an optimizer.
+        TypeError, ValueError: as `run`; ValueError without an optimizer.
     """
     if not optimizers:
         raise ValueError("sweep.compare(optimizers=...) has no optimizer to tune.")

@@ -1,4 +1,4 @@
-"""The best once more, on fresh seeds: a score that is not the luck of the draw."""
+"""The best trials again, on fresh seeds: a score that is not the luck of the draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,16 +12,15 @@ from optfn.sweep.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Confirm:
-    """Trains the best trials of a sweep to the end once more, on seeds that none has seen.
+    """Trains the best trials of a sweep again, on seeds that none has seen.
 
-    The best score of many is too good: it was picked for its luck as well. The fresh runs know
-    nothing of that; their mean becomes the score of the trial, and the order goes by it. It costs
-    `top * seeds` runs. Of the same cost, more seeds make the score truer, more trials the choice
-    wider.
+    The best score of many is biased: it was also picked for its luck. Fresh runs have no such bias;
+    their mean becomes the score of the trial and decides the order. It costs `top * seeds` runs. At
+    the same cost, more seeds make the scores more precise, more trials the choice wider.
 
     Args:
-        top: how many of those that came to the end.
-        seeds: fresh ones.
+        top: the number of trials, of those that finished.
+        seeds: the fresh seeds of each.
 
     Raises:
         ValueError: a number below 1.
@@ -38,8 +37,8 @@ class Confirm:
         """The result with the scores of fresh runs.
 
         Args:
-            result: of the search.
-            train: trains all that a scheduler has.
+            result: the sweep's result.
+            train: trains all trials of a scheduler.
         """
         best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
         best = [i for i in best if result.status[i] == "ok"]

@@ -1,4 +1,4 @@
-"""Ending a sweep early, with what it has."""
+"""Ends a sweep early, with the results so far."""
 
 import signal
 import threading
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C was pressed; a second time it interrupts at once."""
+    """A function that says whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

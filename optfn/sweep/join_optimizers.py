@@ -1,4 +1,4 @@
-"""One optimizer after the other on one state: what population-based training finds."""
+"""One optimizer after the other on one state, as population-based training finds them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,20 +19,20 @@ class join_optimizers(Transform):
 
         join_optimizers(optfn.stack([optfn.adam(0.1), optfn.adam(0.01)]), boundaries=(100,))
 
-    What a member of `pbt` was trained by: the numbers change from one step of training to the next,
-    and the state goes on. They may be anything the optimizers have, also arguments of a schedule,
-    or numbers inside a wrapper that counts steps of its own, where a schedule could not follow.
+    The optimizer of a `pbt` member: its hyperparameters change at the boundaries, and its state
+    continues. Any number of the optimizers may change, also an argument of a schedule, or a number
+    inside a wrapper that counts its own steps, where a schedule could not follow.
 
     At step t the i-th optimizer makes the update, where i is the number of boundaries up to t. Its
-    schedules are read at t, as if it had been there from the start. The state is the optimizer's
-    own.
+    schedules are read at t, as if it had trained from the start. The state is that of one
+    optimizer.
 
     Args:
-        optimizer: all n as one, each number of which has theirs in front, as by `stack`.
-        boundaries: n - 1 steps, ascending: the first of each optimizer but the first.
+        optimizer: the n optimizers as one, with numbers `[n, ...]`, as `stack` gives them.
+        boundaries: n - 1 steps, ascending: the first step of each optimizer but the first.
 
     Raises:
-        ValueError: a number of the optimizer does not have n values in front.
+        ValueError: a number of the optimizer does not have the shape `[n, ...]`.
 
     Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks".
     """
@@ -60,7 +60,7 @@ class join_optimizers(Transform):
         return self.optimizer.stateful
 
     def resolve(self, step: Any) -> "join_optimizers":
-        """With the one optimizer whose turn it is."""
+        """With only the optimizer of this step."""
         turn = sum((step >= boundary for boundary in self.boundaries), jnp.int32(0))
         one = jax.tree.map(lambda x: jnp.asarray(x)[turn], self.optimizer)
         return self.rebuilt(optimizer=one, boundaries=())
@@ -73,7 +73,7 @@ class join_optimizers(Transform):
         return updates, slots or None
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        last = self.resolve(step - 1).optimizer  # that of the update that led to these params
+        last = self.resolve(step - 1).optimizer  # the optimizer of the last update
         return last.evaluation_params_named(params, slots or {}, step)
 
     def _repr_name(self) -> str:
@@ -83,13 +83,13 @@ class join_optimizers(Transform):
 def optimizer_of_history(
     make: Callable[..., Transform], history: History, length: int | None = None
 ) -> Transform:
-    """The optimizer that goes from point to point.
+    """The optimizer that changes its point at the steps of a history.
 
     Args:
-        make: gives the optimizer of a point.
-        history: pairs of a step and the point from there on, the first of step 0.
-        length: the history's length, to which its last point is repeated; histories of one length
-            give one structure.
+        make: a function of the hyperparameters of a point that returns its optimizer.
+        history: pairs of a step and the point from that step on, the first at step 0.
+        length: repeats the last point up to this length; histories of one length give optimizers of
+            one structure. None repeats nothing.
     """
     history = [*history, *[history[-1]] * ((length or 0) - len(history))]
     if len(history) == 1:

@@ -23,7 +23,7 @@ def optuna_library() -> Any:
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[Any]:
-    """The package, without its notes on what it makes."""
+    """The package, with its log messages below warnings silenced."""
     optuna = optuna_library()
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -29,39 +29,40 @@ STATUSES = get_args(TrialStatus)
 
 @dataclass(frozen=True)
 class optuna_search:
-    """Points from one of Optuna's samplers, which learns from the trials before: TPE, GP, CMA-ES.
+    """Points from an Optuna sampler, which learns from earlier trials: TPE, GP, CMA-ES.
 
-    For trials that are dear, or many hyperparameters; `random` and `sobol` cost nothing to ask.
+    For expensive trials, or many hyperparameters; `random` and `sobol` give points at no cost.
 
     The sampler works on a study in memory and is asked for many points before the first result; it
     should take running trials into account, as TPE does with `constant_liar=True`. Before each
-    point its random state is set from the seed and the trial's number. A run that was stopped goes
-    on with the same points: the questions and answers are kept, and asked and told again, which
-    takes the sampler as long as before.
+    point its random state is set from the seed and the trial's number. A sweep that was stopped
+    continues with the same points: it replays all asks and tells, which takes the sampler as long
+    as before.
 
-    Trials that are over are written to the study or storage in batches, those of other programs are
-    read there, and Optuna's dashboard shows them. Machines that share it need different seeds.
-    Running trials are not written, so a killed program leaves none behind; enqueued ones are not
-    taken. What a sampler stores in a trial, some of it pickled, is neither written nor read.
+    Finished trials are written in batches to the study or storage, where Optuna's dashboard shows
+    them, and those of other programs are read from there. Machines that share it need different
+    seeds. Running trials are not written, so a killed program leaves none behind; enqueued trials
+    are not taken. Attributes that a sampler stores in a trial, some of them pickled, are neither
+    written nor read.
 
     | here | in Optuna |
     |---|---|
     | `Uniform`, `LogUniform`, `IntUniform` | a float or int of the same name |
     | `OneMinusLogUniform` | a float of the same name: 1 - value, with `log` |
-    | `Choice` | a categorical: the option, or its position where one is no plain value |
+    | `Choice` | a categorical: the option, or its position where an option is not a plain value |
     | `Fixed` | nothing |
 
-    The values as they were used are in the trial's user attributes, with its status. The score of a
-    study that maximizes is -score. A trial that diverged or whose score is not finite is pruned
-    without a value, which TPE takes for the worst.
+    The trial's user attributes have the values that were used, and its status. A study that
+    maximizes gets -score. A trial that diverged or has no finite score is pruned without a value,
+    which TPE treats as the worst.
 
     Args:
-        study: an `optuna.Study` with one objective. Its finished trials are known to the sampler.
+        study: an `optuna.Study` with one objective. The sampler knows its finished trials.
         sampler: an `optuna.samplers.BaseSampler`, which is copied. The default is the study's, or
             else TPE with `constant_liar=True`.
         storage: instead of a study: the path of a journal file, a URL such as "sqlite:///study.db",
             which is slower, or an `optuna.storages.BaseStorage`.
-        study_name: of the study in that storage, made if it is not there.
+        study_name: the name of the study in the storage, created if it does not exist.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -129,7 +130,7 @@ class optuna_search:
             return library.samplers.TPESampler(constant_liar=True)
 
     def _shared(self) -> Any:
-        """The study that others see, or None."""
+        """The study shared with other programs, or None."""
         if self.storage is None:
             return self.study
         with quiet_optuna() as library:
@@ -145,7 +146,7 @@ class optuna_search:
 
 
 class _Session:
-    """A study in memory and the log of what happened to it, from which it can be made again."""
+    """A study in memory, and the log of its events, from which it can be rebuilt."""
 
     def __init__(
         self,
@@ -284,7 +285,7 @@ class _Session:
         return trial
 
     def _read(self) -> None:
-        """Takes in what others have finished."""
+        """Adds the trials that other programs have finished."""
         if self.shared is not None:
             numbers = [
                 trial.number
@@ -309,7 +310,7 @@ class _Session:
             self.study.add_trial(self._from(others[number]))
 
     def _from(self, trial: Any) -> Any:
-        """Another's trial without what its sampler stored."""
+        """Another program's trial, without the attributes of its sampler."""
         library = optuna_library()
         for name in trial.distributions.keys() & self.parameters.keys():
             there, here = trial.distributions[name], self.parameters[name]
@@ -330,7 +331,7 @@ class _Session:
 
 
 def _parameter(distribution: Distribution) -> Any:
-    """Optuna's distribution of what stands for the value."""
+    """Optuna's distribution of the param that encodes the value."""
     kinds = optuna_library().distributions
     match distribution:
         case Uniform(low, high):
@@ -347,14 +348,14 @@ def _parameter(distribution: Distribution) -> Any:
 
 
 def _by_position(options: tuple) -> bool:
-    """Whether Optuna could not store these options, or not tell them apart."""
+    """Whether Optuna cannot store these options, or cannot tell them apart."""
     if not all(map(_plain, options)):
         return True
     return any(options.index(option) != i for i, option in enumerate(options))
 
 
 def _value(distribution: Distribution, param: Any) -> Any:
-    """The value that Optuna's param stands for."""
+    """The value that Optuna's param encodes."""
     if isinstance(distribution, Choice):
         options = distribution.options
         return options[param] if _by_position(options) else param
@@ -364,7 +365,7 @@ def _value(distribution: Distribution, param: Any) -> Any:
 
 
 def _reseed(sampler: Any, seed: int) -> None:
-    """Sets the random state of a sampler and of those inside it."""
+    """Sets the random state of a sampler and of the samplers inside it."""
     base = optuna_library().samplers.BaseSampler
     for part in vars(sampler).values():
         generator = getattr(part, "rng", part)

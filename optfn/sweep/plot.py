@@ -1,4 +1,4 @@
-"""Pictures of a sweep: results in, matplotlib's axes out."""
+"""Pictures of a sweep: results in, matplotlib axes out."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from optfn.sweep.policies.pbt import lineage as ancestry
 from optfn.sweep.result import Result
 from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
 
-# Colors that people who see red and green alike tell apart (Okabe and Ito 2008).
+# Colors that people with color blindness can tell apart (Okabe and Ito 2008).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PALE, GRAY = "#9fc5de", "#bbbbbb"
 
@@ -34,20 +34,20 @@ def sensitivity(
     label: str = "",
     cap: float | None = None,
 ) -> Any:
-    """The score against one hyperparameter: how wide the valley is in which it works.
+    """The score against one hyperparameter: how wide the range is in which it works.
 
-    Trials that came to the end are discs, with a bar of one standard deviation to each side where
-    they had several seeds; pruned ones are light dots, at the score they had then. Those that
-    diverged are crosses at the upper edge (the lower one, where higher is better), never left out.
-    The axis is the one on which the distribution searches evenly.
+    Finished trials are discs, with a bar of one standard deviation to each side if they had several
+    seeds; pruned trials are light dots at their last score. Diverged trials are crosses at the
+    upper edge (the lower edge where higher is better), never left out. The axis has the scale on
+    which the distribution searches evenly.
 
     Args:
-        result: of `sweep.run`.
-        name: of a hyperparameter that was searched.
-        ax: matplotlib's axes; the current ones if None.
-        color: of all marks.
-        label: of the trials in a legend.
-        cap: the worst score that the axis shows; trials beyond are triangles at the edge.
+        result: a result of `sweep.run`.
+        name: the name of a hyperparameter that was searched.
+        ax: matplotlib axes; None is the current ones.
+        color: the color of all marks.
+        label: the label of the trials in a legend.
+        cap: the worst score that the axis shows; worse trials are triangles at the edge.
 
     Returns:
         The axes.
@@ -80,18 +80,17 @@ def sensitivity(
 def parallel(
     result: Result, names: Sequence[str] | None = None, ax: Any = None, *, top: int = 5
 ) -> Any:
-    """All trials through an axis for each hyperparameter, and the score as the last.
+    """A line for each trial across an axis for each hyperparameter, the score as the last axis.
 
-    Tells which combinations are good where `sensitivity` sees one hyperparameter at a time. A
-    hyperparameter's axis shows evenly what its distribution searches evenly. The best trials are in
-    color, the others gray, pruned ones thinner; those that diverged are dotted, and end beyond the
-    worst score.
+    Shows which combinations are good, where `sensitivity` sees one hyperparameter at a time. An
+    axis shows evenly what its distribution searches evenly. The best trials are in color, the
+    others gray, pruned ones thinner; diverged trials are dotted, and end beyond the worst score.
 
     Args:
-        result: of `sweep.run`.
-        names: the hyperparameters, from left to right; those that were searched if None.
-        ax: matplotlib's axes; the current ones if None.
-        top: how many of the best are in color.
+        result: a result of `sweep.run`.
+        names: the hyperparameters, from left to right; None is all that were searched.
+        ax: matplotlib axes; None is the current ones.
+        top: the number of best trials in color.
 
     Returns:
         The axes.
@@ -151,21 +150,21 @@ def parallel(
 def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int = 5) -> Any:
     """A score over the steps of every trial.
 
-    The best trials are in color, the others that came to the end pale, those that were ended gray
-    with a dot at their last value. Those that diverged have a cross there, at the edge where that
-    value lies beyond all others.
+    The best trials are in color, other finished trials pale, and trials that ended early gray with
+    a dot at their last value. Diverged trials have a cross there, at the edge if that value is
+    beyond all others.
 
     Args:
-        result: of `sweep.run`.
-        name: of the score; the one that is optimized if None.
-        ax: matplotlib's axes; the current ones if None.
-        top: how many of the best have a color of their own.
+        result: a result of `sweep.run`.
+        name: the name of the score; None is the score that was optimized.
+        ax: matplotlib axes; None is the current ones.
+        top: the number of best trials with a color of their own.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: nothing of this name was recorded.
+        ValueError: no score of this name was recorded.
     """
     ax = _axes(ax)
     name = name or result.task.objective
@@ -201,15 +200,14 @@ def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int 
 def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
     """The score over two hyperparameters, dark where it is good.
 
-    Where every pair of values was tried, as by `grid()`, a mesh of equal cells with the score
-    written in each; of several trials of a cell, as where a third hyperparameter was searched, the
-    best. Else a disc for each trial, a small one if it was pruned. A cell or a trial that diverged
-    is a cross.
+    If every pair of values was tried, as by `grid()`, a mesh of equal cells, each with its score; a
+    cell of several trials, as with a third hyperparameter, shows the best. Otherwise a disc for
+    each trial, a small one if it was pruned. A cell or a trial that diverged is a cross.
 
     Args:
-        result: of `sweep.run`.
+        result: a result of `sweep.run`.
         x, y: names of hyperparameters that were searched.
-        ax: matplotlib's axes; the current ones if None. Their figure gets a color bar.
+        ax: matplotlib axes; None is the current ones. Their figure gets a color bar.
 
     Returns:
         The axes.
@@ -284,18 +282,19 @@ def schedules(
 ) -> Any:
     """A hyperparameter over the steps, as the updates use it, one line for each optimizer.
 
-    Of a result, the best trials; under `pbt` the schedules that it found, each that of the members
-    from which the trial descends. The lines come from updates with gradients and losses of zero, so
-    that schedules inside wrappers count their own steps; what answers to the training, such as
-    `reduce_on_plateau`, is not seen here, see `monitor`.
+    For a result, the lines of its best trials; under `pbt` the schedules that it found, through the
+    members from which each trial descends. The lines come from updates with gradients and losses of
+    zero, so schedules inside wrappers count their own steps; a hyperparameter that responds to the
+    training, as by `reduce_on_plateau`, does not change here, see `monitor`.
 
     Args:
         of: a result of `sweep.run`, or optimizers by the label of their line.
-        name: as in `hyperparameters(tx, state)`.
-        ax: matplotlib's axes; the current ones if None.
-        steps: how many; those of the longest trial if None. To be given with optimizers.
-        top: how many trials of a result.
-        params: what the optimizers train, where they go by paths or shapes; one number if None.
+        name: a name of `hyperparameters(tx, state)`.
+        ax: matplotlib axes; None is the current ones.
+        steps: the number of steps; None is the longest trial's. Required with optimizers.
+        top: the number of a result's trials.
+        params: the params that the optimizers train, where they depend on paths or shapes; None is
+            one number.
 
     Returns:
         The axes.
@@ -335,15 +334,15 @@ def schedules(
 
 
 def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
-    """Who copied whom under `pbt`: a row for each member, the best in front, colored by a value.
+    """The copies under `pbt`: a row for each member, the best on top, colored by a hyperparameter.
 
-    A member's row changes its color where it copied another, from whose row an arrow comes. The
-    outlined line is the one that led to the best: its colors are the schedule that was found.
+    A row changes its color where its member copied another, from whose row an arrow comes. The
+    outlined line led to the best member: its colors are the schedule that was found.
 
     Args:
-        result: of `sweep.run` with `pbt`.
-        name: of a hyperparameter that was searched.
-        ax: matplotlib's axes; the current ones if None. Their figure gets a color bar.
+        result: a result of `sweep.run` with `pbt`.
+        name: the name of a hyperparameter that was searched.
+        ax: matplotlib axes; None is the current ones. Their figure gets a color bar.
 
     Returns:
         The axes.
@@ -424,7 +423,7 @@ def _axes(ax: Any) -> Any:
 
 
 def _outcomes(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score, spread and status of each trial."""
+    """Score, spread and status, each `[trials]`."""
     columns = result.columns()
     names = result.task.objective, "spread", "status"
     score, spread, status = (np.array(columns[name]) for name in names)
@@ -432,7 +431,7 @@ def _outcomes(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _best(result: Result, top: int) -> list[int]:
-    """The best trials, without those that diverged."""
+    """The best trials, without diverged ones."""
     return [int(i) for i in result.order()[:top] if np.isfinite(result.losses[i])]
 
 
@@ -455,7 +454,7 @@ def _distribution(result: Result, name: str, where: str) -> Distribution:
 
 
 def _positions(distribution: Distribution, values: list) -> np.ndarray:
-    """Numbers as they are, and choices by their place in the list."""
+    """Numbers as they are, and choices by their position in the list."""
     if isinstance(distribution, Choice):
         return np.array([distribution.index(value) for value in values], float)
     return np.array(values, float)
@@ -516,12 +515,12 @@ def _choices(distribution: Distribution) -> tuple[list[int], list[str]]:
 
 
 def _is_wide(values: np.ndarray) -> bool:
-    """Whether they span so much that a linear axis would hide most of them."""
+    """Whether the values span so much that a linear axis would hide most of them."""
     return bool(len(values)) and values.min() > 0 and values.max() / values.min() > WIDE
 
 
 def _score_axis(axis: Any, values: np.ndarray, *, log: bool | None = None) -> None:
-    """Makes an axis logarithmic if the values want it, with labels that do not overlap."""
+    """Makes an axis logarithmic if the values are wide, with labels that do not overlap."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not (_is_wide(values) if log is None else log):
@@ -574,7 +573,7 @@ def _color_bar(drawn: Any, values: np.ndarray, ax: Any, name: str) -> Any:
 
 
 def _round_logs(low: float, high: float) -> list[float]:
-    """Powers of ten between two numbers, also twice and five times these if they are few."""
+    """Powers of ten between two numbers, with 2 and 5 times them if there are few."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     every = -(-len(powers) // 8)
     tens = [10.0**k for k in powers if k % every == 0]
@@ -585,7 +584,7 @@ def _round_logs(low: float, high: float) -> list[float]:
 
 
 def _below_one(low: float, high: float) -> list[float]:
-    """Round numbers below 1 between two: 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, ..."""
+    """Round numbers below 1 between two numbers: 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, ..."""
     return [round(1 - x, 9) for x in _round_logs(1 - high, 1 - low)][::-1]
 
 
@@ -609,7 +608,7 @@ def _words(name: str) -> str:
 
 
 def _rounds(result: Result) -> list[int]:
-    """The steps of the rounds: in each somebody copied, whose own points tell when."""
+    """The steps of the rounds, from the own history of a member that copied in each."""
     copied = [iter(past[1:]) for past in result.own_history]
     rounds = []
     for sources in result.copied_from:
@@ -621,7 +620,7 @@ def _rounds(result: Result) -> list[int]:
 
 
 def _reading(tx: Transform, params: PyTree, *, name: str, steps: int) -> jax.Array:
-    """A hyperparameter before each of some updates."""
+    """A hyperparameter before each of `steps` updates, `[steps]`."""
     zeros, zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
     offered = {"value": zero, "grad": zeros}
     for function in ("value_fn", "obj_fn"):

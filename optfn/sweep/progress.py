@@ -1,4 +1,4 @@
-"""How far a sweep has come, for a terminal or a function of one's own."""
+"""The progress of a sweep, for a terminal or a custom function."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,19 +9,19 @@ from optfn.sweep.scheduler import Scheduler
 
 
 class Progress(NamedTuple):
-    """How far a sweep has come, after a segment.
+    """The progress of a sweep, after a segment.
 
     Attributes:
-        best: the best score of a trial that came to the end, in the units of the task; nan before.
-        running: trials in lanes.
-        ok: trials that came to the end.
-        pruned: trials that were ended early.
-        diverged: trials that were no longer finite.
-        trials: of the whole sweep.
+        best: the best score of a finished trial, in the units of the task; nan before the first.
+        running: trials in training.
+        ok: trials that finished.
+        pruned: trials that the policy stopped.
+        diverged: trials that diverged or have no finite score.
+        trials: trials of the whole sweep.
         speed: lane-steps per second so far.
-        seconds: so far.
-        seconds_left: at the pace of the trials so far; nan before the first has ended.
-        host_bytes: the most that paused trials can take in the host's memory.
+        seconds: seconds so far.
+        seconds_left: an estimate from the trials so far; nan before the first has ended.
+        host_bytes: an upper bound on the bytes that paused trials take in the host's memory.
     """
 
     best: float
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
     @classmethod
     def of(cls, scheduler: Scheduler, seconds: float) -> "Progress":
-        """That of a scheduler."""
+        """The progress of a scheduler."""
         status = [trial.status for trial in scheduler.trials]
         ended = len(status) - status.count("stopped")
         losses = [trial.loss for trial in scheduler.trials if trial.status == "ok"]
@@ -72,7 +72,7 @@ class Progress(NamedTuple):
 def shown(
     progress: bool | Callable[[Progress], None] | None,
 ) -> Iterator[Callable[[Progress], None]]:
-    """Where progress goes: a line of the terminal by default, nowhere if there is none."""
+    """A function that shows progress: by default on a line of the terminal, if there is one."""
     if callable(progress):
         yield progress
         return

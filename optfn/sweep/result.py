@@ -1,4 +1,4 @@
-"""What a sweep found."""
+"""The results of a sweep."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,20 +23,20 @@ STATUSES = *get_args(TrialStatus), "stopped"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial: what was tried, and what became of it.
+    """One trial: its hyperparameters and its outcome.
 
     Attributes:
         trial: its number.
         values: the hyperparameters.
-        optimizer: with them.
-        score: the mean over its seeds, in the units of the task; inf (or -inf) if one diverged.
-        spread: the standard deviation over its seeds; nan for one, or where one diverged.
+        optimizer: the optimizer with these hyperparameters.
+        score: the mean over its seeds, in the units of the task; inf (or -inf) if a run diverged.
+        spread: the standard deviation over its seeds; nan for one seed, or if a run diverged.
         status: "ok", "pruned", "diverged", "not_finite" or "stopped".
-        steps: taken.
-        params: of the first seed, for those that were kept; else None. Those that were scored: of
-            an optimizer that averages, the average.
-        hyperparameter_history: pairs of a step and the hyperparameters from there on. It has
-            several only under a population policy, where `optimizer` goes from one to the next.
+        steps: the steps taken.
+        params: the params of the first seed that were scored, the average of an optimizer that
+            averages; None if they were not kept.
+        hyperparameter_history: pairs of a step and the hyperparameters from that step on. There are
+            several only under a population policy; `optimizer` then changes from one to the next.
     """
 
     trial: int
@@ -52,29 +52,30 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All trials of a sweep, as arrays with the trials in front.
+    """All trials of a sweep, as arrays `[trials, ...]`.
 
     Attributes:
         plan: what every run had in common: task, optimizer, space, steps, lanes and seed.
         points: the hyperparameters of each trial.
-        scores: [trials, seeds], the last score, in the units of the task: the worst
+        scores: float `[trials, seeds]`, the last score, in the units of the task: the worst
             infinity where a run diverged or its score is not finite, nan where it has none yet.
-        status: [trials], of `STATUSES`.
-        steps: [trials], the steps taken.
-        started_at: [trials], the steps of the sweep before the trial began; -1 if it did not.
+        status: str `[trials]`, one of `STATUSES`.
+        steps: int `[trials]`, the steps taken.
+        started_at: int `[trials]`, the sweep's steps before the trial started; -1 if it did not.
         segments: for each trial the segments of the sweep in which it had lanes.
-        curves: by name [trials, segments], the mean over the seeds at each age; nan after the end.
-        ages: [segments], the ages of the curves.
-        kept: the params of the best trials, by their number.
-        copied_from: [rounds, trials], whom each member of a population copied in each round.
-        hyperparameter_history: for each trial pairs of a step and the point that its params were
-            trained by from there on. It has several only in a population, where a copy takes over
-            the history of its source.
-        own_history: the same of a member's own points, also those that it gave up for a copy.
-        confirmed: [trials, fresh seeds], the scores of `Confirm`; nan for those it did not train.
-        lane_steps: how many steps all lanes made, idle ones included.
-        seconds: of the whole sweep.
-        mode: how lanes were run, "vmap", "map" or "loop".
+        curves: by name, float `[trials, segments]`, the mean over the seeds at each age; nan after
+            the trial's end.
+        ages: int `[segments]`, the ages of the curves, in steps.
+        kept: the params of the best trials, by trial number.
+        copied_from: int `[rounds, trials]`, the source of each population member in each round.
+        hyperparameter_history: for each trial, pairs of a step and the point that trained its
+            params from that step on. There are several only in a population, where a copy takes
+            over the history of its source.
+        own_history: the same for the points a member had itself, also those given up for a copy.
+        confirmed: float `[trials, fresh seeds]`, the scores of `Confirm`; nan for other trials.
+        lane_steps: the steps of all lanes, idle ones included.
+        seconds: the duration of the whole sweep.
+        mode: how lanes were trained, "vmap", "map" or "loop".
     """
 
     plan: Plan = field(repr=False)
@@ -97,7 +98,7 @@ class Result:
 
     @classmethod
     def of(cls, scheduler: Scheduler, seconds: float) -> "Result":
-        """What a scheduler has recorded so far."""
+        """The records of a scheduler so far."""
         plan, trials = scheduler.plan, scheduler.trials
         count = max((len(trial.curve) for trial in trials), default=0)
         names = next((list(trial.curve[0]) for trial in trials if trial.curve), [])
@@ -130,17 +131,17 @@ class Result:
 
     @property
     def task(self) -> Training:
-        """What was trained."""
+        """The task of the sweep."""
         return self.plan.task
 
     @property
     def losses(self) -> np.ndarray:
-        """[trials], lower is better whatever the direction; inf where a run has no finite score."""
+        """float `[trials]`, lower is always better; inf where a run has no finite score."""
         return _mean(self.task.sign * self._counting)
 
     @property
     def _counting(self) -> np.ndarray:
-        """The scores that count: of fresh seeds, where there are."""
+        """The scores that count: those of fresh seeds for confirmed trials."""
         fresh = ~np.isnan(self.confirmed).all(axis=1)
         scores = np.full((len(self), max(self.scores.shape[1], self.confirmed.shape[1])), np.nan)
         scores[:, : self.scores.shape[1]] = self.scores
@@ -149,9 +150,10 @@ class Result:
         return scores
 
     def order(self) -> np.ndarray:
-        """The trials from the best to the worst: confirmed ones, then those that came to the end.
+        """int `[trials]`, the trials from the best to the worst.
 
-        A trial that was pruned or stopped has no score to compare with theirs.
+        Confirmed trials come first, then finished ones, then pruned and stopped ones, whose scores
+        do not compare with those; trials without a finite score come last.
         """
         kind = np.where(self.status == "ok", 1, 2)
         kind[~np.isnan(self.confirmed).all(axis=1)] = 0
@@ -177,12 +179,12 @@ class Result:
         )
 
     def _optimizer(self, trial: int, length: int | None = None) -> Transform:
-        """What the trial was trained by; of one structure for one length."""
+        """The optimizer that trained the trial; histories of one `length` give one structure."""
         history = self.hyperparameter_history[trial]
         return optimizer_of_history(self.plan.make_optimizer, history, length)
 
     def top(self, k: int) -> list[TrialResult]:
-        """The k best, the best first."""
+        """The k best trials, the best first."""
         return [self.trial(i) for i in self.order()[:k]]
 
     def best(self) -> TrialResult:
@@ -201,18 +203,19 @@ class Result:
         return first
 
     def refined_space(self, k: int = 8) -> dict[str, Distribution]:
-        """The part of the space in which the k best lie: where another sweep is to look.
+        """The part of the space that holds the k best trials, for another sweep.
 
             again = sweep.run(task, optfn.adam, result.refined_space(), trials=64, steps=1000)
 
-        Of each hyperparameter, from the lowest to the highest of theirs and a mean distance between
-        neighbours further on both sides, as far as the space goes; of a choice, what they chose.
+        Each hyperparameter ranges from the lowest to the highest value of these trials, widened on
+        both sides by the mean distance of neighbours, within the space; a choice keeps the options
+        that they chose.
 
         Args:
-            k: of how many; at least 2.
+            k: the number of trials; at least 2.
 
         Raises:
-            ValueError: fewer than two of them have a finite score.
+            ValueError: fewer than two of these trials have a finite score.
         """
         best = [member.values for member in self.top(k) if np.isfinite(member.score)]
         if len(best) < 2:
@@ -238,14 +241,14 @@ class Result:
         }
 
     def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> TrialResult:
-        """Trains a trial once more, in the same program with the other lanes empty.
+        """Trains a trial again, in the same program with the other lanes empty.
 
-        With the same number of devices it gives the same bits, and the params of a trial that was
-        not kept. A member of a population is trained by its history, within rounding.
+        With the same number of devices it gives the same bits, and the params of a trial that were
+        not kept. A member of a population is trained by its history, equal up to rounding.
 
         Args:
             trial: its number.
-            seeds: of its runs; None is those it had.
+            seeds: the seeds of its runs; None is the seeds it had.
 
         Raises:
             ValueError: there are no seeds.
@@ -254,7 +257,7 @@ class Result:
         if not seeds:
             raise ValueError("rerun(seeds=...) must have a seed for each run, found none.")
         scheduler = self.train_again([trial], lambda number: seeds)
-        for segment in self.segments[trial]:  # so that common batches are those it had
+        for segment in self.segments[trial]:  # so common batches are the same
             scheduler.executor.segments = segment
             scheduler.advance()
         while scheduler.advance():
@@ -269,11 +272,11 @@ class Result:
     def train_again(
         self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
     ) -> Scheduler:
-        """What trains some of the trials to their ends, in the same program.
+        """A scheduler that trains some of the trials to the end, in the same program.
 
         Args:
-            trials: their numbers, also several times the same.
-            seeds_of: the seeds of each, by its place among them.
+            trials: their numbers, with repetitions.
+            seeds_of: the seeds of each, by its index in `trials`.
         """
         length = max(len(self.hyperparameter_history[trial]) for trial in trials)
         plan = replace(
@@ -291,7 +294,7 @@ class Result:
         )
 
     def table(self, k: int = 10) -> str:
-        """The k best in lines, with how many trials ended in which way."""
+        """A line for each of the k best trials, and the counts of every status."""
         names = list(self.points[0])
         head = ["trial", self.task.objective, *names, "steps", "status"]
         rows = [
@@ -308,14 +311,14 @@ class Result:
         return "\n".join([in_columns([head, *rows]), end])
 
     def _ends(self) -> str:
-        """How many trials ended in which way."""
+        """The number of trials with each status."""
         counts = {s: int((self.status == s).sum()) for s in STATUSES}
         return ", ".join(f"{n} {s}" for s, n in counts.items() if n)
 
     def columns(self) -> dict[str, list]:
-        """A row for each trial, by column.
+        """The columns of a table with a row for each trial.
 
-        A hyperparameter with the name of another column gets "optimizer." in front of its own.
+        A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
         members = [self.trial(i) for i in range(len(self))]
         told = {
@@ -347,7 +350,7 @@ class Result:
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
-    """Over the runs of each trial; inf where one has no finite score."""
+    """The mean over the runs of each trial, `[trials]`; inf where a run has no finite score."""
     runs = np.sum(~np.isnan(scores), axis=1)
     total = np.where(np.isfinite(scores), scores, 0).sum(axis=1)
     lost = (runs == 0) | np.isinf(scores).any(axis=1)

@@ -1,4 +1,4 @@
-"""Batches from the host, which all lanes see."""
+"""Batches from the host, common to all lanes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class _Batches:
     """The batches of a segment.
 
     Attributes:
-        first: the step of the first.
-        arrays: with the steps in front, room for all of them.
-        count: how many there are; behind them is the first, which nobody takes.
-        error: why there are no more.
+        first: the step of the first batch.
+        arrays: pytree `[length, ...]`, with room for the whole segment.
+        count: the number of batches so far; the rest of `arrays` is filled with the first one.
+        error: the error that ended the batches, if any.
     """
 
     first: int
@@ -27,7 +27,7 @@ class _Batches:
     error: Exception | None = None
 
     def add(self, batch: PyTree, length: int) -> None:
-        """Copies a batch into its place, as a loader may use its arrays again."""
+        """Copies a batch into its place, since a loader may reuse its arrays."""
         batch = jax.tree.map(np.asarray, batch)
         if not self.count:
             self.arrays = jax.tree.map(lambda x: np.stack([x] * length), batch)
@@ -47,7 +47,7 @@ class Stream:
     """The batches of a stream, a segment at a time.
 
     Args:
-        source: a function of the step; an iterable, which is begun again when it ends; None.
+        source: a function of the step; an iterable, which is restarted when it ends; or None.
         length: the steps of a segment.
     """
 
@@ -60,15 +60,15 @@ class Stream:
         self.position = 0
 
     def take(self, segment: int, count: int) -> PyTree:
-        """The batches of a segment, with all of its steps in front; None without a stream.
+        """The batches of a segment, a pytree `[length, ...]`; None without a stream.
 
         Args:
             segment: its number.
-            count: of its steps, how many are needed.
+            count: the number of batches needed, from its first step on.
 
         Raises:
-            ValueError: the stream ended, or its batches are not alike; and all that the stream
-                itself raises.
+            ValueError: the stream ended, or its batches are not alike.
+            Exception: any error that the stream itself raises.
         """
         if self.source is None:
             return None
@@ -79,15 +79,15 @@ class Stream:
         return batches.arrays
 
     def like(self, segment: int) -> PyTree:
-        """The shapes of a segment's batches, by any that there are."""
+        """The shapes `[length, ...]` of a segment's batches, from any batches known."""
         known = [batches.arrays for batches in self.ready.values() if batches.count]
         arrays = known[-1] if known else self.take(segment, 1)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
     def prefetch(self, segment: int, count: int) -> None:
-        """Asks for batches of a segment; those before the last one are gone.
+        """Reads the batches of a segment, and drops those before the previous segment.
 
-        They may turn out not to be needed, so what the stream raises is kept until they are taken.
+        They may turn out not to be needed, so an error of the stream is kept until `take`.
         """
         if self.source is None:
             return
@@ -116,7 +116,7 @@ class Stream:
             self.iterator = iter(self.source)
         raise ValueError(
             f"the task's stream ended after {self.position} batches; give a function of the step, "
-            "or an iterable that can be begun again."
+            "or an iterable that can be restarted."
         )
 
 

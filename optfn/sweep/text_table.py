@@ -5,7 +5,7 @@ from typing import Any
 
 
 def in_columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
-    """The rows in lines, in columns of equal width, all to the right but those named."""
+    """A line for each row; columns are aligned to the right, or to the left if in `left`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -19,5 +19,5 @@ def in_columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str
 
 
 def number(x: Any) -> str:
-    """A number in four digits, all else as it is."""
+    """A float in four digits, anything else as `str` gives it."""
     return f"{x:.4g}" if isinstance(x, float) else str(x)

@@ -1,1 +1,1 @@
-"""Which trials of a sweep go on, wait or end: functions of scores, on NumPy arrays alone."""
+"""Policies: which trials of a sweep continue, pause or stop, from NumPy arrays of scores alone."""

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving, in the form that stops."""
+"""Asynchronous successive halving, in its stopping form."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -22,19 +22,19 @@ class asha(Policy):
     """Asynchronous successive halving (ASHA), which stops trials and never pauses one.
 
     Rungs are at the ages first, first * eta, first * eta^2, ..., none but the first in the last
-    third of a run, where stopping saves little and would leave few to choose from. A trial goes on
-    from a rung if
+    third of a run, where stopping saves little and would leave few to choose from. A trial
+    continues from a rung if
 
         rank < max(1, n // eta)
 
-    among the n scores recorded there so far, the present segment's included; else it ends. Ties go
-    to the trial of the lower number. For most sweeps: it keeps every lane busy and needs no memory.
-    The first to arrive are judged among few, so it trains some more than `successive_halving`; and
-    as that, it drops those that start slowly.
+    among the n scores recorded there so far, this segment's included; else it stops. Ties go to the
+    trial of the lower number. For most sweeps: it keeps every lane busy and needs no memory. The
+    first trials to arrive are judged among few, so it trains more of them than
+    `successive_halving`. Both drop trials that start slowly.
 
     Args:
-        first: the age at the first rung, in steps; it is rounded up to whole segments, as all are.
-        eta: one of how many goes on; a whole number, at least 2.
+        first: the age at the first rung, in steps. All rungs are rounded up to whole segments.
+        eta: the reduction factor, one of `eta` trials continues; a whole number, at least 2.
 
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", whose promotion
     is replaced by the stopping rule, as in Optuna and Ray Tune.

@@ -24,22 +24,23 @@ from optfn.sweep.policies.policy import (
 class from_optuna(Policy):
     """An Optuna pruner, asked about every trial at its rungs.
 
-    For the rules that are not here: `MedianPruner`, `PercentilePruner`, `PatientPruner`,
-    `ThresholdPruner`, `WilcoxonPruner` and one's own. They see a study in memory that minimizes, in
-    which the scores of a segment are all reported before the first trial is asked about. Trials
-    come in the order of their numbers, and steps are those of training. Trials that reached their
-    end are complete; those that diverged have failed, and the pruner is not asked about them.
+    For the rules that optfn lacks: `MedianPruner`, `PercentilePruner`, `PatientPruner`,
+    `ThresholdPruner`, `WilcoxonPruner` and your own. The pruner sees a study in memory that
+    minimizes. All scores of a segment are reported before it is asked about the first trial, in the
+    order of the trials' numbers, with training steps as Optuna's steps. A trial that reached its
+    end is complete; one that diverged has failed, and the pruner is not asked about it.
 
-    Nothing is written to a storage. After a restart the study is made anew from the scores, with
-    the same questions, so a pruner must answer the same each time. It is copied, never changed.
+    Nothing is written to a storage. After a restart the study is rebuilt from the scores, with the
+    same questions, so a pruner must give the same answers each time. It is copied, never changed.
 
     Args:
-        pruner: the pruner. Its thresholds compare with scores as the sweep minimizes them.
-        every: steps between two questions, rounded up to whole segments; at each segment if 1.
+        pruner: an `optuna.pruners.BasePruner`. Its thresholds apply to scores as the sweep
+            minimizes them.
+        every: steps between two questions, rounded up to whole segments; 1 asks at each segment.
 
     Raises:
         ImportError: Optuna is not installed.
-        TypeError: `pruner` is no pruner.
+        TypeError: `pruner` is not a pruner.
 
     Source: Akiba et al. 2019, "Optuna: A Next-generation Hyperparameter Optimization Framework".
     """
@@ -72,7 +73,7 @@ class from_optuna(Policy):
 
 
 class _Replay:
-    """A study that follows the scores; a cache, which starts anew where they go another way."""
+    """A study that follows the scores: a cache, rebuilt where the scores are not a continuation."""
 
     def __init__(self, pruner: Any):
         self.pruner = pruner
@@ -90,7 +91,7 @@ class _Replay:
         self.ages, self.seen, self.verdicts = ages, np.empty((0, 4)), {}
 
     def follow(self, scores: Scores) -> None:
-        """Reports what is new, segment by segment, and asks about it."""
+        """Reports the new scores, segment by segment, and asks about their trials."""
         trials, columns = np.nonzero(scores.segments >= 0)
         segments, values = scores.segments[trials, columns], scores.table[trials, columns]
         events = np.stack([segments, trials, columns, values], axis=1)

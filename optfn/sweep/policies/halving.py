@@ -25,17 +25,17 @@ def brackets(R: int, eta: int) -> tuple[tuple[tuple[int, int], ...], ...]:
 
     For s from s_max, the largest with eta^s <= R, down to 0, and i from 0 to s:
 
-        n = ceil((s_max + 1) * eta^s / (s + 1)) trials begin
+        n = ceil((s_max + 1) * eta^s / (s + 1)) trials start
         n // eta^i of them reach the resource R // eta^(s - i)
 
     So `brackets(9, 3)` is `(((9, 1), (3, 3), (1, 9)), ((5, 3), (1, 9)), ((3, 9),))`.
 
     Args:
         R: the resource of a whole run, in units of the smallest.
-        eta: one of how many goes on.
+        eta: the reduction factor, one of `eta` trials continues.
 
     Source: Li et al. 2018, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
-    Optimization", whose logarithms are whole-number arithmetic here.
+    Optimization", with whole-number arithmetic instead of logarithms.
     """
     check_count(R, "brackets(R=...)")
     check_eta(eta, "brackets(eta=...)")
@@ -57,7 +57,7 @@ class _Bracket:
     Attributes:
         trials: their numbers.
         first_rung: the number of the first rung at which they are judged.
-        eta: one of how many goes on.
+        eta: the reduction factor.
     """
 
     trials: range
@@ -65,11 +65,11 @@ class _Bracket:
     eta: int
 
     def kept(self, rung: int) -> int:
-        """How many go on from a rung."""
+        """The number of trials that continue from a rung."""
         return max(1, len(self.trials) // self.eta ** (rung - self.first_rung + 1))
 
     def verdict(self, table: np.ndarray, trial: int, rung: int) -> Verdict:
-        """That of the whole bracket, as soon as it is certain."""
+        """The verdict that the whole bracket would give, once it is certain; `PAUSE` until then."""
         if rung < self.first_rung:
             return Verdict.CONTINUE if np.isfinite(table[trial, rung]) else Verdict.STOP
         rows = table[self.trials.start : self.trials.stop]
@@ -78,7 +78,7 @@ class _Bracket:
             missing = members - np.sum(~np.isnan(rows[:, before]))
             members = min(self.kept(before), missing + np.sum(np.isfinite(rows[:, before])))
         column = rows[:, rung]
-        missing = members - np.sum(~np.isnan(column))  # of those that can still arrive
+        missing = members - np.sum(~np.isnan(column))  # trials that can still arrive
         place = ranks(column)[trial - self.trials.start]
         if not np.isfinite(table[trial, rung]) or place >= self.kept(rung):
             return Verdict.STOP
@@ -93,7 +93,7 @@ class _Halving(Policy):
     eta: int
 
     def sizes(self, rungs: int, trials: int) -> tuple[tuple[int, int], ...]:
-        """For each bracket its trials and the number of its first rung; then they begin again."""
+        """For each bracket of a round its number of trials and the number of its first rung."""
         raise NotImplementedError
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
@@ -128,17 +128,17 @@ class _Halving(Policy):
 class successive_halving(_Halving):
     """Synchronous successive halving: of a bracket of n trials, n // eta^i reach rung i.
 
-    Rungs are at the ages first, first * eta, first * eta^2, ... Where a verdict depends on trials
-    that have not arrived, a trial waits, and its state is kept aside. It ends as soon as enough
-    others are better, and goes on as soon as no more than enough can be: the verdicts are those of
-    a barrier, but no more than n // eta states of a bracket are ever kept. At least one goes on. It
-    is exact where `asha` guesses; lanes take trials of the next bracket meanwhile, and stay empty
-    where there is none.
+    Rungs are at the ages first, first * eta, first * eta^2, ... While a verdict depends on trials
+    that have not arrived, the trial pauses, and the host keeps its state. It stops as soon as
+    enough others are better, and continues as soon as too few can be: the verdicts are those of a
+    barrier, but at most n // eta states of a bracket are kept. At least one trial continues. It is
+    exact where `asha` guesses; meanwhile lanes take trials of the next bracket, and stay empty if
+    there is none.
 
     Args:
-        first: the age at the first rung, in steps; it is rounded up to whole segments, as all are.
-        eta: one of how many goes on; a whole number, at least 2.
-        bracket: how many trials are halved together, by their numbers; all of the sweep if None.
+        first: the age at the first rung, in steps. All rungs are rounded up to whole segments.
+        eta: the reduction factor, one of `eta` trials continues; a whole number, at least 2.
+        bracket: the number of trials halved together, by their numbers; None is the whole sweep.
 
     Source: Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
     Optimization".
@@ -166,16 +166,15 @@ class successive_halving(_Halving):
 class hyperband(_Halving):
     """Hyperband: brackets of successive halving, from many short trials to few whole runs.
 
-    A hedge between `asha(first)` and `run_all()`, where it is not known how early a score tells
-    anything. Trials fill the brackets of `brackets(steps // first, eta)` by their numbers, and
-    when these are full, those of the next round; the last bracket may be short. One round for 81
-    units and eta = 3 is 143 trials. Trials of a bracket wait for each other as in
-    `successive_halving`.
+    A hedge between `asha(first)` and `run_all()`, where it is not known how early a score is
+    informative. Trials fill the brackets of `brackets(steps // first, eta)` by their numbers, then
+    those of the next round; the last bracket may be short. One round for 81 units and eta = 3 is
+    143 trials. Trials of a bracket wait for each other as in `successive_halving`.
 
     Args:
         first: the unit, and the age at the first rung, in steps; it is rounded up to whole
             segments.
-        eta: one of how many goes on; a whole number, at least 2.
+        eta: the reduction factor, one of `eta` trials continues; a whole number, at least 2.
 
     Source: Li et al. 2018, "Hyperband: A Novel Bandit-Based Approach to Hyperparameter
     Optimization".

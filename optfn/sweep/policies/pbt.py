@@ -1,4 +1,4 @@
-"""Population-based training: who copies whom, and the ancestry that comes of it."""
+"""Population-based training: which members copy which, and the lineage that results."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -22,16 +22,16 @@ from optfn.sweep.policies.policy import (
 
 
 class Copies(NamedTuple):
-    """What a population does between two rounds; whoever is its own source does nothing.
+    """The copies of a population in one round; a member that is its own source does not copy.
 
     Attributes:
-        source: int64, [members], the member each takes params, state and hyperparameters from.
+        source: int64 `[members]`, the member whose params, state and hyperparameters each copies.
             No source copies in the same round.
-        resampled: bool, [members, parameters], whether a copied hyperparameter is drawn anew from
+        resampled: bool `[members, parameters]`, whether a copied hyperparameter is drawn again from
             the space.
-        factor: float64, [members, parameters], what it is multiplied by where it is not; 1 for
-            whoever does not copy.
-        all_diverged: whether nobody copies as no score is finite.
+        factor: float64 `[members, parameters]`, the factor of a copied hyperparameter that is not
+            resampled; 1 for others and for members that do not copy.
+        all_diverged: whether no score is finite, so that no member copies.
     """
 
     source: np.ndarray
@@ -42,21 +42,21 @@ class Copies(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class pbt(Policy):
-    """Population-based training: the worst take over from the best, and search on from there.
+    """Population-based training: the worst members copy the best, and search on from there.
 
-    All members train side by side to the end. After each `every` steps `exploit` lets every member
-    among the worst `quantile`, and every one that diverged, copy params, optimizer state and
-    hyperparameters from a random one of the best `quantile`. Each copied hyperparameter is then
-    drawn anew with probability `resample`, else multiplied by one of the `factors`. What it finds
-    is a schedule, see `lineage`, for the cost of one run per member; a short-sighted one: rates
-    that pay at once win over those that pay later.
+    All members train side by side to the end. Every `every` steps `exploit` lets each member among
+    the worst `quantile`, and each that diverged, copy params, optimizer state and hyperparameters
+    from a random one of the best `quantile`. Each copied hyperparameter is then drawn again from
+    the space with probability `resample`, else multiplied by one of the `factors`. It finds a
+    schedule, see `lineage`, for the cost of one run per member, but a short-sighted one: rates that
+    pay at once win over those that pay later.
 
     Args:
-        every: steps between two rounds; it is rounded up to whole segments.
-        quantile: the share of members that copy, and that is copied from; above 0, at most 1/2. It
-            is at least one member.
-        factors: numbers above 0, each as probable.
-        resample: a probability.
+        every: steps between two rounds, rounded up to whole segments.
+        quantile: the share of members that copy, and that are copied; above 0, at most 1/2. It is
+            at least one member.
+        factors: numbers above 0, all equally likely.
+        resample: the probability that a copied hyperparameter is resampled.
 
     Source: Jaderberg et al. 2017, "Population Based Training of Neural Networks", with truncation
     selection.
@@ -96,13 +96,13 @@ class pbt(Policy):
         return _Population(self, plan.searched, plan.seed)
 
     def exploit(self, scores: np.ndarray, parameters: int, seed: int, round: int) -> Copies:
-        """Who copies whom; the same for the same arguments.
+        """The copies of a round; the same for the same arguments.
 
-        What a member draws depends on its number, the seed and the round, not on the scores.
+        A member's draws depend on its number, the seed and the round, not on the scores.
 
         Args:
-            scores: [members], lower is better, not finite where a member diverged.
-            parameters: how many hyperparameters there are to perturb.
+            scores: float `[members]`, lower is better, not finite where a member diverged.
+            parameters: the number of hyperparameters to perturb.
             seed: at least 0.
             round: at least 0.
 
@@ -136,7 +136,7 @@ class pbt(Policy):
 
 @dataclasses.dataclass(frozen=True)
 class _Population:
-    """Population-based training of the hyperparameters and by the seed of one sweep."""
+    """Population-based training bound to one sweep, by its hyperparameters and its seed."""
 
     policy: pbt
     names: tuple[str, ...]
@@ -168,16 +168,16 @@ def _pick(draws: np.ndarray, count: int) -> np.ndarray:
 
 
 def lineage(sources: np.ndarray, ages: Sequence[int], member: int) -> list[tuple[int, int]]:
-    """Where a member comes from: pairs of a step and the member that its line was from there on.
+    """A member's ancestry: pairs of a step and the member that its run was in from that step on.
 
-    With `sources` [[0, 0], [1, 1]] at the steps 10 and 20, member 0 was 0 until it copied to 1 at
-    10, and then was copied back: [(0, 0), (10, 1), (20, 0)]. The line's hyperparameters change at
-    these steps only, so that with them it is the schedule the member was trained by.
+    With `sources` [[0, 0], [1, 1]] at the steps 10 and 20, the run of member 0 started in 0, went
+    to member 1 by a copy at 10, and back to 0 at 20: [(0, 0), (10, 1), (20, 0)]. The run's
+    hyperparameters change at these steps only; they are the schedule that trained the member.
 
     Args:
-        sources: whole numbers, [rounds, members], the `source` of each round.
+        sources: int `[rounds, members]`, the `source` of each round.
         ages: the step of each round.
-        member: one of the last population.
+        member: a member of the last population.
 
     Raises:
         ValueError: there are not as many ages as rounds.

@@ -1,4 +1,4 @@
-"""What a policy is: scores at rungs in, verdicts out."""
+"""The protocol of policies: scores at rungs in, verdicts out."""
 
 import dataclasses
 import enum
@@ -12,10 +12,10 @@ from optfn.sweep.plan import Plan, round_up
 
 
 class Verdict(enum.Enum):
-    """What becomes of a trial that stands at a rung.
+    """What happens to a trial that stands at a rung.
 
-    `CONTINUE` trains it further, `STOP` ends it, and `PAUSE` keeps its state aside until a later
-    verdict, so that another trial can have its lanes.
+    `CONTINUE` trains it further, `STOP` ends it, and `PAUSE` keeps its state on the host until a
+    later verdict, while another trial takes its lanes.
     """
 
     CONTINUE = "continue"
@@ -25,16 +25,16 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """The verdict on a trial that takes over from another, or from itself, and searches on.
+    """The verdict on a trial that copies another, or itself, and searches on from there.
 
-    It copies params, optimizer state and hyperparameters as they stand before the round, whatever
-    becomes of its source. Hyperparameters that are neither resampled nor have a factor are copied
-    as they are.
+    It copies params, optimizer state and hyperparameters as they are before the round, whatever
+    the verdict on its source. Hyperparameters without a factor that are not resampled are copied
+    unchanged.
 
     Args:
         source: the number of the trial it copies.
-        resampled: the names of the hyperparameters that are drawn anew from the space.
-        factor: what other hyperparameters are multiplied by, in the way of their distribution.
+        resampled: the names of the hyperparameters that are drawn again from the space.
+        factor: for other names, the factor of their distribution's `perturb`.
     """
 
     source: int
@@ -44,7 +44,7 @@ class Copy:
     def perturbed(
         self, point: Mapping[str, Any], plan: Plan, rng: np.random.Generator
     ) -> dict[str, Any]:
-        """The source's point, with the hyperparameters of the copy."""
+        """The source's point, resampled and multiplied as this copy says."""
         draws = dict(zip(plan.searched, rng.random(len(plan.searched)).tolist(), strict=True))
         anew = {name: plan.space[name].at(draws[name]) for name in self.resampled}
         moved = {
@@ -56,16 +56,16 @@ class Copy:
 
 
 class Scores(NamedTuple):
-    """The scores of all trials so far: all that a policy knows, and all its state.
+    """The scores of all trials so far: the only information a policy has, and its only state.
 
-    A score is the mean over the seeds of a trial, and lower is better; if one seed has diverged or
-    its score is not finite, it is +inf. A checkpoint holds the two arrays.
+    A score is the mean over the seeds of a trial, and lower is better; it is +inf if a seed has
+    diverged or its score is not finite. A checkpoint holds the two arrays.
 
     Attributes:
-        ages: the rungs in steps, and behind them the steps of a whole run.
-        table: float64, [trials, ages]. NaN where a trial has not arrived. Every trial of the sweep
-            has a row from the start, those that have not begun too.
-        segments: int64, [trials, ages]: the number of the segment at whose end the score was
+        ages: the rungs in steps, followed by the steps of a whole run.
+        table: float64 `[trials, ages]`, NaN where a trial has not arrived. Every trial of the sweep
+            has a row, even before it starts.
+        segments: int64 `[trials, ages]`, the number of the segment at whose end the score was
             recorded, -1 where there is none.
     """
 
@@ -75,12 +75,12 @@ class Scores(NamedTuple):
 
     @classmethod
     def start(cls, rungs: Sequence[int], steps: int, trials: int) -> Self:
-        """No scores yet.
+        """A table without scores.
 
         Args:
-            rungs: those of the policy.
-            steps: of a whole run.
-            trials: of the whole sweep.
+            rungs: the policy's rungs.
+            steps: the steps of a whole run.
+            trials: the trials of the whole sweep.
         """
         ages = (*rungs, steps)
         shape = trials, len(ages)
@@ -89,17 +89,17 @@ class Scores(NamedTuple):
     def record(
         self, trial: int, age: int, score: float, segment: int, *, diverged: bool = False
     ) -> int | None:
-        """Writes down the score of a trial that has reached a rung or its end.
+        """Records the score of a trial that has reached a rung or its end.
 
-        Record all trials of a segment before any is judged. A trial that diverged stands at once
-        at its next rung, with +inf: nobody has to wait for it.
+        Record all trials of a segment before any is judged. A trial that diverged stands at its
+        next rung at once, with +inf, so that no other waits for it.
 
         Args:
             trial: its number.
             age: the steps it has taken.
             score: the mean over its seeds.
             segment: the number of the segment.
-            diverged: whether it has ended for that.
+            diverged: whether the trial has diverged.
 
         Returns:
             The number of the rung at which it stands and must be judged, or None.
@@ -123,21 +123,20 @@ class Judge(Protocol):
 
 
 class Policy:
-    """Decides which trials go on. It has no state: the scores are all it looks at.
+    """Decides which trials continue. It has no state, and sees only the scores.
 
-    A policy of one's own defines `rungs` and `judge`. At the end of a segment the sweep records the
-    scores of all trials that have arrived at a rung, then asks `judge` about each that stands at
-    one: those that arrived, and those that are paused, at the end of every segment. A trial that
-    diverged stands at its next rung with the score +inf, and it cannot be trained further. A trial
-    that continues after a pause takes the next free lanes, before those that have not begun.
+    A custom policy defines `rungs` and `judge`. After every segment the sweep records the scores of
+    the trials that have arrived at a rung, then asks `judge` about these trials and all paused
+    ones. A trial that diverged stands at its next rung with the score +inf, and cannot be trained
+    further. A trial that continues after a pause takes the next free lanes, before new trials.
 
     Class attributes a policy may set:
         needs_all_trials: whether it judges a population: all trials train side by side, `judge` is
-            asked once all of them stand at a rung, and verdicts may be a `Copy` but no `PAUSE`.
-        depends_on_trial_count: whether a verdict depends on how many trials the sweep has, so that
-            a checkpoint cannot go on with more of them.
-        expected_share: the share of all steps that the sweep takes, about. It decides whether
-            trying another mode of training pays.
+            called once all of them stand at a rung, and a verdict may be a `Copy` but not `PAUSE`.
+        depends_on_trial_count: whether a verdict depends on the number of trials of the sweep, so
+            that a checkpoint cannot continue with more of them.
+        expected_share: about the share of all steps that the sweep takes. It decides whether trying
+            another mode of training pays.
     """
 
     needs_all_trials: ClassVar[bool] = False
@@ -148,22 +147,22 @@ class Policy:
         """The ages at which a trial is judged.
 
         Args:
-            steps: of a whole run.
+            steps: the steps of a whole run.
             segment: the steps between two looks at the scores.
 
         Returns:
             Multiples of the segment, rising, all below `steps`.
 
         Raises:
-            ValueError: there would be none.
+            ValueError: there would be no rungs.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rungs(steps, segment).")
 
     def start(self, plan: Plan, trials: int) -> Judge:
-        """Binds the policy to a sweep; a policy that only needs the scores is its own judge.
+        """Binds the policy to a sweep; a policy that needs only the scores is its own judge.
 
         Args:
-            plan: what every run of the sweep has in common: the space, the steps, the seed.
+            plan: the sweep's settings: its space, steps and seed among them.
             trials: the number of trials of the whole sweep.
         """
         return self
@@ -180,27 +179,27 @@ class Policy:
             standing: pairs of the number of a trial and the number of the rung it stands at.
 
         Raises:
-            ValueError: there is no score of a trial at its rung.
+            ValueError: a trial has no score at its rung.
         """
         raise NotImplementedError(f"{type(self).__name__} must define judge(scores, standing).")
 
     def most_paused(self, rungs: int, trials: int) -> int:
-        """An upper bound on the trials that are paused at one time, also those told to go on again.
+        """An upper bound on the trials paused at one time, or waiting for lanes after a pause.
 
         Args:
-            rungs: how many there are.
-            trials: of the whole sweep.
+            rungs: the number of rungs.
+            trials: the number of trials of the whole sweep.
         """
         return 0
 
     def check_verdicts(
         self, verdicts: Sequence[Any], standing: Sequence[Any], names: Collection[str]
     ) -> None:
-        """Refuses what are no verdicts of such a policy.
+        """Raises on verdicts that the policy may not give.
 
         Args:
-            verdicts: what `judge` gave.
-            standing: what it was asked about.
+            verdicts: the result of `judge`.
+            standing: the pairs it was called with.
             names: the hyperparameters that are searched.
         """
         name = type(self).__name__
@@ -236,8 +235,8 @@ class Policy:
 class run_all(Policy):
     """Every trial runs to its end.
 
-    The dearest and the only one that misses nothing: where a slow starter may win, or the whole
-    curves are wanted.
+    The most expensive policy, and the only one that misses nothing: use it where a slow starter may
+    win, or where you want whole curves.
     """
 
     expected_share = 1.0
@@ -253,7 +252,7 @@ class run_all(Policy):
 
 
 def check_standing(scores: Scores, standing: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The pairs of trial and rung, refused where a trial has no score at its rung."""
+    """The pairs of trial and rung; raises if a trial has no score at its rung."""
     standing = [(int(trial), int(rung)) for trial, rung in standing]
     trials, ages = scores.table.shape
     for trial, rung in standing:
@@ -271,7 +270,7 @@ def check_standing(scores: Scores, standing: Iterable[tuple[int, int]]) -> list[
 
 
 def ranks(column: np.ndarray) -> np.ndarray:
-    """The place of each score, 0 for the lowest, ties by index, those that are not finite last."""
+    """The rank of each score, 0 for the lowest; ties by index, scores that are not finite last."""
     order = np.argsort(np.where(np.isfinite(column), column, np.inf), kind="stable")
     places = np.empty(len(column), int)
     places[order] = np.arange(len(column))
@@ -279,14 +278,14 @@ def ranks(column: np.ndarray) -> np.ndarray:
 
 
 def check_eta(value: int, where: str) -> None:
-    """Refuses what cannot be the ratio between rungs."""
+    """Raises unless the value can be the ratio between rungs."""
     check_count(value, where)
     if value < 2:
         raise ValueError(f"{where} must be at least 2, found {value}.")
 
 
 def check_run(steps: int, segment: int) -> None:
-    """Refuses the steps of no run."""
+    """Raises unless steps and segment are counts."""
     check_count(steps, "rungs(steps=...)")
     check_count(segment, "rungs(segment=...)")
 
@@ -303,7 +302,7 @@ def geometric_rungs(first: int, eta: int, steps: int, segment: int, where: str) 
 
 
 def require_rungs(rungs: Sequence[int], steps: int, segment: int, where: str) -> tuple[int, ...]:
-    """The rungs, refused if there are none: such a policy would do nothing."""
+    """The rungs; raises if there are none, since the policy would do nothing."""
     if not rungs:
         raise ValueError(
             f"{where} leaves no rung below the {steps} steps of a run, in whole segments of "
