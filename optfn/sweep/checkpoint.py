@@ -165,7 +165,7 @@ def stored(folder: str | os.PathLike | None, search: Search) -> Iterator[Store |
 
 
 class _DamagedError(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that differs from the one written."""
 
 
 def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) -> dict[str, str]:

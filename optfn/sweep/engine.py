@@ -56,7 +56,7 @@ def admit(
         candidates: numbers `[lanes, ...]`.
         seeds: int32 `[lanes]`, the seeds of the new runs.
         chosen: bool `[lanes]`.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         task: the training run.
         mesh: the devices over which the lanes are spread.
     """
@@ -87,7 +87,7 @@ def train(
     Args:
         lanes: arrays `[lanes, ...]`; they are donated.
         occupied: bool `[lanes]`, which lanes still have a run; the others stop running.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         first: int32 scalar, the sweep's step at the start.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         task: the training run.
@@ -157,7 +157,7 @@ def prepare(
         lanes: arrays `[lanes, ...]`.
         candidates: numbers `[lanes, ...]`.
         chosen: bool `[lanes]`.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         task, length, mode, mesh: as in `train`.
     """
@@ -316,7 +316,7 @@ def empty_lanes(
         task: the training run.
         candidates: numbers `[lanes, ...]`.
         lanes: the number of lanes.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         mesh: the devices over which the lanes are spread.
     """
     # Made on the host: on a device each shape would need a compilation of its own.
@@ -349,7 +349,7 @@ def bytes_of(
         task: the training run.
         candidates: numbers `[lanes, ...]`.
         lanes: the number of lanes.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         length: the steps of the segment.
 

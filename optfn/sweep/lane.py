@@ -68,7 +68,7 @@ def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Sha
         task: the training run.
         candidate: numbers `[...]`, of one lane.
         seed: int32 scalar.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
     """
     candidate = for_seed(candidate, seed)
     key = jax.random.fold_in(jax.random.key(shared.seed), seed)
@@ -109,7 +109,7 @@ def segment(
     Args:
         lane: arrays `[...]`, of one lane.
         occupied: bool scalar, whether the lane still has a run; otherwise it stops running.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         first: int32 scalar, the sweep's step at the start.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         task: the training run.
@@ -146,7 +146,7 @@ def step_lane(
 
     Args:
         task: the training run.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
         lane: arrays `[...]`, of one lane.
         at: int32 scalar, the sweep's step.
         batch: pytree, a batch of the stream; None without one.
@@ -177,7 +177,7 @@ def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> di
         task: the training run.
         lane: arrays `[...]`, of one lane.
         sums: the number of steps, and the sums of their metrics.
-        shared: what all lanes read.
+        shared: the arrays that all lanes read, see `Shared`.
     """
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}

@@ -18,7 +18,7 @@ class Plan:
     """What every run of a sweep has in common.
 
     Attributes:
-        task: what is trained.
+        task: the training run.
         make_optimizer: a function of the hyperparameters of a point that returns its optimizer.
         space: a distribution for each name of a point.
         steps: the updates of a whole run.

@@ -1,4 +1,4 @@
-"""What is trained: one run, as its author sees it."""
+"""One training run, as its author sees it."""
 
 import inspect
 from collections.abc import Callable, Iterable
