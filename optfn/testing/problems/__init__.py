@@ -1,10 +1,10 @@
-"""Test problems for optimizers, each named for the one difficulty it poses.
+"""Test problems for optimizers, each posing one difficulty.
 
 A benchmark that is hard for five reasons at once says little when an optimizer fails on it. The
-problems here isolate their reasons: conditioning, units and orientation; the shape of the way, with
-its valleys, traps, saddles, plains and walls; kinks and jumps; symmetries; noise of several kinds;
-and nets that learn from data. Each is a :class:`Problem`, a handful of pure functions and the facts
-needed to judge the outcome::
+problems here isolate the reasons: conditioning, units and orientation; valleys, traps, saddles,
+plains and walls; kinks and jumps; symmetries; noise of several kinds; and nets that learn from
+data. Each is a :class:`Problem`, a handful of pure functions and the facts needed to judge the
+outcome::
 
     problem = rosenbrock()
     params = problem.init(jax.random.key(0))
@@ -12,15 +12,15 @@ needed to judge the outcome::
     solved = problem.value(params) <= problem.target
 
 All functions can be transformed by ``jit``, ``grad`` and ``vmap``. Starting points have JAX's
-default float dtype, and values have the dtype of the parameters they are given. Data is drawn
-with NumPy from a fixed seed, so a problem is the same problem wherever it is built.
+default float dtype, and values have the dtype of the parameters they are given. Data is drawn with
+NumPy from a fixed seed, so a problem is the same wherever it is built.
 
 Targets follow one rule. With ``h`` the smallest curvature (Hessian eigenvalue) at a minimizer,
 parameters at distance ``r`` from it have, to second order, a value of at least
-``optimum + h * r**2 / 2``. That bound with ``r = 0.01`` is the target, so an optimizer that
-reaches it has located the minimizer to two decimals and not merely walked downhill along the
-steep directions. Where minimizers form a line or a surface, the curvature along it, which is zero,
-does not count. A problem that departs from the rule says why.
+``optimum + h * r**2 / 2``. That bound with ``r = 0.01`` is the target, so an optimizer that reaches
+it has located the minimizer to two decimals, not merely descended along the steep directions. Where
+minimizers form a line or a surface, the curvature along it, which is zero, does not count. A
+problem that departs from the rule says why.
 """
 
 from optfn.testing.problems.base import Problem

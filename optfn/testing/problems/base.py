@@ -1,4 +1,4 @@
-"""What a problem is."""
+"""The type of a test problem."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,14 +14,14 @@ Params = Any
 class Problem:
     """A function to minimize, where to start, and how to tell that it is solved.
 
-    Problems are compared and hashed by identity, so that one can be a static argument of
-    ``jax.jit`` although it may hold arrays.
+    Problems compare and hash by identity, so one can be a static argument of ``jax.jit`` even if it
+    holds arrays.
 
     Attributes:
       name: the name of the function that builds the problem.
       difficulty: one sentence on what makes the problem hard.
-      init: ``init(key)`` returns the parameters, a tree of arrays, to start from. Where the
-        literature fixes a starting point the key is ignored.
+      init: ``init(key)`` returns the initial parameters, a tree of arrays. It ignores the key where
+        the literature fixes a starting point.
       value: ``value(params)`` is the noiseless objective, a scalar.
       optimum: the infimum of ``value``.
       target: an optimizer has solved the problem once ``value`` is at most this.
@@ -41,7 +41,7 @@ class Problem:
     noisy: Callable[[Params, Key], jax.Array] | None = None
 
     def loss(self, params: Params, key: Key) -> jax.Array:
-        """What an optimizer gets to see: the estimate drawn with ``key`` if there is noise.
+        """The loss an optimizer sees: the estimate drawn with ``key`` if there is noise.
 
         A deterministic problem ignores the key and returns ``value(params)``.
         """

@@ -23,7 +23,7 @@ def _dense(params: Params, inputs: jax.Array) -> jax.Array:
 
 
 def _cross_entropy(logits: jax.Array, labels: np.ndarray) -> jax.Array:
-    """The mean over rows of two logits, of which the second stands for a positive label."""
+    """The mean over rows of two logits; the second is for positive labels."""
     rows = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.where(labels > 0, rows[:, 1], rows[:, 0]))
 
@@ -31,15 +31,15 @@ def _cross_entropy(logits: jax.Array, labels: np.ndarray) -> jax.Array:
 def classifier(hidden: int = 16, samples: int = 64) -> Problem:
     """A small network that has to learn XOR: mean cross-entropy of a two-layer softmax classifier.
 
-    The data are four tight clusters of points around ``(±1, ±1)``, of which opposite ones share a
-    label; one layer of ``hidden`` tanh units separates them, no linear classifier does. The
-    parameters are a nested dictionary of kernels and biases. Zero parameters are a stationary
-    point of value ``log 2``, and swapping hidden units changes nothing. As every example can be
+    The data are four tight clusters of points around ``(±1, ±1)``, where opposite ones share a
+    label; one layer of ``hidden`` tanh units separates them, but no linear classifier does. The
+    parameters are a nested dictionary of kernels and biases. Zero parameters are a stationary point
+    of value ``log 2``, and swapping hidden units changes nothing. As every example can be
     classified correctly with any confidence, the infimum is 0, but no parameters attain it: the
-    weights have to grow for ever, so there is no ``minimizer`` to locate.
+    weights have to grow forever, so there is no ``minimizer``.
 
     The target is ``log(2) / samples``. A single misclassified example adds at least that to the
-    mean, so below it all are classified correctly. Source: Rumelhart, Hinton and Williams,
+    mean, so below it every example is classified correctly. Source: Rumelhart, Hinton and Williams,
     "Learning internal representations by error propagation" (1986).
     """
     if samples < 4 or samples % 4:
@@ -63,7 +63,7 @@ def classifier(hidden: int = 16, samples: int = 64) -> Problem:
 
     return Problem(
         name="classifier",
-        difficulty="A tree of layers, not convex, whose minimum lies at infinity.",
+        difficulty="A nonconvex tree of layers whose minimum is at infinity.",
         init=init,
         value=value,
         optimum=0.0,
@@ -75,14 +75,14 @@ def separable(dim: int = 5, samples: int = 64, margin: float = 0.5) -> Problem:
     """Logistic regression on separable data, ``mean_i log(1 + exp(-a_i x))``.
 
     The rows ``a_i`` are points times their labels, ±1. Along the unit vector ``d`` of (1, 1/2, 1/4,
-    ...) all have ``a_i d >= margin``, so the infimum 0 is approached along ``d`` and attained
-    nowhere, and there is no ``minimizer``. The problem is convex. The start is normally distributed
-    with standard deviation 0.1, at a value of about ``log(2)``. The gradient is no larger than the
-    largest ``|a_i|`` times the value, so it fades as fast as the value falls: gradient descent of a
-    fixed rate brings the value down only as fast as ``1 / (rate * steps)``.
+    ...) all rows have ``a_i d >= margin``, so the infimum 0 is approached along ``d`` but never
+    attained, and there is no ``minimizer``. The problem is convex. The start is normally
+    distributed with standard deviation 0.1, at a value of about ``log(2)``. The gradient is no
+    larger than the largest ``|a_i|`` times the value, so it fades as fast as the value falls:
+    gradient descent at a fixed rate lowers the value only as fast as ``1 / (rate * steps)``.
 
-    The target is 1e-3. Every example is classified correctly from ``log(2) / samples`` on, which is
-    about ten times that; but it is the way beyond that takes so long. Source: Soudry et al., "The
+    The target is 1e-3. Every example is classified correctly below ``log(2) / samples``, about ten
+    times the target; the descent from there is what takes long. Source: Soudry et al., "The
     implicit bias of gradient descent on separable data" (2018).
     """
     if dim < 1 or samples < 1 or margin <= 0:
@@ -109,15 +109,15 @@ def separable(dim: int = 5, samples: int = 64, margin: float = 0.5) -> Problem:
 
 
 def recurrent(hidden: int = 8, length: int = 6) -> Problem:
-    """A recurrent net that has to tell which sign came first: mean cross-entropy over sequences.
+    """A recurrent net that has to recall which sign came first: mean cross-entropy over sequences.
 
     The data are all ``2^length`` sequences of ±1, and the label of one is its first entry. The
     state starts at zero and becomes ``tanh(x w + h W + b)`` with each entry ``x``; a softmax layer
-    reads the last. All entries but the first are distractions, and without memory (``W = 0``) there
-    is nothing better than ``log 2``, which is also the value of zero parameters, a stationary
-    point. A net that holds on to the sign must feed its state back strongly: where the feedback
-    is weak, the trace of the first entry fades from step to step, and so does the gradient. As in
-    :func:`classifier` the infimum is 0, no parameters attain it, and there is no ``minimizer``.
+    reads the last state. All entries but the first are distractions, and without memory (``W = 0``)
+    no value is below ``log 2``, which is also the value at zero parameters, a stationary point. A
+    net that keeps the sign must feed its state back strongly: where the feedback is weak, the trace
+    of the first entry fades from step to step, and so does the gradient. As in :func:`classifier`
+    the infimum is 0, no parameters attain it, and there is no ``minimizer``.
 
     The target is ``log(2) / 2^length``, below which all sequences are classified correctly. Source:
     the latching problem of Bengio, Simard and Frasconi, "Learning long-term dependencies with
@@ -150,7 +150,7 @@ def recurrent(hidden: int = 8, length: int = 6) -> Problem:
 
     return Problem(
         name="recurrent",
-        difficulty="What counts came first, and the gradient fades on the way back to it.",
+        difficulty="The entry that counts is the first, and the gradient fades on the way back.",
         init=init,
         value=value,
         optimum=0.0,
@@ -165,9 +165,9 @@ def attention(width: int = 4, items: int = 4) -> Problem:
     the others ``m = 0``, and the signs ``s`` are ±1; the label is the sign of the marked item. The
     model maps each item to a key and to a value of the given width. A softmax over the products of
     the keys with a learned query weighs the values, and a softmax layer reads their sum. Where to
-    look (query and keys) and what to say (values and output) are of use only together: zero
-    parameters are a stationary point of value ``log 2``, and with uniform weights the label is at
-    best guessed from the majority of the signs, which some marked items are not of. As in
+    look (query and keys) and what to say (values and output) help only together: zero parameters
+    are a stationary point of value ``log 2``, and with uniform weights the label can only be
+    guessed from the majority of the signs, to which some marked items do not belong. As in
     :func:`classifier` the infimum is 0, no parameters attain it, and there is no ``minimizer``.
 
     The target is ``log 2`` over the number of lists, below which all are classified correctly.

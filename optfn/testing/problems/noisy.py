@@ -34,18 +34,18 @@ def noisy_least_squares(
 ) -> Problem:
     """Mini-batch least squares, ``mean_i (a_i x - b_i)^2 / 2`` over the rows ``a_i``.
 
-    The columns of the data are orthogonal to each other and to the residual, of mean square 1
-    and ``noise^2`` respectively. The objective is hence exactly that of :func:`quadratic` plus
-    ``noise^2 / 2``, its optimum, and all the difficulty lies in the noise: the loss averages over
-    ``batch`` rows, drawn anew with replacement.
+    The columns of the data have mean square 1 and are orthogonal to each other and to the residual,
+    of mean square ``noise^2``. The objective is therefore exactly that of :func:`quadratic` plus
+    ``noise^2 / 2``, its optimum, and all the difficulty is in the noise: the loss averages over
+    ``batch`` rows, drawn with replacement.
 
     The noise remains at the minimizer, where the gradient of one draw has a mean square of about
-    ``noise^2 dim / batch``. Stochastic gradient descent of a fixed rate therefore ends in a
-    noise ball, on average about ``rate / 4`` times that above the optimum. The target is the value
-    at distance 0.1 from the minimizer, 0.005 above the optimum. The ball of any rate above 0.032
-    (at the defaults) is on average above it, so that the rate has to be small or fall; the usual
-    distance of 0.01 would be a test of patience instead. The theory is in Bottou, Curtis and
-    Nocedal, "Optimization methods for large-scale machine learning" (2018), section 4.
+    ``noise^2 dim / batch``. Stochastic gradient descent at a fixed rate therefore ends in a noise
+    ball, on average about ``rate / 4`` times that above the optimum. The target is the value at
+    distance 0.1 from the minimizer, 0.005 above the optimum. At any rate above 0.032 (at the
+    defaults) the ball is on average above it, so the rate has to be small or fall; the usual
+    distance of 0.01 would test patience instead. Source: Bottou, Curtis and Nocedal, "Optimization
+    methods for large-scale machine learning" (2018), section 4.
     """
     columns = _orthogonal_columns(samples, dim + 1)
     features = columns[:, :dim]
@@ -71,10 +71,10 @@ def interpolation(dim: int = 10, samples: int = 256) -> Problem:
 
     The rows ``a_i`` are those of :func:`noisy_least_squares`, without a residual: the objective is
     exactly that of ``quadratic``, with optimum 0 at ``x = (1, ..., 1)``. The loss is that of one
-    row, drawn anew. All rows agree at the minimizer, so the noise is multiplicative: it vanishes
-    together with the gradient. Gradient descent of a fixed rate therefore converges as if there
-    were none. But the noise rules out the rates that suit the curvature 1: as ``|a_i|^2`` is
-    ``dim`` on average, gradient descent of rate 1 diverges. Source: Ma, Bassily and Belkin, "The
+    random row. All rows agree at the minimizer, so the noise is multiplicative: it vanishes
+    together with the gradient. Gradient descent at a fixed rate therefore converges as if there
+    were no noise. But the noise rules out the rates that suit the curvature 1: as ``|a_i|^2`` is
+    ``dim`` on average, gradient descent at rate 1 diverges. Source: Ma, Bassily and Belkin, "The
     power of interpolation: understanding the effectiveness of SGD in modern over-parametrized
     learning" (2018).
     """
@@ -97,16 +97,16 @@ def interpolation(dim: int = 10, samples: int = 256) -> Problem:
 
 
 def sparse(dim: int = 50, batch: int = 5) -> Problem:
-    """The quadratic ``|x - 1|^2 / 2``, of which a step sees ``batch`` coordinates.
+    """The quadratic ``|x - 1|^2 / 2``, seen ``batch`` coordinates at a time.
 
-    The loss is ``dim / batch`` times the sum over as many coordinates, drawn anew without
-    replacement; the gradient in all others is zero. Optimum 0 at ``x = (1, ..., 1)``; the start is
-    that of ``quadratic``. A gradient that is seen is ``dim / batch`` times too large, which makes
-    up for those that are not, and the average of many zeros and a few such gradients goes on moving
-    a coordinate long after its last one. The noise vanishes at the minimizer, so a fixed rate will
-    do: gradient descent at the rate ``batch / dim`` puts each coordinate right when it is first
-    seen. Source: sparse gradients are what Duchi, Hazan and Singer, "Adaptive subgradient methods
-    for online learning and stochastic optimization" (2011), is about.
+    The loss is ``dim / batch`` times the sum over ``batch`` coordinates, drawn without replacement;
+    the gradient in all others is zero. Optimum 0 at ``x = (1, ..., 1)``; the start is that of
+    ``quadratic``. A nonzero gradient is ``dim / batch`` times too large, to make up for the zeros,
+    and a moving average of the two keeps moving a coordinate long after its last nonzero gradient.
+    The noise vanishes at the minimizer, so a fixed rate is enough: gradient descent at the rate
+    ``batch / dim`` solves each coordinate when it is first drawn. Source: Duchi, Hazan and Singer,
+    "Adaptive subgradient methods for online learning and stochastic optimization" (2011), on sparse
+    gradients.
     """
     if not 1 <= batch <= dim:
         raise ValueError(f"need 1 <= batch <= dim, got {batch} and {dim}")
@@ -117,7 +117,7 @@ def sparse(dim: int = 50, batch: int = 5) -> Problem:
 
     return Problem(
         name="sparse",
-        difficulty="A gradient is zero in most coordinates, because it did not look at them.",
+        difficulty="A gradient is zero in most coordinates, because they were not drawn.",
         init=lambda key: 1.0 + jax.random.normal(key, (dim,)),
         value=lambda x: _quadratic(jnp.asarray(x)),
         optimum=0.0,
@@ -130,12 +130,12 @@ def sparse(dim: int = 50, batch: int = 5) -> Problem:
 def heavy_tails(dim: int = 10, index: float = 1.5) -> Problem:
     """The quadratic ``|x - 1|^2 / 2`` under noise of infinite variance.
 
-    The loss adds ``z (x - 1)`` and so the gradient ``z``, whose entries are drawn anew: their sign
-    is even and their size is above ``s`` with the probability ``(1 + s)^-index`` (Lomax). With an
-    ``index`` between 1 and 2 the mean exists, so the loss is unbiased, and the variance does not:
-    the largest of ``n`` draws is of the size ``n^(1 / index)``, and one step can undo all before.
-    Averages of gradients, and of their squares, are ruled by single draws. Optimum 0 at ``x = (1,
-    ..., 1)``; the start is that of ``quadratic``.
+    The loss adds ``z (x - 1)`` and so the gradient ``z``, whose entries have random signs and a
+    size above ``s`` with probability ``(1 + s)^-index`` (Lomax). With an ``index`` between 1 and 2
+    the mean exists, so the loss is unbiased, but the variance does not: the largest of ``n`` draws
+    is of order ``n^(1 / index)``, and one step can undo all before it. Single draws dominate the
+    averages of gradients and of their squares. Optimum 0 at ``x = (1, ..., 1)``; the start is that
+    of ``quadratic``.
 
     The noise remains at the minimizer, so the target is that of :func:`noisy_least_squares`, the
     value at distance 0.1. Sources: Simsekli, Sagun and Gurbuzbalaban, "A tail-index analysis of
@@ -166,15 +166,15 @@ def heavy_tails(dim: int = 10, index: float = 1.5) -> Problem:
 
 
 def rare_gradients(dim: int = 10, probability: float = 0.1) -> Problem:
-    """The quadratic ``|x - 1|^2 / 2``, about which most draws are wrong and rare large ones right.
+    """The quadratic ``|x - 1|^2 / 2`` with many misleading gradients and rare large correct ones.
 
     The loss adds ``sum_i (B_i / probability - 1) d_i (x_i - 1)``, where ``d`` is the unit vector
     along (1, ..., 1) and each ``B_i`` is 1 with the given probability and otherwise 0. That is
     unbiased, with optimum 0 at ``x = (1, ..., 1)``; the start is that of ``quadratic``. But nine of
-    ten gradients of a coordinate (at the default) lead to ``1 + d_i``, and the tenth back with nine
-    times the force. At ``x = 1 + d`` the value is 1/2. Whatever makes rare large gradients smaller
-    relative to the others, by sign, clipping or the division by a short-lived average of squares,
-    ends near there.
+    ten gradients of a coordinate (at the default) lead to ``1 + d_i``, and the tenth leads back
+    with nine times the force. At ``x = 1 + d`` the value is 1/2. An optimizer that shrinks rare
+    large gradients relative to the others, by sign, clipping or division by a short moving average
+    of squares, ends near there.
 
     The noise remains at the minimizer, so the target is that of :func:`noisy_least_squares`, the
     value at distance 0.1. Source: Reddi, Kale and Kumar, "On the convergence of Adam and beyond"

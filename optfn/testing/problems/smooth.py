@@ -1,4 +1,4 @@
-"""Problems with one valley, smooth and without noise: conditioning, scales and orientation."""
+"""Smooth problems with one valley and no noise: conditioning, scales and orientation."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from optfn.testing.problems.base import Key, Params, Problem, bound
 def quadratic(dim: int = 10) -> Problem:
     """The isotropic quadratic ``|x - 1|^2 / 2``.
 
-    Optimum 0 at ``x = (1, ..., 1)``, off the origin so that shrinking the parameters is no help.
-    The start is normally distributed around the minimizer. One gradient step of rate 1 solves
+    Optimum 0 at ``x = (1, ..., 1)``, off the origin so shrinking the parameters does not help. The
+    start is normally distributed around the minimizer. One gradient step at learning rate 1 solves
     it: an optimizer that fails here is broken, not merely slow.
     """
     return Problem(
@@ -30,13 +30,13 @@ def quadratic(dim: int = 10) -> Problem:
 def ill_conditioned(dim: int = 10, condition: float = 1e3) -> Problem:
     """The axis-aligned quadratic ``sum_i h_i (x_i - 1)^2 / 2``.
 
-    The curvatures ``h_i`` rise geometrically from ``1 / condition`` to 1, which makes
-    ``condition`` the condition number of the Hessian. Optimum 0 at ``x = (1, ..., 1)``; the start
-    is that of :func:`quadratic`. The steepest direction caps the rate of gradient descent at 2,
-    and the flattest then takes on the order of ``condition`` steps. As the axes are those of the
-    parameters, an optimizer that scales every coordinate on its own escapes the difficulty;
-    compare :func:`rotated`. The classical analysis is in Polyak, "Some methods of speeding up the
-    convergence of iteration methods" (1964).
+    The curvatures ``h_i`` rise geometrically from ``1 / condition`` to 1, which makes ``condition``
+    the condition number of the Hessian. Optimum 0 at ``x = (1, ..., 1)``; the start is that of
+    :func:`quadratic`. The steepest direction caps the rate of gradient descent at 2, and the
+    flattest then takes on the order of ``condition`` steps. As the axes are those of the
+    parameters, an optimizer that scales each coordinate separately escapes the difficulty; compare
+    :func:`rotated`. Source: Polyak, "Some methods of speeding up the convergence of iteration
+    methods" (1964).
     """
     if dim < 2 or condition < 1:
         raise ValueError(f"need dim >= 2 and condition >= 1, got {dim} and {condition}")
@@ -61,12 +61,11 @@ def rotated(dim: int = 10, condition: float = 1e3) -> Problem:
     """:func:`ill_conditioned` seen through a fixed random rotation about its minimizer.
 
     The value at ``x`` is that of :func:`ill_conditioned` at ``1 + Q (x - 1)`` with ``Q``
-    orthogonal, so optimum, minimizer, spectrum and target are unchanged, and the start drawn
-    with a key is the image of the start drawn there. Optimizers that commute with rotations,
-    such as gradient descent, trace the same sequence of values on both problems; scaling every
-    coordinate on its own helps there but not here. Rotation as a test for a dependence on the
-    coordinates: Salomon, "Re-evaluating genetic algorithm performance under coordinate rotation
-    of benchmark functions" (1996).
+    orthogonal, so optimum, minimizer, spectrum and target are unchanged, and the start for a key is
+    the rotation of the start there. Optimizers that commute with rotations, such as gradient
+    descent, trace the same sequence of values on both problems; scaling each coordinate separately
+    helps there but not here. Source: Salomon, "Re-evaluating genetic algorithm performance under
+    coordinate rotation of benchmark functions" (1996).
     """
     base = ill_conditioned(dim, condition)
     basis, triangle = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))
@@ -89,12 +88,12 @@ def rosenbrock(dim: int = 2) -> Problem:
     """Rosenbrock's banana, ``sum 100 (v - u^2)^2 + (1 - u)^2`` over consecutive pairs (u, v).
 
     Optimum 0 at ``x = (1, ..., 1)``, where the Hessian has condition number 2508. From the
-    classical start (-1.2, 1) one falls at once to the floor of the valley ``v = u^2`` and has
-    then to follow the bend, along which the value falls only from 4 to 0. Source: Rosenbrock,
-    "An automatic method for finding the greatest or least value of a function" (1960). Beyond
-    two dimensions this is the extended form of Moré, Garbow and Hillstrom, "Testing
-    unconstrained optimization software" (1981), problem 21: its minimizer is the only stationary
-    point, whereas chaining the terms adds spurious minima and with them a second difficulty.
+    classical start (-1.2, 1) descent falls at once to the floor of the valley ``v = u^2`` and then
+    has to follow the bend, along which the value falls only from 4 to 0. Source: Rosenbrock, "An
+    automatic method for finding the greatest or least value of a function" (1960). Beyond two
+    dimensions this is the extended form of Moré, Garbow and Hillstrom, "Testing unconstrained
+    optimization software" (1981), problem 21: its minimizer is the only stationary point, whereas
+    chaining the terms adds spurious minima and with them a second difficulty.
     """
     if dim < 2 or dim % 2:
         raise ValueError(f"need a positive even dim, got {dim}")
@@ -115,15 +114,15 @@ def rosenbrock(dim: int = 2) -> Problem:
 
 
 def badly_scaled(dim: int = 9, decades: float = 8.0) -> Problem:
-    """A quadratic whose coordinates have units of their own, ``sum_i (x_i / s_i - 1)^2 / 2``.
+    """A quadratic whose coordinates have different units, ``sum_i (x_i / s_i - 1)^2 / 2``.
 
     The scales ``s_i`` rise geometrically over ``decades`` powers of ten around 1, by default from
-    1e-4 to 1e4. Optimum 0 at ``x = s``; the start is ``s`` times that of :func:`quadratic`, so a
-    coordinate has as far to go as it is large. Measured in its own unit every coordinate has unit
-    curvature; as stored, the curvatures ``1 / s_i^2`` have the condition number 1e16. Steps of one
-    size for all coordinates, as of sign descent, do not help either: the size has to fall from
-    1e4 to below 1e-4 on the way. Adam finds the units if its rate suits the largest: it steps too
-    far in all others first, and what it remembers of the gradients there goes with ``1 / s_i^2``.
+    1e-4 to 1e4. Optimum 0 at ``x = s``; the start is ``s`` times that of :func:`quadratic`, so the
+    distance of a coordinate is proportional to its scale. Measured in its own unit every coordinate
+    has unit curvature; as stored, the curvatures ``1 / s_i^2`` have the condition number 1e16.
+    Equal steps for all coordinates, as in sign descent, do not help either: they have to fall from
+    1e4 to below 1e-4 on the way. Adam finds the units if its learning rate suits the largest: it
+    overshoots in all others first, and the gradients it averages there scale with ``1 / s_i^2``.
 
     The target departs from the rule in that the distance 0.01 is measured in the coordinates' own
     units, ``x / s``. Source: Dennis and Schnabel, "Numerical methods for unconstrained optimization
@@ -159,8 +158,8 @@ def layer_scales(width: int = 4, scales: tuple[float, ...] = (1e-2, 1.0, 1e2)) -
     The parameters are a dictionary of vectors, and all entries of one vector share a scale ``s_l``.
     Optimum 0 where every entry of ``w_l`` is ``s_l``. The start is normally distributed around the
     minimizer with standard deviation ``s_l / 2``. This is :func:`badly_scaled` with the units made
-    visible by the tree: the gradients of a layer are the larger, the smaller its weights are, and
-    an optimizer that takes steps in proportion to the norm of each layer escapes the difficulty.
+    visible by the tree: the smaller the weights of a layer, the larger its gradients, and an
+    optimizer whose steps are proportional to the norm of each layer escapes the difficulty.
 
     The target is measured as in :func:`badly_scaled`, at distance 0.01 in the layers' own units.
     Source: You, Gitman and Ginsburg, "Large batch training of convolutional networks" (2017).
@@ -184,7 +183,7 @@ def layer_scales(width: int = 4, scales: tuple[float, ...] = (1e-2, 1.0, 1e2)) -
 
     return Problem(
         name="layer_scales",
-        difficulty="The weights of each layer have their own size, and their gradients another.",
+        difficulty="Each layer has its own scale, and its gradients have the inverse scale.",
         init=init,
         value=value,
         optimum=0.0,
@@ -202,11 +201,10 @@ def powell() -> Problem:
     grows only with the fourth power of the distance. Gradient descent gets no closer than the
     inverse root of the number of steps, with a rate that the other two directions cap at 0.0099.
 
-    There is no positive smallest curvature for the target, which is therefore the least value at a
-    stated distance itself. The distance is 0.1 and not 0.01, at which the value is 1e-4 times that
-    and gradient descent takes 100 times as long. Source: Powell, "An iterative method for finding
-    stationary values of a function of several variables" (1962); Moré, Garbow and Hillstrom (1981),
-    problem 13.
+    The smallest curvature is zero, so the target is the least value at a stated distance. The
+    distance is 0.1, not 0.01, where the value is 1e-4 times as large and gradient descent takes 100
+    times as long. Source: Powell, "An iterative method for finding stationary values of a function
+    of several variables" (1962); Moré, Garbow and Hillstrom (1981), problem 13.
     """
 
     def value(x: Params) -> jax.Array:
@@ -216,7 +214,7 @@ def powell() -> Problem:
 
     return Problem(
         name="powell",
-        difficulty="The Hessian is singular at the minimum, which is flat of the fourth order.",
+        difficulty="The Hessian is singular at the minimum: two directions are quartic.",
         init=lambda _: jnp.array([3.0, -1.0, 0.0, 1.0]),
         value=value,
         optimum=0.0,

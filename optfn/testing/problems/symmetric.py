@@ -1,4 +1,4 @@
-"""Problems that some change of the parameters leaves as they are, so that minimizers are many."""
+"""Problems with a symmetry of the parameters, and so with many minimizers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from optfn.testing.problems.base import Key, Params, Problem, bound
 
 
 def scale_invariant(dim: int = 10, norm: float = 10.0) -> Problem:
-    """Weights of which only the direction counts, ``|x / |x| - d|^2 / 2`` with a fixed ``d``.
+    """Weights whose direction alone counts, ``|x / |x| - d|^2 / 2`` with a fixed ``d``.
 
     ``d`` is the unit vector along (1, ..., 1). The value is 1 minus the cosine of the angle to it.
     Optimum 0 at every positive multiple of ``d``; not unique, so there is no ``minimizer``. The
     start has the given norm and a random direction. The gradient is orthogonal to ``x`` and of size
     ``sin(angle) / |x|``. So the rate that suits gradient descent is proportional to ``|x|^2``, and
-    every step of it makes ``|x|`` longer, which the value never shows. The curvature at norm 1,
-    which is 1, sets the target: the value at an angle of 0.01. Source: van Laarhoven, "L2
-    regularization versus batch and weight normalization" (2017).
+    each of its steps increases ``|x|``, which the value never shows. The curvature at norm 1, which
+    is 1, sets the target: the value at an angle of 0.01. Source: van Laarhoven, "L2 regularization
+    versus batch and weight normalization" (2017).
     """
     if dim < 2 or norm <= 0:
         raise ValueError(f"need dim >= 2 and a positive norm, got {dim} and {norm}")
@@ -31,7 +31,7 @@ def scale_invariant(dim: int = 10, norm: float = 10.0) -> Problem:
 
     return Problem(
         name="scale_invariant",
-        difficulty="The norm, which does not matter, decides how large gradients are.",
+        difficulty="The norm does not change the value, but sets the size of the gradients.",
         init=init,
         value=value,
         optimum=0.0,
@@ -42,8 +42,8 @@ def scale_invariant(dim: int = 10, norm: float = 10.0) -> Problem:
 def rayleigh(dim: int = 10, gap: float = 0.1) -> Problem:
     """A Rayleigh quotient, ``sum_i h_i x_i^2 / sum_i x_i^2``.
 
-    The eigenvalues ``h_i`` are 0 and, evenly spaced, those from ``gap`` to 1. Optimum 0, the least
-    of them, at all multiples of the first unit vector; not unique, so there is no ``minimizer``.
+    The eigenvalues ``h_i`` are 0 and evenly spaced values from ``gap`` to 1. Optimum 0, the least
+    eigenvalue, at all multiples of the first unit vector; not unique, so there is no ``minimizer``.
     Every other eigenvector is a stationary point too: the last is a maximum and all between are
     saddles, with as many ways down as there are smaller eigenvalues. The start has a random
     direction and norm 1. The least curvature at a minimizer of norm 1 is ``2 gap``, apart from the
@@ -76,10 +76,10 @@ def factorization(dim: int = 4, offset: float = 1e-3) -> Problem:
     """A symmetric factorization, ``|X X^T - M|^2 / 4`` with ``M = diag(4, 1, 0, ..., 0)``.
 
     ``X`` has two columns, as many as the rank of ``M``. Optimum 0 at ``X = diag(2, 1)`` on top of
-    zeros, and at all its products with an orthogonal matrix; not unique, so there is no
-    ``minimizer``. The start is normally distributed with standard deviation ``offset`` around zero,
-    which is a saddle of value 17/4. Gradient descent falls from there to the next saddle, at which
-    only the large eigenvalue is found and the value is 1/4, and only then to the minimum. The least
+    zeros, and at its product with any orthogonal matrix; not unique, so there is no ``minimizer``.
+    The start is normally distributed with standard deviation ``offset`` around zero, which is a
+    saddle of value 17/4. Gradient descent falls from there to the next saddle, at which only the
+    large eigenvalue is found and the value is 1/4, and only then to the minimum. The least
     curvature there, apart from the zero of the rotation, is 1, and sets the target. Source: Ge, Lee
     and Ma, "Matrix completion has no spurious local minimum" (2016).
     """
@@ -103,13 +103,13 @@ def factorization(dim: int = 4, offset: float = 1e-3) -> Problem:
 
 
 def deep_chain(depth: int = 10) -> Problem:
-    """A deep linear net of one unit a layer, ``(x_1 x_2 ... x_depth - 1)^2 / 2``.
+    """A deep linear net with one unit per layer, ``(x_1 x_2 ... x_depth - 1)^2 / 2``.
 
     Optimum 0 wherever the product is 1; not unique, so there is no ``minimizer``. The start is
     uniform between 0.4 and 0.6, where the product is about ``2^-depth``, so all gradients are about
-    ``2^(1 - depth)``: they vanish with the depth. In the midst of the minimizers the rate is capped
-    at ``2 / depth``, since the curvature across them is the sum of ``1 / x_i^2``. That sum is the
-    least, ``depth``, where all ``x_i`` are equal, and sets the target. Source: Shamir, "Exponential
+    ``2^(1 - depth)``: they vanish with the depth. At a minimizer the curvature across the surface
+    of minimizers is the sum of ``1 / x_i^2``. It is least, ``depth``, where all ``x_i`` are equal;
+    that caps the rate at ``2 / depth`` and sets the target. Source: Shamir, "Exponential
     convergence time of gradient descent for one-dimensional deep linear neural networks" (2019).
     """
     if depth < 2:
