@@ -1,4 +1,4 @@
-"""A function of a batch, evaluated piece by piece, in the memory that one piece needs."""
+"""Evaluates a function of a batch piece by piece, in the memory of one piece."""
 
 import functools
 import inspect
@@ -32,48 +32,47 @@ def microbatch(
 ) -> Callable:
     """The same function, evaluated on one micro-batch after another within one call.
 
-    A batch of n * m rows is taken apart into n micro-batches of m, and what the function returns
-    for each is put together as `accumulator` says. For a gradient whose whole batch does not fit
-    into memory, take the gradient inside:
+    A batch of n * m rows is split into n micro-batches of m rows, and `accumulator` combines their
+    results. Where the gradient of a whole batch does not fit into memory, take the gradient inside:
 
         value_and_grad = microbatch(jax.value_and_grad(loss), argnums=1, microbatch_size=64)
         value, grads = value_and_grad(params, batch)
 
-    Call it under `jax.jit`; outside, each call compiles anew. The gradient of a microbatched
-    function, taken outside, is the same but keeps what every micro-batch leaves behind, unless the
+    Call it under `jax.jit`; outside, each call compiles again. The gradient of a microbatched
+    function, taken outside, is the same but stores the residuals of every micro-batch, unless the
     function is under `jax.checkpoint`.
 
-    Sums are in float32 at least, in whatever dtype the function computes, and results have the
-    shapes and dtypes of the function's own. They equal those of the whole batch to rounding if the
-    rows take part independently: "mean" of what is a mean over the rows, "sum" of what is a sum,
-    "concat" of what has a row for each row. A mean over a part of the rows, such as the tokens that
-    are no padding, is the ratio of two sums: return both.
+    Floating point sums are in float32 or wider; results have the function's shapes and dtypes. They
+    equal those of the whole batch up to rounding if rows are independent and `accumulator` fits:
+    "mean" for a mean over the rows, "sum" for a sum, "concat" for one result per row. A mean over
+    some of the rows, such as tokens that are not padding, is the ratio of two sums: return both.
 
-    Micro-batch i has the rows i, i + n, i + 2n and so on, so that of a batch which is sharded over
-    devices each device has its share of every micro-batch. With `num_real_microbatches`, which
-    leaves out the last rows, micro-batches are consecutive rows; then the rows cannot be sharded
-    over an axis of a mesh with explicit axes, as jax moves nothing there by itself.
+    Micro-batch i has the rows i, i + n, i + 2n and so on, so each device of a sharded batch has its
+    share of every micro-batch. With `num_real_microbatches`, which leaves out the last rows,
+    micro-batches are consecutive rows; then the rows cannot be sharded over an explicit axis of a
+    mesh, where JAX does not reshard implicitly.
 
     Args:
         fun: any function of arrays.
-        argnums: the positions of the arguments that are batches: trees of arrays with one number
-            of rows.
-        microbatch_size: rows in a micro-batch, which divide those of the batch; None gives `fun`
-            itself.
-        accumulator: "mean", "sum" or "concat"; or a tree of these, of which a prefix of what `fun`
-            returns is enough, as in `(("mean", "concat"), "mean")` for `((loss, logits), grads)`.
-        argnames: the names of further such arguments, which are passed by keyword.
+        argnums: the positions of the batch arguments: trees of arrays with equal numbers of rows.
+        microbatch_size: the number of rows in a micro-batch, a divisor of the batch's; None returns
+            `fun` itself.
+        accumulator: "mean", "sum" or "concat"; or a tree of these, a prefix of the result of `fun`,
+            as in `(("mean", "concat"), "mean")` for `((loss, logits), grads)`.
+        argnames: the names of further batch arguments, which are passed by keyword.
         in_axes: the axis of the rows, one for all or one for each of `argnums` and `argnames`.
-        num_real_microbatches: how many micro-batches are evaluated, the first ones; it may be
-            traced, for batches of varying size that are filled up to one shape. A mean is over
-            these, and 0 of none; in a concatenation the other rows are zeros. None means all.
+        num_real_microbatches: evaluates only this many micro-batches, from the first; it may be
+            traced, for batches of varying size padded to one shape. A mean is over these, and 0 if
+            there are none; in a concatenation the other rows are zeros. None evaluates all.
 
     Returns:
         A function with the arguments and results of `fun`.
 
     Raises:
-        ValueError: arguments that do not fit each other or the function; and, from the function
-            that is returned, batches that do not.
+        ValueError: the arguments do not fit each other or `fun`; or, from the returned function,
+            the batches or results do not fit them.
+        TypeError: from the returned function, a result has no mean or sum, or
+            `num_real_microbatches` is not an integer.
     """
     if microbatch_size is None:
         return fun
@@ -116,7 +115,7 @@ def microbatch(
         like, treedef = jax.tree.flatten(shapes)
         kinds = per_output.values(shapes, "the results")
         _check_choices(kinds)
-        # The gradient of an integer is nothing to add up.
+        # The gradient of an integer, float0, cannot be added up.
         kinds = [None if is_float0(x) else kind for kind, x in zip(kinds, like, strict=True)]
         for path, kind, x in zip(leaf_paths(shapes), kinds, like, strict=True):
             _check_result(path, kind, x, split.size)
@@ -152,7 +151,7 @@ def microbatch(
 
 
 class _Split(NamedTuple):
-    """How rows are taken apart: `number` pieces of `size`, each spread over the rows or a run."""
+    """A split of rows into `number` pieces of `size`, each strided (`spread`) or consecutive."""
 
     number: int
     size: int
@@ -184,7 +183,7 @@ def _as_tuple(value: Any, one: type) -> tuple:
 
 
 def _batch(fun: Callable, key: int | str, args: tuple, kwargs: dict) -> PyTree:
-    """The argument, as a tree of arrays."""
+    """The batch argument `key`, as a tree of arrays."""
     if isinstance(key, str):
         if key not in kwargs:
             raise ValueError(
@@ -217,7 +216,7 @@ def _number_of_rows(fun: Callable, keys: tuple, axes: tuple, batches: list) -> i
 
 
 def _named(fun: Callable, key: int | str) -> str:
-    """An argument as the function's author calls it, or else by its position."""
+    """The name of an argument in the function's signature, or else its position."""
     if isinstance(key, str):
         return f"'{key}'"
     try:
@@ -246,7 +245,7 @@ def _check_result(path: str, kind: str | None, x: Any, size: int) -> None:
 
 
 def _number_run(number: Any, count: int) -> Any:
-    """How many micro-batches are evaluated, at most all."""
+    """The number of micro-batches to evaluate, at most all."""
     if number is None:
         return count
     if jnp.shape(number) or not jnp.issubdtype(jnp.result_type(number), jnp.integer):

@@ -1,8 +1,8 @@
-"""Differentially private gradients: clipped example by example, summed, noised.
+"""Differentially private gradients: clipped per example, summed and noised.
 
-They are functions and no stages of an optimizer. `update` maps a tree to one of the same shapes,
-those of the params, whereas these take a gradient for each example, with one axis more. What they
-return is a gradient as any other, for any optimizer.
+These are functions, not stages of an optimizer: the gradients given to `update` have the shapes of
+the params, whereas these take per-example gradients, with one more axis. They return an ordinary
+gradient, for any optimizer.
 """
 
 from typing import Any
@@ -21,36 +21,36 @@ from optfn.core.tree import PyTree, leaf_paths, location
 def private_mean(
     grads: PyTree, l2_norm_clip: Any, noise_multiplier: Any, key: jax.Array, batch_size: Any = None
 ) -> PyTree:
-    """The mean gradient of DP-SGD, of which no example has more than a bounded, noised share.
+    """The mean gradient of DP-SGD: each example's share is bounded, and noise hides it.
 
         sum of g_i * min(1, l2_norm_clip / ||g_i||) + l2_norm_clip * noise_multiplier * n
         ---------------------------------------------------------------------------------
                                            batch_size
 
-    with n standard normal. `noisy_mean` of `per_example_global_norm_clip`; take the two apart for
-    a batch whose gradients do not fit into memory, or to clip by layers.
+    with n standard normal. It is `noisy_mean` of `per_example_global_norm_clip`; call these two for
+    a batch whose gradients do not fit into memory, or to clip by layer.
 
         def step(params, state, batch):
             grads = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)
             grads = private_mean(grads, 1.0, 1.1, jax.random.fold_in(key, state.step))
             return optfn.step(tx, grads, state, params)
 
-    What privacy that gives after many steps is for an accountant to say, such as dp-accounting.
+    An accountant, such as dp-accounting, computes the privacy after many steps.
 
     Args:
         grads: a tree of gradients [batch, ...], one for each example.
         l2_norm_clip: C, the largest norm of one example's gradient over all leaves together.
         noise_multiplier: the standard deviation of the noise in the sum, in units of C.
         key: a key of `jax.random`, as in `noisy_mean`.
-        batch_size: as in `noisy_mean`; None is the number of examples.
+        batch_size: as in `noisy_mean`; None for the number of examples.
 
     Returns:
         A tree like the params, in float32 or wider.
 
     Raises:
-        ValueError: leaves without an axis of examples or with different numbers of them; no
-            examples, and no `batch_size`; a negative number.
-        TypeError: gradients that are no floating point numbers; a key that is none.
+        ValueError: a leaf has no axis of examples, or leaves differ in their number; there are no
+            examples and no `batch_size`; a number is negative.
+        TypeError: gradients are not floating point; `key` is not a random key.
 
     Source: Abadi et al. 2016.
     """
@@ -62,11 +62,11 @@ def private_mean(
 def noisy_mean(
     total: PyTree, l2_norm_clip: Any, noise_multiplier: Any, key: jax.Array, batch_size: Any
 ) -> PyTree:
-    """A sum with Gaussian noise, divided by the batch size.
+    """A sum plus Gaussian noise, divided by the batch size.
 
         (total + l2_norm_clip * noise_multiplier * n) / batch_size        n standard normal
 
-    The noise is added once for the whole batch, to the sum over all of its parts and devices:
+    Add the noise once per batch, to the sum over all micro-batches and devices:
 
         def clipped(params, rows):
             grads = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, rows)
@@ -77,29 +77,29 @@ def noisy_mean(
         )
         grads = noisy_mean(total, 1.0, 1.1, key, batch_size)
 
-    The real and the imaginary part of a complex entry get noise of this size each, for the norm is
-    that of both.
+    The real and the imaginary part of a complex entry each get noise of this size, since the norm
+    is over both.
 
     Args:
         total: the sum of the clipped gradients, a tree like the params.
-        l2_norm_clip: the largest norm of what one example adds to the sum.
+        l2_norm_clip: the largest norm of one example's share of the sum.
         noise_multiplier: the standard deviation of the noise, in units of `l2_norm_clip`.
-        key: a key of `jax.random`, of this step alone: two sums with the same noise differ by what
-            the noise is to hide. The same on all devices.
-        batch_size: what to divide by. Where each example is drawn by chance, as the accounting for
-            Poisson sampling has it, this is the expected number: the true one tells of a member.
+        key: a key of `jax.random`, the same on all devices and used at one step only: with equal
+            noise the difference of two sums reveals what the noise hides.
+        batch_size: the divisor. With Poisson sampling, the expected batch size: the actual one
+            reveals whether an example was drawn.
 
     Returns:
         A tree like `total`, in float32 or wider.
 
     Raises:
-        ValueError: a `batch_size` of 0, or a negative number.
-        TypeError: a sum that is of no floating point numbers; a key that is none.
+        ValueError: `batch_size` is 0, or a number is negative.
+        TypeError: `total` is not floating point; `key` is not a random key.
     """
     total = _gradients(total)
     clip = _scalar(l2_norm_clip, "l2_norm_clip")
     multiplier = _scalar(noise_multiplier, "noise_multiplier")
-    # Without a bound there can be no noise, and inf * 0 is NaN.
+    # An infinite clip needs a multiplier of 0, and inf * 0 is NaN.
     deviation = jnp.where(multiplier == 0, 0, clip * multiplier)
     size = _scalar(batch_size, "batch_size", above_zero=True)
     leaves, treedef = jax.tree.flatten(total)
@@ -113,20 +113,20 @@ def noisy_mean(
 
 
 def per_example_global_norm_clip(grads: PyTree, l2_norm_clip: Any) -> tuple[PyTree, jax.Array]:
-    """The sum of the gradients of a batch, each shrunk to a norm of at most `l2_norm_clip`.
+    """The sum of per-example gradients, each clipped to a norm of at most `l2_norm_clip`.
 
         sum of g_i * min(1, l2_norm_clip / ||g_i||)        ||g_i|| over all leaves together
 
-    The norms are those of float32 or wider in any range. An example whose gradient is not finite
-    adds nothing, so that the bound on its share holds for it too.
+    Norms are in float32 or wider, at any scale. An example whose gradient is not finite adds
+    nothing, so the bound holds for it too.
 
     Args:
         grads: a tree of gradients [batch, ...], one for each example.
-        l2_norm_clip: not negative.
+        l2_norm_clip: the largest norm of one example's gradient; not negative.
 
     Returns:
-        The sum, a tree like the params in float32 or wider, and an int32 scalar: how many examples
-        were shrunk or left out.
+        The sum, a tree like the params in float32 or wider, and an int32 scalar: the number of
+        examples clipped or left out.
 
     Raises:
         ValueError: as `private_mean`.
@@ -142,23 +142,23 @@ def per_example_global_norm_clip(grads: PyTree, l2_norm_clip: Any) -> tuple[PyTr
 def per_example_layer_norm_clip(
     grads: PyTree, global_l2_norm_clip: Any, uniform: bool = True
 ) -> tuple[PyTree, PyTree]:
-    """The sum of the gradients of a batch, each array of each example shrunk on its own.
+    """The sum of per-example gradients, each of their leaves clipped separately.
 
-        sum of g_i * min(1, C_k / ||g_i||)        ||g_i|| over one array, the k-th of K
-        C_k = C / sqrt(K), or C * sqrt(its share of all entries)
+        sum of g_i * min(1, C_k / ||g_i||)        ||g_i|| over one leaf, the k-th of K
+        C_k = C / sqrt(K), or C * sqrt(the leaf's share of all entries)
 
-    The norm of what an example adds is at most C = `global_l2_norm_clip`, over all arrays. For
-    layers whose gradients differ much in size, of which the largest alone would be left otherwise.
-    An array that is not finite adds nothing.
+    The norm of an example's share over all leaves is at most C = `global_l2_norm_clip`. For layers
+    whose gradients differ much in size: under one global norm only the largest would count. A leaf
+    that is not finite adds nothing.
 
     Args:
         grads: a tree of gradients [batch, ...], one for each example.
         global_l2_norm_clip: C, not negative.
-        uniform: whether all arrays have the same C_k, or larger ones a larger one.
+        uniform: True for the same C_k in all leaves, False for a larger C_k in larger leaves.
 
     Returns:
-        The sum, a tree like the params in float32 or wider, and int32 scalars in such a tree: how
-        many examples were shrunk or left out.
+        The sum, a tree like the params in float32 or wider, and a tree of int32 scalars: the number
+        of examples clipped or left out in each leaf.
 
     Raises:
         ValueError: as `private_mean`.
@@ -186,7 +186,7 @@ def _clipped_sum(grads: PyTree, norms: jax.Array, clip: jax.Array) -> tuple[PyTr
             return x.reshape(-1, *[1] * (g.ndim - 1))
 
         real = real_dtype(g.dtype)
-        # Not clip / norm first, which may vanish.
+        # Not clip / norm first, which may underflow.
         shrunk = g / by_row(cast(divisor, real)) * cast(clip, real)
         kept = jnp.where(by_row(within), g, shrunk)
         return jnp.where(by_row(finite), kept, 0).sum(0)
@@ -195,12 +195,12 @@ def _clipped_sum(grads: PyTree, norms: jax.Array, clip: jax.Array) -> tuple[PyTr
 
 
 def _norms(g: jax.Array) -> jax.Array:
-    """The norm of each row."""
+    """The norm of each example."""
     return norms_along(tuple(range(1, g.ndim)), g).reshape(len(g))
 
 
 def _standard_normal(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Like x, with variance 1 in each real number, of which a complex one is two."""
+    """Normal noise like x, with variance 1 in each real and each imaginary part."""
     real = real_dtype(x.dtype)
     if not jnp.iscomplexobj(x):
         return jax.random.normal(key, x.shape, real)
@@ -243,7 +243,7 @@ def _scalar(value: Any, name: str, *, above_zero: bool = False) -> jax.Array:
 
 
 def _checked_key(key: Any) -> jax.Array:
-    """A key, typed or of the old form."""
+    """The key, if it is one random key, typed or raw."""
     dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if (typed and shape == ()) or (dtype == jnp.uint32 and len(shape) == 1):
