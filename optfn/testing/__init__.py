@@ -1,4 +1,4 @@
-"""A conformance kit for optimizers, and problems to try them on."""
+"""A conformance kit for optimizers, and problems to test them on."""
 
 from optfn.testing import checks as checks
 from optfn.testing import problems as problems

@@ -1,7 +1,7 @@
 """The conformance kit: what every optimizer must do, as functions that fail with a sentence.
 
 `check_transform(tx)` runs all checks that apply to an optax-style pair of `init` and `update`,
-optfn's or anyone's, and reports every failure. Each check is a plain function of its own.
+from optfn or elsewhere, and reports every failure. Each check is a plain function.
 """
 
 import functools
@@ -24,21 +24,21 @@ from optfn.testing import problems as problem_set
 
 
 class NotApplicableError(Exception):
-    """Raised by a check that says nothing about this transform; its text says why."""
+    """Raised by a check that does not apply to this transform; its text says why."""
 
 
 class Failure(NamedTuple):
-    """A check that failed, and what it found."""
+    """A failed check, and what it found."""
 
     check: str
     message: str
 
 
 class ConformanceError(AssertionError):
-    """All the checks that a transform failed.
+    """Lists every check that a transform failed.
 
     Attributes:
-        failures: the failures.
+        failures: one `Failure` for each.
     """
 
     def __init__(self, tx: Any, failures: Sequence[Failure]):
@@ -49,14 +49,14 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What a check is given.
+    """A transform under test, and how to call it.
 
     Attributes:
         tx: the transform, anything with `init` and `update`.
-        extra_args: keyword arguments for every `update`, or a function `(grads, params)` that gives
-            them.
-        learning_rate: what its updates are multiplied by, with a minus, before they are added;
-            None if they are ready to be added.
+        extra_args: keyword arguments for every `update`, or a function `(grads, params)` that
+            returns them.
+        learning_rate: the updates are multiplied by minus this before they are added; None if they
+            are ready to be added.
     """
 
     tx: Any
@@ -88,7 +88,7 @@ class Subject:
 
     @functools.cached_property
     def donating_step(self) -> Callable:
-        """Gradients, state and params to updates, new state and new params.
+        """Maps gradients, state and params to updates, new state and new params.
 
         Compiled once for all checks. State and params are donated.
         """
@@ -121,19 +121,19 @@ def check_transform(
     Args:
         tx: an optfn transform, an `optax.GradientTransformation`, or any object with `init` and
             `update` of that form.
-        extra_args: keyword arguments for every `update`, if it needs any: scalars and functions, or
-            a function `(grads, params)` that gives them, where they are trees.
-        learning_rate: give it for a stage, whose updates point uphill: the checks that train
-            multiply by minus this.
-        problems: problems of `optfn.testing.problems` on which it must descend; a plain quadratic
+        extra_args: keyword arguments for every `update`, if it needs any; for trees, a function
+            `(grads, params)` that returns them.
+        learning_rate: for a stage, whose updates point uphill: checks that train multiply the
+            updates by minus this.
+        problems: problems of `optfn.testing.problems` on which `tx` must descend; a plain quadratic
             if none are given.
-        skip: checks to leave out, each with the reason.
+        skip: the names of checks to leave out, each with a reason.
 
     Returns:
-        What became of each check by name: "passed", or why it was left out.
+        The outcome of each check by name: "passed", or why it did not run.
 
     Raises:
-        ConformanceError: with all the failures.
+        ConformanceError: some checks failed; it lists all of them.
         ValueError: `skip` names an unknown check or gives no reason.
     """
     skip = dict(skip or {})
@@ -165,7 +165,7 @@ def check_transform(
     return outcome
 
 
-# Params and gradients to try: a matrix, a vector and a scalar, nested.
+# Example params and gradients: a matrix, a vector and a scalar, nested.
 
 
 def example_params(dtype: Any = jnp.float32) -> PyTree:
@@ -180,7 +180,7 @@ def example_params(dtype: Any = jnp.float32) -> PyTree:
 
 
 def example_grads(params: PyTree, seed: int = 0) -> PyTree:
-    """Gradients like `params` with the first entry of every leaf exactly zero, bfloat16-exact."""
+    """Gradients like `params`, exact in bfloat16; the first entry of every leaf is zero."""
     rng = np.random.default_rng(seed)
 
     def draw(p):
@@ -213,7 +213,7 @@ def check_fixed_point(subject: Subject) -> None:
 
 
 def check_double_precision(subject: Subject) -> None:
-    """The fixed point holds with x64 switched on, for float64 and for float32 trees."""
+    """The fixed point holds with x64 enabled, for float64 and float32 trees."""
     with jax.enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):
             name = f"{jnp.dtype(dtype)} under x64"
@@ -229,7 +229,7 @@ def _check_fixed_point(subject: Subject, name: str, params: PyTree, g_dtype: Any
 
 
 def check_scan_and_cond(subject: Subject) -> None:
-    """It runs inside `lax.scan`, and in one branch of a `lax.cond` beside the identity."""
+    """The update runs in `lax.scan`, and as a branch of `lax.cond` beside the identity."""
     for dtype in (jnp.float32, jnp.bfloat16):
         params = example_params(dtype)
         grads = example_grads(params)
@@ -253,7 +253,7 @@ def check_scan_and_cond(subject: Subject) -> None:
 
 
 def check_jit_equals_eager(subject: Subject) -> None:
-    """Compiled and op by op it computes the same, up to rounding."""
+    """Compiled results equal those computed op by op, up to rounding."""
     params = example_params()
     jitted = jax.jit(subject.tx.init)(params)
     with jax.disable_jit():
@@ -293,7 +293,7 @@ def check_one_trace(subject: Subject) -> None:
         traces.append(tx)
         return subject.twice(tx, grads, params)
 
-    # Traced, but not compiled: the cache of traces is the one in question.
+    # Traced but not compiled: only traces are counted.
     twice = jax.jit(twice)
     for _ in range(3):
         twice.eval_shape(tx, example_grads(params), params)
@@ -302,7 +302,7 @@ def check_one_trace(subject: Subject) -> None:
 
 
 def check_schedule_equals_constant(subject: Subject) -> None:
-    """A constant schedule in place of every number leaves state and result as they are."""
+    """Replacing every number by a constant schedule changes neither state nor updates."""
     tx = _as_data(subject)
     scheduled = jax.tree.map(
         lambda x: x if isinstance(x, Schedule) else constant(x),
@@ -319,7 +319,7 @@ def check_schedule_equals_constant(subject: Subject) -> None:
 
 
 def check_hyperparameters_vmap(subject: Subject) -> None:
-    """`vmap` over every number at once equals a loop over optimizers."""
+    """`vmap` over all hyperparameters at once equals a loop over optimizers."""
     tx = _as_data(subject)
     batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) * jnp.asarray([1.0, 0.5, 0.9]), tx)
     params = example_params()
@@ -335,7 +335,7 @@ def check_hyperparameters_vmap(subject: Subject) -> None:
 
 
 def check_hypergradients(subject: Subject) -> None:
-    """The derivative by every number is finite, also where a gradient is exactly zero."""
+    """Derivatives with respect to hyperparameters are finite, even where a gradient is zero."""
     tx = _as_data(subject)
     params = example_params()
     grads = example_grads(params)
@@ -360,7 +360,7 @@ def check_zero_gradient(subject: Subject) -> None:
         params = example_params(p_dtype)
         zeros = jax.tree.map(lambda p, g=g_dtype: jnp.zeros(p.shape, g), params)
         state = subject.tx.init(params)
-        # A compiler may leave out roundings to a low precision; op by op all of them are seen.
+        # A compiler may skip roundings to low precision; op by op all of them happen.
         with jax.disable_jit(name != "float32"):
             for _ in range(2):
                 updates, state = subject.compiled_update(zeros, state, params)
@@ -368,7 +368,7 @@ def check_zero_gradient(subject: Subject) -> None:
 
 
 def check_nan_visible(subject: Subject) -> None:
-    """Gradients that are NaN give updates that are NaN, not silence."""
+    """NaN gradients give NaN updates."""
     params = example_params()
     grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
     updates, _ = subject.compiled_update(grads, subject.tx.init(params), params)
@@ -377,7 +377,7 @@ def check_nan_visible(subject: Subject) -> None:
 
 
 def check_low_precision(subject: Subject) -> None:
-    """In bfloat16 and float16 the updates are the float32 ones, rounded."""
+    """In bfloat16 and float16 the updates equal the float32 ones, rounded."""
     exact = example_params()
     wide_state, wide_update = subject.tx.init(exact), subject.compiled_update
     expected = []
@@ -387,17 +387,17 @@ def check_low_precision(subject: Subject) -> None:
     for dtype in (jnp.bfloat16, jnp.float16):
         params = example_params(dtype)
         state = subject.tx.init(params)
-        # One rounding is half a unit in the last place; the stage may round inside once more.
+        # One rounding is half a unit in the last place; the stage may round once more inside.
         tolerance = 2 * float(jnp.finfo(dtype).eps)
         smallest = float(jnp.finfo(dtype).smallest_subnormal)
         for seed in range(3):
-            with jax.disable_jit():  # a compiler may leave out roundings
+            with jax.disable_jit():  # a compiler may skip roundings
                 updates, state = subject.update(example_grads(params, seed), state, params)
             _close(expected[seed], updates, tolerance, f"{jnp.dtype(dtype)}: the updates", smallest)
 
 
 def check_odd_leaves(subject: Subject) -> None:
-    """None, 0-d, empty and size-1 leaves, and a tree with no leaf at all."""
+    """None, 0-d, empty and size-1 leaves work, and so does a tree without leaves."""
     params = {
         "none": None,
         "scalar": jnp.asarray(0.5, jnp.float32),
@@ -439,7 +439,7 @@ def check_abstract_init(subject: Subject) -> None:
 
 
 def check_sharding(subject: Subject) -> None:
-    """Slots lie where their params lie, eagerly and under `jit`, and stay there."""
+    """Slots are sharded like their params, eagerly, under `jit` and after an update."""
     if jax.device_count() < 2:
         raise NotApplicableError("it needs two devices")
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(_AUTO,))
@@ -465,7 +465,7 @@ _AUTO = jax.sharding.AxisType.Auto
 
 
 def check_donation(subject: Subject) -> None:
-    """State and params can be donated: no two of them share a buffer, from init or update."""
+    """State and params can be donated: no two leaves share a buffer after init or update."""
     params = jax.tree.map(lambda x: x.copy(), example_params())
     grads = example_grads(params)
     state = subject.tx.init(params)
@@ -479,7 +479,7 @@ def check_donation(subject: Subject) -> None:
 
 
 def check_resume(subject: Subject) -> None:
-    """Saved to NumPy after any step and restored, a run goes on bit for bit as if uninterrupted."""
+    """A run saved to NumPy after any step and restored continues bit for bit."""
     params = example_params()
     grads = [example_grads(params, seed) for seed in range(3)]
     state = subject.tx.init(params)
@@ -495,7 +495,7 @@ def check_resume(subject: Subject) -> None:
 
 
 def check_round_trip(subject: Subject) -> None:
-    """The optimizer as data: flattened, rebuilt and pickled it is the same."""
+    """The optimizer is unchanged after flattening and rebuilding, and after pickling."""
     tx = _as_data(subject)
     leaves, treedef = jax.tree.flatten(tx)
     for again in (jax.tree.unflatten(treedef, leaves), _pickled(tx)):
@@ -507,7 +507,7 @@ def check_round_trip(subject: Subject) -> None:
 def check_descends(
     subject: Subject, problems: Sequence[problem_set.Problem] = (), steps: int = 30
 ) -> None:
-    """It gets downhill on the declared problems."""
+    """The value falls on each given problem, or on a quadratic if none are given."""
     for problem in problems or (_QUADRATIC,):
         params = problem.init(jax.random.key(0))
         state = subject.tx.init(params)
@@ -528,7 +528,7 @@ def _value_and_grad(value: Callable) -> Callable:
     return jax.jit(jax.value_and_grad(value))
 
 
-# On the params that the update is compiled for already.
+# Its params are those that the update is already compiled for.
 _QUADRATIC = replace(
     problem_set.quadratic(),
     init=lambda key: example_params(),
@@ -557,7 +557,7 @@ def _stacked(trees: Sequence[PyTree]) -> PyTree:
 
 
 def _same_form(expected: PyTree, got: PyTree, what: str) -> None:
-    """Structure, shapes, dtypes and weak types of abstract trees."""
+    """Fails unless structure, shapes, dtypes and weak types of abstract trees agree."""
     if jax.tree.structure(expected) != jax.tree.structure(got):
         raise AssertionError(
             f"{what}: structure {jax.tree.structure(got)}, expected {jax.tree.structure(expected)}"
@@ -578,7 +578,7 @@ def _close(expected: PyTree, got: PyTree, rtol: float, what: str, atol: float = 
     pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
     for path, a, b in pairs:
         a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))
-        with np.errstate(invalid="ignore"):  # of infinities, which are equal
+        with np.errstate(invalid="ignore"):  # inf - inf; equal infinities pass
             scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
             near = (np.abs(a - b) <= scale) & np.isfinite(a) & np.isfinite(b)
             off = ~near & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
