@@ -1,0 +1,315 @@
+"""Which way updates point: an algebra over all that is public, and held against the truth."""
+
+import functools
+import inspect
+import itertools
+import typing
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optfn
+from optfn import Updates
+from optfn.core.updates_kind import check_root
+
+NOTHING, DIRECTION, STEP, UNKNOWN, LAST = (
+    Updates(0),
+    Updates.DIRECTION,
+    Updates.STEP,
+    Updates.UNKNOWN,
+    Updates.LAST,
+)
+EVERY_KIND = [Updates(bits) for bits in range(16)]
+
+
+def is_matrix(path, leaf):
+    return leaf.ndim > 1
+
+
+MORE = {
+    "scale_by_learning_rate downhill": optfn.scale_by_learning_rate(0.1),
+    "negate": optfn.negate(),
+    "from_optax": optfn.from_optax(optax.sgd(0.1)),
+    "given_hessian_diagonal": optfn.given_hessian_diagonal(),
+    "set_to_zero": optfn.set_to_zero(),
+    "turned twice": optfn.chain(optfn.sgd(0.1), optfn.negate()),
+}
+WRAPPERS = {
+    "accumulate": lambda tx: optfn.accumulate(tx, 2),
+    "cautious": optfn.cautious,
+    "chain": optfn.chain,
+    "conditionally_mask": lambda tx: optfn.conditionally_mask(tx, lambda step: step % 2 == 1),
+    "conditionally_transform": lambda tx: optfn.conditionally_transform(
+        tx, lambda step: step % 2 == 1
+    ),
+    "ema_nesterov": lambda tx: optfn.ema_nesterov(tx, 0.9, 0.5),
+    "ema_of_params": lambda tx: optfn.ema_of_params(tx, 0.9),
+    "flatten": optfn.flatten,
+    "freeze": lambda tx: optfn.freeze(tx, is_matrix),
+    "freeze all": lambda tx: optfn.freeze(tx, True),
+    "lookahead": lambda tx: optfn.lookahead(tx, 5, 0.5),
+    "loss_scale": optfn.loss_scale,
+    "masked": lambda tx: optfn.masked(tx, is_matrix),
+    "mean_of_params": optfn.mean_of_params,
+    "mechanize": lambda tx: optfn.mechanize(tx, s_init=0.1),
+    "monitor": optfn.monitor,
+    "own_step": optfn.own_step,
+    "partition": lambda tx: optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
+    "partition one": lambda tx: optfn.partition({"x": tx}, "x"),
+    "primal_averaging": lambda tx: optfn.primal_averaging(tx, 0.9, 0.8),
+    "sam": lambda tx: optfn.sam(tx, optfn.sgd(0.01)),
+    "schedule_free": lambda tx: optfn.schedule_free(tx, 0.1),
+    "skip_nonfinite": optfn.skip_nonfinite,
+    "skip_spikes": optfn.skip_spikes,
+    "with_gradient_signs": optfn.with_gradient_signs,
+}
+INSIDE = {
+    "a direction": optfn.scale_by_sign(),
+    "a step": optfn.sgd(0.1, 0.9),
+    "a step turned back": optfn.chain(optfn.sgd(0.1), optfn.negate()),
+    "a direction turned twice": optfn.chain(optfn.negate(), optfn.negate(), optfn.sgd(0.1)),
+    "a factor": optfn.scale(0.5),
+}
+# They keep params and are documented to be around an optimizer, but take any transform.
+AROUND_OPTIMIZERS = {"ema_of_params", "mean_of_params", "lookahead"}
+REFUSED_AROUND_DIRECTIONS = {"ema_nesterov", "primal_averaging", "mechanize"}
+REFUSED_AROUND_UNKNOWN = {"cautious", "with_gradient_signs", "schedule_free"}
+EVERY = cases.OPTIMIZERS | cases.STAGES | MORE
+
+
+def inside(tx):
+    return {type(tx)}.union(*map(inside, tx.contents))
+
+
+def test_every_public_transform_is_here():
+    public = {k: v for k, v in vars(optfn).items() if not k.startswith("_")}
+    classes = {v for v in public.values() if isinstance(v, type) and issubclass(v, optfn.Transform)}
+    bases = {optfn.Transform, optfn.Leafwise, optfn.Wrapper}
+    assert classes - bases <= set[type]().union(*map(inside, EVERY.values()))
+    functions = {
+        name
+        for name, value in public.items()
+        if inspect.isfunction(value) and is_transform(typing.get_type_hints(value).get("return"))
+    }
+    assert functions <= {name.split()[0] for name in EVERY}
+    wrappers = {
+        cls.__name__
+        for cls in classes - bases
+        if any(field.metadata.get("kind") == "child" for field in cls.__dataclass_fields__.values())
+    }
+    # What a stage of that name holds is an estimate, and no updates.
+    assert wrappers - {"scale_by_sophia"} == {name.split()[0] for name in WRAPPERS}
+
+
+def is_transform(hint):
+    return isinstance(hint, type) and issubclass(hint, optfn.Transform)
+
+
+# The truth: the updates of four steps are added up, as some wrappers take every other one.
+
+PARAMS = {"w": jnp.asarray([[2.0, 0.5], [3.0, 0.25]]), "b": jnp.asarray([1.5, 0.25])}
+GRADS = jax.tree.map(lambda p: p - 1, PARAMS)  # of `cases.bowl`
+EXTRA_ARGS = cases.EXTRA_ARGS | {"given_hessian_diagonal": {"hessian_diag": GRADS}}
+
+
+def slope(tx, extra_args=None):
+    """<update, gradient>, positive uphill."""
+    extra_args = extra_args or {}
+    given = extra_args(GRADS, PARAMS) if callable(extra_args) else extra_args
+    with jax.disable_jit():
+        state, total = tx.init(PARAMS), 0.0
+        for _ in range(4):
+            updates, state = tx.update(GRADS, state, PARAMS, **given)
+            products = jax.tree.map(lambda u, g: float(jnp.sum(u * g)), updates, GRADS)
+            total += sum(jax.tree.leaves(products))
+    return total
+
+
+def check_truth(tx, extra_args=None):
+    kind = tx.updates_kind(DIRECTION)
+    if kind.is_mixed:
+        with pytest.raises(ValueError, match=r"\(\.\.\.\) alone is no optimizer"):
+            tx.init(PARAMS)
+        return
+    found = slope(tx, extra_args)
+    assert np.isfinite(found)
+    if UNKNOWN not in kind:
+        assert np.sign(found) == {NOTHING: 0, DIRECTION: 1}.get(kind, -1), (kind, found)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_alone(name):
+    check_truth(EVERY[name], EXTRA_ARGS.get(name))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_around(name):
+    for tx in INSIDE.values():
+        kind = tx.updates_kind(DIRECTION)
+        refused = (name in REFUSED_AROUND_DIRECTIONS and kind == DIRECTION) or (
+            name in REFUSED_AROUND_UNKNOWN and kind == UNKNOWN
+        )
+        if refused:
+            with pytest.raises(ValueError, match=r"whole optimizer|cannot tell whether scale"):
+                WRAPPERS[name](tx)
+        elif not (name in AROUND_OPTIMIZERS and kind != STEP):
+            check_truth(WRAPPERS[name](tx))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_around_twice(name):
+    """Around itself, which some refuse."""
+    wrap = WRAPPERS[name]
+    for tx in INSIDE.values():
+        try:
+            twice = wrap(wrap(tx))
+        except ValueError:
+            continue
+        if not (name in AROUND_OPTIMIZERS and tx.updates_kind(DIRECTION) != STEP):
+            check_truth(twice)
+
+
+ENTRYWISE = {
+    name: tx
+    for name, tx in EVERY.items()
+    if all(
+        (issubclass(cls, optfn.Leafwise) and cls.elementwise) or cls is optfn.chain
+        for cls in inside(tx)
+    )
+    and name not in EXTRA_ARGS
+}
+# They look at the gradients' history or at params in ways that another sign upsets.
+ENTRYWISE = {k: v for k, v in ENTRYWISE.items() if not k.startswith(("cocob", "keep_params"))}
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_doubled(name):
+    """A second time, with the first's updates for gradients: it turns back what it turns."""
+    check_truth(optfn.chain(ENTRYWISE[name], ENTRYWISE[name].named("second")))
+
+
+FEW = ("sgd", "trace", "scale", "negate", "set_to_zero", "turned twice", "madgrad", "scale_by_rms")
+
+
+@pytest.mark.parametrize("first", FEW)
+@pytest.mark.parametrize("second", FEW)
+def test_in_pairs(first, second):
+    first, second = EVERY[first], EVERY[second].named("second")
+    check_truth(optfn.chain(first, second))
+    check_truth(optfn.partition({"x": first, "y": second}, {"w": "x", "b": "y"}))
+    for part in (first, second):
+        check_truth(optfn.chain(optfn.masked(part, is_matrix), second))
+
+
+# The algebra, which needs no arrays.
+
+
+def test_all_pairs_in_a_chain_and_side_by_side():
+    for first, second in itertools.product(EVERY.values(), repeat=2):
+        behind = second.named("second")
+        one, two = first.updates_kind(DIRECTION), behind.updates_kind(DIRECTION)
+        both = optfn.partition({"x": first, "y": behind}, {"w": "x", "b": "y"})
+        assert both.updates_kind(DIRECTION) == one | two
+        assert refused(both) == (one | two).is_mixed
+        if LAST in one:
+            with pytest.raises(ValueError, match="second would change the updates of"):
+                optfn.chain(first, behind)
+            continue
+        chained = optfn.chain(first, behind)
+        assert chained.updates_kind(DIRECTION) == behind.updates_kind(one)
+        assert refused(chained) == behind.updates_kind(one).is_mixed
+
+
+def refused(tx):
+    try:
+        check_root(tx)
+    except ValueError:
+        return True
+    return False
+
+
+def test_the_empty_set_is_neutral_and_joins_are_those_of_sets():
+    for a, b, c in itertools.product(EVERY_KIND, repeat=3):
+        assert a | b == b | a
+        assert (a | b) | c == a | (b | c)
+        assert a | a == a | NOTHING == a
+        if a.is_mixed:
+            assert (a | b).is_mixed
+
+
+def test_turning_is_done_to_each_and_undoes_itself_where_the_side_is_known():
+    for a, b in itertools.product(EVERY_KIND, repeat=2):
+        assert (a | b).turned() == a.turned() | b.turned()
+    for a in (NOTHING, DIRECTION, STEP, DIRECTION | STEP):
+        assert a.turned().turned() == a
+    assert UNKNOWN.turned() == STEP
+
+
+def test_a_factor_leaves_mixed_what_no_factor_makes_one():
+    assert DIRECTION.scaled() == STEP.scaled() == (DIRECTION | UNKNOWN).scaled() == UNKNOWN
+    assert (DIRECTION | STEP).scaled().is_mixed
+    assert NOTHING.scaled() == NOTHING
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_named_chain_is_its_stages(name):
+    """Folded and nested are the same, for all that may come in."""
+    stages = optfn.chain(EVERY[name]).stages
+    folds = [optfn.chain(*stages), optfn.chain(optfn.chain(*stages).named("x"))]
+    for kind in EVERY_KIND:
+        alone = functools.reduce(lambda incoming, tx: tx.updates_kind(incoming), stages, kind)
+        assert {tx.updates_kind(kind) for tx in folds} == {alone}
+
+
+SGD, MASKED = optfn.sgd(0.1), optfn.masked(optfn.sgd(0.1), is_matrix)
+TABLE = {
+    "a step for some before a rate": (optfn.chain(MASKED, SGD), True),
+    "a step for some before a factor": (optfn.chain(MASKED, optfn.scale(1.0)), True),
+    "a step beside a direction": (
+        optfn.partition({"a": SGD, "b": optfn.scale_by_adam()}, "a"),
+        True,
+    ),
+    "a step at some times": (
+        optfn.conditionally_transform(MASKED, lambda step: step > 1),
+        True,
+    ),
+    "a factor for some before a rate": (
+        optfn.chain(optfn.masked(optfn.scale(2.0), is_matrix), SGD),
+        False,
+    ),
+    "a factor for some behind a rate": (
+        optfn.chain(SGD, optfn.masked(optfn.scale(0.5), is_matrix)),
+        False,
+    ),
+    "a direction for some before a factor": (
+        optfn.chain(optfn.masked(optfn.trace(0.9), is_matrix), optfn.scale(-0.1)),
+        False,
+    ),
+    "zeros beside a step": (
+        optfn.partition({"a": optfn.set_to_zero(), "b": optfn.adamw(0.1)}, "a"),
+        False,
+    ),
+    "zeros beside a direction": (
+        optfn.chain(
+            optfn.partition({"a": optfn.set_to_zero(), "b": optfn.scale_by_adam()}, "a"), SGD
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_mixed_is_refused(name):
+    tx, is_mixed = TABLE[name]
+    assert tx.updates_kind(DIRECTION).is_mixed == refused(tx) == is_mixed
+
+
+def test_the_part_to_blame_is_the_innermost():
+    with pytest.raises(ValueError, match=r"^masked\(\.\.\.\) alone is no optimizer"):
+        optfn.accumulate(optfn.freeze(optfn.chain(optfn.clip(1.0), MASKED), False), 2).init(PARAMS)
+    with pytest.raises(ValueError, match="cautious cannot tell whether from_optax turns"):
+        optfn.cautious(optfn.own_step(optfn.chain(SGD, MORE["from_optax"]).named("x")))
