@@ -232,11 +232,11 @@ def _run(
         given = {"value": old.value, "grad": old.grad, "value_fn": value_fn}
         given = {name: given[name] for name in declared}
         x, state = step(tx, old.grad, run.state, old.x, **given)
-        evaluations = [run.evaluations, *(found.evaluations for found in searches_in(state))]
+        evaluations = [run.evaluations, *(found.info.evaluations for found in searches_in(state))]
         found, failed_steps = _last_search(tx, state.slots, state.step), zero
         if found is not None:
             failed_steps = jnp.where(
-                found.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
+                found.info.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
             )
         if found is not None and found.grad is not None:
             point = _Point(x, found.value, found.grad, largest(found.grad))

@@ -14,8 +14,8 @@ from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
-from optfn.core.placement import like_param, on_devices_of
-from optfn.core.slots import scalar_slot, zeros_of
+from optfn.core.placement import like_param
+from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner, count_up
 from optfn.core.tree import PyTree, flatten_like
 
@@ -103,9 +103,9 @@ class accumulate(Transform):
         return Accumulation(
             sum=jax.tree.map(self._in_accumulator_dtype, zeros_of(summed)),
             weight=scalar_slot(0, params),
-            micro_step=on_devices_of(jnp.zeros((), jnp.int32), leaves),
-            skipped=on_devices_of(jnp.zeros((), jnp.int32), leaves),
-            has_updated=on_devices_of(jnp.zeros((), bool), leaves),
+            micro_step=zero_slot(jnp.int32, params),
+            skipped=zero_slot(jnp.int32, params),
+            has_updated=zero_slot(bool, params),
             inner=self.transform.init(params),
         )
 

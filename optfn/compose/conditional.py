@@ -9,8 +9,7 @@ from jax import lax
 
 from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.data import child, static
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import no_updates
+from optfn.core.slots import no_updates, zero_slot
 from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
@@ -54,7 +53,7 @@ class _Conditional(Transform):
         return declared
 
     def init_slots(self, params: PyTree) -> State:
-        step = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        step = zero_slot(jnp.int32, params)
         return State(step, self.transform.init_named(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

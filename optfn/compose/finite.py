@@ -12,7 +12,7 @@ from jax.core import Tracer
 from optfn.core.data import child
 from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
-from optfn.core.placement import on_devices_of
+from optfn.core.slots import zero_slot
 from optfn.core.transform import Context, State, Transform, advance_inner, count_up
 from optfn.core.tree import PyTree, location_of
 
@@ -56,12 +56,13 @@ class Skipping(Transform):
 
     def no_skips(self, params: PyTree) -> Skips:
         """The slots to start with."""
-
-        def zero(dtype):
-            return on_devices_of(jnp.zeros((), dtype), jax.tree.leaves(params))
-
-        counts, flags = (zero(jnp.int32), zero(jnp.int32)), (zero(bool), zero(bool))
-        return Skips(*counts, *flags, self.transform.init(params))
+        return Skips(
+            consecutive=zero_slot(jnp.int32, params),
+            total=zero_slot(jnp.int32, params),
+            skipped=zero_slot(bool, params),
+            gave_up=zero_slot(bool, params),
+            inner=self.transform.init(params),
+        )
 
     def attempt(
         self, grads: PyTree, skips: Skips, ctx: Context, fit: jax.Array, max_consecutive: Any

@@ -9,8 +9,7 @@ from jax import lax
 from optfn.compose.finite import Skipping, Skips
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import all_finite, tree_scale
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import scalar_slot
+from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.transform import Context, count_up
 from optfn.core.tree import PyTree, location_of
 
@@ -78,7 +77,7 @@ class loss_scale(Skipping):
 
     def init_slots(self, params: PyTree) -> LossScale:
         scale = scalar_slot(lax.stop_gradient(self.resolve(0).init_scale), params)
-        good_steps = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        good_steps = zero_slot(jnp.int32, params)
         return LossScale(scale, good_steps, self.no_skips(params))
 
     def measurements(self, slots: Any) -> dict[str, jax.Array]:

@@ -14,8 +14,7 @@ from optfn.core.data import child, static
 from optfn.core.hyperparameters import hyperparameters_at, tags
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import global_norm, ratio
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import scalar_slot
+from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (
@@ -109,9 +108,7 @@ class monitor(Transform):
         names += [*(NORMS if self.norms else ()), *(f"{name}.factor" for name in clips)]
         values = {name: scalar_slot(0, params) for name in names}
         for name in clips:
-            values[f"{name}.hits"] = on_devices_of(
-                jnp.zeros((), jnp.int32), jax.tree.leaves(params)
-            )
+            values[f"{name}.hits"] = zero_slot(jnp.int32, params)
         return Monitored(values, inner)
 
     def measurements(self, slots: Any) -> dict[str, jax.Array]:

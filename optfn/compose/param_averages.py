@@ -12,8 +12,7 @@ from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import ratio, whole
 from optfn.core.outputs import cast_like
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import copy_params_wide, scalar_slot
+from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot
 from optfn.core.transform import Context, Transform, count_up
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
@@ -45,7 +44,7 @@ class _ParamAverage(Transform):
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)
         average = copy_params_wide(view(params, floating(params)))
-        turns = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        turns = zero_slot(jnp.int32, params)
         return ParamAverage(average, scalar_slot(0, params), turns, inner)
 
     def updates_kind(self, incoming: Updates) -> Updates:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child
-from optfn.core.placement import on_devices_of
+from optfn.core.slots import zero_slot
 from optfn.core.transform import (
     Context,
     State,
@@ -34,7 +34,7 @@ class own_step(Transform):
     transform: Transform = child()
 
     def init_slots(self, params: PyTree) -> State:
-        step = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        step = zero_slot(jnp.int32, params)
         return State(step, self.transform.init_named(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

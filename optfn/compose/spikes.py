@@ -13,8 +13,7 @@ from optfn.core.dtypes import own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
 from optfn.core.numerics import all_finite, global_norm, sqrt
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import scalar_slot
+from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.transform import Context, ExtraKind, count_up
 from optfn.core.tree import PyTree
 
@@ -87,7 +86,7 @@ class skip_spikes(Skipping):
 
     def init_slots(self, params: PyTree) -> Spikes:
         mean, std, weight = (scalar_slot(0, params) for _ in range(3))
-        seen = on_devices_of(jnp.zeros((), jnp.int32), jax.tree.leaves(params))
+        seen = zero_slot(jnp.int32, params)
         return Spikes(Level(mean, std, weight, seen), self.no_skips(params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

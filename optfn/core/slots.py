@@ -16,6 +16,11 @@ def scalar_slot(value: Any, params: PyTree) -> jax.Array:
     return on_devices_of(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
 
 
+def zero_slot(dtype: Any, params: PyTree) -> jax.Array:
+    """A count or a flag of the state, 0 or False, on the devices of its params."""
+    return on_devices_of(jnp.zeros((), dtype), jax.tree.leaves(params))
+
+
 def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
     """Zeros like the params in their compute dtype, or in its real part's."""
 

@@ -267,6 +267,7 @@ def test_a_named_chain_is_its_stages(name):
 
 SGD, MASKED = optfn.sgd(0.1), optfn.masked(optfn.sgd(0.1), is_matrix)
 TABLE = {
+    "a factor for some": (optfn.masked(optfn.scale(2.0), is_matrix), True),
     "a step for some before a rate": (optfn.chain(MASKED, SGD), True),
     "a step for some before a factor": (optfn.chain(MASKED, optfn.scale(1.0)), True),
     "a step beside a direction": (

@@ -42,7 +42,7 @@ def searched(tx, f, params, steps):
             value, grad = value_and_grad(params, state=state)
             given = {"value": value, "grad": grad, "value_fn": f}
             params, state = optfn.step(tx, grad, state, params, **given)
-            return (params, state), found(state).failed
+            return (params, state), found(state).info.failed
 
         (end, state), failed = jax.lax.scan(step, (params, tx.init(params)), length=steps)
         return end, state, failed.any()
@@ -193,10 +193,10 @@ def test_accepted_steps_satisfy_their_conditions(frequencies, start, direction, 
         found = searches_from(frequencies, start, direction * 10.0**size)
         value, grad, ends = jax.tree.map(np.asarray, found)
     for i, (step, end, value_there, grad_there) in enumerate(ends):
-        assert end.evaluations.value <= 21
+        assert end.info.evaluations.value <= 21
         np.testing.assert_allclose(end.value, value_there, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(end.grad, grad_there, rtol=1e-9, atol=1e-12)
-        if end.failed:
+        if end.info.failed:
             assert value_there <= value + 1e-6 * abs(value)
             continue
         slope, slope_there = grad @ step, grad_there @ step
@@ -217,7 +217,7 @@ def test_what_is_not_finite_is_too_far(search):
     params = jnp.asarray([3.0, 4.0])
     search = optfn.replace(search, **{next(iter(dict(search.fields("number")))): 50})
     updates, state = once(search, jnp.asarray([-1000.0, 0.0]), params, barrier)
-    assert not found(state).failed
+    assert not found(state).info.failed
     assert barrier(params + updates) < barrier(params)
 
 
@@ -226,7 +226,7 @@ def test_uphill_it_goes_along_the_negative_gradient(search):
     params = jnp.asarray([1.0, 0.2])
     grad = jax.grad(tree_loss)(params)
     updates, state = once(search, 5 * grad, params, tree_loss)
-    assert not found(state).failed
+    assert not found(state).info.failed
     np.testing.assert_allclose(updates / updates[0], grad / grad[0], rtol=1e-6)
     assert tree_loss(params + updates) < tree_loss(params)
 
@@ -237,7 +237,7 @@ def test_a_zero_direction_is_no_step(search):
     params = jnp.asarray([1.0, 0.2])
     updates, state = once(search, jnp.zeros(2), params, tree_loss)
     assert not updates.any()
-    assert found(state).evaluations == (0, 0)
+    assert found(state).info.evaluations == (0, 0)
     np.testing.assert_array_equal(found(state).value, tree_loss(params))
 
 
@@ -247,10 +247,10 @@ def test_a_search_that_finds_nothing_says_so_and_stays(search):
     params = jnp.asarray([1.0, 2.0])
     updates, state = once(search, params, params, jnp.sum, grad=-jnp.ones(2))
     end = found(state)
-    assert end.failed
+    assert end.info.failed
     assert end.learning_rate == 0
     assert end.value == 3
-    assert end.evaluations.value == (20 if search is ZOOM else 21)
+    assert end.info.evaluations.value == (20 if search is ZOOM else 21)
     assert not updates.any()
     np.testing.assert_array_equal(end.grad, -jnp.ones(2))
 
@@ -292,13 +292,13 @@ def test_a_value_may_be_higher_for_rounding_s_sake(tolerance, good):
 
     search = optfn.scale_by_zoom_linesearch(5, approx_dec_rtol=tolerance)
     _, state = once(search, -params, params, f)
-    assert found(state).failed != good
+    assert found(state).info.failed != good
 
 
 def test_the_largest_rate_is_accepted_where_the_function_still_falls():
     search = optfn.scale_by_zoom_linesearch(20, max_learning_rate=3.0)
     updates, state = once(search, -jnp.ones(2), jnp.ones(2), jnp.sum)
-    assert not found(state).failed
+    assert not found(state).info.failed
     np.testing.assert_allclose(updates, -3.0)
 
 
@@ -313,7 +313,7 @@ def test_searches_take_the_numbers_of_evaluations_that_they_count():
             lambda s, search=search, given=given: search.update(-grad, s, params, **given)
         )(search.init(params))
         jax.effects_barrier()
-        assert found(state).evaluations == Evaluations(calls["value"], calls["grad"])
+        assert found(state).info.evaluations == Evaluations(calls["value"], calls["grad"])
         assert calls["value"] > 2
         kept = {ZOOM: calls["value"], BACKTRACKING: 1}.get(search, 0)
         assert calls["grad"] == kept

@@ -13,6 +13,7 @@ from optfn.optimizers.quasi_newton.search import (
     Evaluations,
     Line,
     LineSearch,
+    LineSearchInfo,
     LineSearchState,
     uphill,
 )
@@ -44,8 +45,8 @@ class scale_by_backtracking_linesearch(LineSearch):
 
     `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
     latter uphill as the gradients are, and `value_fn`, a function of the params. Where the
-    condition was not met, `failed` is True in the state and the last rate is taken if it lowers the
-    function, else 0; the next search then begins at `max_learning_rate`.
+    condition was not met, `info.failed` is True in the state and the last rate is taken if it
+    lowers the function, else 0; the next search then begins at `max_learning_rate`.
 
     Args:
         max_backtracking_steps: how often a rate is shortened at the most, a number or a schedule.
@@ -117,6 +118,5 @@ class scale_by_backtracking_linesearch(LineSearch):
         start = start._replace(accepted=~(line.slope < 0))
         end = lax.while_loop(should_continue, tried, start)
         failed = ~end.accepted | (end.trials == 0)
-        return LineSearchState(
-            end.tried, end.value, end.grad, Evaluations(end.trials, end.grads), failed
-        )
+        info = LineSearchInfo(Evaluations(end.trials, end.grads), failed)
+        return LineSearchState(end.tried, end.value, end.grad, info)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import dot, tree_scale, tree_sum
 from optfn.core.outputs import cast_like
-from optfn.core.placement import on_devices_of
-from optfn.core.slots import scalar_slot, zeros_of
+from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
@@ -24,6 +23,18 @@ class Evaluations(NamedTuple):
     grad: jax.Array
 
 
+class LineSearchInfo(NamedTuple):
+    """What became of a line search; the next one does not need it.
+
+    Attributes:
+        evaluations: what the search needed.
+        failed: whether its conditions do not hold at the new params.
+    """
+
+    evaluations: Evaluations
+    failed: jax.Array
+
+
 class LineSearchState(NamedTuple):
     """Where a line search ended, which is where the next update begins.
 
@@ -31,15 +42,13 @@ class LineSearchState(NamedTuple):
         learning_rate: what the direction was multiplied by; 0 where no step was good.
         value: of the function at the new params; infinite before the first update.
         grad: uphill there, in the compute dtype; None where it is not kept.
-        evaluations: what the last search needed.
-        failed: whether the conditions of the search do not hold at the new params.
+        info: of the last search.
     """
 
     learning_rate: jax.Array
     value: jax.Array
     grad: PyTree
-    evaluations: Evaluations
-    failed: jax.Array
+    info: LineSearchInfo
 
 
 class Line(NamedTuple):
@@ -91,14 +100,12 @@ class LineSearch(Transform):
         raise NotImplementedError
 
     def init_slots(self, params: PyTree) -> LineSearchState:
-        leaves = jax.tree.leaves(params)
-        never = [on_devices_of(jnp.zeros((), jnp.int32), leaves) for _ in Evaluations._fields]
+        never = Evaluations(*(zero_slot(jnp.int32, params) for _ in Evaluations._fields))
         return LineSearchState(
             learning_rate=scalar_slot(1, params),
             value=scalar_slot(jnp.inf, params),
             grad=zeros_of(params) if self.keeps_grad else None,
-            evaluations=Evaluations(*never),
-            failed=on_devices_of(jnp.zeros((), bool), leaves),
+            info=LineSearchInfo(never, zero_slot(bool, params)),
         )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

@@ -13,6 +13,7 @@ from optfn.optimizers.quasi_newton.search import (
     Evaluations,
     Line,
     LineSearch,
+    LineSearchInfo,
     LineSearchState,
     value_and_grad,
 )
@@ -68,8 +69,8 @@ class scale_by_zoom_linesearch(LineSearch):
     `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
     latter uphill as the gradients are, and `value_fn`, a function of the params. The state keeps
     value and gradient at the new params, for `value_and_grad_from_state`. Each rate that is tried
-    costs one value and one gradient. Where the conditions were not met, `failed` is True in the
-    state and the best rate that was seen is taken, or 0 if none was any good.
+    costs one value and one gradient. Where the conditions were not met, `info.failed` is True in
+    the state and the best rate that was seen is taken, or 0 if none was any good.
 
     Args:
         max_linesearch_steps: the most rates to try, a number or a schedule.
@@ -131,10 +132,9 @@ class scale_by_zoom_linesearch(LineSearch):
 
         end = lax.while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
-        evaluations = Evaluations(end.trials, end.trials)
-        return LineSearchState(
-            rate, value, end.grad, evaluations, ~end.accepted | (end.trials == 0)
-        )
+        failed = ~end.accepted | (end.trials == 0)
+        info = LineSearchInfo(Evaluations(end.trials, end.trials), failed)
+        return LineSearchState(rate, value, end.grad, info)
 
     def _narrowed(self, line: Line, most: jax.Array, old: Interval) -> Interval:
         """The interval after one more rate."""
