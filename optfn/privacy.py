@@ -14,7 +14,7 @@ import numpy as np
 from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.numerics import norms_along
-from optfn.core.randomness import leaf_keys
+from optfn.core.randomness import is_key, leaf_keys
 from optfn.core.tree import PyTree, leaf_paths, location
 
 
@@ -245,7 +245,6 @@ def _scalar(value: Any, name: str, *, above_zero: bool = False) -> jax.Array:
 def _checked_key(key: Any) -> jax.Array:
     """The key, if it is one random key, typed or raw."""
     dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if (typed and shape == ()) or (dtype == jnp.uint32 and len(shape) == 1):
+    if (is_key(key) and shape == ()) or (dtype == jnp.uint32 and len(shape) == 1):
         return key
     raise TypeError(f"key must be one key of jax.random, found {key!r}.")

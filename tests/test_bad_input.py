@@ -17,7 +17,6 @@ from optfn import schedules
 PARAMS = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(4)}, "s": jnp.ones(())}
 GRADS = jax.tree.map(lambda p: 0.1 * p, PARAMS)
 ADAM = optfn.adam(0.1)
-NEWTON = optfn.chain(newton(), optfn.negate())
 STATE = ADAM.init(PARAMS)
 
 
@@ -168,7 +167,7 @@ OTHER_TREES = {
     ),
     "an extra tree in a partition": (
         lambda: update(
-            optfn.partition({"x": NEWTON, "y": ADAM}, {"layer": "x", "s": "y"}),
+            optfn.partition({"x": newton(), "y": ADAM}, {"layer": "x", "s": "y"}),
             curvature=without(GRADS, "s"),
             damping=1.0,
         ),

@@ -13,7 +13,7 @@ from optfn.core.holes import merge, view
 from optfn.core.slots import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
-from optfn.core.updates_kind import Updates
+from optfn.core.updates_kind import Updates, either
 from optfn.core.wrapper import Wrapper
 
 
@@ -75,6 +75,9 @@ class partition(Transform):
                 new[label] = kept
             result = merge(own, result, mine)
         return result, new
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return either(tx.updates_kind(incoming) for tx in self.transforms.values())
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return (slots or {}).get(label, {}), step

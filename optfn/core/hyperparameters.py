@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
+from optfn.core.randomness import is_key
 from optfn.core.transform import State, Transform, check_state_type, check_transform_type
 from optfn.core.walk import replace_stages
 
@@ -125,7 +126,20 @@ def stack(optimizers: Sequence[T]) -> T:
                 f"stack(...): optimizer {i} is built of other parts than optimizer 0: "
                 f"{other} against {optimizers[0]}."
             )
-    return jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x, float) for x in xs]), *optimizers)
+
+    def stacked(*values: Any) -> jax.Array:
+        many = stack_values(*values)
+        return many if is_key(many) else jnp.asarray(many, float)
+
+    return jax.tree.map(stacked, *optimizers)
+
+
+def stack_values(*values: Any) -> Any:
+    """The values of one number as one array, on the host unless some are traced or random keys."""
+    if is_key(values[0]) or any(map(_is_traced, values)):
+        return jnp.stack(values)
+    dtype = getattr(values[0], "dtype", jnp.result_type(float))
+    return np.stack([np.asarray(x, dtype) for x in values])
 
 
 def unstack(tx: T) -> list[T]:

@@ -1,7 +1,7 @@
 """Which way updates point, as an algebra: what each transform makes of what comes in."""
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import or_
 from typing import Protocol
@@ -41,6 +41,18 @@ class Updates(enum.Flag):
     def kept(self) -> "Updates":
         """After an average is taken of the params that the step leads to."""
         return self | Updates.LAST if self.is_mixed else Updates.LAST
+
+
+def either(kinds: Iterable[Updates]) -> Updates:
+    """Of groups that each answer for their own leaves: unknown where directions stand beside steps.
+
+    What is mixed inside a group remains mixed.
+    """
+    kinds = list(kinds)
+    joined = reduce(or_, kinds, Updates.NOTHING)
+    if not joined.is_mixed or any(kind.is_mixed for kind in kinds):
+        return joined
+    return (joined & ~Updates.DIRECTION) | Updates.UNKNOWN
 
 
 TURNED = {

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from optfn.core.hyperparameters import stack_values
 from optfn.core.randomness import is_key
 from optfn.core.transform import Transform
 
@@ -42,14 +43,6 @@ def stack_candidates(candidates: Sequence[Candidate], repeats: int = 1) -> Candi
         return repeat(stacked, repeats, axis=0)
 
     return jax.tree.map(stack, *candidates)
-
-
-def stack_values(*values: ArrayLike) -> jax.Array | np.ndarray:
-    """One array `[values, ...]` of values `[...]`: on the host, except random keys."""
-    if is_key(values[0]):
-        return jnp.stack(values)
-    dtype = getattr(values[0], "dtype", jnp.result_type(float))
-    return np.stack([np.asarray(x, dtype) for x in values])
 
 
 def structure_key(candidate: Candidate) -> Any:

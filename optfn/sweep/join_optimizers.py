@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child, numbers
+from optfn.core.hyperparameters import stack_values
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.candidate import stack_values
 
 History = Sequence[tuple[int, Mapping[str, Any]]]
 

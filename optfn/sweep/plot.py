@@ -13,6 +13,7 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.plan import ceil_div
 from optfn.sweep.policies.pbt import lineage as ancestry
 from optfn.sweep.result import Result
 from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
@@ -352,7 +353,8 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
     """
     if not len(result.copied_from):
         raise ValueError(
-            "lineage(result) draws who copied whom, but nobody did: it needs pbt(...)."
+            "lineage(result) draws who copied whom, but nobody did: it needs pbt(...) or another "
+            "policy of a population."
         )
     from matplotlib.cm import ScalarMappable
 
@@ -361,7 +363,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
     values = [_positions(distribution, [p[name] for _, p in past]) for past in result.own_history]
     shades = ScalarMappable(_norm(np.concatenate(values)), "viridis")
     rows = np.argsort(result.order())
-    rounds = _rounds(result)
+    rounds = result.rungs[: len(result.copied_from)]  # all members stand at each
     best = int(result.order()[0])
     family = ancestry(result.copied_from, rounds, best)
     ends = [start for start, _ in family[1:]] + [int(result.steps[best])]
@@ -575,7 +577,7 @@ def _color_bar(drawn: Any, values: np.ndarray, ax: Any, name: str) -> Any:
 def _round_logs(low: float, high: float) -> list[float]:
     """Powers of ten between two numbers, with 2 and 5 times them if there are few."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    every = -(-len(powers) // 8)
+    every = ceil_div(len(powers), 8)
     tens = [10.0**k for k in powers if k % every == 0]
     fine = [float(f"{m}e{k}") for k in powers for m in (1, 2, 5)]
     low, high = low * (1 - 1e-5), high * (1 + 1e-5)  # bounds are rounded to float32
@@ -605,18 +607,6 @@ def _word(value: Any) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _rounds(result: Result) -> list[int]:
-    """The steps of the rounds, from the own history of a member that copied in each."""
-    copied = [iter(past[1:]) for past in result.own_history]
-    rounds = []
-    for sources in result.copied_from:
-        steps = [
-            next(copied[member])[0] for member in np.flatnonzero(sources != np.arange(len(sources)))
-        ]
-        rounds.append(steps[0] if steps else (rounds[-1] if rounds else 0))
-    return rounds
 
 
 def _reading(tx: Transform, params: PyTree, *, name: str, steps: int) -> jax.Array:

@@ -67,6 +67,7 @@ class Result:
             the trial's end.
         ages: int `[segments]`, the ages of the curves, in steps.
         kept: the params of the best trials, by trial number.
+        rungs: the ages at which the policy judged.
         copied_from: int `[rounds, trials]`, the source of each population member in each round.
         hyperparameter_history: for each trial, pairs of a step and the point that trained its
             params from that step on. There are several only in a population, where a copy takes
@@ -88,6 +89,7 @@ class Result:
     curves: dict[str, np.ndarray] = field(repr=False)
     ages: np.ndarray = field(repr=False)
     kept: dict[int, PyTree] = field(repr=False)
+    rungs: tuple[int, ...] = field(repr=False)
     copied_from: np.ndarray = field(repr=False)
     hyperparameter_history: Sequence[History] = field(repr=False)
     own_history: Sequence[History] = field(repr=False)
@@ -117,6 +119,7 @@ class Result:
             curves={name: np.array([[x[name] for x in c] for c in curves]) for name in names},
             ages=np.array([plan.age(i + 1) for i in range(count)], int),
             kept={trial.number: trial.params for trial in scheduler.kept},
+            rungs=scheduler.scores.ages[:-1],
             copied_from=np.array(scheduler.copied_from, int).reshape(-1, len(trials)),
             hyperparameter_history=[trial.history for trial in trials],
             own_history=[trial.own_history for trial in trials],

@@ -420,9 +420,35 @@ def test_lineage_outlines_the_line_of_the_best(population, ax):
     assert len(black) == len(family) - 1
 
 
+def test_lineage_of_a_population_that_moves_by_itself(ax):
+    """A copy of oneself is a new point without an arrow; a round without copies is a round."""
+    result = run(SPACE, trials=8, policy=moving(every=6))
+    plot.lineage(result, "rate", ax)
+    arrows = [note for note in ax.texts if note.arrow_patch]
+    assert [note.xy[0] for note in arrows] == [12] and len(result.copied_from) == 4
+    starts = {line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2}
+    assert starts == {0, 6, 12}
+
+
 def test_lineage_refuses_what_is_no_population(searched, ax):
     with pytest.raises(ValueError, match=r"it needs pbt"):
         plot.lineage(searched, "rate", ax)
+
+
+class moving(sweep.pbt):
+    """Everyone moves at the first rung, one copies another at the second, nobody does later."""
+
+    def start(self, plan, trials):
+        return self
+
+    def judge(self, scores, standing):
+        verdicts = {
+            0: lambda trial: sweep.Copy(trial, factor={"rate": 0.9}),
+            1: lambda trial: sweep.Copy(0) if trial == 7 else sweep.Verdict.CONTINUE,
+        }
+        return [
+            verdicts.get(rung, lambda _: sweep.Verdict.CONTINUE)(trial) for trial, rung in standing
+        ]
 
 
 # all of them
