@@ -1,9 +1,9 @@
 """Schedules: functions of the step count that are pytrees.
 
-Every argument is a number and a leaf, counts of steps too: it may be traced, swept by `vmap`,
+Every argument is a number and a leaf, step counts included: it may be traced, swept by `vmap`,
 differentiated and replaced without recompilation. Step 0 is the first update; past its end a
-schedule keeps its last value; a transition over zero steps is over at once. (A decay per zero
-`transition_steps` counts as one per step.)
+schedule keeps its last value; a transition over zero steps ends at once. (A decay with zero
+`transition_steps` applies at every step.)
 
     warmup_cosine(peak_value=3e-4, warmup_steps=100, total_steps=1000)(step)
 """
@@ -22,7 +22,7 @@ from optfn.core.schedule import custom as custom
 class constant(Schedule):
     """The same value at every step.
 
-    A plain number does as well, unless a schedule may take its place later.
+    A plain number does as well, unless a schedule may replace it later.
 
     Args:
         value: the value.
@@ -76,14 +76,14 @@ class polynomial(Schedule):
 class exponential(Schedule):
     """Multiplication by a rate: init_value * decay_rate^(step / transition_steps).
 
-    By epoch it is the lecture's 0.95^epoch * a0; with `staircase` the discrete staircase, as in
-    `exponential(a0, 0.5, transition_steps=1000, staircase=True)`, which halves every 1000 steps.
+    By epoch it is the 0.95^epoch * a0 of Ng's lectures; with `staircase` their discrete staircase:
+    `exponential(a0, 0.5, transition_steps=1000, staircase=True)` halves every 1000 steps.
 
     Args:
         init_value: the value at step 0.
         decay_rate: the factor for every `transition_steps` steps.
-        transition_steps: the steps that one factor takes.
-        staircase: apply the factor at once when its steps are over.
+        transition_steps: the number of steps per factor.
+        staircase: apply each factor at once, at the end of its steps.
     """
 
     init_value: Any
@@ -100,8 +100,8 @@ class linear_half_life(Schedule):
 
         b^h = 1/2        h from that of init_value to that of end_value
 
-    For the decay of a long average, such as b3 of `ademamix`, which the authors let grow in this
-    way from b1: along a straight line of b itself nearly all of the growth comes at the end.
+    For the decay of a long average, such as b3 of `ademamix`, which the authors let grow from b1 in
+    this way: along a straight line of b itself nearly all growth comes at the end.
 
     Args:
         init_value: the decay at step 0, above 0 and below 1.
@@ -125,13 +125,13 @@ class linear_half_life(Schedule):
 class inverse_time(Schedule):
     """Hyperbolic decay: init_value / (1 + decay_rate * step / transition_steps).
 
-    By epoch it is the lecture's a0 / (1 + decay_rate * epoch); see `per_epoch`.
+    By epoch it is the a0 / (1 + decay_rate * epoch) of Ng's lectures; see `per_epoch`.
 
     Args:
         init_value: the value at step 0.
-        decay_rate: how much the divisor grows every `transition_steps` steps.
-        transition_steps: the steps that one such growth takes.
-        staircase: let the divisor grow at once when these steps are over.
+        decay_rate: the growth of the divisor every `transition_steps` steps.
+        transition_steps: the number of steps per growth.
+        staircase: let the divisor grow at once, at the end of these steps.
     """
 
     init_value: Any
@@ -144,7 +144,7 @@ class inverse_time(Schedule):
 
 
 class inverse_sqrt(Schedule):
-    """The lecture's k / sqrt(t) * a0, with t = step + 1: 1 at the first update.
+    """The k / sqrt(t) * a0 of Ng's lectures, with t = step + 1, which is 1 at the first update.
 
     Args:
         init_value: a0.
@@ -158,13 +158,8 @@ class inverse_sqrt(Schedule):
         return self.k * self.init_value / jnp.sqrt(step + 1)
 
 
-class piecewise_constant(Schedule):
-    """One value up to each boundary: `values[i]` from step `boundaries[i - 1]` on.
-
-    Args:
-        values: n + 1 values.
-        boundaries: n steps, ascending.
-    """
+class _Piecewise(Schedule):
+    """What the piecewise schedules share: n + 1 values with n boundaries between them."""
 
     values: Sequence[Any] = numbers()
     boundaries: Sequence[Any] = numbers()
@@ -172,6 +167,15 @@ class piecewise_constant(Schedule):
     def __post_init__(self):
         super().__post_init__()
         _check_lengths(self, self.values, "values", self.boundaries)
+
+
+class piecewise_constant(_Piecewise):
+    """One value up to each boundary: `values[i]` from step `boundaries[i - 1]` on.
+
+    Args:
+        values: n + 1 values.
+        boundaries: n steps, ascending.
+    """
 
     def at(self, step):
         result = jnp.broadcast_to(self.values[0], step.shape)
@@ -180,20 +184,13 @@ class piecewise_constant(Schedule):
         return result
 
 
-class piecewise_linear(Schedule):
+class piecewise_linear(_Piecewise):
     """Straight lines through points: `values[0]` at step 0, `values[i]` at `boundaries[i - 1]`.
 
     Args:
         values: n + 1 values.
         boundaries: n steps, ascending.
     """
-
-    values: Sequence[Any] = numbers()
-    boundaries: Sequence[Any] = numbers()
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_lengths(self, self.values, "values", self.boundaries)
 
     def at(self, step):
         result = jnp.broadcast_to(self.values[0], step.shape)
@@ -212,8 +209,8 @@ class cosine(Schedule):
 
     Args:
         init_value: the value at step 0.
-        total_steps: the step from which on it is `end_value`.
-        end_value: the last value. (optax has its share of init_value instead, `alpha`.)
+        total_steps: the step from which the value is `end_value`.
+        end_value: the last value. (optax takes its share of init_value, `alpha`.)
 
     Source: Loshchilov and Hutter 2017.
     """
@@ -227,7 +224,7 @@ class cosine(Schedule):
 
 
 class cosine_restarts(Schedule):
-    """Cosine decay that starts again and again: SGDR, warm restarts.
+    """Cosine decay with warm restarts: SGDR.
 
     Cycle n takes transition_steps * steps_factor^n steps, its start rounded to a whole step, and
     falls from init_value * value_factor^n to end_value.
@@ -236,8 +233,8 @@ class cosine_restarts(Schedule):
         init_value: the value at step 0.
         transition_steps: the length of the first cycle.
         end_value: the value each cycle falls towards.
-        steps_factor: each cycle is this much longer than the last; at least 1.
-        value_factor: each cycle starts this much higher than the last.
+        steps_factor: the length of a cycle over that of the last; at least 1.
+        value_factor: the first value of a cycle over that of the last.
 
     Source: Loshchilov and Hutter 2017.
     """
@@ -257,7 +254,7 @@ class cosine_restarts(Schedule):
             geometric = period * (safe**n - 1) / (safe - 1)
             return jnp.floor(jnp.where(grows, geometric, period * n) + 0.5)
 
-        # The cycle from the closed form is off by one at most, where rounding tips it.
+        # By rounding, the cycle from the closed form may be off by one.
         n = jnp.where(grows, jnp.log1p(step * (safe - 1) / period) / jnp.log(safe), step / period)
         n = jnp.floor(jax.lax.stop_gradient(n))
         n = jnp.where(step < start(n), n - 1, n)
@@ -269,15 +266,15 @@ class cosine_restarts(Schedule):
 class one_cycle(Schedule):
     """Up to a peak and down again, far below the start: super-convergence.
 
-    With `anneal="cosine"` two phases: up to the peak at `pct_start` of the steps, then down to the
-    end. With `anneal="linear"` three: up, down to the start value again at `pct_final`, then on to
-    the end. The start is peak_value / div_factor and the end is start / final_div_factor.
+    With `anneal="cosine"` it has two phases: up to the peak at `pct_start` of the steps, then down
+    to the end. With `anneal="linear"` it has three: up, down to the start value at `pct_final`,
+    then down to the end. The start is peak_value / div_factor, the end start / final_div_factor.
 
     Args:
         peak_value: the highest value.
         total_steps: the step at which the end is reached.
-        pct_start: the share of the steps that leads up, rounded down to a whole step.
-        pct_final: for linear: the share at which the start value is reached again.
+        pct_start: the share of the steps before the peak, rounded down to a whole step.
+        pct_final: for linear: the share before the start value is reached again.
         div_factor: peak over start.
         final_div_factor: start over end.
         anneal: "cosine" or "linear".
@@ -313,7 +310,7 @@ class warmup_cosine(Schedule):
     Args:
         peak_value: the value at step `warmup_steps`.
         warmup_steps: the length of the line.
-        total_steps: the step from which on it is `end_value`, warm-up included.
+        total_steps: the step from which the value is `end_value`, warm-up included.
         init_value: the value at step 0.
         end_value: the last value.
     """
@@ -334,7 +331,7 @@ class warmup_linear(Schedule):
     Args:
         peak_value: the value at step `warmup_steps`.
         warmup_steps: the length of the first line.
-        total_steps: the step from which on it is `end_value`, warm-up included.
+        total_steps: the step from which the value is `end_value`, warm-up included.
         init_value: the value at step 0.
         end_value: the last value.
     """
@@ -355,7 +352,7 @@ class warmup_linear(Schedule):
 class wsd(Schedule):
     """Warmup, stable, decay: the rate stays at its peak until the last stretch.
 
-    A run can be prolonged, or branched off from, at any point of the stable part.
+    A run can be extended or branched at any point of the stable part.
 
     Args:
         peak_value: the value of the stable part.
@@ -364,8 +361,8 @@ class wsd(Schedule):
         total_steps: the step at which the tail ends, warm-up included.
         init_value: the value at step 0.
         end_value: the last value.
-        tail: the shape of the tail, with x its share that is over: "linear" 1 - x, "cosine", or
-            "sqrt" 1 - sqrt(x).
+        tail: the shape of the tail after a share x of it: "linear" 1 - x, "cosine", or "sqrt"
+            1 - sqrt(x).
 
     Source: Hu et al. 2024 (MiniCPM); the square root: Haegele et al. 2024.
     """
@@ -392,10 +389,10 @@ class wsd(Schedule):
 class ema_warmup(Schedule):
     """The decay of a young average: min(end_value, (1 + step) / (offset + step)).
 
-    For `ema_of_params`, so that it soon forgets its first and worst params.
+    It makes `ema_of_params` forget the first and worst params soon.
 
     Args:
-        end_value: the decay to arrive at.
+        end_value: the final decay.
         offset: above 1; a larger one forgets faster.
 
     Source: TensorFlow's ExponentialMovingAverage, whose offset is 10.
@@ -412,13 +409,13 @@ class ema_power_law(Schedule):
     """The decay of an average that remembers a share of the run: (1 - 1 / t)^(gamma + 1).
 
     With t = step + 1. For `ema_of_params`: the s-th params in the average weigh about s^gamma, and
-    no time has to be chosen. In float32 what is let in, 1 - decay, about (gamma + 1) / t, is a
-    multiple of 6e-8; with a gamma of 6.94 it is right to a percent up to 2 million params. In
-    longer runs take one of many, with `every`.
+    no time constant has to be chosen. In float32 the weight of new params, 1 - decay, about
+    (gamma + 1) / t, is a multiple of 6e-8; with a gamma of 6.94 it is right to a percent for up to
+    2 million params. In longer runs average one of many, with `every`.
 
     Args:
         gamma: the power; 6.94 is a memory of a tenth of the run (its standard deviation), 16.97
-            of a twentieth, and 0 the mean of all.
+            of a twentieth, and 0 the mean of all params.
 
     Source: Karras et al. 2024 (EDM2).
     """
@@ -426,14 +423,14 @@ class ema_power_law(Schedule):
     gamma: Any
 
     def at(self, step):
-        # Near 1 a power of step / (step + 1) would be that of its rounding.
+        # A power of step / (step + 1), near 1, would be dominated by the rounding of its base.
         later = jnp.where(step > 0, step, 1)
         decay = jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / later))
         return jnp.where(step > 0, decay, 0)
 
 
 class join(Schedule):
-    """One schedule after the other, each counting from the boundary where it begins.
+    """One schedule after the other, each counting from the boundary where it starts.
 
     Args:
         schedules: n + 1 schedules, or functions of the step.
@@ -451,18 +448,18 @@ class join(Schedule):
         starts, ends = (0, *self.boundaries), (*self.boundaries, jnp.inf)
         result = 0.0
         for schedule, start, end in zip(self.schedules, starts, ends, strict=True):
-            # Each part sees its own range only: beyond, it may overflow, and so its derivative.
+            # Each part sees its own range only: beyond, it and its derivative may overflow.
             part = schedule(jnp.clip(step, start, end) - start)
             result = jnp.where(step >= start, part, result)
         return result
 
 
 class per_epoch(Schedule):
-    """Any schedule, evaluated on the number of the epoch: the rate stays put during one.
+    """Any schedule of the epoch number: the value is constant within an epoch.
 
-    The first epoch, one pass over the data, has number 0. The lecture counts from 1 where it
-    writes a0 / (1 + decay_rate * epoch) and 0.95^epoch * a0: give `first_epoch=1` for its tables.
-    (`inverse_sqrt` adds 1 by itself.)
+    The first epoch, one pass over the data, has number 0. Ng's lectures count from 1 in
+    a0 / (1 + decay_rate * epoch) and 0.95^epoch * a0: set `first_epoch=1` for their tables.
+    (`inverse_sqrt` adds 1 already.)
 
     Args:
         schedule: a schedule of the epoch number.
@@ -485,7 +482,7 @@ def _mix(a, b, share):
 
 
 def _progress(step, steps):
-    """The share of `steps` that is over, from 0 to 1; of no steps at all, all of it."""
+    """The share of `steps` that has passed, from 0 to 1; for zero steps 1 from step 0 on."""
     share = jnp.clip(step / jnp.where(steps > 0, steps, 1), 0, 1)
     return jnp.where(steps > 0, share, jnp.where(step >= 0, 1.0, 0.0))
 
@@ -508,7 +505,7 @@ def _power(base, exponent):
 
 
 def _whole(step, unit):
-    """How many whole units are over, exactly: a compiler may divide by a rounded reciprocal."""
+    """floor(step / unit), exact even if the compiler divides by a rounded reciprocal."""
     n = jnp.floor(step / unit)
     n = jnp.where(step < n * unit, n - 1, n)
     return jnp.where(step >= (n + 1) * unit, n + 1, n)

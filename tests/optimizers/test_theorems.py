@@ -800,7 +800,7 @@ def test_adam_mini_takes_a_tree_of_axes(params):
 
 def test_adam_mini_refuses_axes_that_are_none():
     tx = optfn.adam_mini(RATE, block_axes=lambda path, leaf: (1,))
-    with pytest.raises(ValueError, match=r"must be axes of an array of 1, found 1") as error:
+    with pytest.raises(ValueError, match=r"must be axes of an array of ndim 1, found 1") as error:
         tx.init({"bias": jnp.ones(3)})
     assert "at 'bias'" in str(error.value.__notes__)
 

@@ -1,4 +1,4 @@
-"""COCOB: optimization as betting on a coin, per entry and without a rate."""
+"""COCOB: optimization as coin betting, per entry and without a learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class Bets(NamedTuple):
-    """The params at the start, and of the gradients the largest, both sums, and what was won."""
+    """The initial params, the largest |g|, the sums of |g| and of -g, and the reward."""
 
     start: PyTree
     scale: PyTree
@@ -33,7 +33,7 @@ class scale_by_cocob(Leafwise):
 
     Args:
         alpha: how cautious the first bets are, a number or a schedule.
-        eps: the L to start with.
+        eps: the initial L.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -60,7 +60,7 @@ class scale_by_cocob(Leafwise):
         wealth = slots.cumulative_gradients - g
         reward = jnp.maximum(slots.reward - (g.conj() * (param - slots.start)).real, 0)
         bet = jnp.maximum(summed + largest, self.alpha * largest)
-        # Not the new param less the old one, in whose difference small steps are lost.
+        # Not the new param minus the old one: that difference loses small steps.
         u = (slots.start - param) + wealth / bet * ((largest + reward) / largest)
         return u, Bets(slots.start, largest, summed, wealth, reward)
 
@@ -75,16 +75,16 @@ def cocob(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> chain:
-    """COCOB: every entry bets on the sign of its next gradient, with what it has won so far.
+    """COCOB: every entry bets its winnings so far on the sign of its next gradient.
 
-    Without a rate to set. The params stay tied to where they started. The rule is `scale_by_cocob`
-    of learning_rate * (g + weight_decay * p).
+    It has no rate to tune. The params stay tied to their initial values. The rule is
+    `scale_by_cocob` applied to learning_rate * (g + weight_decay * p).
 
     Args:
-        learning_rate: a factor on the gradients, which hardly matters.
+        learning_rate: a factor on the gradients; it hardly matters.
         alpha: how cautious the first bets are.
-        eps: the least that the largest gradient counts as.
-        weight_decay: of an L2 penalty, a number or a schedule.
+        eps: the initial value of the largest gradient.
+        weight_decay: the weight of an L2 penalty, a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Orabona and Tommasi 2017.

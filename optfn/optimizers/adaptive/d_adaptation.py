@@ -1,4 +1,4 @@
-"""Adam that estimates how far the solution is as it goes: Prodigy and D-Adaptation."""
+"""Adam that estimates the distance to the solution on the way: Prodigy and D-Adaptation."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from optfn.core.updates_kind import Updates
 
 
 class Estimate(NamedTuple):
-    """Adam's moments and a sum of the gradients, weighed by the distance; and how it was found."""
+    """Adam's moments, a weighted sum of the gradients, the distance and its numerator."""
 
     mu: PyTree
     nu: PyTree
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class ProdigyEstimate(NamedTuple):
-    """`Estimate`, and the params at the start."""
+    """`Estimate` with the initial params."""
 
     mu: PyTree
     nu: PyTree
@@ -49,12 +49,12 @@ def _zero_estimate(params: PyTree, distance: Any) -> Estimate:
 
 
 def _correction(b1: Any, b2: Any, t: jax.Array) -> jax.Array:
-    """Of both biases of Adam's direction at once, but for eps."""
+    """The factor that corrects both biases of Adam's direction at once, up to eps."""
     return sqrt(1 - b2**t) / (1 - b1**t)
 
 
 class scale_by_prodigy(Transform):
-    """The steps of Prodigy: Adam at a rate d, which grows to the distance to the solution.
+    """The steps of Prodigy: AdamW at a rate d that grows to the distance to the solution.
 
         w = d * learning_rate * sqrt(1 - b2^t) / (1 - b1^t)
         mu <- b1 * mu + (1 - b1) * d * g        nu <- b2 * nu + (1 - b2) * (d * |g|)^2
@@ -63,16 +63,16 @@ class scale_by_prodigy(Transform):
         d <- max(d, estim_lr_coef * n / |s|_1)        sums over all arrays together
         p <- p - w * (mu / (sqrt(nu) + d * eps) + weight_decay * p)
 
-    The update is the step itself; nothing may follow that needs a direction. A gradient that is
-    zero from the start leaves d as it is.
+    The update is the step itself: no stage that needs a direction may follow. While all gradients
+    are zero, d does not change.
 
     Args:
         learning_rate: a factor on d, a number or a schedule.
         b1: decay of the first moment, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         b3: decay of the sums; None is sqrt(b2).
-        eps: added to the root, times d.
-        estim_lr0: d0, the d to start with; far below the distance.
+        eps: multiplied by d and added to the root.
+        estim_lr0: d0, the initial d; far below the distance.
         estim_lr_coef: a factor on the estimate, a number or a schedule.
         weight_decay: a number or a schedule.
         safeguard_warmup: leaves the learning rate out of s, for schedules that warm up.
@@ -148,19 +148,19 @@ def prodigy(
 ) -> chain:
     """Prodigy: AdamW that finds its own rate.
 
-    Leave the learning rate at 1 or let it fall from there, as by a cosine. It only ever raises its
-    estimate, so a run whose first rates are too large for it is not mended. The rule is
+    Leave the learning rate at 1, or lower it from there with a schedule such as a cosine. The
+    estimate only rises, so it never corrects first rates that are too large. The rule is
     `scale_by_prodigy`.
 
     Args:
-        learning_rate: a factor on the rate found, a number or a schedule.
+        learning_rate: a factor on the estimated rate, a number or a schedule.
         betas: decays of the first and the second moment.
-        beta3: decay of the sums of the estimate; None is the root of the second of `betas`.
-        eps: added to the root, times the estimate.
-        estim_lr0: the estimate to start with.
+        beta3: decay of the estimate's sums; None is the root of the second decay in `betas`.
+        eps: multiplied by the estimate and added to the root.
+        estim_lr0: the initial estimate.
         estim_lr_coef: a factor on the estimate; 0.5 or 2 for a smaller or a larger one.
         weight_decay: a number or a schedule.
-        safeguard_warmup: leaves the learning rate out of the estimate, for one that warms up.
+        safeguard_warmup: leaves the learning rate out of the estimate, for schedules that warm up.
 
     Source: Mishchenko and Defazio 2024.
     """
@@ -174,7 +174,7 @@ def prodigy(
 
 
 class scale_by_dadapt_adamw(Transform):
-    """The steps of Adam with D-Adaptation: at a rate d, which grows to the distance to go.
+    """The steps of D-Adaptation: AdamW at a rate d that grows to the distance to the solution.
 
         w = d * learning_rate * sqrt(1 - b2^t) / (1 - b1^t)        b = sqrt(b2)
         n <- b * n + (1 - b) * w * <g, s / (sqrt(nu) + eps)>
@@ -183,15 +183,15 @@ class scale_by_dadapt_adamw(Transform):
         d <- max(d, n / ((1 - b) * |s|_1))        sums over all arrays together
         p <- p - mu / (sqrt(nu) + eps) - w * weight_decay * p
 
-    The update is the step itself; nothing may follow that needs a direction. A gradient that is
-    zero from the start leaves d as it is.
+    The update is the step itself: no stage that needs a direction may follow. While all gradients
+    are zero, d does not change.
 
     Args:
         learning_rate: a factor on d, a number or a schedule.
         b1: decay of the first moment, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
-        estim_lr0: the d to start with; far below the distance.
+        estim_lr0: the initial d; far below the distance.
         weight_decay: a number or a schedule.
 
     Raises:
@@ -248,13 +248,13 @@ def dadapt_adamw(
 ) -> chain:
     """AdamW with D-Adaptation, which finds its own rate; Prodigy finds a larger one sooner.
 
-    Leave the learning rate at 1 or let it fall from there. The rule is `scale_by_dadapt_adamw`.
+    Leave the learning rate at 1, or lower it from there. The rule is `scale_by_dadapt_adamw`.
 
     Args:
-        learning_rate: a factor on the rate found, a number or a schedule.
+        learning_rate: a factor on the estimated rate, a number or a schedule.
         betas: decays of the first and the second moment.
         eps: added to the root.
-        estim_lr0: the estimate to start with.
+        estim_lr0: the initial estimate.
         weight_decay: a number or a schedule.
 
     Source: Defazio and Mishchenko 2023.

@@ -1,4 +1,4 @@
-"""DoG, DoWG and layer-wise DoG: a rate from how far the params have come."""
+"""DoG, DoWG and layer-wise DoG: rates from the distance to the initial params."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class DistanceState(NamedTuple):
-    """The longest distance from the start, the gathered norm of the gradients, and the start."""
+    """The largest distance from the start, the norm of all gradients, and the initial params."""
 
     max_distance: PyTree
     gradient_norm: PyTree
@@ -27,10 +27,10 @@ class DistanceState(NamedTuple):
 
 
 def _distance(params: PyTree, start: PyTree) -> jax.Array:
-    """How far the params are from their start.
+    """The distance between the params and their initial values.
 
-    Squares as they are: of params they are far from the ends of float32's range, and a branch, as
-    `global_norm` has one, would copy what is donated.
+    The squares are not rescaled: those of params are far from the ends of float32's range, and a
+    branch, as in `global_norm`, would copy donated buffers.
     """
     (squares,) = each_leaf(_squared_distance, params, start)
     return sqrt(tree_sum(squares))
@@ -42,7 +42,7 @@ def _squared_distance(p, start):
 
 
 def _gather(old: jax.Array, new: jax.Array) -> jax.Array:
-    """The root of a sum of squares, from the root of all but the last and the root of the last."""
+    """sqrt(old^2 + new^2), without overflow."""
     return global_norm((old, new))
 
 
@@ -50,15 +50,15 @@ FIRST = ("distance", "learning_rate", "heuristic")
 
 
 class scale_by_dog(Transform):
-    """The step of DoG: the longest distance from the start over all gradients so far.
+    """The step of DoG: the largest distance from the start over the norm of all gradients.
 
         r <- max(r, ||p - p_start||)        G <- G + ||g||^2        over all arrays together
         u = g * r / sqrt(G + eps)
 
     Args:
-        init_step: what stands for r until the params have moved: `("distance", r)`, or
-            `("heuristic", a)` for r = a * (1 + ||p_start||), or `("learning_rate", a)` for a first
-            step a * g. Of a schedule it is the value at step 0.
+        init_step: the initial r: `("distance", r)`, or `("heuristic", a)` for
+            r = a * (1 + ||p_start||), or `("learning_rate", a)` for a first step a * g. A schedule
+            counts with its value at step 0.
         eps: added under the root.
 
     Raises:
@@ -115,18 +115,18 @@ def dog(
     weight_decay: Any = None,
     mask: Any = None,
 ) -> chain:
-    """DoG: gradient descent that finds its own rate, from how far the params have come.
+    """DoG: gradient descent that finds its own rate, from the distance to the initial params.
 
     Leave the learning rate at 1, and evaluate at an average of the params, as the authors do. Not
-    for a run that starts where another one ended: the distance is counted from there. The rule is
-    `scale_by_dog` of g + weight_decay * p, then p <- p - learning_rate * u.
+    for continuing a run from its params alone: the distance would start again at zero. The rule is
+    `scale_by_dog` applied to g + weight_decay * p, then p <- p - learning_rate * u.
 
     Args:
-        learning_rate: a factor on the rate found, a number or a schedule.
-        init_step: the first step; see `scale_by_dog`. The heuristic with 1e-6, or 1e-4 where
-            layers are normalized.
+        learning_rate: a factor on DoG's rate, a number or a schedule.
+        init_step: the initial distance; see `scale_by_dog`. The heuristic takes 1e-6, or 1e-4
+            where layers are normalized.
         eps: added under the root.
-        weight_decay: of an L2 penalty, a number or a schedule; None has none.
+        weight_decay: the weight of an L2 penalty, a number or a schedule; None for no penalty.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Ivgi et al. 2023.
@@ -143,13 +143,13 @@ def _penalty(weight_decay: Any, mask: Any) -> list[Transform]:
 
 
 class scale_by_dowg(Transform):
-    """The step of DoWG: DoG's, with every gradient weighed by the distance it was taken at.
+    """The step of DoWG: DoG's, with every gradient weighted by the distance r of its step.
 
         r <- max(r, ||p - p_start||)        G <- G + r^2 * ||g||^2        over all arrays together
         u = g * r^2 / (sqrt(G) + eps)
 
     Args:
-        init_estim_sq_dist: what stands for r^2 until the params have moved; None is eps.
+        init_estim_sq_dist: the initial r^2; None is eps.
         eps: added to the root.
 
     Raises:
@@ -183,16 +183,16 @@ def dowg(
     weight_decay: Any = None,
     mask: Any = None,
 ) -> chain:
-    """DoWG: DoG with weights, which lets early gradients be forgotten.
+    """DoWG: DoG with weighted gradients, so that early ones count little.
 
-    Leave the learning rate at 1. The rule is `scale_by_dowg` of g + weight_decay * p, then
+    Leave the learning rate at 1. The rule is `scale_by_dowg` applied to g + weight_decay * p, then
     p <- p - learning_rate * u.
 
     Args:
-        learning_rate: a factor on the rate found, a number or a schedule.
-        init_estim_sq_dist: the square of a first distance; None is eps.
+        learning_rate: a factor on DoWG's rate, a number or a schedule.
+        init_estim_sq_dist: the square of the initial distance; None is eps.
         eps: added to the root.
-        weight_decay: of an L2 penalty, a number or a schedule; None has none.
+        weight_decay: the weight of an L2 penalty, a number or a schedule; None for no penalty.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Khaled et al. 2023.
@@ -212,7 +212,7 @@ class scale_by_distance_over_gradients(Leafwise):
         u = global_scale * g * r / sqrt(G + eps)
 
     Args:
-        reps_rel: the first distance, relative to the params; 1e-4 where layers are normalized.
+        reps_rel: the initial r relative to 1 + ||p_start||; 1e-4 where layers are normalized.
         eps: added under the root.
         global_scale: a factor, a number or a schedule.
 

@@ -19,21 +19,20 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_polyak(Transform):
-    """Polyak's step, to where a line along the gradient would reach the least value.
+    """Polyak's step, to where the loss's tangent along the gradient reaches the lower bound.
 
         u = g * min((value - f_min) / (||g||^2 + eps), max_learning_rate)
 
-    `update` takes the loss as the keyword argument `value`. The updates are zero where the gradient
-    is.
+    `update` takes the loss as the keyword argument `value`. A zero gradient gives zero updates.
 
     Args:
         f_min: a lower bound of the loss, a number or a schedule.
         max_learning_rate: the largest rate, a number or a schedule.
         eps: added to the squared norm.
-        variant: `"sps"`, or `"sps+"`, which takes a value below `f_min` for `f_min`; the other
-            goes uphill there.
+        variant: `"sps"`, which goes uphill from a value below `f_min`, or `"sps+"`, which takes
+            no step there.
 
-    Source: Loizou et al. 2021; the second, Garrigos et al. 2023.
+    Source: Loizou et al. 2021; `"sps+"`: Garrigos et al. 2023.
     """
 
     extra_args: ClassVar = {"value": "scalar"}
@@ -59,9 +58,9 @@ def polyak_sgd(
     eps: Any = 0.0,
     variant: str = "sps",
 ) -> chain:
-    """Gradient descent at Polyak's rate, for models that can bring the loss down to a known value.
+    """Gradient descent at Polyak's rate, for models whose lowest loss is known.
 
-    Of a model that interpolates its data that is zero. A bound that is too low makes steps too
+    For a model that interpolates its data it is zero. A bound that is too low makes steps too
     large. The rule is `scale_by_polyak`, then p <- p - scaling * u.
 
     Args:
@@ -79,7 +78,7 @@ def polyak_sgd(
 
 
 class Model(NamedTuple):
-    """The average gradient, with the average of the loss and of <g, p>; and a bound of the loss."""
+    """The averages of the gradient, of the loss and of <g, p>, and a lower bound of the loss."""
 
     mu: PyTree
     value: jax.Array
@@ -88,7 +87,7 @@ class Model(NamedTuple):
 
 
 class AdamModel(NamedTuple):
-    """`Model`, and the average squared gradient."""
+    """`Model` with the average squared gradient."""
 
     mu: PyTree
     nu: PyTree
@@ -98,7 +97,7 @@ class AdamModel(NamedTuple):
 
 
 class scale_by_momo(Transform):
-    """The steps of MoMo: Polyak's, on the average of the lines through the last losses.
+    """The steps of MoMo: Polyak's, on an average of the loss's tangents at the last params.
 
         mu <- beta * mu + (1 - beta) * g        f, c: the same averages of value and of <g, p>
         k = 1 + learning_rate * weight_decay
@@ -106,14 +105,14 @@ class scale_by_momo(Transform):
         p <- p / k - tau * mu
 
     At the first step beta is 0. `update` takes the loss as the keyword argument `value`. The update
-    is the step itself; nothing may follow that needs a direction.
+    is the step itself: no stage that needs a direction may follow.
 
     Args:
         learning_rate: the largest rate, a number or a schedule.
         beta: decay of the averages, a number or a schedule.
-        lower_bound: of the loss, a number or a schedule.
+        lower_bound: a lower bound of the loss, a number or a schedule.
         weight_decay: a number or a schedule.
-        adapt_lower_bound: raise the bound as the losses show that it can be raised.
+        adapt_lower_bound: True estimates a higher bound from the losses.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -157,17 +156,17 @@ class scale_by_momo_adam(Transform):
         tau = min(learning_rate / h, max(k * (f - c - h * lower_bound) + <mu, p>, 0) / <mu, mu / D>)
         p <- p / k - tau * mu / D
 
-    `update` takes the loss as the keyword argument `value`. The update is the step itself; nothing
-    may follow that needs a direction.
+    `update` takes the loss as the keyword argument `value`. The update is the step itself: no stage
+    that needs a direction may follow.
 
     Args:
         learning_rate: the largest rate, a number or a schedule.
         b1: decay of the averages, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
-        lower_bound: of the loss, a number or a schedule.
+        lower_bound: a lower bound of the loss, a number or a schedule.
         weight_decay: a number or a schedule.
-        adapt_lower_bound: raise the bound as the losses show that it can be raised.
+        adapt_lower_bound: True estimates a higher bound from the losses.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -211,13 +210,13 @@ class scale_by_momo_adam(Transform):
 
 
 class _Line(NamedTuple):
-    """An average of lines through losses: its value at the origin and its slopes.
+    """An average of the loss's tangents.
 
     Attributes:
-        height: at the origin, where all params are zero.
-        inner: what it rises from there to the params.
-        square: what it rises by a step of rate -1.
-        weight: the sum of the weights of the average.
+        height: its value at the origin, where all params are zero.
+        inner: its rise from the origin to the params.
+        square: its rise over a step of rate -1.
+        weight: the sum of the average's weights.
     """
 
     height: jax.Array
@@ -229,7 +228,7 @@ class _Line(NamedTuple):
 def _step_to_bound(
     stage: Any, updates: PyTree, params: PyTree, direction: PyTree, line: _Line, bound: jax.Array
 ) -> tuple[PyTree, jax.Array]:
-    """The step that takes the line down to the bound, with the decay; and the next bound."""
+    """The step that takes the line down to the bound, decay included, and the next bound."""
     decay = stage.learning_rate * stage.weight_decay
     growth = 1 + decay
     here = growth * line.height + line.inner
@@ -269,16 +268,16 @@ def momo(
     weight_decay: Any = 0.0,
     adapt_lower_bound: bool = False,
 ) -> chain:
-    """MoMo: momentum whose rate follows the loss, so that too large a rate does no harm.
+    """MoMo: momentum whose rate adapts to the loss, so too large a learning rate does no harm.
 
     `update` takes the loss as the keyword argument `value`. The rule is `scale_by_momo`.
 
     Args:
         learning_rate: the largest rate, a number or a schedule.
         beta: decay of the averages.
-        lower_bound: of the loss.
+        lower_bound: a lower bound of the loss.
         weight_decay: a number or a schedule.
-        adapt_lower_bound: raise the bound as the losses show that it can be raised.
+        adapt_lower_bound: True estimates a higher bound from the losses.
 
     Source: Schaipp et al. 2024.
     """
@@ -294,7 +293,7 @@ def momo_adam(
     weight_decay: Any = 0.0,
     adapt_lower_bound: bool = False,
 ) -> chain:
-    """MoMo-Adam: Adam whose rate follows the loss, so that too large a rate does no harm.
+    """MoMo-Adam: Adam whose rate adapts to the loss, so too large a learning rate does no harm.
 
     `update` takes the loss as the keyword argument `value`. The rule is `scale_by_momo_adam`.
 
@@ -303,9 +302,9 @@ def momo_adam(
         b1: decay of the first moment and of the average loss.
         b2: decay of the second moment.
         eps: added to the root.
-        lower_bound: of the loss.
+        lower_bound: a lower bound of the loss.
         weight_decay: a number or a schedule.
-        adapt_lower_bound: raise the bound as the losses show that it can be raised.
+        adapt_lower_bound: True estimates a higher bound from the losses.
 
     Source: Schaipp et al. 2024.
     """

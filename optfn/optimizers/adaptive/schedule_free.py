@@ -20,19 +20,20 @@ def schedule_free_sgd(
     *,
     keep_average: bool = False,
 ) -> schedule_free:
-    """Schedule-Free SGD: gradient descent that needs no falling rate and no number of steps.
+    """Schedule-Free SGD: gradient descent without a decaying rate or a planned number of steps.
 
-    Rates are larger than those of SGD with momentum, 10 to 50 times. Evaluate at
-    `evaluation_params(tx, state, params)`. The rule is `schedule_free` of g + weight_decay * p.
+    Its rates are 10 to 50 times those of SGD with momentum. Evaluate at
+    `evaluation_params(tx, state, params)`. The rule is `schedule_free` applied to
+    g + weight_decay * p.
 
     Args:
-        learning_rate: a number, or, without `warmup_steps`, a schedule that rises to it.
-        warmup_steps: in which the rate rises from 0 to `learning_rate`, a number; None for none.
+        learning_rate: a number; without `warmup_steps` also a schedule that warms up.
+        warmup_steps: the steps of a linear rise from 0 to `learning_rate`, a number; None for no
+            warm-up.
         b1: the share of the average in the params.
-        weight_decay: a number or a schedule; None for none.
-        weight_lr_power: of the rate in the weights of the average.
-        keep_average: whether the state holds the average, as it must for b1 = 0; see
-            `schedule_free`.
+        weight_decay: a number or a schedule; None for no decay.
+        weight_lr_power: the power of the rate in the average's weights.
+        keep_average: whether the state holds the average, which b1 = 0 needs; see `schedule_free`.
 
     Source: Defazio et al. 2024.
     """
@@ -52,21 +53,22 @@ def schedule_free_adamw(
     *,
     keep_average: bool = False,
 ) -> schedule_free:
-    """Schedule-Free AdamW: AdamW that needs no falling rate and no number of steps.
+    """Schedule-Free AdamW: AdamW without a decaying rate or a planned number of steps.
 
-    Rates are larger than AdamW's with a schedule, up to 10 times, and a warm-up helps. Evaluate at
-    `evaluation_params(tx, state, params)`. The rule is `schedule_free` of Adam without momentum.
+    Its rates are up to 10 times those of AdamW with a schedule, and a warm-up helps. Evaluate at
+    `evaluation_params(tx, state, params)`. The rule is `schedule_free` applied to AdamW without
+    momentum.
 
     Args:
-        learning_rate: a number, or, without `warmup_steps`, a schedule that rises to it.
-        warmup_steps: in which the rate rises from 0 to `learning_rate`, a number; None for none.
+        learning_rate: a number; without `warmup_steps` also a schedule that warms up.
+        warmup_steps: the steps of a linear rise from 0 to `learning_rate`, a number; None for no
+            warm-up.
         b1: the share of the average in the params.
         b2: decay of the second moment.
         eps: added to the root.
         weight_decay: a number or a schedule.
-        weight_lr_power: of the rate in the weights of the average.
-        keep_average: whether the state holds the average, as it must for b1 = 0; see
-            `schedule_free`.
+        weight_lr_power: the power of the rate in the average's weights.
+        keep_average: whether the state holds the average, which b1 = 0 needs; see `schedule_free`.
 
     Source: Defazio et al. 2024.
     """

@@ -27,12 +27,12 @@ class hutchinson_estimator_diag_hessian(Transform):
 
         u = z * (H z)        z of +1 and -1 with equal odds
 
-    `update` takes the loss as a function of the params, the keyword argument `obj_fn`; the updates
-    that come in do not matter. Of a complex param it is the mean of the curvatures along the real
-    and along the imaginary axis.
+    `update` takes the loss, a function of the params, as the keyword argument `obj_fn`; the
+    incoming updates do not matter. For a complex param the estimate is the mean of the curvatures
+    along the real and the imaginary axis.
 
     Args:
-        random_seed: a whole number below 2^24.
+        random_seed: the seed of the signs, a whole number below 2^24.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -60,23 +60,23 @@ HUTCHINSON = hutchinson_estimator_diag_hessian()
 def _signs(key: jax.Array, param: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(param):
         return lax.complex(*map(_signs, jax.random.split(key), (param.real, param.imag)))
-    # Not `rademacher`, which is a comparison of float64 numbers where x64 is on.
+    # Not `rademacher`, which compares float64 numbers where x64 is on.
     up = jax.random.bits(key, param.shape, jnp.uint8) < 128
     return jnp.where(up, 1, -1).astype(param.dtype)
 
 
 def _signed(g, product, signs):
-    # jax's gradient by a complex number is the conjugate of the direction uphill.
+    # For a complex param jax's gradient is the conjugate of the direction uphill.
     if jnp.iscomplexobj(signs):
         return (lax.complex((product * signs).real / 2, jnp.zeros_like(signs.real)),)
     return (product * signs,)
 
 
 class given_hessian_diagonal(Transform):
-    """An estimate of the Hessian's diagonal that the caller has.
+    """An estimate of the Hessian's diagonal that the caller supplies.
 
-    `update` takes it as the keyword argument `hessian_diag`, a tree like the params. It is asked
-    for at every step, and looked at where `scale_by_sophia` is due.
+    `update` takes it as the keyword argument `hessian_diag`, a tree like the params. It is required
+    at every step, and used at those where `scale_by_sophia` needs an estimate.
     """
 
     elementwise = True
@@ -99,26 +99,25 @@ class Curvature(NamedTuple):
 
 
 class scale_by_sophia(Transform):
-    """The direction of Sophia: Newton's step on the diagonal, no entry of it longer than 1.
+    """The direction of Sophia: Newton's step on the Hessian's diagonal, with clipped entries.
 
         mu <- b1 * mu + (1 - b1) * g
         u = clip(mu_hat / max(gamma * nu, eps), clip_threshold)
         nu <- b2 * nu + (1 - b2) * h        after every `update_interval`-th step from the first on
 
-    with h from the estimator, which runs only then. Where curvature is small or negative, as before
-    it is first estimated, u is the sign of mu.
+    with h from the estimator, which runs only then. Where the curvature is small, negative or not
+    yet estimated, u is the sign of mu.
 
     Args:
         b1: decay of the average gradient, a number or a schedule.
         b2: decay of the average curvature, a number or a schedule.
-        eps: the least divisor.
-        gamma: how much of the curvature counts, a number or a schedule. The larger, the fewer
-            entries are clipped; the authors keep the share of those that are not between a tenth
-            and a half.
-        clip_threshold: the longest entry, a number or a schedule; inf does not clip.
-        update_interval: steps from one estimate to the next, a number or a schedule.
+        eps: the smallest divisor.
+        gamma: a factor on the curvature, a number or a schedule. A larger one clips fewer entries;
+            the authors keep the share of unclipped entries between a tenth and a half.
+        clip_threshold: the largest entry of u, a number or a schedule; inf does not clip.
+        update_interval: the steps between two estimates, a number or a schedule.
         hessian_diagonal_fn: the estimator: a transform whose updates are the estimate. Hutchinson's
-            takes the keyword argument `obj_fn`, a function of the params.
+            takes the keyword argument `obj_fn`, the loss as a function of the params.
 
     Source: Liu et al. 2024.
     """
@@ -186,7 +185,7 @@ def sophia(
 ) -> chain:
     """Sophia: clipped Newton steps on the diagonal of the Hessian, for language models.
 
-    An estimate of the curvature, every tenth step, costs about as much as a gradient. With the
+    Estimating the curvature, every tenth step, costs about as much as a gradient. With the
     default estimator `update` takes the loss of the batch as the keyword argument `obj_fn`, a
     function of the params. The rule is `scale_by_sophia`, then
     p <- p - learning_rate * (u + weight_decay * p).
@@ -195,12 +194,12 @@ def sophia(
         learning_rate: a number or a schedule.
         b1: decay of the average gradient.
         b2: decay of the average curvature.
-        eps: the least divisor.
+        eps: the smallest divisor.
         weight_decay: a number or a schedule.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
-        gamma: how much of the curvature counts.
-        clip_threshold: the longest entry of a direction; None does not clip.
-        update_interval: steps from one estimate to the next.
+        gamma: a factor on the curvature.
+        clip_threshold: the largest entry of u; None does not clip.
+        update_interval: the steps between two estimates.
         hessian_diagonal_fn: the estimator; see `scale_by_sophia`.
 
     Source: Liu et al. 2024.

@@ -19,7 +19,7 @@ class SquaredSteps(NamedTuple):
 
 
 class scale_by_adadelta(Leafwise):
-    """The direction of Adadelta: the gradient, as large as the steps of late.
+    """The direction of Adadelta: the gradient, scaled to the size of the last steps.
 
         e_g <- rho * e_g + (1 - rho) * |g|^2
         u = g * sqrt(e_x + eps) / sqrt(e_g + eps)
@@ -27,7 +27,7 @@ class scale_by_adadelta(Leafwise):
 
     Args:
         rho: decay of both averages, a number or a schedule.
-        eps: added under the roots; it is also what the first steps grow from.
+        eps: added under the roots; it also sets the size of the first steps.
 
     Source: Zeiler 2012.
     """
@@ -55,9 +55,9 @@ def adadelta(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
 ) -> chain:
-    """Adadelta: RMSprop that finds the scale of its steps by itself, from eps upwards.
+    """Adadelta: RMSprop that finds the scale of its steps, from eps upwards.
 
-    It begins slowly, and its learning rate is 1 in the paper. The rule is `scale_by_adadelta` of
+    It starts slowly; the paper's learning rate is 1. The rule is `scale_by_adadelta` applied to
     g + weight_decay * p, then p <- p - learning_rate * u. (optax, without a learning rate, goes
     uphill.)
 
@@ -65,7 +65,7 @@ def adadelta(
         learning_rate: a number or a schedule.
         rho: decay of both averages.
         eps: added under the roots.
-        weight_decay: of an L2 penalty, a number or a schedule.
+        weight_decay: the weight of an L2 penalty, a number or a schedule.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Zeiler 2012.

@@ -23,7 +23,7 @@ class scale_by_rss(Leafwise):
         s <- s + |g|^2        u = g / sqrt(s + eps),  and 0 where s is 0
 
     Args:
-        initial_accumulator_value: the value that s starts from, not negative.
+        initial_accumulator_value: the initial s, not negative.
         eps: added under the root. (torch adds 1e-10 to the root.)
 
     Source: Duchi et al. 2011.
@@ -50,12 +50,12 @@ class scale_by_rss(Leafwise):
 def adagrad(learning_rate: Any, initial_accumulator_value: Any = 0.1, eps: Any = 1e-7) -> chain:
     """AdaGrad: rates that shrink with all past gradients, for sparse features and convex losses.
 
-    The rates never recover, so on long runs of networks `rmsprop` or `adam` go further. The rule is
-    `scale_by_rss`, then p <- p - learning_rate * u.
+    The rates never recover, so in long runs of networks `rmsprop` or `adam` get further. The rule
+    is `scale_by_rss`, then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule; 0.01 to 0.1 is usual.
-        initial_accumulator_value: where the sum of squares starts, not negative.
+        initial_accumulator_value: the initial sum of squares, not negative.
         eps: added under the root.
 
     Source: Duchi et al. 2011.

@@ -1,4 +1,4 @@
-"""Adam, and its forms with decoupled weight decay and with a maximum."""
+"""Adam, AdamW, their forms with Nesterov's look-ahead, and AMSGrad."""
 
 from typing import Any, NamedTuple
 
@@ -53,11 +53,15 @@ class scale_by_adam(Leafwise):
         return zero_moments(param)
 
     def update_leaf(self, g, slots, param, t):
+        mu_hat, nu_hat, moments = self._moments(g, slots, t)
+        return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), moments
+
+    def _moments(self, g, slots, t):
+        """mu_hat, nu_hat and the new slots."""
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
         mu_hat = look_ahead(mu, g, self.b1, t) if self.nesterov else debias(mu, self.b1, t)
-        nu_hat = debias(nu, self.b2, t)
-        return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), Moments(mu, nu)
+        return mu_hat, debias(nu, self.b2, t), Moments(mu, nu)
 
 
 def adam(
@@ -103,7 +107,7 @@ def adamw(
 ) -> chain:
     """Adam with decoupled weight decay, the usual choice for transformers.
 
-    The rule is p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_adam`: the
+    The rule is p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_adam`: the
     decay is multiplied by the learning rate and follows its schedule, as in optax and torch. (The
     paper multiplies it by the schedule's factor only.)
 
@@ -234,8 +238,8 @@ def amsgrad(
 ) -> chain:
     """AMSGrad: Adam whose per-entry rates never grow, with a convergence proof for convex losses.
 
-    It helps where rare large gradients carry the information that Adam forgets; elsewhere Adam is
-    as good. The rule is `scale_by_amsgrad`, then p <- p - learning_rate * u.
+    It helps where rare large gradients carry information that Adam forgets; elsewhere Adam is as
+    good. The rule is `scale_by_amsgrad`, then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule.

@@ -21,7 +21,7 @@ class scale_by_adamax(Leafwise):
     Args:
         b1: decay of the average gradient, a number or a schedule.
         b2: decay of the maximum, a number or a schedule.
-        eps: added to every gradient's size.
+        eps: added to |g|.
 
     Source: Kingma and Ba 2015, section 7.1.
     """
@@ -44,17 +44,17 @@ class scale_by_adamax(Leafwise):
 
 
 def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> chain:
-    """Adamax: Adam with the largest gradient of late in the place of the root mean square.
+    """Adamax: Adam with a decaying maximum of the gradient instead of its root mean square.
 
     A single large gradient shortens the steps for about 1 / (1 - b2) updates, and squares neither
-    overflow nor vanish. Used for embeddings, whose gradients are mostly zero. The rule is
+    overflow nor vanish. It is used for embeddings, whose gradients are mostly zero. The rule is
     `scale_by_adamax`, then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule; the paper takes 2e-3.
         b1: decay of the average gradient.
         b2: decay of the maximum.
-        eps: added to every gradient's size.
+        eps: added to |g|.
 
     Source: Kingma and Ba 2015, section 7.1.
     """
@@ -71,13 +71,13 @@ def adamaxw(
 ) -> chain:
     """Adamax with decoupled weight decay.
 
-    The rule is p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_adamax`.
+    The rule is p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_adamax`.
 
     Args:
         learning_rate: a number or a schedule.
         b1: decay of the average gradient.
         b2: decay of the maximum.
-        eps: added to every gradient's size.
+        eps: added to |g|.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 

@@ -14,7 +14,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class AdanMoments(NamedTuple):
-    """Averages of the gradient, of its change and of the squared look-ahead; the last gradient."""
+    """Averages of the gradient, its change and the squared look-ahead, and the last gradient."""
 
     m: PyTree
     v: PyTree
@@ -32,12 +32,12 @@ class scale_by_adan(Leafwise):
         u = (m_hat + b2 * v_hat) / (sqrt(n_hat + eps_root) + eps)
 
     The factor b2 is that of the paper, whose beta_2 is 1 - b2, and of the authors' code. (optax
-    0.2.8 has 1 - b2 in its place.)
+    0.2.8 has 1 - b2 instead.)
 
     Args:
-        b1: decay of the gradient, a number or a schedule.
-        b2: decay of its change, a number or a schedule.
-        b3: decay of the square, a number or a schedule.
+        b1: decay of the average gradient, a number or a schedule.
+        b2: decay of the average change, a number or a schedule.
+        b3: decay of the average square, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
 
@@ -78,17 +78,17 @@ def adan(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> chain:
-    """Adan: Adam with Nesterov's momentum, which takes rates 5 to 10 times as large.
+    """Adan: Adam with Nesterov's momentum, for rates 5 to 10 times as large.
 
     It keeps four arrays per param, twice as many as Adam. The rule is
-    p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_adan`. (The authors' code
+    p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_adan`. (The authors' code
     divides by 1 + learning_rate * weight_decay instead.)
 
     Args:
         learning_rate: a number or a schedule.
-        b1: decay of the gradient.
-        b2: decay of its change.
-        b3: decay of the square.
+        b1: decay of the average gradient.
+        b2: decay of the average change.
+        b3: decay of the average square.
         eps: added to the root.
         eps_root: added under the root.
         weight_decay: a number or a schedule; the authors take 0.02.

@@ -14,7 +14,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class MixedMoments(NamedTuple):
-    """A fast and a slow average of the gradient, and one of its squared magnitude."""
+    """A fast and a slow average of the gradient, and the average of its squared magnitude."""
 
     m1: PyTree
     m2: PyTree
@@ -22,7 +22,7 @@ class MixedMoments(NamedTuple):
 
 
 class scale_by_ademamix(Leafwise):
-    """The direction of AdEMAMix: Adam's, plus an average over many thousand steps.
+    """The direction of AdEMAMix: Adam's, plus an average over thousands of steps.
 
         m1 <- b1 * m1 + (1 - b1) * g        m2 <- b3 * m2 + (1 - b3) * g
         nu <- b2 * nu + (1 - b2) * |g|^2
@@ -77,8 +77,8 @@ def ademamix(
 ) -> chain:
     """AdEMAMix: AdamW that also remembers old gradients, for long runs of language models.
 
-    Its steps are up to 1 + alpha times as long as Adam's, and a run of less than some 1 / (1 - b3)
-    steps gains nothing. The rule is p <- p - learning_rate * (u + weight_decay * p), with u of
+    Its steps are up to 1 + alpha times as long as Adam's, and runs shorter than about 1 / (1 - b3)
+    steps gain nothing. The rule is p <- p - learning_rate * (u + weight_decay * p), with u from
     `scale_by_ademamix`.
 
     Args:
@@ -109,7 +109,7 @@ class SummedMoments(NamedTuple):
 
 
 class scale_by_simplified_ademamix(Leafwise):
-    """The direction of simplified AdEMAMix: a sum of gradients, and the last one once more.
+    """The direction of simplified AdEMAMix: a sum of gradients, plus the last one once more.
 
         m <- b1 * m + g        n <- b2 * n + (1 - b2) * |g|^2
         u = (m + alpha * g) / (sqrt(n / (1 - b2^t) + eps_root) + eps)
@@ -154,11 +154,10 @@ def simplified_ademamix(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> chain:
-    """AdEMAMix with one momentum, in the memory of Adam.
+    """AdEMAMix with one momentum, which takes no more memory than Adam.
 
-    Its momentum is a sum: the rate is 1 - b1 times that of AdamW, or smaller with an alpha. The
-    rule is p <- p - learning_rate * (u + weight_decay * p), with u of
-    `scale_by_simplified_ademamix`.
+    Its momentum is a sum: use 1 - b1 times the rate of AdamW, or less with an alpha. The rule is
+    p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_simplified_ademamix`.
 
     Args:
         learning_rate: a number or a schedule.

@@ -15,22 +15,22 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_adopt(Leafwise):
-    """The direction of ADOPT: an average of gradients, each over the root of those before it.
+    """The direction of ADOPT: an average of gradients, each over the root of earlier squares.
 
         n = clip(g / max(sqrt(nu), eps), -c, c)        c = (t - 1)^(1/4)
         mu <- b1 * mu + (1 - b1) * n
         nu <- b2 * nu + (1 - b2) * |g|^2
         u = mu
 
-    The first step only sets nu = |g|^2, with u = 0. Of complex entries both parts are clipped.
+    The first step only sets nu = |g|^2, with u = 0. Both parts of complex entries are clipped.
 
     Args:
         b1: decay of the average, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
-        eps: the least divisor.
+        eps: the smallest divisor.
         nesterov: u = b1 * mu + (1 - b1) * n.
-        use_clipping: clip normalized gradients, which the start depends on.
-        clip_value_fn: the limit c, a number or a schedule, in the place of (t - 1)^(1/4).
+        use_clipping: clip the normalized gradients n, which matters most in the first steps.
+        clip_value_fn: the limit c, a number or a schedule; None is (t - 1)^(1/4).
 
     Source: Taniguchi et al. 2024.
     """
@@ -72,19 +72,19 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Any = None,
 ) -> chain:
-    """ADOPT: Adam that converges for every b2, with the order of its two averages turned around.
+    """ADOPT: Adam that converges for every b2, with the order of its two averages reversed.
 
-    A gradient is divided by the root of earlier gradients only, and then averaged. It does not move
-    at the first step. The rule is `scale_by_adopt`, then p <- p - learning_rate * u.
+    Each gradient is divided by the root of earlier squares only, and then averaged. The first step
+    does not move the params. The rule is `scale_by_adopt`, then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule.
         b1: decay of the average.
         b2: decay of the second moment.
-        eps: the least divisor.
+        eps: the smallest divisor.
         nesterov: look ahead by one more step of the average.
-        use_clipping: clip normalized gradients.
-        clip_value_fn: their limit, a number or a schedule; (t - 1)^(1/4) if not given.
+        use_clipping: clip the normalized gradients.
+        clip_value_fn: their limit, a number or a schedule; None is (t - 1)^(1/4).
 
     Source: Taniguchi et al. 2024.
     """

@@ -1,4 +1,4 @@
-"""AdaBelief and ACProp: gradients against their distance from the average gradient."""
+"""AdaBelief and ACProp: gradients divided by their distance from the average gradient."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_belief(Leafwise):
-    """The direction of AdaBelief: Adam's, with the gradient's distance from its average below.
+    """The direction of AdaBelief: the average gradient over the gradient's distance from it.
 
         mu <- b1 * mu + (1 - b1) * g
         nu <- b2 * nu + (1 - b2) * |g - mu|^2 + eps_root
@@ -30,7 +30,7 @@ class scale_by_belief(Leafwise):
         b1: decay of the average gradient, a number or a schedule.
         b2: decay of the average squared distance, a number or a schedule.
         eps: added to the root.
-        eps_root: added to nu at every step, so that it sums up to eps_root / (1 - b2).
+        eps_root: added to nu at every step; it accumulates to eps_root / (1 - b2).
         nesterov: the look-ahead of `scale_by_adam`.
 
     Source: Zhuang et al. 2020.
@@ -65,7 +65,7 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> chain:
-    """AdaBelief: Adam that takes large steps where gradients are as predicted, small elsewhere.
+    """AdaBelief: Adam that takes large steps where gradients are as predicted, else small ones.
 
     Try it where Adam generalizes worse than gradient descent, as in image classification. Where
     gradients are steady its steps grow without Adam's bound of about the learning rate. The rule is
@@ -88,7 +88,7 @@ def adabelief(
 
 
 class scale_by_acprop(Leafwise):
-    """The direction of ACProp: the gradient over what its distance from the average was before.
+    """The direction of ACProp: the gradient over earlier gradients' distance from the average.
 
         u = g / (sqrt(nu_hat) + eps)        with nu_hat = 1 at the first step
         nu <- b2 * nu + (1 - b2) * |g - mu|^2 + eps_root
@@ -100,7 +100,7 @@ class scale_by_acprop(Leafwise):
         eps: added to the root.
         eps_root: added to nu at every step.
 
-    Source: Zhuang et al. 2021, with the distance from the average before g as in optax's code.
+    Source: Zhuang et al. 2021, with the distance from the average before g, as in optax's code.
     """
 
     elementwise = True
@@ -134,7 +134,7 @@ def acprop(
     """ACProp: AdaBelief without momentum, whose divisor does not depend on the gradient it divides.
 
     That makes it converge for every b2, where Adam may not. The rule is
-    p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_acprop`.
+    p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_acprop`.
 
     Args:
         learning_rate: a number or a schedule.

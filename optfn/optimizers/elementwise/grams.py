@@ -20,7 +20,7 @@ def grams(
     """Grams: Adam's step sizes along the signs of the gradient itself.
 
     Like `cautious` it never opposes the newest gradient, but it moves all entries. The rule is
-    p <- p - learning_rate * (|u| * sign(g) + weight_decay * p), with u of `scale_by_adam`.
+    p <- p - learning_rate * (|u| * sign(g) + weight_decay * p), with u from `scale_by_adam`.
 
     Args:
         learning_rate: a number or a schedule.

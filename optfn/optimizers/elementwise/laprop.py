@@ -22,7 +22,7 @@ class scale_by_laprop(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
 
-    Source: Ziyin et al. 2020. (Their code weighs the average by the rates of its steps.)
+    Source: Ziyin et al. 2020. (Their code weights the average by the rates of its steps.)
     """
 
     elementwise = True
@@ -54,8 +54,8 @@ def laprop(
     """LaProp: Adam in the other order, which is stable for every pair of b1 and b2.
 
     Adam divides an average over 1 / (1 - b1) gradients by a root over 1 / (1 - b2), and diverges
-    where b2 is small against b1; here each gradient is divided before it is averaged. The rule is
-    p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_laprop`.
+    if b2 is too small for b1; here each gradient is divided before it is averaged. The rule is
+    p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_laprop`.
 
     Args:
         learning_rate: a number or a schedule.

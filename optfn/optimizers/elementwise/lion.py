@@ -49,8 +49,8 @@ def lion(
 ) -> chain:
     """Lion: steps of exactly the learning rate in every entry, with one moment to store.
 
-    It takes a rate 3 to 10 times smaller than AdamW's and a decay as many times larger, and larger
-    batches. The rule is p <- p - learning_rate * (u + weight_decay * p), with u of `scale_by_lion`.
+    Use a rate 3 to 10 times smaller than AdamW's, a decay as many times larger, and larger batches.
+    The rule is p <- p - learning_rate * (u + weight_decay * p), with u from `scale_by_lion`.
 
     Args:
         learning_rate: a number or a schedule.

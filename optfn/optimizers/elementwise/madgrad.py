@@ -15,7 +15,7 @@ from optfn.transforms.decay import add_decayed_weights
 
 
 class DualAverages(NamedTuple):
-    """Weighted sums of the squared gradients and of the gradients; the params at the start."""
+    """Weighted sums of the squared gradients and of the gradients, and the initial params."""
 
     grad_sum_sq: PyTree
     s: PyTree
@@ -30,11 +30,11 @@ class scale_by_madgrad(Leafwise):
         z = x0 - s / (cbrt(v) + eps)
         p <- momentum * p + (1 - momentum) * z
 
-    The update is the step itself; nothing may follow that needs a direction.
+    The update is the step itself: no stage that needs a direction may follow.
 
     Args:
         learning_rate: a number or a schedule.
-        momentum: the share of the params that stays, a number or a schedule.
+        momentum: the share of the params that is kept, a number or a schedule.
         eps: added to the cube root and to the rate.
 
     Raises:
@@ -59,7 +59,7 @@ class scale_by_madgrad(Leafwise):
         weight = (self.learning_rate + self.eps) * sqrt(t)
         v = slots.grad_sum_sq + weight * abs_sq(g)
         s = slots.s + weight * g
-        # Not the new param less the old one, in whose difference small steps are lost.
+        # Not the new param minus the old one: that difference loses small steps.
         u = (1 - self.momentum) * (slots.x0 - param - s / (_cbrt(v) + self.eps))
         return u, DualAverages(v, s, slots.x0)
 
@@ -69,7 +69,7 @@ class scale_by_madgrad(Leafwise):
 
 @jax.custom_jvp
 def _cbrt(x: jax.Array) -> jax.Array:
-    """The cube root, with derivative zero at zero, as of the shared square root."""
+    """The cube root, with derivative zero at zero, as `sqrt` has."""
     return jnp.cbrt(x)
 
 
@@ -85,13 +85,13 @@ def madgrad(
 ) -> chain:
     """MADGRAD: dual averaging with momentum, between Adagrad and gradient descent.
 
-    It keeps the params of the start, and its steps lead from there: decay the weights little. The
-    rule is `scale_by_madgrad` of g + weight_decay * p.
+    It keeps the initial params and takes all its steps from there: use little weight decay. The
+    rule is `scale_by_madgrad` applied to g + weight_decay * p.
 
     Args:
         learning_rate: a number or a schedule; the authors take 1e-2.
-        momentum: the share of the params that stays.
-        weight_decay: of an L2 penalty, a number or a schedule.
+        momentum: the share of the params that is kept.
+        weight_decay: the weight of an L2 penalty, a number or a schedule.
         eps: added to the cube root and to the rate.
 
     Source: Defazio and Jelassi 2022.

@@ -12,7 +12,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_optimistic_gradient(Leafwise):
-    """The updates, corrected by how they have changed.
+    """The updates, corrected by their last change.
 
         u = (alpha + beta) * g - beta * g_last        with g_last = g at the first step
 
@@ -41,8 +41,8 @@ class scale_by_optimistic_gradient(Leafwise):
 def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any = 1.0) -> chain:
     """Optimistic gradient descent, for games, in which plain gradient descent runs in circles.
 
-    On a bilinear game, where one player ascends what the other descends, it converges; a
-    minimization gains nothing. The rule is `scale_by_optimistic_gradient`, then
+    It converges in a bilinear game, where one player ascends the function that the other descends.
+    Plain minimization gains nothing. The rule is `scale_by_optimistic_gradient`, then
     p <- p - learning_rate * u.
 
     Args:

@@ -1,4 +1,4 @@
-"""Quasi-hyperbolic momentum: a share of the average and a share of the gradient itself."""
+"""Quasi-hyperbolic momentum: a mix of the average gradient and the last one."""
 
 from typing import Any
 
@@ -46,14 +46,14 @@ class scale_by_qhm(Leafwise):
 
 
 def qhm(learning_rate: Any, b1: Any = 0.999, v1: Any = 0.7) -> chain:
-    """Gradient descent with quasi-hyperbolic momentum, which has many others as special cases.
+    """Gradient descent with quasi-hyperbolic momentum, which includes many other forms.
 
-    v1 = 1 is momentum as an average, v1 = b1 is Nesterov's, v1 = 0 none. The average gets a weight
-    that suits a decay far closer to 1 than usual. The rule is `scale_by_qhm`, then
+    v1 = 1 is momentum as an average, v1 = b1 Nesterov's, v1 = 0 plain gradient descent. The share
+    v1 allows a decay far closer to 1 than usual. The rule is `scale_by_qhm`, then
     p <- p - learning_rate * u.
 
     Args:
-        learning_rate: a number or a schedule; that of plain gradient descent.
+        learning_rate: a number or a schedule, as for plain gradient descent.
         b1: decay of the average.
         v1: the share of the average.
 
@@ -67,7 +67,7 @@ class scale_by_qhadam(Leafwise):
 
         u = (v1 * mu_hat + (1 - v1) * g) / (sqrt(v2 * nu_hat + (1 - v2) * |g|^2) + eps)
 
-    with mu_hat and nu_hat of `scale_by_adam`.
+    with mu_hat and nu_hat from `scale_by_adam`.
 
     Args:
         b1: decay of the first moment, a number or a schedule.
@@ -96,7 +96,7 @@ class scale_by_qhadam(Leafwise):
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
         direction = average(self.v1, debias(mu, self.b1, t), g)
-        # An infinite square is no NaN where it has no share.
+        # An infinite square without a share must not make a NaN.
         own = abs_sq(g)
         own = jnp.where((self.v2 == 1) & jnp.isinf(own), 0, own)
         square = average(self.v2, debias(nu, self.b2, t), own)
@@ -113,9 +113,9 @@ def qhadam(
 ) -> chain:
     """Adam with quasi-hyperbolic momentum: v1 = v2 = 1 is Adam.
 
-    With v1 = b1 and v2 = 1 it is Nadam but for the correction of the bias. With v2 < 1 steps have a
-    smaller bound than Adam's. The defaults are the paper's advice.
-    The rule is `scale_by_qhadam`, then p <- p - learning_rate * u.
+    With v1 = b1 and v2 = 1 it is Nadam except for the bias correction. With v2 < 1 steps have a
+    smaller bound than Adam's. The defaults are the paper's advice. The rule is `scale_by_qhadam`,
+    then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule.

@@ -6,20 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.data import static
-from optfn.core.leafwise import Leafwise
-from optfn.core.moments import (
-    Moments,
-    average,
-    debias,
-    look_ahead,
-    zero_moments,
-)
-from optfn.core.numerics import abs_sq, sqrt
+from optfn.core.numerics import sqrt
+from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.transforms.scale import scale_by_learning_rate
 
 
-class scale_by_radam(Leafwise):
+class scale_by_radam(scale_by_adam):
     """The direction of rectified Adam: momentum until the second moment can be trusted.
 
         rho_inf = 2 / (1 - b2) - 1
@@ -32,7 +24,7 @@ class scale_by_radam(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
-        threshold: the length of the average, rho, from which the second moment is used; above 4.
+        threshold: the least length of the average, rho, at which nu is used; above 4.
         nesterov: the look-ahead of `scale_by_adam`.
 
     Source: Liu et al. 2020.
@@ -40,28 +32,15 @@ class scale_by_radam(Leafwise):
 
     elementwise = True
 
-    b1: Any = 0.9
-    b2: Any = 0.999
-    eps: Any = 1e-8
-    eps_root: Any = 0.0
     threshold: Any = 5.0
-    nesterov: bool = static(default=False, kw_only=True)
-
-    Slots = Moments
-
-    def init_leaf(self, param):
-        return zero_moments(param)
 
     def update_leaf(self, g, slots, param, t):
-        mu = average(self.b1, slots.mu, g)
-        nu = average(self.b2, slots.nu, abs_sq(g))
-        mu_hat = look_ahead(mu, g, self.b1, t) if self.nesterov else debias(mu, self.b1, t)
-        nu_hat = debias(nu, self.b2, t)
+        mu_hat, nu_hat, moments = self._moments(g, slots, t)
         rho, rho_inf = _average_length(self.b2, t), 2 / (1 - self.b2) - 1
         trusted = rho >= self.threshold
         r = _rectification(jnp.where(trusted, rho, 6), jnp.where(trusted, rho_inf, 6))
         adapted = r * mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps)
-        return jnp.where(trusted, adapted, mu_hat), Moments(mu, nu)
+        return jnp.where(trusted, adapted, mu_hat), moments
 
 
 def _rectification(rho: jax.Array, rho_inf: jax.Array) -> jax.Array:
@@ -69,7 +48,7 @@ def _rectification(rho: jax.Array, rho_inf: jax.Array) -> jax.Array:
 
 
 def _average_length(b2: Any, t: jax.Array) -> jax.Array:
-    """rho, without the difference of two large numbers that the paper's formula is at first.
+    """rho, without the paper's difference of two numbers that are large in the first steps.
 
     With x = -log(b2), rho is coth(x/2) - t * coth(t*x/2) + t, whose last two terms are
     -2*t / (exp(t*x) - 1) and large while t*x is small.
@@ -113,7 +92,7 @@ def radam(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
-        threshold: from which length of the average the second moment is used.
+        threshold: the least length of the average at which the second moment is used.
         nesterov: look ahead by one more step of the average.
 
     Source: Liu et al. 2020.

@@ -29,7 +29,7 @@ class scale_by_rms(Leafwise):
     Args:
         decay: decay of the average, a number or a schedule.
         eps: added under the root or to it.
-        initial_scale: the value that nu starts from.
+        initial_scale: the initial nu.
         eps_in_sqrt: True adds eps under the root, as optax does; False adds it to the root, as the
             lecture and torch do.
         bias_correction: use nu / (1 - decay^t).
@@ -68,8 +68,8 @@ class scale_by_stddev(Leafwise):
     Args:
         decay: decay of both averages, a number or a schedule.
         eps: added under the root or to it.
-        initial_scale: the value that nu starts from.
-        eps_in_sqrt: where eps is added.
+        initial_scale: the initial nu.
+        eps_in_sqrt: True adds eps under the root, False to it.
         bias_correction: divide both averages by 1 - decay^t.
 
     Source: Graves 2013.
@@ -114,18 +114,18 @@ def rmsprop(
 ) -> chain:
     """RMSprop: a rate for every entry, without Adam's first moment.
 
-    The rule is p <- p - learning_rate * u, with u of `scale_by_rms` or, centred, of
-    `scale_by_stddev`. A momentum sums the finished steps, learning rate included, as in optax;
-    torch sums the u, which differs once the rate changes.
+    The rule is p <- p - learning_rate * u, with u from `scale_by_rms` or, centred, from
+    `scale_by_stddev`. A momentum sums the steps, learning rate included, as in optax; torch sums u,
+    which differs once the rate changes.
 
     Args:
         learning_rate: a number or a schedule.
         decay: decay of the average square; torch calls it alpha and takes 0.99.
         eps: added under the root or to it.
-        initial_scale: the value the average square starts from.
+        initial_scale: the initial average square.
         eps_in_sqrt: True adds eps under the root; False to the root, as the lecture and torch do.
         centered: divide by the standard deviation instead.
-        momentum: decay of the sum of steps; None for none.
+        momentum: decay of the sum of steps; None for no momentum.
         nesterov: Nesterov's look-ahead for that sum; it needs a momentum.
         bias_correction: correct the averages for their start at zero.
 

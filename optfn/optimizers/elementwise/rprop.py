@@ -11,7 +11,7 @@ from optfn.transforms.scale import negate
 
 
 class StepSizes(NamedTuple):
-    """A step size for every entry, and the step that was taken last."""
+    """A step size for every entry, and the last step."""
 
     step_sizes: PyTree
     prev_updates: PyTree
@@ -28,14 +28,14 @@ class scale_by_rprop(Leafwise):
     The update is the step itself, uphill. A complex entry has one size, and its sign is g / |g|.
 
     Args:
-        learning_rate: the first size of every step. A schedule counts with its value at step 0.
-        eta_minus: the factor below 1.
-        eta_plus: the factor above 1.
+        learning_rate: the initial step size. A schedule counts with its value at step 0.
+        eta_minus: the factor where the sign turns, below 1.
+        eta_plus: the factor where the sign stays, above 1.
         min_step_size: the smallest step.
         max_step_size: the largest step.
 
-    Source: Riedmiller and Braun 1993, in the form Rprop- of Igel and Huesken 2003 that forgets the
-    gradient after a turn.
+    Source: Riedmiller and Braun 1993, in the form iRprop- of Igel and Huesken 2003, which forgets
+    the gradient after a turn.
     """
 
     elementwise = True
@@ -52,7 +52,7 @@ class scale_by_rprop(Leafwise):
         return StepSizes(jnp.full_like(param.real, self.learning_rate), jnp.zeros_like(param))
 
     def update_leaf(self, g, slots, param, t):
-        # Of signs: a product of the gradients themselves may vanish or overflow.
+        # The product of signs: that of the gradients may vanish or overflow.
         sign = jnp.sign(g)
         agreement = (sign * jnp.sign(slots.prev_updates).conj()).real
         factor = jnp.where(agreement > 0, self.eta_plus, self.eta_minus)
@@ -69,16 +69,16 @@ def rprop(
     min_step_size: Any = 1e-6,
     max_step_size: Any = 50.0,
 ) -> chain:
-    """Rprop: steps whose size does not depend on the gradient's, for gradients of the full batch.
+    """Rprop: step sizes that do not depend on the gradient's, for full-batch gradients.
 
-    With mini-batches the signs turn by chance, which shrinks the steps: take RMSprop then. The rule
+    With mini-batches the signs turn by chance, which shrinks the steps: use RMSprop there. The rule
     is `scale_by_rprop`, then p <- p - u, as in torch. (optax 0.2.8 applies each step one update
     late.)
 
     Args:
-        learning_rate: the first size of every step.
-        eta_minus: by how much a step shrinks when the gradient's sign turns.
-        eta_plus: by how much it grows while the sign stays.
+        learning_rate: the initial step size.
+        eta_minus: the factor on a step size when the gradient's sign turns.
+        eta_plus: the factor while the sign stays.
         min_step_size: the smallest step.
         max_step_size: the largest step.
 

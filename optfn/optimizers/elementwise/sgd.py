@@ -9,9 +9,9 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> chain:
-    """Stochastic gradient descent, with heavy-ball or Nesterov momentum if asked for.
+    """Stochastic gradient descent, plain or with heavy-ball or Nesterov momentum.
 
-        p <- p - learning_rate * u        u = g,  or that of `trace(momentum, nesterov)`
+        p <- p - learning_rate * u        u = g,  or u from `trace(momentum, nesterov)`
 
     Momentum here is a sum of gradients, as in torch: a constant gradient moves the params at
     learning_rate / (1 - momentum). For the average, whose speed is the learning rate, take the
@@ -19,7 +19,7 @@ def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> cha
 
     Args:
         learning_rate: a number or a schedule.
-        momentum: decay of the sum, 0.9 as a rule; None keeps no state.
+        momentum: decay of the sum, usually 0.9; None keeps no state.
         nesterov: Nesterov's look-ahead; it needs a momentum.
 
     Raises:
@@ -61,7 +61,7 @@ def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, seed: Any 
         learning_rate: a number or a schedule.
         eta: the variance at the first step.
         gamma: how fast it fades; 0 keeps it.
-        seed: of the noise, a whole number below 2^24.
+        seed: the seed of the noise, a whole number below 2^24.
 
     Source: Neelakantan et al. 2015.
     """

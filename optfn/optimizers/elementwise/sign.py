@@ -12,7 +12,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_sign(Leafwise):
-    """The sign of the updates: u = g / |g|, and 0 where g is 0; also of a complex g.
+    """The sign of the updates: u = g / |g|, and 0 where g is 0; complex g included.
 
     Source: Bernstein et al. 2018.
     """
@@ -27,8 +27,8 @@ class scale_by_sign(Leafwise):
 def sign_sgd(learning_rate: Any) -> chain:
     """Sign descent: steps of exactly the learning rate where the gradient is not zero.
 
-    One bit per entry to communicate, and a bias: with noisy gradients it follows their median. The
-    rule is p <- p - learning_rate * sign(g).
+    It communicates one bit per entry, and is biased: with noisy gradients it follows their median.
+    The rule is p <- p - learning_rate * sign(g).
 
     Args:
         learning_rate: a number or a schedule.

@@ -12,7 +12,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_yogi(Leafwise):
-    """The direction of Yogi: Adam's, with a second moment that changes by g^2 at the most.
+    """The direction of Yogi: Adam's, but the second moment changes by at most (1 - b2) * |g|^2.
 
         mu <- b1 * mu + (1 - b1) * g
         nu <- nu - (1 - b2) * sign(nu - |g|^2) * |g|^2
@@ -23,7 +23,7 @@ class scale_by_yogi(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
-        initial_accumulator_value: where both moments start.
+        initial_accumulator_value: the initial value of both moments.
 
     Source: Zaheer et al. 2018.
     """
@@ -56,8 +56,8 @@ class scale_by_yogi(Leafwise):
 def yogi(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3) -> chain:
     """Yogi: Adam whose rates grow slowly after large gradients have passed.
 
-    Adam forgets large gradients exponentially, so that rare ones are followed by steps that are too
-    large; here the second moment falls by (1 - b2) * g^2 a step. The rule is `scale_by_yogi`, then
+    Adam forgets large gradients exponentially, so steps that are too large follow rare ones; here
+    the second moment falls by (1 - b2) * g^2 a step. The rule is `scale_by_yogi`, then
     p <- p - learning_rate * u.
 
     Args:

@@ -20,7 +20,7 @@ from optfn.transforms.size import scale_by_param_block_rms
 
 
 class FactoredMoments(NamedTuple):
-    """Average squares of rows and of columns, or of all entries; the others are None."""
+    """Average squares of rows and columns, or of every entry; unused fields are None."""
 
     v_row: PyTree
     v_col: PyTree
@@ -28,7 +28,7 @@ class FactoredMoments(NamedTuple):
 
 
 class scale_by_factored_rms(Leafwise):
-    """Divides by the root of an average square that is a product of a row's and a column's.
+    """Divides by the root of an average square, factored into a row's and a column's.
 
         b = 1 - (t - step_offset)^(-decay_rate)
         row <- b * row + (1 - b) * mean over columns (|g|^2 + epsilon)
@@ -39,10 +39,10 @@ class scale_by_factored_rms(Leafwise):
     every entry, and u = g / sqrt(v).
 
     Args:
-        factored: False keeps one for every entry of every array.
-        decay_rate: how fast the averages come to remember all, a number or a schedule.
-        step_offset: steps of an earlier run that are not to count; before it, b = 0.
-        min_dim_size_to_factor: the least second longest side that is factored.
+        factored: False keeps an average for every entry of every array.
+        decay_rate: how fast the decay b approaches 1, a number or a schedule.
+        step_offset: the steps of an earlier run, which do not count; during them, b = 0.
+        min_dim_size_to_factor: the second longest side from which an array is factored.
         epsilon: added to the squares.
 
     Source: Shazeer and Stern 2018.
@@ -66,7 +66,7 @@ class scale_by_factored_rms(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         b = 1 - jnp.maximum(t - self.step_offset, 1) ** -self.decay_rate
-        # A mean of what overflows would be infinite, and the ratio of two such means no number.
+        # Squares that overflow would make the means infinite, and a ratio of two such means NaN.
         square = jnp.minimum(abs_sq(g) + self.epsilon, jnp.finfo(g.dtype).max / max(g.size, 1))
         axes = self._factored_axes(g.shape)
         if axes is None:
@@ -76,7 +76,7 @@ class scale_by_factored_rms(Leafwise):
         row = average(b, slots.v_row, jnp.mean(square, axis=longest))
         col = average(b, slots.v_col, jnp.mean(square, axis=second))
         rows, cols = jnp.expand_dims(row, longest), jnp.expand_dims(col, second)
-        # Roots first: the square of a mean of epsilons, in a derivative of the ratio, is zero.
+        # Roots first: a derivative of the ratio has the square of a mean, which may underflow.
         u = g / sqrt(rows) * sqrt(jnp.mean(rows, axis=second, keepdims=True)) / sqrt(cols)
         return u, FactoredMoments(row, col, None)
 
@@ -103,22 +103,22 @@ def adafactor(
     factored: bool = True,
     weight_decay_mask: Any = None,
 ) -> chain:
-    """Adafactor: Adam with a second moment of the size of a row and a column, and no first.
+    """Adafactor: Adam without a first moment, whose second is stored as a row and a column.
 
-    For models whose params just fit into memory. Its rates are relative to the size of each array;
-    with `multiply_by_parameter_scale=False` they are like Adam's. The rule is
+    For models whose params just fit into memory. Its rates are relative to the params' root mean
+    square; with `multiply_by_parameter_scale=False` they are like Adam's. The rule is
     `scale_by_factored_rms`, then `clip_by_block_rms`, the learning rate,
-    `scale_by_param_block_rms`, `ema` and `add_decayed_weights`, as far as they are asked for.
+    `scale_by_param_block_rms`, `ema` and `add_decayed_weights`; None or False leaves a stage out.
 
     Args:
         learning_rate: a number or a schedule; None is 1, for updates that are scaled elsewhere.
-        min_dim_size_to_factor: the least second longest side that is factored.
-        decay_rate: how fast the averages come to remember all.
-        decay_offset: steps of an earlier run that are not to count.
+        min_dim_size_to_factor: the second longest side from which an array is factored.
+        decay_rate: how fast the decay of the average squares approaches 1.
+        decay_offset: the steps of an earlier run, which do not count.
         multiply_by_parameter_scale: multiply by the root mean square of the params.
         clipping_threshold: the largest root mean square of a direction; None does not clip.
-        momentum: decay of an average of the updates; None keeps none.
-        weight_decay_rate: not multiplied with the learning rate; None does not decay.
+        momentum: decay of an average of the updates; None for no average.
+        weight_decay_rate: a decay that the learning rate does not scale; None for no decay.
         eps: added to the squares.
         factored: False keeps an average for every entry.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.

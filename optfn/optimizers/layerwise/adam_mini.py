@@ -23,10 +23,10 @@ class scale_by_adam_mini(Leafwise):
         b1: decay of the first moment, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
-        block_axes: per leaf the axes that number its blocks, a tuple of ints; all entries along the
-            other axes are one block. A tree or a function `(path, leaf) -> axes`. None takes the
-            last axis of arrays of two or more, which for a kernel (in, out) is one block for each
-            output, and one block for the others. The authors take `(0,)` for an embedding
+        block_axes: for each leaf the axes that number its blocks, a tuple of ints; entries along
+            the other axes share a block. A tree or a function `(path, leaf) -> axes`. None takes
+            the last axis of arrays with two or more, so that a kernel (in, out) has one block per
+            output, and one block for all other arrays. The authors take `(0,)` for an embedding
             (tokens, features) and the axis of the heads for queries and keys.
 
     Raises:
@@ -64,8 +64,8 @@ class scale_by_adam_mini(Leafwise):
         wrong = [axis for axis in axes if not (isinstance(axis, int) and -ndim <= axis < ndim)]
         if wrong:
             raise ValueError(
-                f"scale_by_adam_mini(block_axes=...) must be axes of an array of {ndim}, found "
-                f"{wrong[0]!r}."
+                f"scale_by_adam_mini(block_axes=...) must be axes of an array of ndim {ndim}, "
+                f"found {wrong[0]!r}."
             )
         blocks = {axis % ndim for axis in axes}
         return tuple(axis for axis in range(ndim) if axis not in blocks)
@@ -82,7 +82,7 @@ def adam_mini(
 ) -> chain:
     """Adam-mini: AdamW with about half of its memory.
 
-    Within a block, such as the weights into one neuron, all entries have one rate. The rule is
+    Within a block, such as the weights into one neuron, all entries share a rate. The rule is
     `scale_by_adam_mini`, then p <- p - learning_rate * (u + weight_decay * p).
 
     Args:
@@ -92,7 +92,7 @@ def adam_mini(
         eps: added to the root.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
-        block_axes: per leaf the axes that number its blocks; see `scale_by_adam_mini`.
+        block_axes: for each leaf the axes that number its blocks; see `scale_by_adam_mini`.
 
     Source: Zhang et al. 2024.
     """

@@ -13,7 +13,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class LayerMoments(NamedTuple):
-    """The sum of normalized gradients, and one average squared norm per array."""
+    """The decaying sum of normalized gradients, and one average squared norm per array."""
 
     mu: PyTree
     nu: PyTree
@@ -31,7 +31,7 @@ class scale_by_novograd(Leafwise):
         b2: decay of the squared norm, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
-        weight_decay: a number or a schedule; the decay goes through the sum.
+        weight_decay: a number or a schedule; the sum includes the decay.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -70,9 +70,9 @@ def novograd(
 ) -> chain:
     """NovoGrad: Adam with one second moment per layer, in half of Adam's memory.
 
-    It stands large batches and large rates without a warm-up; made for speech models. Along a
+    Made for speech models, it tolerates large batches and large rates without a warm-up. Along a
     steady gradient a layer's step has the norm learning_rate / (1 - b1). A gradient whose squared
-    norm overflows stops its layer for good: clip before. The rule is `scale_by_novograd`, then
+    norm overflows stops its layer for good: clip first. The rule is `scale_by_novograd`, then
     p <- p - learning_rate * u.
 
     Args:

@@ -14,14 +14,14 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class CoverMoments(NamedTuple):
-    """For every axis of an array one number per slice, `mu`; and the average direction, `nu`."""
+    """In `mu` one number per slice along every axis of an array; in `nu` the average direction."""
 
     mu: PyTree
     nu: PyTree
 
 
 class scale_by_sm3(Leafwise):
-    """The direction of SM3: Adagrad's, whose sums are kept per slice and not per entry.
+    """The direction of SM3: Adagrad's, with sums kept per slice instead of per entry.
 
         s = b2 * min over the axes of the slices that hold the entry + (1 - b2) * |g|^2
         slice <- max of s in it
@@ -64,7 +64,7 @@ class scale_by_sm3(Leafwise):
 
 
 def sm3(learning_rate: Any, momentum: Any = 0.9) -> chain:
-    """SM3: Adagrad with momentum, with its sums in the memory of the rows and columns only.
+    """SM3: Adagrad with momentum, whose sums take one number per row and column.
 
     For large embeddings and sparse gradients; the rates only ever fall. The rule is `scale_by_sm3`,
     then p <- p - learning_rate * u.

@@ -24,7 +24,7 @@ class scale_by_stable_adamw(Leafwise):
         b1: decay of the first moment, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
-        clip_threshold: the r from which steps are shortened, a number or a schedule, above 0.
+        clip_threshold: the r above which steps are shortened, a number or a schedule, above 0.
         weight_decay: a number or a schedule; it is shortened too.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
@@ -70,15 +70,15 @@ def stable_adamw(
 ) -> chain:
     """StableAdamW: AdamW that takes shorter steps while gradients suddenly grow.
 
-    It makes gradient clipping needless, layer by layer, and keeps spikes of the loss from starting.
-    The rule is `scale_by_stable_adamw`, then p <- p - learning_rate * u.
+    It replaces gradient clipping, layer by layer, and prevents spikes of the loss. The rule is
+    `scale_by_stable_adamw`, then p <- p - learning_rate * u.
 
     Args:
         learning_rate: a number or a schedule.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root.
-        clip_threshold: how far a gradient may be ahead of its second moment.
+        clip_threshold: the largest ratio of a gradient to its second moment's root.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 

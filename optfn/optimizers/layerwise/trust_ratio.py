@@ -1,4 +1,4 @@
-"""Steps whose size per array follows the size of its params: LARS, LAMB and Fromage."""
+"""Steps that are relative to the norm of each array's params: LARS, LAMB and Fromage."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from optfn.transforms.scale import scale_by_learning_rate
 
 
 class scale_by_trust_ratio(Leafwise):
-    """Multiplies the updates of each array by how large its params are against them.
+    """Multiplies the updates of each array by the ratio of its params' norm to theirs.
 
         u = g * trust_coefficient * max(||p||, min_norm) / (max(||g||, min_norm) + eps)
 
     and u = g where one of these norms is zero.
 
     Args:
-        min_norm: the least that a norm counts as, a number or a schedule.
+        min_norm: the lower bound of both norms, a number or a schedule.
         trust_coefficient: the size of a step relative to the params, a number or a schedule.
         eps: added to the norm of the updates.
 
@@ -123,12 +123,12 @@ def lamb(
 
 
 class retract_by_learning_rate(Leafwise):
-    """A step of relative size `learning_rate`, a rotation where gradients are orthogonal to p.
+    """A step of relative size `learning_rate`, scaled back towards the params' norm.
 
         p <- (p - learning_rate * g) / sqrt(1 + learning_rate^2)
 
-    where ||g|| = ||p||, as `scale_by_trust_ratio` makes it, and g is orthogonal to p. The last
-    stage of `fromage`.
+    It rotates p if ||g|| = ||p||, as after `scale_by_trust_ratio`, and g is orthogonal to p. The
+    last stage of `fromage`.
 
     Args:
         learning_rate: a number or a schedule.
@@ -157,13 +157,13 @@ class retract_by_learning_rate(Leafwise):
 def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> chain:
     """Fromage: steps of a fixed size relative to each layer, without a second moment or momentum.
 
-    One rate, about 0.01, suits very different networks. Where gradients are orthogonal to the
-    weights, as before a normalization, the norms of these stay. The rule is
-    p <- (p - learning_rate * u) / sqrt(1 + learning_rate^2), with u of `scale_by_trust_ratio`.
+    One rate, about 0.01, suits very different networks. Weights whose gradients are orthogonal to
+    them, as before a normalization, keep their norm. The rule is
+    p <- (p - learning_rate * u) / sqrt(1 + learning_rate^2), with u from `scale_by_trust_ratio`.
 
     Args:
         learning_rate: the size of a step relative to the params, a number or a schedule.
-        min_norm: the least that the norm of params and gradients counts as.
+        min_norm: the lower bound of the params' and the gradients' norms.
 
     Source: Bernstein et al. 2020.
     """

@@ -1,4 +1,4 @@
-"""A line search that only shortens steps, until the function is lower."""
+"""A line search that shortens a step until the function is low enough."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from optfn.optimizers.quasi_newton.search import (
 
 
 class Trial(NamedTuple):
-    """The rate to try next, what the last one gave, and how many were tried."""
+    """The next rate to try, the last one with its result, and the evaluations so far."""
 
     rate: jax.Array
     tried: jax.Array
@@ -32,32 +32,33 @@ class Trial(NamedTuple):
 
 
 class scale_by_backtracking_linesearch(LineSearch):
-    """Scales the updates u by a rate that lowers the function, tried from above.
+    """Scales the updates u by a rate that is shortened until it lowers the function.
 
         f(p + rate * u) <= f(p) + slope_rtol * rate * <g, u> + rtol * |f(p)| + atol
 
-    The first rate is the last one times `increase_factor`, and each that fails is multiplied by
+    A search starts at the last rate times `increase_factor` and multiplies each rate that fails by
     `decrease_factor`; a value that is not finite fails. It is the last stage of an optimizer whose
-    updates point downhill, as those of `sgd(1.0)` do; where they point uphill, the negative
-    gradient takes their place. Each rate that is tried costs a value, and the gradient is only
-    taken at the end, so this is the search for functions whose gradient is dear. L-BFGS needs the
-    other one, `scale_by_zoom_linesearch`: here a rate may be too small.
+    updates point downhill, such as `sgd(1.0)`; if they point uphill, the negative gradient is used
+    instead. Each trial costs one value, and a gradient is taken only at the end, so this search
+    suits functions whose gradient is expensive. L-BFGS needs `scale_by_zoom_linesearch` instead:
+    here a rate may be too small.
 
-    `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
-    latter uphill as the gradients are, and `value_fn`, a function of the params. Where the
-    condition was not met, `info.failed` is True in the state and the last rate is taken if it
-    lowers the function, else 0; the next search then begins at `max_learning_rate`.
+    `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
+    `grad`, its value and its uphill gradient at the params. If no rate meets the condition,
+    `info.failed` is True in the state, and the last rate is taken if it lowers the function; otherwise
+    the rate is 0 and the next search starts at `max_learning_rate`.
 
     Args:
-        max_backtracking_steps: how often a rate is shortened at the most, a number or a schedule.
-        slope_rtol: the share of the first slope that must be gained, a number or a schedule.
-        decrease_factor: on a rate that failed, a number or a schedule.
-        increase_factor: on the last rate, to begin with, a number or a schedule; inf begins at
-            `max_learning_rate`.
+        max_backtracking_steps: the most times that a rate is shortened, a number or a schedule.
+        slope_rtol: the required share of the decrease along the initial slope, a number or a
+            schedule.
+        decrease_factor: the factor on a rate that failed, a number or a schedule.
+        increase_factor: the factor on the last rate, where a search starts, a number or a schedule;
+            inf starts at `max_learning_rate`.
         max_learning_rate: the largest rate, a number or a schedule.
         atol: an absolute tolerance, a number or a schedule.
         rtol: a tolerance relative to the value, a number or a schedule.
-        store_grad: whether the gradient at the new params is taken and kept, for
+        store_grad: whether the state keeps the gradient at the new params, for
             `value_and_grad_from_state`; not for mini-batches.
 
     Raises:

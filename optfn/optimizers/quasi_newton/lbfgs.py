@@ -1,4 +1,4 @@
-"""L-BFGS: Newton's direction from the last steps and what they did to the gradient."""
+"""L-BFGS: a quasi-Newton direction from the last steps and the gradient's changes along them."""
 
 from typing import Any, NamedTuple
 
@@ -19,17 +19,17 @@ from optfn.transforms.scale import negate, scale_by_learning_rate
 
 
 class Memory(NamedTuple):
-    """The last steps; all leaves together are a vector of n real numbers.
+    """The last m pairs (s, y), with all leaves together as one vector of n real numbers.
 
     Attributes:
-        params: at the last update, [n].
-        grad: there, [n].
-        steps: the rows s of the memory, [m, n], of which the oldest is written over.
-        changes: of the gradient along them, the rows y, [m, n].
-        inverse: of the triangle of the products <s_i, y_j>, i no newer than j, [m, m]; zero in the
-            rows and columns of what is not remembered.
-        scale: <s, y> / <y, y> of the newest; 0 if there is none.
-        row: int32, the one to be written next; -1 before the first update.
+        params: the params at the last update, [n].
+        grad: the gradient there, [n].
+        steps: the steps s, one per row, [m, n]; a new one overwrites the oldest.
+        changes: the changes y of the gradient along these steps, one per row, [m, n].
+        inverse: the inverse of the triangle of products <s_i, y_j>, i no newer than j, [m, m]; zero
+            in the rows and columns that hold no pair.
+        scale: <s, y> / <y, y> of the newest pair; 0 without one.
+        row: the row to write next, int32; -1 before the first update.
     """
 
     params: jax.Array
@@ -42,27 +42,27 @@ class Memory(NamedTuple):
 
 
 class scale_by_lbfgs(Transform):
-    """The direction of L-BFGS: the gradient times an inverse Hessian H made of the last steps.
+    """The direction of L-BFGS: the gradient times an inverse Hessian H built from the last steps.
 
         s = p - p_before        y = g - g_before        r = 1 / <s, y>
-        H <- (I - r s y^T) H (I - r y s^T) + r s s^T        for each pair, from the oldest on
+        H <- (I - r s y^T) H (I - r y s^T) + r s s^T        for each pair, the oldest first
         u = H g
 
-    H begins as <s, y> / <y, y> of the newest pair times the identity, and before there is one as
-    1 / max(||g||, 1). It is never formed: u takes four products of the memory with a vector. All
-    leaves together are one vector, in which a complex number is two.
+    H starts as the identity times <s, y> / <y, y> of the newest pair, or times 1 / max(||g||, 1)
+    without one. It is never formed: u takes four products of the memory with a vector. All leaves
+    together are one vector, in which a complex number is two.
 
-    A pair along which the function does not curve upward, up to rounding, is not remembered. Where
-    the params have not moved since the last update, the direction was of no use to the line search:
-    all pairs are forgotten, and the direction is the gradient's.
+    A pair without upward curvature, up to rounding, is not stored. If the params have not moved
+    since the last update, the line search rejected the direction: all pairs are dropped, and the
+    direction is the gradient's.
 
-    For functions without noise, with a line search behind it; see `lbfgs`. The state has
-    2 * memory_size + 2 numbers for each of the params', not in trees like the params: how they lie
-    on a mesh is the compiler's choice, or, with explicit axes, whole on every device.
+    For functions without noise, followed by a line search; see `lbfgs`. The state has
+    2 * memory_size + 2 numbers for each number of the params, in flat arrays: the compiler chooses
+    their sharding, or, with explicit axes, they are replicated on every device.
 
     Args:
-        memory_size: the most pairs to remember, a whole number from 1 on.
-        scale_init_precond: False begins with the identity itself.
+        memory_size: the largest number of pairs, a whole number from 1 on.
+        scale_init_precond: False starts from the identity itself.
 
     Raises:
         ValueError: `update` was not given the params; or `memory_size` is below 1.
@@ -114,9 +114,9 @@ class scale_by_lbfgs(Transform):
 
 
 def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
-    """With the step to these params, if the function curves upward along it.
+    """The memory with the step to these params, if the function curves upward along it.
 
-    One that went nowhere says that the direction was no good: then all is forgotten.
+    A step of length zero means that the line search rejected the direction, and empties the memory.
     """
     both = jnp.stack([params - old.params, grad - old.grad])
     (length, product), (_, square) = _dot(both, both.T)
@@ -131,9 +131,8 @@ def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
         return lax.dynamic_update_index_in_dim(rows, new, row, 0)
 
     steps, changes = written(old.steps, both[0]), written(old.changes, both[1])
-    # A triangle with one column more, of which the first part is b and the last entry c, has the
-    # inverse with the column -inverse b / c, 1 / c more; and one with its first row and column
-    # less has the rest of its inverse. So the rows can stay where they are.
+    # Appending the column (b, c) to a triangle appends the column (-inverse b / c, 1 / c) to its
+    # inverse; dropping its first row and column drops those of its inverse. So no row has to move.
     this = jnp.arange(len(steps)) == row
     rest = jnp.where(this[:, None] | this[None, :], 0, old.inverse)
     column = (this - jnp.sum(rest * _dot(steps, both[1])[None, :], axis=1)) / product
@@ -145,7 +144,7 @@ def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
 
 
 def _newton(memory: Memory, grad: jax.Array, scale: jax.Array) -> jax.Array:
-    """The two loops over the memory: each solves a triangle, whose inverse is at hand."""
+    """The two loops over the memory: each solves a triangle, whose inverse the memory holds."""
     _, _, steps, changes, inverse, _, _ = memory
     triangle = jnp.sum(inverse * jnp.eye(len(inverse), dtype=inverse.dtype), axis=0)
     along = jnp.sum(inverse * _dot(steps, grad)[None, :], axis=1)
@@ -195,23 +194,23 @@ def lbfgs(
 
     The method of choice for up to millions of params where the whole loss is evaluated at every
     step: regressions, fits, inverse problems. Not for mini-batches, whose noise it takes for
-    curvature. `minimize` runs it until the gradient is small; in a loop of one's own:
+    curvature. `minimize` runs it until the gradient is small; in your own loop:
 
         value_and_grad = value_and_grad_from_state(f)
         value, grad = value_and_grad(params, state=state)
         params, state = step(tx, grad, state, params, value=value, grad=grad, value_fn=f)
 
-    The rule is `scale_by_lbfgs`, then p <- p - learning_rate * rate * u, the rate from the line
-    search. Gradients near 1e-8 need double precision.
+    The rule is `scale_by_lbfgs`, then p <- p - learning_rate * rate * u, with the rate from the
+    line search. Gradients near 1e-8 need double precision.
 
     Args:
         learning_rate: a number or a schedule that multiplies the direction before the line search;
             None is 1.
-        memory_size: the most pairs to remember.
-        scale_init_precond: False begins each inverse Hessian with the identity itself.
-        linesearch: the stage that finds the rate: `scale_by_zoom_linesearch` with up to 20 trials
-            from 1 on, each at most four times the one before, or another; None for no search, and
-            then `update` takes no extra arguments.
+        memory_size: the largest number of pairs.
+        scale_init_precond: False starts each inverse Hessian from the identity itself.
+        linesearch: the stage that finds the rate, by default `scale_by_zoom_linesearch` with up to
+            20 trials, the first at 1 and each at most four times the one before; None for no search
+            and no extra arguments of `update`.
 
     Source: Liu and Nocedal 1989.
     """

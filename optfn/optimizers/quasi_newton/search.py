@@ -1,4 +1,4 @@
-"""What line searches share: what they are given, what they leave, and how it is used again."""
+"""The base class of line searches, with the line they search and the state they leave."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -17,7 +17,7 @@ from optfn.core.updates_kind import Updates
 
 
 class Evaluations(NamedTuple):
-    """How often a function was evaluated, int32: its value, and its gradient."""
+    """How often a function's value and its gradient were evaluated, int32."""
 
     value: jax.Array
     grad: jax.Array
@@ -36,13 +36,13 @@ class LineSearchInfo(NamedTuple):
 
 
 class LineSearchState(NamedTuple):
-    """Where a line search ended, which is where the next update begins.
+    """The point where a line search ended and the next update starts.
 
     Attributes:
-        learning_rate: what the direction was multiplied by; 0 where no step was good.
-        value: of the function at the new params; infinite before the first update.
-        grad: uphill there, in the compute dtype; None where it is not kept.
-        info: of the last search.
+        learning_rate: the factor on the direction; 0 if no step was good.
+        value: the function's value at the new params; infinite before the first update.
+        grad: the uphill gradient there, in the compute dtype; None if it is not kept.
+        info: what became of the last search.
     """
 
     learning_rate: jax.Array
@@ -56,11 +56,11 @@ class Line(NamedTuple):
 
     Attributes:
         value_fn: the function of the params.
-        params: where the line begins.
+        params: the start of the line.
         direction: a tree like the params.
-        value: at the params.
-        grad: uphill there.
-        slope: along the direction there; where it is not below 0 there is nothing to search.
+        value: the function's value at the params.
+        grad: the uphill gradient there.
+        slope: the slope along the direction there; if it is not below 0 there is nothing to search.
     """
 
     value_fn: Callable
@@ -82,9 +82,9 @@ class Line(NamedTuple):
 class LineSearch(Transform):
     """A stage that finds how far to go along the updates, which point downhill.
 
-    `update` takes the keyword arguments `value` and `grad`, of the function at the params, and
-    `value_fn`, the function. Where the updates point uphill the search goes along the negative
-    gradient, with no entry larger than 1; where they are zero it stays.
+    `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
+    `grad`, its value and gradient at the params. If the updates point uphill, the search follows
+    the negative gradient, with no entry larger than 1; if they are zero, the params stay.
     """
 
     needs_params = True
@@ -122,9 +122,9 @@ class LineSearch(Transform):
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
-    """The updates, or the negative gradient where they climb, and the slope along it."""
+    """The updates, or the negative gradient if they climb, and the slope along the result."""
     slope = tree_sum(jax.tree.map(dot, grad, updates))
-    climbs = slope > 0  # Not where it is NaN, which stays visible.
+    climbs = slope > 0  # False for NaN, which stays visible.
     short = tree_scale(-1 / jnp.maximum(largest(grad), 1), grad)
     steepest = tree_sum(jax.tree.map(dot, grad, short))
     direction = jax.tree.map(lambda u, g: jnp.where(climbs, g, u), updates, short)
@@ -132,7 +132,7 @@ def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def largest(tree: PyTree) -> jax.Array:
-    """The magnitude of the largest entry; 0 of an empty tree."""
+    """The magnitude of the largest entry; 0 for an empty tree."""
     dtype = own_dtype(tree)
     parts = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jax.tree.leaves(tree)]
     return reduce(jnp.maximum, parts, jnp.zeros((), dtype))
@@ -145,13 +145,13 @@ def value_and_grad(value_fn: Callable, params: PyTree, like: PyTree) -> tuple[ja
 
 
 def uphill(grad: PyTree, like: PyTree) -> PyTree:
-    """jax's gradient by a complex number is the conjugate of the direction uphill."""
+    """The direction uphill: jax's gradient, or its conjugate for complex params."""
     return jax.tree.map(
         lambda g, y: cast(g.conj() if jnp.iscomplexobj(g) else g, y.dtype), grad, like
     )
 
 
 def searches_in(state: Any) -> list[LineSearchState]:
-    """What every line search in a state has left."""
+    """The states of all line searches in an optimizer's state."""
     entries = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, LineSearchState))
     return [x for x in entries if isinstance(x, LineSearchState)]

@@ -1,4 +1,4 @@
-"""A line search for the strong Wolfe conditions, by an interval that is closed in on."""
+"""A line search for the strong Wolfe conditions, which narrows an interval."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,12 +18,13 @@ from optfn.optimizers.quasi_newton.search import (
     value_and_grad,
 )
 
-# Of an interval whose far end is not finite: CG_DESCENT's nan_decay.
+# The margin that a new rate keeps from both ends of an interval, as a share of its width. If the
+# value at the far end is not finite, the rate is at the near margin, like CG_DESCENT's nan_decay.
 NEAR = 0.1
 
 
 class Point(NamedTuple):
-    """A rate that was tried, the value there and the slope."""
+    """A rate, and the value and the slope there."""
 
     rate: jax.Array
     value: jax.Array
@@ -34,13 +35,13 @@ class Interval(NamedTuple):
     """The state of a search.
 
     Attributes:
-        points: as rows, the largest rate known to be too small, the smallest known to be too large,
-            which is infinite if none is, and the one to end at, [3, 3]. One array compiles faster
+        points: three points as rows, [3, 3]: the largest rate known to be too small, the smallest
+            known to be too large (infinite if none is) and the best one. One array compiles faster
             than nine numbers.
-        grad: at the point to end at.
-        rate: to try next.
-        trials: of the rates tried.
-        accepted: whether the conditions hold at the point to end at.
+        grad: the gradient at the best point.
+        rate: the rate to try next.
+        trials: the number of rates tried.
+        accepted: whether the conditions hold at the best point.
     """
 
     points: jax.Array
@@ -56,36 +57,37 @@ class scale_by_zoom_linesearch(LineSearch):
         f(p + rate * u) <= f(p) + slope_rtol * rate * <g, u> + tol
         |<g(p + rate * u), u>| <= curv_rtol * |<g, u>| + tol
 
-    for functions without noise. It is the last stage of an optimizer such as `lbfgs`, whose updates
-    point downhill; where they point uphill, the negative gradient takes their place. Near a minimum
-    the first condition drowns in rounding, so there it may also be
+    For functions without noise. It is the last stage of an optimizer such as `lbfgs`, whose updates
+    point downhill; if they point uphill, the negative gradient is used instead. Near a minimum
+    rounding hides the first condition; there these two may replace it:
 
         <g(p + rate * u), u> <= (2 * slope_rtol - 1) * <g, u>
         f(p + rate * u) <= f(p) + approx_dec_rtol * |f(p)|
 
-    A rate is too small while the function still falls steeply, and too large where it is too high,
+    A rate is too small if the function still falls steeply there, and too large if it is too high,
     rises or is not finite. Between two such rates the next is the minimizer of a cubic.
 
-    `update` takes the keyword arguments `value` and `grad`, of the function at the params, the
-    latter uphill as the gradients are, and `value_fn`, a function of the params. The state keeps
-    value and gradient at the new params, for `value_and_grad_from_state`. Each rate that is tried
-    costs one value and one gradient. Where the conditions were not met, `info.failed` is True in
-    the state and the best rate that was seen is taken, or 0 if none was any good.
+    `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
+    `grad`, its value and its uphill gradient at the params. The state keeps both at the new params,
+    for `value_and_grad_from_state`. Each trial costs one value and one gradient. If no rate meets
+    the conditions, `info.failed` is True in the state and the best rate tried is taken, or 0 if none was
+    good.
 
     Args:
         max_linesearch_steps: the most rates to try, a number or a schedule.
-        max_learning_rate: the largest rate, a number or a schedule; None sets no bound. Where the
-            function still falls there, it is accepted.
+        max_learning_rate: the largest rate, a number or a schedule; None sets no bound. It is
+            accepted if the function still falls there.
         tol: an absolute tolerance of the conditions, a number or a schedule.
-        increase_factor: the most that a rate too small is increased by, a number or a schedule.
-        slope_rtol: the share of the first slope that must be gained, a number or a schedule.
-        curv_rtol: the share of the first slope that may remain, a number or a schedule.
-        approx_dec_rtol: how much larger a value may be for rounding's sake, a number or a schedule;
-            below 0 the second pair of conditions is never enough, as None has it.
-        stepsize_precision: an interval this short is searched no further, if a good rate is known;
-            a number or a schedule.
+        increase_factor: the largest factor on a rate that is too small, a number or a schedule.
+        slope_rtol: the required share of the decrease along the initial slope, a number or a
+            schedule.
+        curv_rtol: the share of the initial slope that may remain, a number or a schedule.
+        approx_dec_rtol: the relative rise of the value that counts as rounding, a number or a
+            schedule; None, or a number below 0, turns the second pair of conditions off.
+        stepsize_precision: the width of an interval that is not narrowed further, if a good rate is
+            known; a number or a schedule.
         initial_guess_strategy: the first rate to try: `"keep"` for the last one, `"one"` for 1, as
-            quasi-Newton methods need it.
+            quasi-Newton methods need.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -137,7 +139,7 @@ class scale_by_zoom_linesearch(LineSearch):
         return LineSearchState(rate, value, end.grad, info)
 
     def _narrowed(self, line: Line, most: jax.Array, old: Interval) -> Interval:
-        """The interval after one more rate."""
+        """The interval after one more trial."""
         value, grad = value_and_grad(line.value_fn, line.at(old.rate), line.grad)
         here = Point(old.rate, value, line.slope_of(grad))
         last, _, best = points_of(old)
@@ -160,7 +162,7 @@ class scale_by_zoom_linesearch(LineSearch):
         return Interval(points, grad, rate, old.trials + 1, accepted)
 
     def _next_rate(self, points: jax.Array, last: Point, here: Point, most: jax.Array) -> jax.Array:
-        """The minimizer of a cubic, in the interval or, where it has no end, beyond."""
+        """The minimizer of a cubic, inside the interval or, while it has no far end, beyond."""
         low, high, _ = (Point(*point) for point in points)
         bounded = high.rate < jnp.inf
         a, b = (
@@ -183,7 +185,7 @@ def points_of(interval: Interval) -> tuple[Point, Point, Point]:
 
 
 def _minimizer(a: Point, b: Point) -> jax.Array:
-    """Of the cubic through two points with these slopes; not finite where it has none."""
+    """The minimizer of the cubic through two points with these slopes; not finite without one."""
     d = a.slope + b.slope - 3 * (a.value - b.value) / (a.rate - b.rate)
     root = jnp.sqrt(d * d - a.slope * b.slope)
     return b.rate - (b.rate - a.rate) * (b.slope + root - d) / (b.slope - a.slope + 2 * root)
