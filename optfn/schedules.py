@@ -159,7 +159,7 @@ class inverse_sqrt(Schedule):
 
 
 class _Piecewise(Schedule):
-    """What the piecewise schedules share: n + 1 values with n boundaries between them."""
+    """The base of the piecewise schedules: n + 1 values with n boundaries between them."""
 
     values: Sequence[Any] = numbers()
     boundaries: Sequence[Any] = numbers()

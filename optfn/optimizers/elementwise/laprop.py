@@ -51,7 +51,7 @@ def laprop(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> chain:
-    """LaProp: Adam in the other order, which is stable for every pair of b1 and b2.
+    """LaProp: Adam in reverse order, normalizing first; stable for every pair of b1 and b2.
 
     Adam divides an average over 1 / (1 - b1) gradients by a root over 1 / (1 - b2), and diverges
     if b2 is too small for b1; here each gradient is divided before it is averaged. The rule is

@@ -60,7 +60,7 @@ def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, seed: Any 
     Args:
         learning_rate: a number or a schedule.
         eta: the variance at the first step.
-        gamma: how fast it fades; 0 keeps it.
+        gamma: how fast the variance fades; 0 keeps it constant.
         seed: the seed of the noise, a whole number below 2^24.
 
     Source: Neelakantan et al. 2015.

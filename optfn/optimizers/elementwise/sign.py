@@ -43,7 +43,7 @@ def signum(learning_rate: Any, beta: Any = 0.9) -> chain:
 
         v <- beta * v + (1 - beta) * g        p <- p - learning_rate * sign(v)
 
-    `lion` weighs the newest gradient more.
+    `lion` gives the newest gradient more weight.
 
     Args:
         learning_rate: a number or a schedule.

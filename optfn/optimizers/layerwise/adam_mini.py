@@ -25,8 +25,8 @@ class scale_by_adam_mini(Leafwise):
         eps: added to the root.
         block_axes: for each leaf the axes that number its blocks, a tuple of ints; entries along
             the other axes share a block. A tree or a function `(path, leaf) -> axes`. None takes
-            the last axis of arrays with two or more, so that a kernel (in, out) has one block per
-            output, and one block for all other arrays. The authors take `(0,)` for an embedding
+            the last axis of arrays with two or more axes, which gives a kernel (in, out) one block
+            per output; any other array is one block. The authors take `(0,)` for an embedding
             (tokens, features) and the axis of the heads for queries and keys.
 
     Raises:
