@@ -1,4 +1,4 @@
-"""Where each public name of optax's optimizers, transformations and schedules is in optfn."""
+"""The counterpart in optfn of each public name of optax's optimizers, transforms and schedules."""
 
 import inspect
 
@@ -6,7 +6,7 @@ import optax
 
 import optfn
 
-# What does the same under another name, or with other arguments.
+# Counterparts with another name, or with other arguments.
 ELSEWHERE = {
     "freeze": "freeze",
     "apply_if_finite": "skip_nonfinite",
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "identity": "chain",
     "inject_hyperparams": "hyperparameters",
     "inject_stateful_hyperparams": "hyperparameters",
-    # Functions before an optimizer: a gradient for each example is no tree like the params.
+    # Functions before an optimizer: gradients per example are not shaped like the params.
     "differentially_private_aggregate": "private_mean",
     "dpsgd": "private_mean",
     "snapshot": "monitor",
@@ -51,12 +51,12 @@ def _words(text: str) -> set[str]:
     return set(text.split())
 
 
-# To come. Until then each goes through `from_optax`.
+# Not in optfn yet. Until then, optax's go through `from_optax`.
 PLANNED = _words("""
     muon scale_by_muon galore scale_by_galore split_real_and_imaginary
 """)
 
-# Why optax's own remains the one to take.
+# Names without a counterpart, by the reason to use optax's.
 LEFT = {
     "a loss": _words("""
         convex_kl_divergence cosine_distance cosine_similarity ctc_loss ctc_loss_with_forward_probs
@@ -70,15 +70,15 @@ LEFT = {
         safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
         update_infinity_moment update_moment update_moment_per_elem_norm
     """),
-    # A target network is a tree of its own; an average beside a run is `ema_of_params`.
-    "of the training loop": _words("incremental_update periodic_update"),
-    "a log's to smooth, of what monitor measures": _words("measure_with_ema"),
+    # A target network is a separate tree; an average beside a run is `ema_of_params`.
+    "part of the training loop": _words("incremental_update periodic_update"),
+    "smoothing, a task for the log": _words("measure_with_ema"),
     "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
-    "a mark in optax's states": _words("MaskedNode"),
+    "a marker in optax's states": _words("MaskedNode"),
 }
 
 
-# Arguments that one of the two libraries does not have, and what is so instead.
+# Arguments that only one of the two libraries has, and what optfn does.
 OTHER_ARGUMENTS = {
     "scale_by_lion": ("mode smooth_beta", "the sign; other functions are other algorithms"),
     "nadam": ("nesterov", "always; without it this is `adam`"),
@@ -88,13 +88,13 @@ OTHER_ARGUMENTS = {
         "hessian_diagonal_fn verbose print_win_rate_every_n_steps",
         "the estimator is a transform; nothing is printed",
     ),
-    "hutchinson_estimator_diag_hessian": ("random_seed", "a number, no key"),
+    "hutchinson_estimator_diag_hessian": ("random_seed", "a number, not a key"),
     "noisy_sgd": ("key seed", "`seed`, a number that can be swept"),
     "add_noise": ("key seed", "`seed`, a number that can be swept"),
     "schedule_free_sgd": ("keep_average", "for `b1=0`, which is NaN in optax"),
     "schedule_free_adamw": ("keep_average", "for `b1=0`, which is NaN in optax"),
-    "reduce_on_plateau": ("direction", '`"max"` for what is to grow; optax\'s is for losses'),
-    "lbfgs": ("linesearch", "a stage of optfn's, with longer second trials"),
+    "reduce_on_plateau": ("direction", '`"max"` to maximize; optax\'s is for losses'),
+    "lbfgs": ("linesearch", "optfn's own stage, with `increase_factor=4`"),
     "scale_by_zoom_linesearch": ("verbose", "nothing is printed; the state says why it failed"),
     "scale_by_backtracking_linesearch": ("verbose", "nothing is printed"),
 }
@@ -105,13 +105,13 @@ REQUIRED = inspect.Parameter.empty
 OTHER_DEFAULTS = {
     ("scale_by_learning_rate", "learning_rate"): (REQUIRED, "optax's None means ascent"),
     ("adadelta", "learning_rate"): (1.0, "as in torch; optax's None means ascent"),
-    ("adopt", "clip_value_fn"): (None, "stands for optax's function, t^(1/4)"),
-    ("scale_by_adopt", "clip_value_fn"): (None, "stands for optax's function, t^(1/4)"),
+    ("adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
+    ("scale_by_adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
 }
 
 
 def names() -> list[str]:
-    """The public functions and classes of optax and its contrib; states and type aliases aside."""
+    """The public functions and classes of optax and its contrib, but no states or type aliases."""
     found = {}
     for module in (optax.contrib, optax):
         found |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
@@ -126,7 +126,7 @@ def _is_type(name: str, value: object) -> bool:
 
 
 def place(name: str) -> str:
-    """Where to look for it, in a cell of the table."""
+    """The counterpart of a name, as a cell of the table."""
     if name in ELSEWHERE:
         return f"`{ELSEWHERE[name]}`"
     if hasattr(optfn, name):

@@ -1,7 +1,7 @@
-"""Writes the generated tables of the README and the docs anew: `python docs/tables.py`.
+"""Rewrites the generated tables of the README and the docs: `python docs/tables.py`.
 
-Each stands between `<!-- name: python docs/tables.py -->` and `<!-- end -->`; a test compares it
-with what this script would write.
+Each is between `<!-- name: python docs/tables.py -->` and `<!-- end -->`; a test compares it with
+the output of this script.
 """
 
 import inspect
@@ -28,7 +28,7 @@ Table = list[list[str]]
 
 
 def algorithms() -> Table:
-    """The optimizers with their legs."""
+    """The optimizers, with their legs and sources."""
     rows = [["algorithm", "stage", "oracle", "optax", "golden", "theorem", "source"]]
     for name, leg in LEGS.items():
         source = re.search(r"Source: (.*?)\.?\n", inspect.getdoc(getattr(optfn, name)) + "\n")
@@ -41,7 +41,7 @@ def algorithms() -> Table:
 
 
 def checks() -> Table:
-    """The checks, by their docstrings."""
+    """The checks, with their docstrings."""
     rows = [["check", "what must hold"]]
     rows += [[f"`{name}`", inspect.getdoc(check) or ""] for name, check in CHECKS.items()]
     return rows
@@ -77,7 +77,7 @@ def findings() -> Table:
 
 
 def optax_names() -> Table:
-    """Where optax's names are, one row for each answer."""
+    """The counterparts of optax's names, one row for each counterpart."""
     places: dict[str, list[str]] = {}
     for name in names():
         places.setdefault(place(name), []).append(f"`{name}`")
@@ -86,7 +86,7 @@ def optax_names() -> Table:
 
 
 def other_arguments() -> Table:
-    """What a caller of optax's functions has to change."""
+    """The arguments that a caller of optax's functions has to change."""
     rows = [["function", "argument", "in optfn"]]
     for name, (arguments, instead) in OTHER_ARGUMENTS.items():
         rows.append([f"`{name}`", ", ".join(f"`{x}`" for x in arguments.split()), instead])
