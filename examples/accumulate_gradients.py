@@ -1,14 +1,14 @@
 """Trains on batches that do not fit into memory: gradient accumulation and micro-batches.
 
 A classifier of handwritten digits takes the same steps in three ways: with the gradient of a whole
-batch; with `optfn.accumulate`, which is given the gradient of one micro-batch at a time and makes a
-step of the optimizer when it has seen all; and with `optfn.microbatch`, which goes through the
-micro-batches within one call. A fourth run shows what would happen on micro-batches alone. The
-script prints a table and draws the losses and the memory that a call needs.
+batch; with `optfn.accumulate`, which takes the gradient of one micro-batch at a time and steps the
+optimizer after the last; and with `optfn.microbatch`, which loops over the micro-batches within one
+call. A fourth run takes each step with one micro-batch alone. The script prints a table and draws
+the losses and the memory that a call needs.
 
     python examples/accumulate_gradients.py
 
-Look at `WAYS` first: each is a function that takes a step, or a part of one, with the next images.
+Look at `WAYS` first: each takes a step, or a part of one, with the next images.
 """
 
 import argparse
@@ -58,7 +58,7 @@ value_and_grad_in_parts = optfn.microbatch(value_and_grad, 1, MICROBATCH_SIZE)
 
 
 class Way(NamedTuple):
-    """How to take steps: an optimizer, a gradient and the images that a call is given."""
+    """How to take steps: an optimizer, a gradient and the number of images per call."""
 
     optimizer: optfn.Transform
     value_and_grad: Callable
@@ -89,7 +89,7 @@ COLORS = {
 class Run(NamedTuple):
     """What the table and the figure show of one run."""
 
-    losses: np.ndarray  # of each batch, before the step with it
+    losses: np.ndarray  # loss of each batch, before its step
     memory: int  # bytes of temporaries in a call
 
 
@@ -106,14 +106,14 @@ def draw_batches(data: Data, steps: int, key) -> Data:
 
 
 def train(way: Way, params, batches: Data) -> Run:
-    """Takes a step with each batch, or with what the way takes of it."""
+    """Takes a step with each batch, or with the part of it that the way uses."""
 
     def split(x):
         taken = np.asarray(x)[:, : way.images_per_call * way.calls_per_step]
         return taken.reshape(-1, way.images_per_call, *x.shape[2:])
 
     parts = list(map(Data, *map(split, batches)))
-    # A call takes the place of what it is given in memory.
+    # A call donates its params and state, so the run needs a copy.
     params = jax.tree.map(jnp.copy, params)
     state = way.optimizer.init(params)
     call = jax.jit(way.call, donate_argnums=(0, 1)).lower(state, params, parts[0]).compile()
@@ -138,8 +138,8 @@ def tabulate(runs: dict[str, Run]) -> Table:
     whole = runs["whole batch"].losses
     table = Table(
         title=f"{len(whole)} steps, {BATCH_SIZE} images a batch, {MICROBATCH_SIZE} a micro-batch",
-        caption="memory: of a call's temporaries; accumulate's sum is in its state\n"
-        "difference: the largest of any step's loss from that of the whole batch",
+        caption="memory: temporaries of a call; accumulate keeps its sum in its state\n"
+        "difference: from the whole batch's loss, the largest of all steps",
         box=SIMPLE_HEAD,
     )
     table.add_column("gradient of")
@@ -164,7 +164,7 @@ def tabulate(runs: dict[str, Run]) -> Table:
 
 
 def draw(runs: dict[str, Run]) -> Figure:
-    """The losses step by step, beside the memory of a call."""
+    """The losses by step, beside the memory of a call."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axis, memory_axis = figure.subplots(1, 2, width_ratios=(3, 2))
     steps = len(runs["whole batch"].losses)
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", dest="steps", action="store_const", const=20, help="the same as --steps 20"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed")
     options = parser.parse_args()
     if options.steps < 1:
         parser.error("--steps must be at least 1")

@@ -1,4 +1,4 @@
-"""Fine-tunes a classifier of handwritten digits with a frozen backbone and groups of their own.
+"""Fine-tunes a classifier of handwritten digits with a frozen backbone and with groups.
 
 A network learns the digits 0 to 4. Then it gets a new head and learns all ten digits from a few
 images of each: from scratch, with every layer at one rate, with the backbone frozen, with rates
@@ -7,8 +7,8 @@ table.
 
     python examples/finetune_groups.py
 
-Look at `WAYS` first. Each is an optimizer made of parts of the same library, and which leaves a
-part is about is said by patterns of their paths, such as "**/bias". `train` takes any of them.
+Look at `WAYS` first. Each is an optimizer made of parts of the same library, and path patterns such
+as "**/bias" choose the leaves of a part. `train` takes any of them.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Data(NamedTuple):
 class Run(NamedTuple):
     """What the table shows of one way."""
 
-    trained: int  # numbers in leaves that changed at all
+    trained: int  # numbers in leaves that changed
     state: int  # numbers that the optimizer holds
     loss: float
     accuracy: float
@@ -54,12 +54,12 @@ class Classifier(nn.Module):
         return nn.Dense(10, name="head")(images)
 
 
-# The layers above a leaf's own: none above the head, all above the first layer.
+# The number of layers above a leaf's: none above the head, all above the first layer.
 LAYERS_ABOVE = by_path(
     {"params/head/*": 0} | {f"params/layers_{i}/*": LAYERS - i for i in range(LAYERS)}
 )
 
-# The first two layers stay, the last may move a little; kernels decay, biases do not.
+# The first two layers are frozen, the last moves slowly; kernels decay, biases do not.
 GROUPS = {
     "frozen": optfn.set_to_zero(),
     "slow": optfn.chain(optfn.clip_by_global_norm(1.0), optfn.adamw(0.001, weight_decay=0.01)),
@@ -87,7 +87,7 @@ WAYS = {
 
 
 def load_data(seed: int) -> tuple[Data, Data, Data]:
-    """The digits 0 to 4, a few images of every digit, and the others of every digit to test on."""
+    """Images of the digits 0 to 4, a few of every digit, and others of every digit to test on."""
     images, labels = map(np.asarray, load_digits(return_X_y=True))
     images = (images - images.mean()) / images.std()
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -115,7 +115,7 @@ evaluate = jax.jit(loss_fn)
 
 @jax.jit
 def train(optimizer, params, data: Data, steps):
-    """Steps with the whole of the data; the state holds nothing of what is frozen."""
+    """Takes full-batch steps; the state holds nothing for frozen leaves."""
 
     def step(_, carry):
         params, state = carry
@@ -126,7 +126,7 @@ def train(optimizer, params, data: Data, steps):
 
 
 def with_new_head(params, scratch):
-    """The backbone of a network, and the head of another."""
+    """The backbone of `params` and the head of `scratch`."""
     return {"params": params["params"] | {"head": scratch["params"]["head"]}}
 
 
@@ -135,7 +135,7 @@ def count(tree) -> int:
 
 
 def changed(before, after) -> int:
-    """How many numbers are in leaves that are not the same bit for bit."""
+    """How many numbers are in leaves that differ in any bit."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     return sum(x.size for x, y in pairs if np.asarray(x).tobytes() != np.asarray(y).tobytes())
 
@@ -157,7 +157,7 @@ def run_all(steps: int, seed: int) -> dict[str, Run]:
 def tabulate(runs: dict[str, Run]) -> Table:
     table = Table(
         title=f"Ten digits from {IMAGES_PER_DIGIT} images of each",
-        caption="trained: numbers in leaves that are not what they were, bit for bit",
+        caption="trained: numbers in leaves that changed in any bit",
         box=SIMPLE_HEAD,
     )
     table.add_column("way")
@@ -178,11 +178,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=200, help="steps of each training")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
     parser.add_argument(
         "--quick", dest="steps", action="store_const", const=60, help="the same as --steps 60"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed")
     options = parser.parse_args()
     if options.steps < 1:
         parser.error("--steps must be at least 1")

@@ -6,7 +6,7 @@ prints a table of the fits.
     python examples/fit_regression.py
 
 Look at `fit` first. A whole run is one compiled function, so the fits for all penalties are one
-`vmap`, in which each stops on its own.
+`vmap`, in which each stops independently.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def load_data():
 
 
 def loss_fn(params, penalty, measures, signs):
-    """The mean logistic loss, in nats, and the penalty."""
+    """The mean logistic loss, in nats, plus the penalty."""
     logits = measures @ params["weights"] + params["bias"]
     penalised = penalty * jnp.sum(params["weights"] ** 2) / 2
     return jnp.mean(jnp.logaddexp(0, -signs * logits)) + penalised

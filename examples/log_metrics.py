@@ -1,13 +1,13 @@
 """Trains a classifier of handwritten digits and logs what the optimizer does.
 
-The optimizer is AdamW behind a clip, with a learning rate that warms up and falls; `monitor` around
+The optimizer is AdamW after a clip, with a learning rate that warms up and decays; `monitor` around
 it measures the norms of gradients, updates and params, the clip and the rate. The script shows them
-while it trains, prints a table at the end and writes every step to a CSV file.
+during training, prints a table at the end and writes every step to a CSV file.
 
     python examples/log_metrics.py
 
-Look at `train_epoch` first: the steps are a `scan`, and each returns `optfn.metrics(tx, state)`. A
-log is the stack of these.
+Look at `train_epoch` first: the steps are a `scan`, and each returns `optfn.metrics(tx, state)`;
+the log stacks them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from optfn.schedules import warmup_cosine
 BATCH_SIZE = 64
 MAX_NORM = 1.0
 
-# What the table shows, by the short names of the metrics.
+# The columns of the table, by the short names of the metrics.
 COLUMNS = {
     "learning_rate": "learning\nrate",
     "grad_norm": "gradient\nnorm",
@@ -141,7 +141,7 @@ def tabulate(log, accuracy: float) -> Table:
     steps = len(log["loss"])
     hits = log["clip_by_global_norm.hits"][-1]
     table = Table(
-        title=f"{steps} steps of AdamW behind a clip at {MAX_NORM:g}",
+        title=f"{steps} steps of AdamW after a clip at {MAX_NORM:g}",
         caption=f"{hits} gradients clipped; test accuracy {100 * accuracy:.1f} %",
         box=SIMPLE_HEAD,
     )
@@ -154,7 +154,7 @@ def tabulate(log, accuracy: float) -> Table:
 
 
 def write(log, path: Path) -> None:
-    """A row for each step, under the full names."""
+    """Writes a row for each step, under the full names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", dest="epochs", action="store_const", const=3, help="the same as --epochs 3"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed")
     options = parser.parse_args()
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")

@@ -2,13 +2,13 @@
 
     zig_zag.png      gradient descent, momentum, RMSprop and Adam on an elongated bowl
     noise_ball.png   mini-batches at a constant and at a decayed learning rate
-    schedules.png    ways to decay the learning rate, the last of them by hand
+    schedules.png    ways to decay the learning rate, the last by hand
 
     python examples/plot_lecture.py
 
 An optimizer is data, and so is a schedule: each can hold an array where it usually holds a number.
 So the curves of a picture come from one call of one compiled function, `jax.vmap` over the
-optimizers or the schedules themselves. (Only a person's hand is not compiled.)
+optimizers or the schedules themselves. (Only the rates set by hand come from a Python loop.)
 """
 
 import argparse
@@ -29,7 +29,7 @@ BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
 def bowl(curvature, point):
-    """A height above the minimum at the origin; points lie along the last axis."""
+    """The height above the minimum at the origin, of points `[..., xy]`."""
     return (curvature * point**2).sum(-1) / 2
 
 
@@ -64,7 +64,7 @@ WALKS = {
         optfn.sgd, (0.19, 0.203), "Gradient descent zig-zags; at a slightly larger rate it diverges"
     ),
     "momentum": Walk(
-        optfn.momentum, (0.203, 1.0), "Momentum damps the zig-zag and bears five times that rate"
+        optfn.momentum, (0.203, 1.0), "Momentum damps the zig-zag and allows five times that rate"
     ),
     "RMSprop": Walk(
         optfn.rmsprop, (0.1, 0.3), "RMSprop is as fast along x as along y, but hops at a large rate"
@@ -120,14 +120,14 @@ def draw_zig_zag(paths: dict[str, np.ndarray]) -> Figure:
 
 
 def until(condition: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """The path up to the first point where the condition holds, that one included."""
+    """The path up to and including the first point where the condition holds."""
     return path[: condition.argmax() + 1] if condition.any() else path
 
 
 # --- Picture 2: the noise ball --------------------------------------------------------------------
 
-# The loss of an example is its squared distance, larger in y. The loss of all examples is least at
-# their mean, the origin; every mini-batch has its own idea of where that is.
+# The loss of an example is its squared distance, weighted more in y. The loss of all examples is
+# least at their mean, the origin; the loss of a mini-batch is least at the mini-batch's mean.
 BATCH_SIZE = 16
 STEPS_PER_EPOCH = 16
 WEIGHT = np.array([1.0, 3.0])
@@ -147,7 +147,7 @@ def batch_loss(point, batch):
 
 @jax.jit
 def train_epoch(optimizer, point, state, examples, key):
-    """As many random mini-batches as make up the examples, and the path `[batch, xy]`."""
+    """Trains on random mini-batches for an epoch; also returns the path `[batch, xy]`."""
 
     def step(carry, batch):
         point, state = carry
@@ -209,7 +209,7 @@ def draw_noise_ball(paths: dict[str, np.ndarray]) -> Figure:
         distance_axis.plot(epochs, distances.mean(0), color=color, label=titles[kind])
     distance_axis.set(yscale="log", xlabel="epoch", ylabel="distance from the minimum")
     distance_axis.set_title(f"mean and middle 80 % of {len(paths['constant'])} runs")
-    distance_axis.set_box_aspect(5.2 / 6)  # that of the bowls
+    distance_axis.set_box_aspect(5.2 / 6)  # as the bowls
     distance_axis.yaxis.set_major_formatter("{x:g}")
     distance_axis.grid(alpha=0.3)
     distance_axis.legend()
@@ -220,7 +220,7 @@ def draw_noise_ball(paths: dict[str, np.ndarray]) -> Figure:
 
 
 class Family(NamedTuple):
-    """A schedule of the epoch, and the values of one of its arguments it is drawn with."""
+    """A schedule by epoch, and the values of one of its arguments to draw it with."""
 
     title: str
     schedule: optfn.Schedule
@@ -263,7 +263,7 @@ FAMILIES = (
     Family("one cycle", schedules.one_cycle(1, 100), "pct_start", (0.1, 0.3, 0.5)),
 )
 
-# The rates that a person sets who watches the run, by epoch.
+# The rates that a person sets during the run, by epoch.
 EDITS = {20: 0.1, 45: 0.03, 75: 0.01}
 
 
@@ -280,7 +280,7 @@ def schedule_curves(epochs: np.ndarray) -> list[np.ndarray]:
 
 
 def decay_by_hand(epochs: int) -> list[float]:
-    """The rate in every epoch of a run that a person steers.
+    """The rate in every epoch of a run that a person tunes.
 
     A new rate is a new number for the compiled `train_epoch`, which is not compiled again.
     """
@@ -311,7 +311,7 @@ def draw_schedules(epochs: np.ndarray, curves: list[np.ndarray], by_hand: list[f
     hand_axis.stairs(share, range(len(share) + 1), baseline=None, color=BLUE, linewidth=1.5)
     edits = list(EDITS)
     hand_axis.plot(edits, share[edits], "o", color=VERMILLION, label="a person sets a new rate")
-    hand_axis.set_title("by hand, while the run goes on", fontsize=11)
+    hand_axis.set_title("by hand, during the run", fontsize=11)
     hand_axis.legend()
 
     for axis in axes.flat:

@@ -1,8 +1,8 @@
 """Tunes six optimizers on handwritten digits, 64 trials each, and draws how sensitive they are.
 
-Every trial is a lane of one compiled program. Those that are poor are ended early by ASHA, and the
-next take their lanes. The script prints the best of each optimizer, with the share of its trials
-that came within 10 % of it, and draws the test loss against the learning rate.
+Every trial runs in a lane of one compiled program. ASHA ends poor trials early, and new ones take
+their lanes. The script prints the best of each optimizer, with the share of its trials that came
+within 10 % of it, and draws the test loss against the learning rate.
 
     python examples/sweep_digits.py
 

@@ -1,12 +1,12 @@
 """Tunes AdamW for a small convolutional network on 5,000 images of MNIST.
 
-Twenty-four trials of a learning rate, its share of warm-up and a weight decay. ASHA ends the poor
-ones early. The script prints the best and draws the test loss against each hyperparameter.
+Twenty-four trials search the peak learning rate, the share of warm-up and the weight decay; ASHA
+ends poor ones early. The script prints the best and draws the test loss by hyperparameter.
 
     python examples/sweep_flax_mnist.py
 
-Look at `adamw` first: what is searched need not be an optimizer's own argument. Any function of the
-hyperparameters that gives an optimizer will do, here one that makes a schedule of them.
+Look at `adamw` first: the searched hyperparameters need not be arguments of an optimizer. Any
+function that makes an optimizer of them will do, here one with a schedule.
 """
 
 import argparse
@@ -45,13 +45,13 @@ class Classifier(nn.Module):
 
 
 def adamw(peak_rate: float, warmup: float, weight_decay: float, *, steps: int) -> optfn.Transform:
-    """The rate rises to its peak for a share of the run, and falls along a cosine to 0."""
+    """AdamW whose rate rises to its peak for a share of the run and falls along a cosine to 0."""
     rate = optfn.schedules.warmup_cosine(peak_rate, warmup * steps, steps)
     return optfn.adamw(rate, weight_decay=weight_decay)
 
 
 def mnist() -> sweep.Task:
-    """A network of 6,000 numbers, scored by its loss on a thousand images it has not seen."""
+    """A network of 6,000 params, scored by its loss on a thousand images it has not seen."""
     images, labels = mnist_data()
     images = np.float32(images / 255)
     train_x, test_x, train_y, test_y = (
@@ -112,12 +112,12 @@ def main() -> None:
         steps=steps,
         policy=sweep.asha(first=steps // 5),
         lanes=8,
-        mode="loop" if args.quick else "auto",  # to try all of them, each is compiled
+        mode="loop" if args.quick else "auto",  # "auto" compiles every mode
     )
     best = result.best()
     accuracy = result.curves["accuracy"][best.trial][-1]
     print(result.table(8))
-    print(f"the best: {100 * accuracy:.1f} % of the test images; lanes were run by {result.mode}")
+    print(f"the best: {100 * accuracy:.1f} % of the test images are right; mode {result.mode}")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
     draw(result).savefig(args.output, dpi=150)

@@ -2,12 +2,12 @@
 
 The transformer learns to predict the next character of Python's own help texts. Eight members of a
 population train side by side; every tenth of the run the worst two copy the best two, with another
-learning rate. Random search gets the same eight rates to start with, and as many steps. The script
-prints both, and draws who copied whom and the schedule that was found.
+learning rate. Random search starts with the same eight rates and trains for as many steps. The
+script prints both, and draws who copied whom and the schedule that was found.
 
     python examples/sweep_text.py
 
-Look at `main` first: the two differ in the policy alone.
+Look at `main` first: the two sweeps differ only in the policy.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def draw(population: sweep.Result, searched: sweep.Result) -> Figure:
     figure = Figure(figsize=(13, 8), layout="constrained")
     axes = figure.subplot_mosaic([["lines", "lines"], ["rates", "losses"]])
     plot.lineage(population, "learning_rate", axes["lines"])
-    axes["lines"].set_title("Who copied whom; outlined, the line that led to the best")
+    axes["lines"].set_title("Who copied whom; outlined: the ancestors of the best")
 
     rates, losses = axes["rates"], axes["losses"]
     plot.schedules(population, "learning_rate", rates, top=3)
@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     layers, steps = (1, 40) if args.quick else (2, 600)
 
-    # A CPU gains nothing from matrices of this size side by side.
+    # On a CPU, batching matrices of this size gains nothing.
     mode = "map" if jax.default_backend() == "cpu" else "vmap"
     task, results = help_texts(layers), {}
     policies = {

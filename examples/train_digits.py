@@ -6,8 +6,8 @@ epoch. The script prints a table and draws the training loss and the learning ra
     python examples/train_digits.py
 
 Look at `train_epoch` first. It takes the optimizer as an argument, as it takes the params, because
-an optimizer is data. One function serves every algorithm, and two optimizers that differ only in
-their numbers, like the two runs of an algorithm, share one compiled program.
+an optimizer is data. One function serves every algorithm, and optimizers that differ only in their
+numbers, like the two runs of an algorithm, share one compiled program.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from optfn.schedules import inverse_time, per_epoch
 BATCH_SIZE = 64
 
 # Noise added to the training images, in standard deviations of their pixels. It keeps the network
-# from learning them by heart, and so keeps the gradients of the mini-batches noisy to the end.
+# from overfitting, and so keeps the gradients of the mini-batches noisy to the end.
 PIXEL_NOISE = 1.0
 
-# Learning rates to start from, tuned by hand for the decayed runs. A rate that has to stay constant
-# does best at about a third of them, where it comes close.
+# Initial learning rates, tuned by hand for the decayed runs. Constant rates do best at about a
+# third of these, where they come close.
 ALGORITHMS = {
     "gradient descent": (optfn.sgd, 1.0),
     "momentum": (optfn.momentum, 1.0),
@@ -119,7 +119,7 @@ def train_epoch(optimizer, state, params, data: Data, key):
 
 
 def train(optimizer, params, data: Data, epochs: int, key, report):
-    """Returns the trained params, with the losses and learning rates on the way."""
+    """Returns the trained params, with the losses and learning rates by epoch."""
     state = optimizer.init(params)
     losses, rates = [float(evaluate(params, data)[0])], []
     report(completed=0, loss=losses[0])
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", dest="epochs", action="store_const", const=5, help="the same as --epochs 5"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed")
     options = parser.parse_args()
     if options.epochs < 1:
         parser.error("--epochs must be at least 1")

@@ -1,9 +1,9 @@
 """Trains a deep classifier of handwritten digits in float16, with and without loss scaling.
 
-The params are float32, and so is the loss; the layers between compute in float16. There are six of
-them, without biases and with small weights to start from, so the first gradients are around 1e-9.
-float16 has no number below 6e-8: on the way back they become zero, and nothing is ever learned.
-With a scaled loss they survive. The script prints a table and draws loss and scale by step.
+The params are float32, and so is the loss; the layers between compute in float16. There are six,
+without biases and with small initial weights, so the first gradients are around 1e-9. float16 has
+no positive number below 6e-8: in the backward pass they become zero, and nothing is learned. With a
+scaled loss they survive. The script prints a table and draws loss and scale by step.
 
     python examples/train_float16.py
 
@@ -33,8 +33,8 @@ import optfn
 BATCH_SIZE = 128
 ADAM = optfn.adam(4e-3)
 
-# A scale of 1 that stays is no scaling: the same program with other numbers in it. The other one
-# starts too high for the first large gradients, and tries twice that after 50 steps that went well.
+# A constant scale of 1 is no scaling: the same program with other numbers. The other scale starts
+# too high for the first large gradients, and doubles after 50 finite steps.
 UNSCALED = optfn.loss_scale(ADAM, 1.0, growth_factor=1, backoff_factor=1, growth_interval=50)
 SCALED = optfn.loss_scale(ADAM, 2.0**24, growth_interval=50)
 
@@ -61,7 +61,7 @@ class Run(NamedTuple):
     losses: np.ndarray  # before each step
     zeros: np.ndarray  # the share of zeros in each gradient
     scales: np.ndarray  # before each step
-    skipped: np.ndarray  # whether each step was
+    skipped: np.ndarray  # whether each step was skipped
     test_accuracy: float
 
 
@@ -98,7 +98,7 @@ evaluate = jax.jit(loss_fn, static_argnames="dtype")
 
 @partial(jax.jit, static_argnames=("steps", "dtype"))
 def train(optimizer, params, data: Data, key, *, steps: int, dtype):
-    """Returns the trained params and state, and what there is to tell of each step."""
+    """Returns the trained params and state, and the metrics of each step."""
 
     def train_step(carry, key):
         params, state = carry
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", dest="steps", action="store_const", const=100, help="the same as --steps 100"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="the random seed")
     options = parser.parse_args()
     if options.steps < 1:
         parser.error("--steps must be at least 1")
