@@ -1,4 +1,4 @@
-"""Handwritten digits and a network that learns them: what all ways to sweep train."""
+"""Handwritten digits and a network that learns them: the task of all ways to sweep."""
 
 import functools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Images = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def images() -> Images:
     """Standardised pixels and labels: 1,347 to train on, 450 to evaluate on."""
-    from sklearn.datasets import load_digits  # takes longer than a fresh process has otherwise
+    from sklearn.datasets import load_digits  # slow, so only where it is used
 
     pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(labels))
@@ -32,7 +32,7 @@ def images() -> Images:
 
 
 def init(width: int, key: jax.Array) -> dict[str, jax.Array]:
-    """A hidden layer, and ten outputs."""
+    """The params of a hidden layer and ten outputs."""
     hidden, out = jax.random.split(key)
     return {
         "hidden": jax.random.normal(hidden, (64, width)) / 8,
@@ -55,7 +55,7 @@ def evaluate(params: dict[str, jax.Array], held_out: Any) -> dict[str, jax.Array
 
 
 def batch(key: jax.Array, data: Any) -> Any:
-    """As a `Task` draws it."""
+    """A batch, drawn as a `Task` draws it."""
     rows = jax.random.randint(key, (BATCH_SIZE,), 0, len(data[1]))
     return jax.tree.map(lambda x: x[rows], data)
 
@@ -74,5 +74,5 @@ def task(images: Images, width: int) -> sweep.Task:
 
 
 def points(trials: int, seed: int) -> Sequence[Point]:
-    """Those that `sweep.run` tries with this seed."""
+    """The points that `sweep.run` tries with this seed."""
     return sweep.random().start(SPACE, trials, seed).ask(trials)

@@ -1,9 +1,9 @@
 """The step and the trace of every optimizer that optfn and optax share, against optax's.
 
-Both are closed over. A step is jitted and donated, and the same optax function jitted a second time
-is the control; a trace is that of the step with its lowering, in thread time with nothing cached.
-Each case runs in a fresh process, in which the variants take turns, and its ratio is the median
-over the rounds. Beside each case there is the geometric mean over all.
+Both optimizers are closed over. A step is jitted and donated, and the same optax function jitted a
+second time is the control; a trace includes lowering, in thread time with nothing cached. Each case
+runs in a fresh process, in which the variants take turns, and its ratio is the median over the
+rounds. The report adds the geometric means over all cases.
 """
 
 import statistics
@@ -71,7 +71,7 @@ FREE = [
     "schedule_free_sgd",
     "schedule_free_adamw",
 ]
-# They are given the loss beside the gradients.
+# These need the loss beside the gradients.
 WITH_LOSS = ["polyak_sgd", "momo", "momo_adam"]
 OPTIMIZERS = [*WITH_RATE, *FREE, *WITH_LOSS]
 DEFAULT_TREES = ("one_16m", "equal_64x64", "gpt2")
@@ -129,7 +129,7 @@ def report_every(
         means.append([what, *cells, f"{mean:.3f} {report.judge(mean <= target, what_fell)}"])
     report.add_table(
         "Geometric means",
-        "Of the ratios to optax over the optimizers.",
+        "Means over the optimizers of the ratios to optax.",
         ["", *trees, "all"],
         means,
     )

@@ -4,10 +4,10 @@ The same optimizer with and without it, closed over, on trees of a few kinds:
 
 - step: CPU seconds of a compiled, donated step. The plain one jitted a second time is the control.
 - trace: the seconds of this thread to trace and lower it with nothing cached.
-- compile: the CPU seconds that XLA then takes.
+- compile: the CPU seconds of XLA's compilation after that.
 
 Each case runs in a fresh process, in which the variants take turns; a ratio is the median over the
-rounds (of the compilation there is one). Below 1 is a gain.
+rounds (the compilation has one). Below 1 is a gain.
 """
 
 import gc
@@ -34,10 +34,10 @@ from step_time import ALGORITHMS, SAMPLE_SECONDS, Variant, lowering_seconds, ste
 
 import optfn
 
-# Where it is meant to pay.
+# Trees on which it is meant to pay.
 SMALL = ("equal_16", "many_16")
 
-# Of thousands of arrays each takes a minute.
+# One round: with thousands of arrays, each takes a minute.
 COMPILATIONS = 1
 
 Seconds = dict[str, list[float]]
@@ -64,7 +64,7 @@ def measure(algorithm: str, tree: str, rounds: int) -> Measured:
     trace = {
         name: partial(lowering_seconds, v, v.abstract_args(shapes)) for name, v in pair.items()
     }
-    interleaved(trace, 1)  # What is imported or set up at first use is nobody's cost.
+    interleaved(trace, 1)  # Imports and setup at first use are not measured.
     traced = interleaved(trace, rounds)
     compiled = interleaved(
         {name: partial(compile_seconds, v, shapes) for name, v in pair.items()}, COMPILATIONS
@@ -103,10 +103,10 @@ def report_on(report: Report, algorithms: Sequence[str], trees: Sequence[str], r
                 row += [f"{plain * 1e3:.3g}", f"{found:.3f}{verdict}"]
             rows.append(told([*row, f"{noise:.3f}"]))
     report.add_table(
-        "Packed against plain",
-        "Milliseconds of the plain optimizer, and how long the flattened one takes relative to it. "
+        "Flattened against plain",
+        "Milliseconds of the plain optimizer, and the flattened one's time relative to it. "
         "Target, for arrays of 16 numbers: a shorter trace, and a step not above the control, the "
-        "factor by which two equal programs differed. None is set for the compilation: XLA makes a "
+        "factor by which two equal programs differed. The compilation has none: XLA makes a "
         "program for every leaf that is cut out of the result.",
         [
             *("tree", "algorithm"),

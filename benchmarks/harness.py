@@ -73,13 +73,13 @@ TREES: dict[str, Callable[[], Any]] = {
 
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
-    """The result of a module's function in a new interpreter: no cache, no heap of ours."""
+    """The result of a module's function in a new interpreter, with empty caches and a new heap."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_call_and_tell, function, *args).result()
 
 
 def _call_and_tell(function: Callable, *args: Any) -> Any:
-    """Some of JAX's errors do not survive the way between processes; their text does."""
+    """Some of JAX's errors cannot be sent between processes; their text can."""
     try:
         return function(*args)
     except Exception:
@@ -89,7 +89,7 @@ def _call_and_tell(function: Callable, *args: Any) -> Any:
 def interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """The seconds of each timer, round by round.
 
-    Every round has another order, so that none profits from always running after the same other.
+    Each round has a random order, so that no timer profits from always following the same other.
     """
     order, seconds = list(timers), {name: [] for name in timers}
     shuffle = random.Random(0).shuffle
@@ -101,12 +101,12 @@ def interleaved(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> float:
-    """The median over the rounds of how long one takes relative to its peer in the same round."""
+    """The median over the rounds of a timer's seconds relative to its peer's in the same round."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[peer], strict=True))
 
 
 def spread(control: Iterable[float]) -> float:
-    """The factor s such that ratios of equals were seen within [1 / s, s]."""
+    """The smallest s such that the ratios of equal programs are within [1 / s, s]."""
     return max(math.exp(abs(math.log(x))) for x in control)
 
 
@@ -134,7 +134,7 @@ def progress(text: str) -> None:
 
 
 def told(row: list[str]) -> list[str]:
-    """A row of a table, shown while the others are still to come."""
+    """Shows a row of a table as soon as it is known, and returns it."""
     progress("  " + " | ".join(row))
     return row
 
@@ -156,13 +156,13 @@ def listed(allowed: Iterable[str]) -> Callable[[str], list[str]]:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark has."""
     new = argparse.ArgumentParser(description=description)
-    new.add_argument("--quick", action="store_true", help="see that it works; no evidence")
+    new.add_argument("--quick", action="store_true", help="a short check, no evidence")
     new.add_argument("--record", type=Path, metavar="PATH", help="write the report to this file")
     return new
 
 
 class Report:
-    """A markdown report that says first what fell short."""
+    """A markdown report that lists missed targets first."""
 
     def __init__(self, title: str):
         self.title = title
@@ -175,7 +175,7 @@ class Report:
         self.tables.append(f"## {title}\n\n{note}\n\n{table}\n")
 
     def judge(self, holds: bool, what: str) -> str:
-        """A cell of a table; what does not hold is also said at the top of the report."""
+        """A cell of a table; a miss is also listed at the top of the report."""
         if not holds:
             self.shortfalls.append(what)
         return "pass" if holds else "MISS"
@@ -194,7 +194,7 @@ class Report:
         )
 
     def publish(self, record: Path | None) -> None:
-        """Prints the report, and writes it if a record is wanted."""
+        """Prints the report, and writes it to `record` if given."""
         text = self.text()
         print(text)
         if record is not None:
@@ -202,7 +202,7 @@ class Report:
 
 
 def conditions() -> list[str]:
-    """When, with what and on what; neither paths nor the name of the machine."""
+    """Date, versions, machine and call, without paths and without the machine's name."""
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "optax")]
     versions = [f"Python {platform.python_version()}", *packages, f"optfn {optfn.__version__}"]
     return [

@@ -1,14 +1,14 @@
 """L-BFGS of optfn against SciPy's L-BFGS-B and optax's lbfgs, in double precision.
 
-Three comparisons, on functions from 2 to 1000 dimensions, all with a memory of 10 and until no
-entry of the gradient is larger than 1e-8:
+Three comparisons, on functions of 2 to 1000 dimensions, all with a memory of 10 and until no entry
+of the gradient is larger than 1e-8:
 
-- evaluations: of the function with its gradient, exact numbers. The first starting point is the one
-  that the literature fixes, others are drawn around it: a single path is a matter of chance.
-- compile: the seconds of this process to trace, lower and compile the whole loop, nothing cached.
+- evaluations: the exact number of evaluations of the function with its gradient. The first starting
+  point is the literature's, others are drawn around it: a single path is a matter of chance.
+- compile: the CPU seconds to trace, lower and compile the whole loop with nothing cached.
 - run: the seconds of a run from the first starting point.
 
-optax's loop is that of its documentation. Each case runs in a fresh process, in which the variants
+optax's loop is from its documentation. Each case runs in a fresh process, in which the variants
 take turns, and its ratio is the median over the rounds.
 """
 
@@ -54,7 +54,7 @@ def rosenbrock(n: int) -> Function:
 
 
 def quadratic(n: int, condition: float) -> Function:
-    """Of this condition, along random axes, with its minimum below zero."""
+    """A quadratic of this condition along random axes, with its minimum below zero."""
     rng = np.random.default_rng(0)
     axes, _ = np.linalg.qr(rng.normal(size=(n, n)))
     matrix = jnp.asarray(axes @ np.diag(np.geomspace(1, condition, n)) @ axes.T)
@@ -106,7 +106,7 @@ FUNCTIONS: dict[str, Callable[[], Function]] = {
 }
 
 
-# The three loops; each gives the evaluations and the largest entry of the gradient at the end.
+# The three loops; each returns the evaluations and the largest entry of the gradient at the end.
 
 
 def optfn_run(function: Function, x0: Any) -> tuple[Any, Any]:
@@ -157,7 +157,7 @@ LOOPS = {"optfn": optfn_run, "optax": optax_run}
 
 
 def measure_evaluations(name: str, starts: int) -> dict[str, list[float]]:
-    """For each library and start the evaluations, or NaN where the gradient stayed larger."""
+    """The evaluations by library and start; NaN where the gradient stayed above the tolerance."""
     jax.config.update("jax_enable_x64", True)
     function = FUNCTIONS[name]()
     runs: dict[str, Callable] = {
@@ -184,7 +184,7 @@ def measure_seconds(name: str, rounds: int) -> dict[str, dict[str, list[float]]]
         return time.process_time() - start
 
     timers = {who: partial(compiled, loop) for who, loop in LOOPS.items()}
-    interleaved(timers, 1)  # What is imported or set up at first use is nobody's cost.
+    interleaved(timers, 1)  # Imports and setup at first use are not measured.
     compilations = interleaved(timers, max(1, rounds // 3))
 
     def timer(loop: Callable) -> Callable[[], float]:
@@ -216,7 +216,7 @@ def report_evaluations(report: Report, names: Sequence[str], starts: int) -> Non
         reached = {who: int(np.isfinite(n).sum()) for who, n in found.items()}
         row = [name, *(f"{n[0]:.0f}" for n in found.values())]
         row += [f"{reached[who]}/{starts}" for who in found]
-        everywhere = f"Evaluations: optfn on {name} ended early from {starts - reached['optfn']}."
+        everywhere = f"Evaluations: optfn on {name} failed from {starts - reached['optfn']} starts."
         row[len(found) + 1] += f" {report.judge(reached['optfn'] == starts, everywhere)}"
         for who in ("scipy", "optax"):
             both = np.isfinite(found["optfn"]) & np.isfinite(found[who])
@@ -229,9 +229,9 @@ def report_evaluations(report: Report, names: Sequence[str], starts: int) -> Non
         rows.append(told(row))
     report.add_table(
         "Evaluations",
-        f"From the first start, then from how many of {starts} the gradient was reached, then the "
-        "geometric mean of the ratio over the starts from which both reached it. Targets: all, and "
-        f"{LIMITS['scipy']} of SciPy's and {LIMITS['optax']} of optax's.",
+        f"Evaluations from the first start; how many of {starts} starts reached the tolerance; the "
+        "geometric mean of the ratio over the starts from which both did. Targets: all starts, and "
+        f"{LIMITS['scipy']} of SciPy's evaluations and {LIMITS['optax']} of optax's.",
         [
             *("function", "optfn", "optax", "SciPy"),
             *("optfn reached", "optax reached", "SciPy reached"),
@@ -255,8 +255,8 @@ def report_seconds(report: Report, names: Sequence[str], rounds: int) -> None:
         rows.append(told(row))
     report.add_table(
         "Seconds",
-        "Of optax, and the ratio of optfn to it. Compilation is in CPU time of the process, a run "
-        f"in time on the wall. Targets: {LIMITS['compile']} and {LIMITS['run']}.",
+        "optax's seconds, and optfn's relative to them. Compilation is in CPU time, a run in wall "
+        f"time. Targets: {LIMITS['compile']} and {LIMITS['run']}.",
         ["function", "optax compiles, s", "compile", "optax runs, ms", "run"],
         rows,
     )

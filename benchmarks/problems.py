@@ -1,10 +1,10 @@
 """Which test problems each optimizer solves, at the best of a small sweep of learning rates.
 
-A problem is solved once the noiseless value is at most its target, if only for a step; of an
-optimizer that averages, the value is that of the averages. A rate solves a problem if it does so
-from every seed. All rates and seeds of an optimizer on a problem run in one program, under
-`jax.vmap` over the optimizer. All other arguments have their defaults. Those that find their own
-rate are swept over factors of it.
+A problem is solved once the noiseless value is at most its target, even for one step; the value is
+taken at the averages where an optimizer averages. A rate solves a problem if it does so from every
+seed. All rates and seeds of an optimizer on a problem run in one program, under `jax.vmap` over the
+optimizer. All other arguments have their defaults. Learning-rate-free optimizers are swept over
+factors of their rate.
 """
 
 import statistics
@@ -74,7 +74,7 @@ WITH_RATE = [
 FREE = ["dog", "dowg", "prodigy", "dadapt_adamw", "cocob"]
 OPTIMIZERS = [*WITH_RATE, *FREE]
 
-# What `update` is given beside the gradients, from the loss as a function of the params.
+# The extra arguments of `update`, made from the loss as a function of the params.
 EXTRA_ARGS: dict[str, Callable[[Callable, Any], dict[str, Any]]] = {
     "polyak_sgd": lambda loss, params: {"value": loss(params)},
     "momo": lambda loss, params: {"value": loss(params)},
@@ -84,7 +84,7 @@ EXTRA_ARGS: dict[str, Callable[[Callable, Any], dict[str, Any]]] = {
 
 
 def sweep(name: str, count: int | None = None) -> np.ndarray:
-    """The rates, or factors, that an optimizer is tried at; `count` of them, evenly picked."""
+    """The rates, or factors, to try an optimizer at; `count` of them, evenly picked."""
     values = FACTORS if name in FREE else RATES
     return values[np.linspace(0, len(values) - 1, count or len(values)).round().astype(int)]
 
@@ -92,7 +92,7 @@ def sweep(name: str, count: int | None = None) -> np.ndarray:
 def first_hits(
     name: str, problem: Problem, values: Iterable[float], seeds: int, steps: int
 ) -> np.ndarray:
-    """After how many steps the target was first reached, by value and seed; 0 where it was not."""
+    """The step that first reached the target, by value and seed; 0 where none did."""
     tx = optfn.stack([getattr(optfn, name)(float(value)) for value in values])
 
     def train(tx: Any, key: jax.Array) -> jax.Array:
@@ -117,12 +117,12 @@ def first_hits(
 
 
 class Outcome(NamedTuple):
-    """How it went at the best value of the sweep.
+    """The outcome at the best value of the sweep.
 
     Attributes:
-        seeds: from how many the target was reached.
-        solved: whether that was all.
-        steps: the median until then, over the seeds that reached it; infinite if none did.
+        seeds: how many seeds reached the target.
+        solved: whether all did.
+        steps: their median steps to the target; infinite if none reached it.
         value: the rate or factor.
         at_edge: whether it was the first or last of the sweep.
     """
@@ -135,7 +135,7 @@ class Outcome(NamedTuple):
 
 
 def best(hits: np.ndarray, values: np.ndarray) -> Outcome:
-    """Of the value that serves most seeds; among equals, the one with the lowest median."""
+    """The outcome at the value that serves most seeds; among equals, with the lowest median."""
 
     def outcome(i: int) -> Outcome:
         reached = hits[i][hits[i] > 0]
@@ -192,23 +192,23 @@ def report_all(report: Report, outcomes: Outcomes, seeds: int) -> None:
         lines.append(((len(missed), mean), [name, f"{len(steps)} {verdict}", shown]))
     report.add_table(
         "Optimizers",
-        "Solved at the best value of the sweep, and the geometric mean over the solved problems of "
-        "the median steps. Who solves more has the mean over harder problems: means compare only "
-        "where the numbers solved are equal.",
+        "Problems solved at the best value of the sweep, and the geometric mean of their median "
+        "steps. An optimizer that solves more averages over harder problems: compare means only "
+        "between equal numbers solved.",
         ["optimizer", f"solved of {len(problems)}", "steps"],
         [line for _, line in sorted(lines, key=lambda line: line[0])],
     )
     report.add_table(
         "Problems",
-        "How many optimizers solve each, and who does in the fewest steps.",
+        "How many optimizers solve each, and which does in the fewest steps.",
         ["problem", f"solvers of {len(names)}", "fastest", "steps"],
         [of_problem(problem, outcomes) for problem in problems],
     )
     report.add_table(
         "Every problem",
-        "At the best rate, or factor of the rate that is found: the seeds from which the target "
-        "was reached, and the median of the steps until then over these. A best value at the edge "
-        "of the sweep is marked; a better one may lie beyond.",
+        "At the best rate, or factor of the rate: the seeds that reached the target, and their "
+        "median steps to it. A best value at the edge of the sweep is marked; a better one may be "
+        "outside.",
         ["problem", "optimizer", "seeds", "median steps", "best rate"],
         [
             [problem, name, *cells(outcomes[name][problem], seeds)]

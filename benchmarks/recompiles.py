@@ -1,9 +1,9 @@
 """What trying many learning rates costs in traces, compilations and seconds, here and in optax.
 
-In optfn the optimizer is an argument of the compiled step, or data of the module that is. In optax
+In optfn the optimizer is an argument of the compiled step, or data of a module argument. In optax
 it is closed over, or `inject_hyperparams` carries its numbers in the state, which is the fair peer.
-Traces are counted in the step function, compilations by JAX's monitoring. The seconds are those of
-making each optimizer and one step with it on eight numbers: the least that a model can take.
+Traces are counted in the step function, compilations by JAX's monitoring. The seconds are for
+making each optimizer and one step with it on eight numbers, a lower bound for any model.
 """
 
 import time
@@ -48,7 +48,7 @@ FORMS = {
     "schedule peak": Form(float, optfn_warmup, optax_warmup),
 }
 
-# A way takes the counter of traces and the form, and gives a function that makes a step with a
+# A way takes the counter of traces and the form, and returns a function that takes a step with a
 # learning rate.
 
 Counter = Callable[[Callable], Callable]
@@ -133,7 +133,7 @@ class Cost(NamedTuple):
 
 
 def cost(way: Way, form: Form, rates: np.ndarray) -> Cost:
-    """What steps with all these rates cost, with nothing cached before."""
+    """The cost of a step with each of these rates, starting with empty caches."""
     traces = 0
 
     def counted(step: Callable) -> Callable:

@@ -2,10 +2,10 @@
 
 Four comparisons, for every algorithm that both libraries have:
 
-- facts: what XLA says of the compiled, donated step: bytes accessed, fusions, temporaries.
+- facts: what XLA reports for the compiled, donated step: bytes accessed, fusions, temporaries.
 - time: the seconds of a step. The same optax function jitted a second time is the control.
 - trace: the seconds of this thread to trace and lower the step with nothing cached.
-- dispatch: the seconds of a step on a tiny tree, which are those of calling it.
+- dispatch: the seconds of a step on a tiny tree, which are the cost of the call.
 
 Hyperparameters are closed over in both libraries, or are data in both: the optimizer as an argument
 here, `inject_hyperparams` there. Each case runs in a fresh process, in which the variants take
@@ -56,7 +56,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 ADAM_FAMILY = ("adam", "adam_nesterov", "adamw", "amsgrad")
 ONE_OPERATION = ("sgd",)
 
-# Ours and what it is held against.
+# optfn's variant and its peer.
 PEERS = {"closed over": ("optfn", "optax"), "as data": ("optfn data", "optax data")}
 
 # A timed sample takes about this long, so that neither the clock nor an interrupt matters.
@@ -84,7 +84,7 @@ class Variant(NamedTuple):
     data: tuple = ()
 
     def jit(self) -> Any:
-        """The step jitted, state and params donated. A new function: no cache knows it."""
+        """The step jitted, with state and params donated; a new function, which no cache knows."""
         first = len(self.data)
         return jax.jit(lambda *args: self.step(*args), donate_argnums=(first + 1, first + 2))
 
@@ -118,7 +118,7 @@ def optax_step(tx: Any, grads: Any, state: Any, params: Any, **extra_args: Any) 
 
 
 class Facts(NamedTuple):
-    """What XLA says of a compiled program."""
+    """What XLA reports for a compiled program."""
 
     bytes_accessed: int
     fusions: int
@@ -135,7 +135,7 @@ def facts_of(variant: Variant, shapes: Any) -> Facts:
 
 
 def measure_facts(algorithm: str, tree: str) -> dict[str, list[Facts]]:
-    """For each pair of peers: ours, theirs, and what counting the steps costs, if only we do."""
+    """For each pair of peers: ours, theirs, and those of a step counter if only ours has one."""
     shapes = TREES[tree]()
     facts = {}
     for how, names in PEERS.items():
@@ -148,7 +148,7 @@ def measure_facts(algorithm: str, tree: str) -> dict[str, list[Facts]]:
 
 
 def facts_of_counting(shapes: Any) -> Facts:
-    """What a step that does nothing but count has more than one that does nothing."""
+    """The facts of a step that only counts, less those of one that does nothing."""
     scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), shapes)
     counting, idle = optfn.chain(), optax.identity()
     with_counter = facts_of(Variant(counting.init, partial(optfn.step, counting)), scalars)
@@ -157,7 +157,7 @@ def facts_of_counting(shapes: Any) -> Facts:
 
 
 def excess(ours: Facts, theirs: Facts, allowed: Sequence[int] = (0, 0, 0)) -> list[str]:
-    """What ours has more. XLA sums in float32: its last digit is no difference."""
+    """The facts that are higher in ours, by more than the last digit of XLA's float32 sums."""
     return [
         f"{name} {a - b:+,}"
         for name, a, b, more in zip(Facts._fields, ours, theirs, allowed, strict=True)
@@ -182,12 +182,12 @@ def report_facts(report: Report, settings: Settings) -> None:
         if counter:
             report.shortfalls.append(
                 f"Facts, {how}: in {counter} of {len(table)} cases optax counts no steps, and the "
-                "step counter is all that comes on top."
+                "step counter is the only excess."
             )
         report.add_table(
             f"Compiled facts, hyperparameters {how}",
-            "The facts of optax, and what optfn has more. Target: nothing beyond the last digit of "
-            "the float32 number that XLA counts bytes in.",
+            "The facts of optax, and optfn's excess. Target: none beyond the last digit of the "
+            "float32 number that XLA counts bytes in.",
             ["tree", "algorithm", "bytes accessed", "fusions", "temporary bytes", "verdict"],
             table,
         )
@@ -199,9 +199,9 @@ def report_facts(report: Report, settings: Settings) -> None:
 def stepper(
     variant: Variant, tree: str, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[int], float]:
-    """A function that makes n steps and tells the seconds; it is compiled and warm."""
+    """A compiled and warm function that takes n steps and returns the seconds."""
     step, shapes = variant.jit(), TREES[tree]()
-    # By NumPy and in one program: 400 shapes would be 400 compilations of every small operation.
+    # NumPy and one program for all: 400 shapes would compile every small operation 400 times.
     grads = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, 0.01, x.dtype)), shapes)
     params = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), shapes)
     state = jax.jit(variant.init)(params)
@@ -223,7 +223,7 @@ def measure_steps(
 ) -> dict[str, list[float]]:
     """The seconds of a step of each variant, round by round.
 
-    What one process has compiled the next finds in the folder `compilations`.
+    Processes share their compiled programs in the folder `compilations`.
     """
     jax.config.update("jax_compilation_cache_dir", compilations)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -234,7 +234,7 @@ def measure_steps(
 
 
 class Steps(NamedTuple):
-    """The seconds of a step of each variant, and of several processes."""
+    """The seconds of a step of each variant in several processes."""
 
     runs: list[dict[str, list[float]]]
 
@@ -251,7 +251,7 @@ class Steps(NamedTuple):
         return statistics.median(ratio(run, name, peer) for run in self.runs)
 
     def noise(self, name: str) -> float:
-        """How far from 1 a process saw the ratio of a variant and the same again."""
+        """The largest factor between a variant and the same again in any process."""
         return spread(ratio(run, f"{name} again", name) for run in self.runs)
 
 
@@ -270,7 +270,7 @@ def report_time(report: Report, settings: Settings) -> None:
     report.add_table(
         "Step time",
         f"Ratios to optax, medians over {settings.processes} processes. The control is the factor "
-        "by which two equal programs differed in some process. Target: no ratio above it.",
+        "by which two equal programs differed at most. Target: no ratio above it.",
         ["tree", "algorithm", "optax ms", "control", *PEERS],
         rows,
     )
@@ -295,8 +295,8 @@ def report_dispatch(report: Report, settings: Settings) -> None:
     report.add_table(
         "Dispatch",
         "A step on eight numbers. optfn closed over, or as an argument whose leaves are floats or "
-        "arrays; optax closed over, or `inject_hyperparams`, of which the control is. Target: as "
-        "an argument no slower than `inject_hyperparams` is in the control.",
+        "arrays; optax closed over, or `inject_hyperparams`, which is its own control. Target: as "
+        "an argument, a ratio to `inject_hyperparams` not above the control.",
         [
             *("algorithm", "optax µs", "closed over / optax"),
             *(f"{how} / optax" for how in held),
@@ -318,12 +318,12 @@ def measure_trace(algorithm: str, tree: str, rounds: int) -> dict[str, list[floa
         name: partial(lowering_seconds, variant, variant.abstract_args(shapes))
         for name, variant in variants(algorithm, names).items()
     }
-    interleaved(timers, 1)  # What is imported or set up at first use is nobody's cost.
+    interleaved(timers, 1)  # Imports and setup at first use are not measured.
     return interleaved(timers, rounds)
 
 
 def lowering_seconds(variant: Variant, args: tuple) -> float:
-    """With the garbage collector off, as in `timeit`: a collection hits whoever is running."""
+    """With the garbage collector off, as in `timeit`: a collection may hit any variant."""
     jax.clear_caches()
     gc.collect()
     gc.disable()
@@ -337,7 +337,7 @@ def lowering_seconds(variant: Variant, args: tuple) -> float:
 
 
 def trace_target(algorithm: str, tree: str) -> float | None:
-    """The largest ratio that is good enough, if one was set."""
+    """The largest ratio that passes, if one was set."""
     if tree == "distinct":
         return 1.5
     if algorithm in ONE_OPERATION:

@@ -1,17 +1,16 @@
-"""What a sweep saves, against training trial after trial, and how good what it picks is.
+"""What a sweep saves against training trial after trial, and how good its pick is.
 
 The digits, a network with one hidden layer, Adam at 256 random points of learning rate and b1, each
 for 1,000 steps with 10 evaluations. All ways train the same points from the same initial params on
 the same batches.
 
-- speed: seconds of all trials. Each way runs in a fresh process: cold with all that is compiled but
-  without imports, then warm with another seed. The ways take turns; a ratio is the median over the
-  rounds of that within a round. Ways without a target are measured once.
-- quality: what ASHA picks from shuffled orders of the points, against all points to their ends; of
-  the first width.
-- optimism: the mean test loss of the pick on fresh seeds, less the one that was reported, with and
-  without `Confirm`; of the first width.
-- memory: the peak of the process with 2,000 trials and with 200.
+- speed: seconds of all trials. Each way runs in a fresh process: cold with compilation but without
+  imports, then warm with another seed. The ways take turns; a ratio is the median over rounds of
+  the ratio within a round. Ways without a target are measured once.
+- quality: ASHA's picks from shuffled orders of the points, against a full run; first width only.
+- optimism: the mean test loss of the pick on fresh seeds, less the reported one, with and without
+  `Confirm`; first width only.
+- memory: the peak memory of the process with 2,000 trials and with 200.
 """
 
 import statistics
@@ -35,7 +34,7 @@ CHAIN = {
     "lanes {} + ASHA": "lanes",
 }
 
-# How many times as fast the lanes are to be, cold and warm: against which way, and by width.
+# How many times as fast as another way the lanes must be, cold and warm, by width.
 TARGETS = {
     ("lanes {} + ASHA", "fresh jit"): ({32: 40.0, 128: 20.0}, {}),
     ("lanes {} + ASHA", "argument + ASHA"): ({32: 0.85, 128: 0.85}, {32: 1.1, 128: 1.1}),
@@ -55,13 +54,13 @@ Costs = dict[str, list[list[Cost]]]
 
 
 def held(mode: str) -> list[str]:
-    """The ways that are links or have targets."""
+    """The ways that are links of the chain or have targets."""
     names = [*CHAIN, *(name for pair in TARGETS for name in pair)]
     return list(dict.fromkeys(name.format(mode) for name in names))
 
 
 def measure_all(start: Start, study: Study, ways: Sequence[str], rounds: int) -> Costs:
-    """Of each way, by rounds, the cold cost and the warm one, if it has one."""
+    """The cold cost of each way in each round, and the warm one if it has one."""
     costs: Costs = {name: [] for name in ways}
 
     def timer(name: str) -> float:
@@ -75,7 +74,7 @@ def measure_all(start: Start, study: Study, ways: Sequence[str], rounds: int) ->
 
 
 def seconds(costs: Costs, again: bool) -> dict[str, list[float]]:
-    """Cold or warm, by way and round."""
+    """The cold or warm seconds by way and round."""
     return {
         name: [cost[again].seconds for cost in rounds]
         for name, rounds in costs.items()
@@ -94,7 +93,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
     report.add_table(
         f"The chain, width {width}",
         f"Cold seconds of {study.trials} trials x {study.steps} steps, each link with those before "
-        "it, and how many times as fast it is as the link before and as the first.",
+        "it, and the speedup against the link before and against the first.",
         ["link", "seconds", "against before", "against first"],
         rows,
     )
@@ -122,7 +121,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
     report.add_table(
         f"Every way, width {width}",
         f"Seconds of {study.trials} trials, medians over the rounds and their range; compilations; "
-        "steps of all lanes, idle ones included, as a share of all trials to their ends (cold); "
+        "steps of all lanes, idle ones included, as a share of a full run's (cold); "
         f"the best test loss (cold). Scaled to all trials: {', '.join(scaled)}; among fewer "
         "trials, fewer are pruned. Ways without a target are measured once.",
         [
@@ -149,7 +148,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
         rows.append(told(row))
     report.add_table(
         f"Lanes against others, width {width}",
-        "How many times as fast. " + said_targets(width),
+        "Speedups. " + said_targets(width),
         ["", "cold", "warm"],
         rows,
     )
@@ -195,17 +194,17 @@ def report_quality(report: Report, study: Study, found: list[Pick]) -> None:
             report.judge(steps <= STEPS_SHARE, f"{where}: {steps:.3f} of the steps."),
         ],
         [
-            "scores that are not those of the full run",
+            "scores that differ from the full run's",
             str(differing),
             report.judge(not differing, f"{where}: {differing} scores differ."),
         ],
     ]
     report.add_table(
         f"Quality of ASHA, width {study.width}",
-        f"{len(found)} shuffled orders of the same {study.trials} points, against all of them to "
-        f"their ends. Targets: in {ORDERS_SHARE:.0%} of the orders among the first "
+        f"{len(found)} shuffled orders of the same {study.trials} points, against a full run of "
+        f"all. Targets: in {ORDERS_SHARE:.0%} of the orders a pick among the first "
         f"{TOP_SHARE:.0%}, and at most {EXCESS:.0%} above the best; at most {STEPS_SHARE} of the "
-        "steps; every score bit for bit that of the full run.",
+        "steps; every score equal to the full run's in every bit.",
         ["", "found", ""],
         [told(row) for row in rows],
     )
@@ -232,11 +231,11 @@ def report_optimism(report: Report, study: Study, found: list[list[Told]]) -> No
         rows.append(told([*row, f"{share:.3f}"]))
     report.add_table(
         f"Optimism of the reported score, width {study.width}",
-        "The test loss of the pick as it was reported, its mean on "
+        "The reported test loss of the pick, its mean on "
         f"{len(FRESH_SEEDS)} fresh seeds, and the difference with its standard error: means over "
         f"{len(found)} seeds of the sweep. Target, for the default: confirmation leaves at most "
-        f"{OPTIMISM_LEFT} of the optimism there is without. Steps of all lanes, as a share of all "
-        "trials to their ends.",
+        f"{OPTIMISM_LEFT} of the optimism. Steps are those of all lanes, as a share of a full "
+        "run's.",
         ["confirmation", "reported", "fresh", "optimism", "left", "steps"],
         rows,
     )
@@ -251,15 +250,15 @@ def report_memory(report: Report, lanes: int, peaks: dict[int, float]) -> None:
     rows[1][2] = f"{growth:.3f} {verdict}"
     report.add_table(
         "Memory",
-        f"MiB that a process has at most, for trials through {lanes} lanes. Target: at most "
-        f"{MEMORY_GROWTH} times.",
+        f"Peak MiB of a process that trains the trials in {lanes} lanes. Target: a growth of at "
+        f"most {MEMORY_GROWTH}.",
         ["trials", "MiB", "growth"],
         [told(row) for row in rows],
     )
 
 
 def here(function: Callable, *args: Any) -> Any:
-    """In the place of a fresh process, which takes longer to start than quick work does."""
+    """Instead of a fresh process, which takes longer to start than a quick run."""
     return function(*args)
 
 
@@ -268,7 +267,7 @@ def main() -> None:
     options.add_argument("--only", type=listed(PARTS))
     options.add_argument("--widths", type=lambda text: [int(x) for x in text.split(",")])
     options.add_argument("--ways", type=listed(WAYS))
-    options.add_argument("--mode", choices=("auto", "vmap", "map"), help="held to the targets")
+    options.add_argument("--mode", choices=("auto", "vmap", "map"), help="the lanes' mode to judge")
     options.add_argument("--rounds", type=int)
     args = options.parse_args()
     quick = args.quick

@@ -1,4 +1,4 @@
-"""How good what a sweep picks is, how true its score, and how much memory it takes."""
+"""How good a sweep's pick is, how true its score, and how much memory the sweep takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FRESH_SEEDS = range(100, 116)
 
 @dataclass(frozen=True)
 class InOrder:
-    """A search over points that are known."""
+    """A search over given points, in their order."""
 
     points: Sequence[digits.Point]
 
@@ -27,13 +27,13 @@ class InOrder:
 
 
 class Pick(NamedTuple):
-    """What ASHA picked, in a full run of the same points.
+    """ASHA's pick, judged by a full run of the same points.
 
     Attributes:
-        place: 1 for the best.
-        excess: by how much its test loss is above the best, as a share of the best.
-        steps: those of all lanes, idle ones included, as a share of the full run's.
-        differing: how many scores along the way are not those of the full run, bit for bit.
+        place: its rank in the full run, 1 for the best.
+        excess: how far its test loss is above the best, as a share of the best.
+        steps: the steps of all lanes, idle ones included, as a share of the full run's.
+        differing: the number of scores that differ from the full run's in any bit.
     """
 
     place: int
@@ -43,7 +43,7 @@ class Pick(NamedTuple):
 
 
 def picks(study: Study, orders: int, mode: str) -> list[Pick]:
-    """Sweeps over the same points in shuffled orders, against all points to their ends."""
+    """ASHA's picks from shuffled orders of the same points, judged by one full run."""
     points = digits.points(study.trials, 0)
 
     def run(points: Sequence[digits.Point], prunes: bool, mode: str) -> sweep.Result:
@@ -94,7 +94,7 @@ class Told(NamedTuple):
 def truths(
     study: Study, seeds: int, mode: str, confirmations: Sequence[Mapping[str, int]]
 ) -> list[list[Told]]:
-    """For some seeds of a sweep: without confirmation, and with each."""
+    """The picks for each seed of a sweep: without confirmation, and with each."""
     confirms = [None, *(sweep.Confirm(**confirmation) for confirmation in confirmations)]
     found = []
     for seed in range(seeds):
@@ -120,7 +120,7 @@ def truths(
 
 
 def peak_mebibytes(study: Study, lanes: int) -> float:
-    """The most memory that this process had, after a sweep of all trials to their ends."""
+    """The peak memory of this process after a full sweep of all trials."""
     sweep.run(
         study.task,
         optfn.adam,

@@ -1,4 +1,4 @@
-"""Ways to train many trials: the same points, initial params, batches and evaluations in all."""
+"""Ways to train many trials, all with the same points, initial params, batches and scores."""
 
 import math
 import time
@@ -20,14 +20,14 @@ from optfn.sweep.policies.policy import Scores, Verdict
 
 
 class Study(NamedTuple):
-    """What is swept.
+    """A sweep to measure.
 
     Attributes:
-        task: what is trained, with the images to train and to evaluate on.
-        width: of the network's hidden layer.
-        trials: of the sweep.
-        steps: of a whole run.
-        segment: steps between two evaluations.
+        task: the training task, with the images to train and to evaluate on.
+        width: the width of the hidden layer.
+        trials: the number of trials.
+        steps: the steps of a whole run.
+        segment: the steps between two evaluations.
     """
 
     task: sweep.Task
@@ -44,7 +44,7 @@ class Study(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it: the best test loss of a whole run, and the steps, of idle lanes too."""
+    """The best test loss of a whole run, and the steps of all lanes, idle ones included."""
 
     best: float
     steps: int
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What a run takes from step to step."""
+    """The state of a run between two steps."""
 
     params: PyTree
     state: PyTree
@@ -69,7 +69,7 @@ def begin(init: Callable, width: int, seed: Any) -> Carry:
 
 
 def advance(update: Callable, carry: Carry, data: Any, length: int) -> tuple[Carry, jax.Array]:
-    """Trains for some steps on the batches that a lane draws, and evaluates."""
+    """Trains for `length` steps on the batches that a lane draws, and evaluates."""
     train, held_out = data
 
     def step(carry: Carry, _: None) -> tuple[Carry, None]:
@@ -92,7 +92,7 @@ Begin = Callable[[digits.Point], tuple[Carry, Advance]]
 
 
 def fresh_jit(study: Study, seed: int) -> Begin:
-    """The numbers of an optax optimizer are closed over, so each point is a program of its own."""
+    """The numbers of an optax optimizer are closed over, so each point compiles a program."""
     data = jax.device_put(study.images())
 
     def begin_with(point: digits.Point) -> tuple[Carry, Advance]:
@@ -114,7 +114,7 @@ def begin_bare(width: int, seed: Any) -> Carry:
 
 
 def argument(study: Study, seed: int) -> Begin:
-    """An optimizer of optfn is an argument of the program."""
+    """The optfn optimizer is an argument of the program."""
     data = jax.device_put(study.images())
 
     def begin_with(point: digits.Point) -> tuple[Carry, Advance]:
@@ -161,13 +161,13 @@ def advance_injected(carry: Carry, data: Any, length: int) -> tuple[Carry, jax.A
     return advance(partial(optax_update, INJECTED), carry, data, length)
 
 
-# Who drives it.
+# Loops over the trials.
 
 Train = Callable[[Sequence[digits.Point], int], Outcome]
 
 
 def in_turns(way: Callable[[Study, int], Begin], prunes: bool, study: Study) -> Train:
-    """One trial after the other; the policy judges by those that were before."""
+    """One trial after the other; the policy judges each by those before it."""
     policy = study.policy(prunes)
     rungs = policy.rungs(study.steps, study.segment)
 
@@ -228,7 +228,7 @@ def by_optuna(study: Study) -> Train:
 
 
 def in_lanes(mode: str, prunes: bool, study: Study) -> Train:
-    """`sweep.run`, whose programs belong to the task."""
+    """`sweep.run`, which caches its programs by task."""
 
     def train(points: Sequence[digits.Point], seed: int) -> Outcome:
         result = sweep.run(
@@ -251,9 +251,9 @@ class Way(NamedTuple):
     """A way to train all trials.
 
     Attributes:
-        of: a study's function that trains trials at points, with a seed.
-        one_of: how many trials is measured, and the seconds scaled to all.
-        again: whether a second call in the same process saves anything.
+        of: makes, for a study, the function that trains trials at points with a seed.
+        one_of: one of this many trials is measured, and the seconds are scaled to all.
+        again: whether a second call in the same process is faster.
     """
 
     of: Callable[[Study], Train]
@@ -278,13 +278,13 @@ WAYS = {
 
 
 class Cost(NamedTuple):
-    """Of all trials.
+    """The cost of all trials.
 
     Attributes:
-        seconds: with all that is compiled.
-        compilations: programs.
-        steps: for each trial, those of idle lanes too.
-        best: the test loss of the best.
+        seconds: including compilation.
+        compilations: the number of compiled programs.
+        steps: the steps per trial, those of idle lanes included.
+        best: the best test loss.
     """
 
     seconds: float
@@ -294,8 +294,8 @@ class Cost(NamedTuple):
 
 
 def measure(name: str, study: Study) -> list[Cost]:
-    """What a way costs in this process: cold, and with another seed warm."""
-    jax.devices()  # nobody's cost
+    """The costs of a way in this process: cold, then warm with another seed."""
+    jax.devices()  # the start of the backend is not measured
     way, costs = WAYS[name], []
     train = None
     for seed in (0, 1) if way.again else (0,):

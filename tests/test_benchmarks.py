@@ -274,7 +274,7 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
 
 
 def test_flatten_reports_steps_traces_and_compilations():
-    (row,) = table(run("flatten.py", "--quick"), "Packed against plain")
+    (row,) = table(run("flatten.py", "--quick"), "Flattened against plain")
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
 
 
