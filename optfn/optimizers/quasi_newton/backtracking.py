@@ -45,8 +45,8 @@ class scale_by_backtracking_linesearch(LineSearch):
 
     `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
     `grad`, its value and its uphill gradient at the params. If no rate meets the condition,
-    `info.failed` is True in the state, and the last rate is taken if it lowers the function; otherwise
-    the rate is 0 and the next search starts at `max_learning_rate`.
+    `info.failed` is True in the state, and the last rate is taken if it lowers the function;
+    otherwise the rate is 0 and the next search starts at `max_learning_rate`.
 
     Args:
         max_backtracking_steps: the most times that a rate is shortened, a number or a schedule.

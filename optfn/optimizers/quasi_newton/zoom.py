@@ -70,8 +70,8 @@ class scale_by_zoom_linesearch(LineSearch):
     `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
     `grad`, its value and its uphill gradient at the params. The state keeps both at the new params,
     for `value_and_grad_from_state`. Each trial costs one value and one gradient. If no rate meets
-    the conditions, `info.failed` is True in the state and the best rate tried is taken, or 0 if none was
-    good.
+    the conditions, `info.failed` is True in the state and the best rate tried is taken, or 0 if
+    none was good.
 
     Args:
         max_linesearch_steps: the most rates to try, a number or a schedule.
