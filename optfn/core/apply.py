@@ -15,7 +15,7 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
     Args:
         params: the params.
-        updates: a tree like the params, of updates that are ready to be added.
+        updates: what `update` returned, a tree like the params.
 
     Raises:
         ValueError: the trees or shapes differ.
@@ -33,18 +33,18 @@ def step(
     """One step of an optimizer: gradients in, new params and state out.
 
     Like `update` followed by `apply_updates`, except that the update stays in the compute dtype
-    and is rounded once, into the param. With bfloat16 params this keeps what `update` would have
-    rounded away before the addition.
+    and is rounded once, into the param. With bfloat16 params this keeps the digits that `update`
+    would round away before the addition.
 
     Args:
         tx: an optimizer.
         grads: the gradients, a tree like the params.
         state: from `tx.init` or the last step.
         params: the params.
-        **extra_args: what `tx` declares.
+        **extra_args: the extra arguments that `tx` declares.
 
     Returns:
-        The new params, in the dtypes of the old, and the new state.
+        The new params, in the dtypes of the old ones, and the new state.
     """
     updates, state = advance(tx, grads, state, params, extra_args)
     return apply_updates(params, updates), state
@@ -53,14 +53,14 @@ def step(
 def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
     """The params to evaluate a model at, or to save as the result of a run.
 
-    With an optimizer that averages (`schedule_free`, `primal_averaging`, `ema_nesterov`,
-    `ema_of_params`, `mean_of_params`) these are the averages, with `lookahead` the slow params,
-    with `sam` those that it steps from; with any other the params themselves.
+    For an optimizer that averages (`schedule_free`, `primal_averaging`, `ema_nesterov`,
+    `ema_of_params`, `mean_of_params`) these are the averages, for `lookahead` the slow params, for
+    `sam` the params at the start of the round, and for any other the params themselves.
 
     Args:
         tx: an optimizer.
         state: its state after the last step.
-        params: the params after the last step, those that the next gradient is taken at.
+        params: the params after the last step, at which the next gradient is taken.
 
     Returns:
         A tree like the params, in their dtypes.

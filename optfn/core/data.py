@@ -38,20 +38,20 @@ def per_leaf(*, default: Any = MISSING, of: type = object, kw_only: bool = False
     """Declares a value per leaf of the params: a mask, a label, a multiplier.
 
     Users give it as a tree (a prefix of the params is enough) or as a function
-    `(path, leaf) -> value` with paths like `"encoder/kernel"`; None stands for no value at all.
+    `(path, leaf) -> value` with paths like `"encoder/kernel"`; None means that no leaf has a value.
     The function gets the param as it is stored, or the update in its compute dtype where `update`
-    is given no params. In a `Leafwise` rule the field reads as the value of the rule's own leaf.
+    is given no params. In a `Leafwise` rule the field reads as the value of the current leaf.
 
     Args:
         default: the value when none is given.
-        of: the type that each value must have.
+        of: the required type of each value.
         kw_only: whether the field must be given by keyword.
     """
     return _field("per_leaf", default, kw_only, of=of)
 
 
 def child(*, default: Any = MISSING, kw_only: bool = False) -> Any:
-    """Declares a field that holds pytrees of the same family: inner transforms or schedules."""
+    """Declares a field that holds inner transforms, or inner schedules."""
     return _field("child", default, kw_only)
 
 
@@ -155,7 +155,7 @@ def _register(cls: type) -> None:
 
 
 def _getter(names: tuple[str, ...]):
-    """`attrgetter` that gives a tuple for any number of names; fast, as each call needs it."""
+    """`attrgetter`, but a tuple for any number of names; it is fast, since every call uses it."""
     if len(names) > 1:
         return attrgetter(*names)
     if not names:
@@ -165,7 +165,7 @@ def _getter(names: tuple[str, ...]):
 
 
 def as_number(value: Any, where: str) -> Any:
-    """A hyperparameter leaf: scalars of Python and NumPy become floats, arrays stay arrays.
+    """A hyperparameter leaf: Python and NumPy scalars become floats, arrays stay arrays.
 
     Counts become floats too: an int leaf would break `jax.grad`, and floats are exact to 2**24.
     """
@@ -193,9 +193,9 @@ def _as_vector(value: Any, where: str) -> Any:
 
 
 def batch_shape(value: Any) -> tuple[int, ...]:
-    """The shape of a number or of the first batched number of a schedule; () for single ones.
+    """The shape of a number, or of the first batched number in a schedule; () for a scalar.
 
-    A sequence of numbers kept as one array is a batch from two dimensions on.
+    A sequence of numbers kept as one array is a batch if it has two or more dimensions.
     """
     if not isinstance(value, Data):
         return np.shape(value)
@@ -215,13 +215,13 @@ def batch_shape(value: Any) -> tuple[int, ...]:
 
 
 def check_count(value: Any, where: str) -> None:
-    """Refuses what is no number of times."""
+    """Refuses a value that is not a positive whole number."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{where} must be a whole number above 0, found {value!r}.")
 
 
 def check_within(value: Any, limits: tuple[float, float], where: str) -> None:
-    """Refuses a number that is known to lie outside of its limits."""
+    """Refuses a number that is known and outside its limits."""
     least, most = limits
     if isinstance(value, float) and not least <= value <= most:
         wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
@@ -256,7 +256,7 @@ def _describe(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A short text; for numbers, and arrays of up to 64, one that evaluates to the value."""
+    """A short text; for a number or an array of up to 64 entries it evaluates to the value."""
     if isinstance(value, Tracer):
         return f"<traced {value.dtype}{list(value.shape)}>"
     if isinstance(value, (jax.Array, np.ndarray)) and value.size <= 64:

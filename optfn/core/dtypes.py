@@ -19,7 +19,7 @@ def compute_dtype(*dtypes: Any) -> np.dtype:
     """The dtype to compute in: the promotion of these, at least float32."""
     wide = jnp.dtype(jnp.float32)
     for dtype in dtypes:
-        # Types of 8 and 16 bits fit into float32, and jax promotes the former to nothing by itself.
+        # 8-bit and 16-bit types fit into float32, and jax does not promote the 8-bit ones.
         if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.finfo(dtype).bits >= 32:
             wide = jnp.promote_types(wide, dtype)
     return wide
@@ -36,7 +36,7 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 
 def own_dtype(tree: PyTree) -> np.dtype:
-    """The real dtype that numbers about a whole tree are computed in; integers do not count."""
+    """The real dtype for numbers computed from a whole tree; integer leaves do not count."""
     dtypes = {x.dtype for x in jax.tree.leaves(tree)}
     return real_dtype(compute_dtype(*(d for d in dtypes if jnp.issubdtype(d, jnp.inexact))))
 
@@ -54,7 +54,7 @@ def cast(x: Any, dtype: Any) -> jax.Array:
 
 
 def widen(x: jax.Array, compute: Any) -> jax.Array:
-    """A stored slot as the rule sees it: real stays real and complex stays complex."""
+    """A stored slot in at least the compute precision: real stays real, complex stays complex."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
@@ -63,8 +63,8 @@ def widen(x: jax.Array, compute: Any) -> jax.Array:
 def cast_numbers(tree: PyTree, dtype: Any) -> PyTree:
     """Every hyperparameter of an optimizer in one real dtype.
 
-    Known numbers become NumPy scalars, so that what a rule derives from them alone (`1 - b1`) is
-    worked out while tracing, in the arithmetic of `dtype`.
+    Known numbers become NumPy scalars, so that a rule's expressions in them alone (`1 - b1`) are
+    evaluated while tracing, in the arithmetic of `dtype`.
     """
     known = np.dtype(dtype).type
     return jax.tree.map(lambda x: known(x) if isinstance(x, float) else cast(x, dtype), tree)

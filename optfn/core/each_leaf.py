@@ -1,7 +1,7 @@
-"""Passes over the leaves, for rules that need a number of the whole tree between them.
+"""Passes over the leaves, for rules that need a number of the whole tree between passes.
 
-A rule about one array alone is a `Leafwise`. One that needs a sum over all arrays (a distance, an
-inner product) is a `Transform` whose `apply` makes passes with `each_leaf` and adds up between.
+A rule about one array is a `Leafwise`. A rule that needs a sum over all arrays (a distance, an
+inner product) is a `Transform` whose `apply` makes passes with `each_leaf` and sums between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ def each_leaf(
         rule: a function defined once, at the top of a module, that returns a tuple.
         updates: a tree in the compute dtype.
         *others: params or slots, trees like `updates`; the rule gets them widened to its dtype.
-        optional: as `others`, but there may be None for a leaf, which the rule then gets.
+        optional: like `others`, but a leaf may be None; the rule then gets None.
         numbers: scalars; the rule gets them in the real dtype of the leaf.
 
     Returns:
-        A tree like `updates` for each entry of what the rule returns.
+        One tree like `updates` for each entry of the rule's tuple.
     """
     leaves, treedef = jax.tree.flatten(updates)
     columns = [matched(tree, updates, "params or slots", "updates") for tree in others]

@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class HyperparameterNameError(KeyError, ValueError):
-    """A name that is no number's, or several's."""
+    """A name that no hyperparameter has, or several have."""
 
     __str__ = ValueError.__str__
 
 
 class ByName(dict):
-    """Values by qualified name, a pytree; `d["b"]` finds `d["a.b"]` where that is unique."""
+    """A pytree of values by qualified name; `d["b"]` finds `d["a.b"]` where that is unique."""
 
     what: ClassVar[str]
 
@@ -57,7 +57,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
 
     Args:
         tx: an optimizer.
-        state: its state; a wrapper that owns an inner state has its schedules read there.
+        state: its state; schedules in a wrapper with its own inner state use that state's step.
 
     Returns:
         A dict from qualified names like `"scale_by_adam.b1"` to scalars. A short name works as a
@@ -70,22 +70,22 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
 
 
 def hyperparameters_at(tx: Transform, slots: Any, step: Any) -> Hyperparameters:
-    """`hyperparameters` of a transform inside, given its named slots and its step."""
+    """`hyperparameters` of an inner transform, given its named slots and its step."""
     resolved = replace_stages(tx, slots, step, _resolved)
     return Hyperparameters(zip(_names(resolved), jax.tree.leaves(resolved), strict=True))
 
 
 def replace(tx: T, /, **values: Any) -> T:
-    """The same optimizer with new numbers: same treedef, so a compiled step serves it too.
+    """The same optimizer with new numbers: the treedef is the same, so nothing compiles again.
 
     Args:
         tx: an optimizer or a schedule.
         **values: new values by name. A name may be short where it is unique (`b1`), or qualified
-            (`**{"scale_by_adam.b1": 0.95}`). The arguments of a schedule have names of their own:
+            (`**{"scale_by_adam.b1": 0.95}`). The arguments of a schedule have their own names:
             `**{"learning_rate.peak_value": 1e-3}`.
 
     Raises:
-        ValueError: no such name, an ambiguous one, or one that holds a schedule.
+        ValueError: a name is unknown or ambiguous, or names a schedule instead of a number.
     """
     leaves, treedef = jax.tree.flatten(tx)
     names = _names(tx)
@@ -98,9 +98,9 @@ def replace(tx: T, /, **values: Any) -> T:
 def as_arrays(tx: T) -> T:
     """The same optimizer with every number a float32 array.
 
-    For those who trace arrays only and take Python floats for constants: `eqx.filter_jit`,
-    `nnx.data`. Leaves that are no real numbers, such as the keys and switches of a foreign
-    schedule, stay what they are.
+    For functions that trace arrays only and treat Python floats as constants: `eqx.filter_jit`,
+    `nnx.data`. Leaves that are not real numbers, such as the keys and switches of a foreign
+    schedule, are unchanged.
     """
 
     def as_array(x: Any) -> Any:
@@ -112,9 +112,9 @@ def as_arrays(tx: T) -> T:
 
 
 def stack(optimizers: Sequence[T]) -> T:
-    """One optimizer whose numbers are arrays `[n]`, from n optimizers of one structure.
+    """One optimizer whose numbers are arrays `[n]`, from n optimizers of the same structure.
 
-    `jax.vmap` over it runs all of them in one program.
+    `jax.vmap` over it runs all n in one program.
     """
     optimizers = list(optimizers)
     if not optimizers:
@@ -161,7 +161,7 @@ def in_axes(tx: T) -> T:
     """The `in_axes` of an optimizer for `jax.vmap`: 0 where a number is an array `[n]`, else None.
 
     `jax.vmap(train, in_axes=(in_axes(tx), None))(tx, data)`. A sequence kept as one array, such as
-    the boundaries of a schedule, is a batch where it is `[n, length]`. An array inside a foreign
+    a schedule's boundaries, is a batch if its shape is `[n, length]`. An array inside a foreign
     function (`schedules.custom`) counts as a batch.
     """
 
@@ -190,8 +190,8 @@ def _resolved(stage: Transform, slots: Any, step: Any) -> Transform:
 def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
     """The qualified name of every leaf, in flattening order.
 
-    A transform goes by its name, and not by the field that holds it where that is the only one;
-    among siblings of one name each gets a `tag`, its number.
+    A transform contributes its name; the field that holds it appears only where a transform has
+    several such fields. Siblings of the same name are numbered by `tags`.
     """
     if isinstance(node, Transform) and node.name is not None:
         prefix = join(prefix, node.name + tag)
@@ -214,7 +214,7 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
 
 
 def tags(siblings: Sequence[Transform]) -> list[str]:
-    """What to add to the name of each to tell apart those of one name: `"[0]"`, or nothing."""
+    """The suffix for each name: `"[0]"`, `"[1]"`, ... where siblings share it, else empty."""
     repeated = {name for name, k in Counter(x.name for x in siblings).items() if k > 1}
     seen = Counter()
     out = []
@@ -229,7 +229,7 @@ def join(*parts: str | None) -> str:
 
 
 def _find(name: str, names: list[str], what: str = "hyperparameter") -> str:
-    """The one qualified name that `name` is, or is the end of."""
+    """The one qualified name that equals `name` or ends with it."""
     if name in names:
         return name
     found = _ending(name, names)
@@ -260,8 +260,8 @@ def _ending(name: str, names: list[str]) -> list[str]:
 def _in_form_of(old: Any, new: Any) -> Any:
     """`new` with the dtype and weak type of `old`, so that the same compiled program serves it.
 
-    A batch of values takes the place of a single one; an integer array, whose dtype would cut off
-    the fraction, makes way for a float one.
+    A batch of values may replace a single one. An integer array becomes a float one, whose dtype
+    keeps the fraction.
     """
     if jnp.issubdtype(jnp.result_type(old), jnp.integer):
         return jnp.asarray(new, float)

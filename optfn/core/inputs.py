@@ -1,4 +1,4 @@
-"""What callers hand in: made arrays of, matched leaf by leaf, cast to the compute dtype."""
+"""Checks and conversion of what callers pass: to arrays, leaf by leaf, in the compute dtype."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +47,7 @@ def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
 def widened(updates: PyTree, params: PyTree | None) -> PyTree:
     """The updates in their compute dtype, checked against the params.
 
-    Integers are left for the stage that meets them to refuse: they may be frozen.
+    Integer leaves pass, since they may be frozen; a stage that gets one refuses it.
     """
     leaves, treedef = jax.tree.flatten(updates)
     others = leaves if params is None else matched(params, updates, "params", "updates")
@@ -67,7 +67,7 @@ def widened(updates: PyTree, params: PyTree | None) -> PyTree:
 def checked_extra_args(
     extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
 ) -> dict[str, Any]:
-    """The extra arguments, all of them declared and of their declared kinds."""
+    """The extra arguments, checked against the declared names and kinds."""
     wanted = ", ".join(sorted(declared)) or "none"
     unknown = sorted(set(extra_args) - set(declared))
     if unknown:
@@ -102,7 +102,7 @@ def checked_extra_args(
 
 
 def check_floating(what: str, tree: PyTree) -> None:
-    """Refuses leaves that no rule can compute with."""
+    """Refuses leaves that are neither floating point nor complex."""
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             name = "float0" if is_float0(leaf) else leaf.dtype
@@ -113,7 +113,7 @@ def check_floating(what: str, tree: PyTree) -> None:
 
 
 def check_addable(params: PyTree, updates: list) -> None:
-    """Refuses updates whose fraction would be cut off."""
+    """Refuses floating point updates to integer params, where the fraction would be lost."""
     for i, (p, u) in enumerate(zip(jax.tree.leaves(params), updates, strict=True)):
         if jnp.issubdtype(p.dtype, jnp.integer) and jnp.issubdtype(u.dtype, jnp.inexact):
             raise TypeError(
@@ -123,7 +123,7 @@ def check_addable(params: PyTree, updates: list) -> None:
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether it is real or complex floating point, and no integer."""
+    """Whether the dtype is real or complex floating point."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 

@@ -1,4 +1,4 @@
-"""The lift: a rule for one array becomes a transform of pytrees, once for all rules."""
+"""The lift: turns a rule for one array into a transform of pytrees."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,14 +27,13 @@ class Leafwise(Transform):
     the real compute dtype, arrays are at least float32, and a `per_leaf` field is this leaf's own
     value. The state holds one `Slots` whose fields are trees like the params.
 
-    Class attributes a subclass may set, beside those of `Transform`:
+    Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
-        elementary: the rule is about one operation, so there is nothing to gain by tracing it once
-            per shape.
+        elementary: the rule is about one operation, so tracing it once per shape gains nothing.
         random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
             gets the keyword argument `key`, folded from the seed, the step, the stage's name and
-            the leaf's path. Two such stages of one name, each inside a wrapper of its own, need
-            different seeds to draw different numbers.
+            the leaf's path. Two such stages of the same name in different wrappers need different
+            seeds to draw different numbers.
     """
 
     Slots: ClassVar[Any] = None
@@ -50,13 +49,13 @@ class Leafwise(Transform):
     ) -> tuple[jax.Array, Any]:
         """The new update and slots of one leaf.
 
-        Declared extra args come as keyword arguments, a `"tree"` one as this leaf's entry and a
-        `"key"` one folded for this leaf.
+        Declared extra args are keyword arguments; a `"tree"` is this leaf's entry, and a `"key"`
+        is folded for this leaf.
 
         Args:
-            g: the gradient, or what the stage before made of it.
+            g: the gradient, or the update from the stage before.
             slots: this leaf's `Slots`, None if stateless.
-            param: the param, if the rule `needs_params`, else None.
+            param: the param if the rule `needs_params`, else None.
             t: the number of this update, 1 at the first.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update_leaf.")
@@ -127,7 +126,7 @@ def apply_run(
         for k, rule in enumerate(rules)
     ]
     extras = [_extras(rule, updates, ctx) for rule in rules]
-    # Not step + 1: of a donated step the increment is the one reader and needs no copy.
+    # Not step + 1: if the step is donated, one increment is its only reader and needs no copy.
     next_step = ctx.next_step
     count = {dtype: next_step.astype(dtype) for dtype in {real_dtype(x.dtype) for x in leaves}}
 
@@ -179,11 +178,11 @@ def _run(
 
 
 class _StaticRules:
-    """Rules without the numbers that are traced: what of them a program may be built on.
+    """The static part of rules for `_run_jitted`: their treedef and the numbers known to it.
 
-    Inside a trace, numbers that are known become constants of the program around it anyway; as
-    constants of the inner one they are no operands of its calls. Outside, all numbers are
-    operands, so that a new value does not compile again.
+    Inside a trace, known numbers become constants of the outer program anyway; as constants of the
+    inner program they are not operands of its calls. Outside a trace all numbers are operands, so
+    that a new value does not compile again.
     """
 
     def __init__(self, treedef: Any, numbers: tuple):
@@ -218,7 +217,7 @@ def _run_jitted(known: _StaticRules, operands: list, *args: Any) -> tuple[jax.Ar
 
 
 def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:
-    """A new slot in the form of the old one."""
+    """A new slot with the structure and dtypes of the old one."""
 
     def store(x, y):
         _check_shape(rule, f"its slot {name}", x, y)
@@ -256,7 +255,7 @@ def _check_shape(rule: Leafwise, what: str, new: Any, old: Any) -> None:
 def _specialise(
     rules: Sequence[Leafwise], tree: PyTree, leaves: Sequence[jax.Array]
 ) -> list[tuple[Leafwise, ...]]:
-    """For every leaf the rules as it sees them: per-leaf values its own, numbers in its dtype."""
+    """The rules for each leaf, with the leaf's per-leaf values and numbers in its dtype."""
     own = [
         [(k, name, value.values(tree)) for name, value in rule.fields("per_leaf") if value]
         for k, rule in enumerate(rules)

@@ -1,4 +1,4 @@
-"""Reading what an optimizer measured."""
+"""Reading the metrics in an optimizer's state."""
 
 from optfn.core.hyperparameters import ByName
 from optfn.core.transform import State, Transform, check_state_type, check_transform_type
@@ -12,25 +12,25 @@ class Metrics(ByName):
 
 
 def metrics(tx: Transform, state: State) -> Metrics:
-    """What there is to tell of the last update: of every `monitor`, and the skipped steps.
+    """The metrics of the last update: the values of every `monitor`, and the skipped steps.
 
         params, state = optfn.step(tx, grads, state, params)
         print(optfn.metrics(tx, state)["grad_norm"])
 
-    What `monitor` measures is listed there. Without one there are only the counts that the state
-    holds anyway: `skipped`, the steps or micro-gradients that `skip_nonfinite`, `skip_spikes`,
-    `loss_scale` and `accumulate` left out, the `scale` of `loss_scale`, and of `reduce_on_plateau`
-    its `scale`, `best_value` and `plateau_count`.
+    The docstring of `monitor` lists what it measures. Without a monitor there are only the values
+    that the state holds anyway: `skipped`, the steps or micro-gradients that `skip_nonfinite`,
+    `skip_spikes`, `loss_scale` and `accumulate` left out; the `scale` of `loss_scale`; and the
+    `scale`, `best_value` and `plateau_count` of `reduce_on_plateau`.
 
     Args:
         tx: an optimizer.
         state: its state after the update.
 
     Returns:
-        A dict from qualified names like `"accumulate.monitor.grad_norm"`, which are made as those
-        of `hyperparameters`, to scalars; `[n]` from the state of n runs. A short name works as a
+        A dict from qualified names like `"accumulate.monitor.grad_norm"`, formed as in
+        `hyperparameters`, to scalars; `[n]` from the state of n runs. A short name works as a
         key where it is unique. It is a pytree, so a jitted step or the body of a `scan` can
-        return it. Before the first update what is measured or counted is 0.
+        return it. Before the first update every measurement and count is 0.
     """
     check_transform_type(tx, "metrics(tx, state): tx")
     check_state_type(state)

@@ -1,4 +1,4 @@
-"""Running averages of gradients, and the bias of their zero start."""
+"""Moving averages of gradients, and the correction of their zero initialization."""
 
 from typing import Any, NamedTuple
 
@@ -35,10 +35,10 @@ def average(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def debias(average: jax.Array, decay: Any, t: Any) -> jax.Array:
-    """The average without the weight of its zero start, after t steps."""
+    """The average after t steps, corrected for its zero initialization."""
     return average / (1 - decay**t)
 
 
 def look_ahead(mean: jax.Array, g: jax.Array, decay: Any, t: Any) -> jax.Array:
-    """Nesterov's momentum: the average as the next step will see it, without its zero start."""
+    """Nesterov's momentum: the bias-corrected average, one step ahead with the same gradient."""
     return average(decay, debias(mean, decay, t + 1), debias(g, decay, t))

@@ -1,4 +1,4 @@
-"""What transforms give back: in the form of what they were given, and stored as it was."""
+"""Checks and casts of what transforms return: the shapes and dtypes that came in."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
-    """`new` in the dtypes of `old`, or an error that names the stage that changed the form."""
+    """`new` in the dtypes of `old`, or an error that names the stage that changed a shape."""
     leaves, treedef = jax.tree.flatten(old)
     new_leaves = flatten_like(new, old, f"the updates from {name}", "the updates to it")
     out = []
@@ -32,7 +32,7 @@ def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
 
 
 def as_stored(new: Any, old: Any) -> Any:
-    """New slots in the dtypes of the old ones, where wider gradients made them wider."""
+    """New slots in the dtypes of the old ones, which wider gradients may have changed."""
     if jax.tree.structure(new) != jax.tree.structure(old):
         return new
 

@@ -1,4 +1,4 @@
-"""Values per leaf by the leaf's path."""
+"""Values per leaf, chosen by the leaf's path."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,22 +15,22 @@ class by_path:
         adamw(1e-3, mask=by_path({"**/kernel": True}, default=False))
 
     It is data: it hashes, pickles, prints as the call that makes it and equals another of the same
-    content, so an optimizer that is built anew does not compile again. For a choice by shape or
-    dtype give a function of your own.
+    content, so an optimizer that is built again does not compile again. For a choice by shape or
+    dtype use a function instead.
 
-    A pattern is matched against the whole path, entry by entry: `*` stands for any text inside an
-    entry, `?` for one character, `[0-9]` for one of several, and an entry `**` for any number of
-    entries, none included. An entry also stands for itself as it is written, as `layer[0]` does.
-    The first pattern that matches decides.
+    A pattern is matched against the whole path, entry by entry: `*` matches any text inside an
+    entry, `?` one character, `[0-9]` one of several, and an entry `**` any number of entries, also
+    none. An entry also matches itself literally, as `layer[0]` does. The first matching pattern
+    decides.
 
     Args:
-        patterns: a dict from patterns to values, which hash.
-        default: the value of leaves that no pattern matches; None if there should be none.
+        patterns: a dict from patterns to hashable values.
+        default: the value of leaves that no pattern matches; None if every leaf must match one.
 
     Raises:
-        ValueError: where it is used, a pattern that matches no leaf, or only such as patterns
-            before it have taken; or a leaf that no pattern matches where there is no default. In a
-            group of a partition the leaves of the other groups count for the former.
+        ValueError: when it is used, if a pattern matches no leaf, or only leaves that earlier
+            patterns match; or if a leaf matches no pattern and there is no default. In a group of a
+            partition, patterns may also match leaves of the other groups.
     """
 
     def __init__(self, patterns: Mapping[str, Any], default: Any = None):
@@ -58,12 +58,12 @@ class by_path:
         return next((pattern for pattern, _ in self.patterns if matches(pattern, path)), None)
 
     def check(self, leaves: Sequence[str], places: Sequence[str], where: str) -> None:
-        """Refuses patterns that decide for no leaf and leaves without a value.
+        """Refuses patterns that decide for no leaf, and leaves without a value.
 
         Args:
             leaves: the paths of all leaves.
-            places: these and the paths where None stands for one.
-            where: the argument that this was given as.
+            places: the same, and the paths of None leaves.
+            where: the argument that holds the patterns, for messages.
         """
         unused = [
             pattern
@@ -108,7 +108,7 @@ class by_path:
 
 @cache
 def matches(pattern: str, path: str) -> bool:
-    """Whether a path like `"encoder/0/kernel"` is one of those that a pattern stands for."""
+    """Whether a pattern matches a path like `"encoder/0/kernel"`."""
     return _entries_match(_entries(pattern), _entries(path))
 
 
@@ -126,7 +126,7 @@ def _entries_match(pattern: list[str], path: list[str]) -> bool:
 
 
 def _entry_matches(pattern: str, entry: str) -> bool:
-    # The key "layer[0]" is none of those that fnmatch has the pattern "layer[0]" stand for.
+    # For fnmatch the pattern "layer[0]" does not match the key "layer[0]".
     return pattern == entry or fnmatchcase(entry, pattern)
 
 

@@ -1,4 +1,4 @@
-"""Where new arrays lie: in buffers of their own, on the devices of the params they belong to."""
+"""Placement of new arrays: fresh buffers, on the devices of the params they belong to."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ from jax.core import Tracer
 
 
 def like_param(slot: Any, param: jax.Array) -> jax.Array:
-    """A slot with a strong type, a buffer of its own and, where shapes agree, its param's sharding.
+    """A slot with a strong type, its own buffer and, where shapes agree, its param's sharding.
 
-    Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant comes
-    out replicated, also from `zeros_like`; one that depends on the param takes its sharding, and
-    the compiler still turns it into a constant.
+    Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant is
+    replicated, also one from `zeros_like`; an expression that depends on the param takes its
+    sharding, and the compiler still turns it into a constant.
     """
     slot = jnp.asarray(slot)
     slot = jax.lax.convert_element_type(slot, slot.dtype)
@@ -23,19 +23,19 @@ def like_param(slot: Any, param: jax.Array) -> jax.Array:
 
 
 def replicate(x: Any) -> jax.Array:
-    """An array that a mesh with explicit axes splits, on every device; any other as it is."""
+    """A copy on every device of an array sharded over explicit mesh axes; others unchanged."""
     sharding = jax.typeof(x).sharding
     return jax.sharding.reshard(x, replicated([jax.typeof(x)])) if any(sharding.spec) else x
 
 
 def split_like(x: jax.Array, other: Any) -> jax.Array:
-    """The inverse of `replicate`: split as `other`, of the same shape, is."""
+    """The inverse of `replicate`: `x` sharded like `other`, which has the same shape."""
     sharding = jax.typeof(other).sharding
     return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
 
 
 def on_devices_of(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
-    """`x` on the devices that the arrays `leaves` are bound to; under a trace as it is."""
+    """`x` on the devices that the arrays `leaves` are committed to; unchanged under a trace."""
     arrays = [leaf for leaf in (x, *leaves) if isinstance(leaf, jax.Array)]
     if any(isinstance(array, Tracer) for array in arrays):
         return x
@@ -44,7 +44,7 @@ def on_devices_of(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
 
 
 def replicated(leaves: Iterable[Any]) -> Any:
-    """The sharding of a copy on every device of the first leaf that has one, or None."""
+    """A sharding replicated over the devices of the first leaf that has a sharding, or None."""
     for leaf in leaves:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, jax.sharding.NamedSharding):

@@ -1,4 +1,4 @@
-"""Random keys: from a seed that is a number of the optimizer, the step and the path of a leaf."""
+"""Random keys, folded from a seed (a hyperparameter), the step and the path of a leaf."""
 
 import zlib
 from typing import Any
@@ -11,7 +11,7 @@ from optfn.core.tree import PyTree, leaf_paths
 
 
 def key_at(seed: Any, step: Any, where: str) -> jax.Array:
-    """The key of a step. A seed is a number like others, which may be traced and swept."""
+    """The key of a step. The seed is a hyperparameter, which may be traced and swept."""
     if isinstance(seed, (float, np.generic)) and not (
         0 <= float(seed) < 2**24 and float(seed).is_integer()
     ):
@@ -26,5 +26,5 @@ def leaf_keys(key: jax.Array, name: str | None, tree: PyTree) -> list[jax.Array]
 
 
 def is_key(x: Any) -> bool:
-    """Whether an array, or a number, is of typed random keys."""
+    """Whether `x` is an array of typed random keys."""
     return jnp.issubdtype(getattr(x, "dtype", float), jax.dtypes.prng_key)

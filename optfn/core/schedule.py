@@ -20,18 +20,18 @@ class Schedule(Data):
             def at(self, step):
                 return self.init_value * 0.5 ** jnp.floor(step / self.every)
 
-    `at` gets the step and the fields as float arrays. It must be total: `jnp.where` instead of
-    `if`, and no division by an argument that may be zero.
+    `at` gets the step and the fields as float arrays. It must be defined for all of their values:
+    `jnp.where` instead of `if`, and no division by an argument that may be zero.
     """
 
     def __call__(self, step: Any) -> jax.Array:
-        """The value at `step` (a count from 0, the first update; of any shape, or fractional)."""
+        """The value at `step`, 0 at the first update; any shape, and fractions are allowed."""
         dtype = jnp.result_type(float)
         step = jnp.asarray(step, dtype)
         return jnp.asarray(self._cast(dtype).at(step), dtype)
 
     def at(self, step: jax.Array) -> Any:
-        """The value at a float step; an array of the shape of `step`."""
+        """The value at a float step, of the shape of `step`."""
         raise NotImplementedError(f"{type(self).__name__} must define at(step).")
 
     def _cast(self, dtype: Any) -> "Schedule":
@@ -60,8 +60,8 @@ class Schedule(Data):
 class custom(Schedule):
     """Any function `step -> value` as a schedule: an optax schedule, a lambda.
 
-    A number of its own is not a leaf, and a new closure is a new treedef: it compiles again. Give a
-    `jax.tree_util.Partial`, an Equinox module or another callable pytree for one whose arrays are
+    Numbers inside the function are not leaves, and a new closure is a new treedef, which compiles
+    again. In a `jax.tree_util.Partial`, an Equinox module or another callable pytree the arrays are
     leaves. The function gets the step as an int32 array.
     """
 

@@ -1,4 +1,4 @@
-"""What slots start as, in the dtype and on the devices of their params."""
+"""Initial slots, in the dtype and on the devices of their params."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def zero_slot(dtype: Any, params: PyTree) -> jax.Array:
 
 
 def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
-    """Zeros like the params in their compute dtype, or in its real part's."""
+    """Zeros like the params in their compute dtype, or in the real one."""
 
     check_floating("the param", params)
 
@@ -34,17 +34,17 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
 
 
 def copy_params(params: PyTree) -> PyTree:
-    """The params as they are, in buffers of their own and in their own dtypes."""
+    """A copy of the params in fresh buffers, in their own dtypes."""
     check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(p, p), params)
 
 
 def copy_params_wide(params: PyTree) -> PyTree:
-    """The params as they are, in buffers of their own and in their compute dtypes."""
+    """A copy of the params in fresh buffers, in their compute dtypes."""
     check_floating("the param", params)
     return jax.tree.map(lambda p: like_param(cast(p, compute_dtype(p.dtype)), p), params)
 
 
 def no_updates(updates: PyTree) -> PyTree:
-    """Zeros like the updates; gradients of integers stay what they are."""
+    """Zeros like the updates; float0 gradients of integer params are unchanged."""
     return jax.tree.map(lambda g: g if is_float0(g) else jnp.zeros_like(g), updates)

@@ -1,4 +1,4 @@
-"""When a rule is traced once for all leaves of a kind, and when leaf by leaf."""
+"""Whether a rule is traced once for all leaves of a kind, or leaf by leaf."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -10,11 +10,11 @@ COMMON = 3
 def traced_once(kinds: Sequence[Hashable], traced: bool) -> list[bool]:
     """For each leaf, whether an inner `jit` traces its rule once for all leaves of its kind.
 
-    Inside a trace a rare kind is traced in place. Outside one the `jit` saves the dispatch of every
-    operation.
+    Inside a trace a rare kind is traced in place. Outside a trace the `jit` avoids dispatching
+    every operation.
 
     Args:
-        kinds: of the leaves.
+        kinds: the kind of each leaf.
         traced: whether the leaves are inside a trace.
     """
     count = Counter(kinds)

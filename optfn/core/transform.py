@@ -31,15 +31,15 @@ ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
 
 
 def count_up(count: jax.Array) -> jax.Array:
-    """An int32 count and one more; it saturates at 2**31 - 1."""
+    """An int32 count plus one; it saturates at 2**31 - 1."""
     return lax.select(lax.lt(count, MAX_STEP), lax.add(count, ONE_STEP), MAX_STEP)
 
 
 class State(NamedTuple):
-    """What the next update needs.
+    """The state of an optimizer: what the next update needs.
 
     Attributes:
-        step: int32 scalar, how many updates were made; it saturates at 2**31 - 1.
+        step: int32 scalar, the number of updates made; it saturates at 2**31 - 1.
         slots: the state of every stateful stage, by stage name.
     """
 
@@ -48,12 +48,12 @@ class State(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a stage may look at beside the updates and its own slots.
+    """What a stage may read besides the updates and its own slots.
 
     Attributes:
         params: the params in their stored dtype, or None if the caller gave none.
         step: int32 scalar, 0 at the first update.
-        extra_args: of the caller's keyword arguments those that the stage declares.
+        extra_args: the caller's keyword arguments that the stage declares.
     """
 
     params: PyTree | None
@@ -67,16 +67,16 @@ class Context(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """A transform inside of another one, with what is its own.
+    """An inner transform with its slots, its step and its params.
 
     Attributes:
-        transform: the inner one.
-        label: the key that it is held under, where a dict holds it, or else the field.
-        names: what its qualified names have between the outer transform's name and its own.
-        is_group: whether a dict holds it, as the groups of a partition.
+        transform: the inner transform.
+        label: its key where a dict holds it, else the name of the field.
+        names: the part of its qualified names between the outer transform's name and its own.
+        is_group: whether a dict holds it, like the groups of a partition.
         slots: its named slots.
-        step: the one it runs at.
-        params: those that it is for, with None for the others; None without params.
+        step: the step it runs at.
+        params: its params, with None for the other leaves; None if no params were given.
     """
 
     transform: "Transform"
@@ -89,27 +89,27 @@ class Inner(NamedTuple):
 
     @property
     def place(self) -> tuple[Any, Any, PyTree]:
-        """The slots, the step and the params."""
+        """The inner transform's slots, step and params."""
         return self.slots, self.step, self.params
 
 
 class Transform(Data):
     """An optimizer, or a stage of one: a frozen dataclass whose numbers are pytree leaves.
 
-    A number may be given as a schedule, that is, any function of the step count. Subclass this for
-    a rule that needs the whole tree (a global norm, a line search): list the hyperparameters as
-    fields and implement `apply` and, if there is state, `init_slots`. For a rule about one array
-    subclass `Leafwise` instead.
+    A number may be a schedule, that is, any function of the step count. Subclass this for a rule
+    that needs the whole tree (a global norm, a line search): list the hyperparameters as fields and
+    implement `apply` and, if there is state, `init_slots`. For a rule about one array subclass
+    `Leafwise` instead.
 
     Class attributes a subclass may set:
         extra_args: the keyword arguments of `update` that the stage needs, each with its kind:
             `"scalar"`, `"tree"` (like the params), `"function"` (of the params), `"tree function"`
             (of the params, to a tree like them) or `"key"`.
         needs_params: whether `update` must be given the params.
-        elementwise: whether each entry of the updates is made of the entries in its place and of
-            scalars alone, the same way in every leaf, provided that it is so for the transforms
-            inside and that a value per leaf is one for all; `flatten` takes no others. A subclass
-            does not inherit it.
+        elementwise: whether each entry of the updates depends only on scalars and on the entries at
+            the same position, in the same way in every leaf, provided that the inner transforms are
+            elementwise and each per-leaf value is the same for all leaves. `flatten` requires it. A
+            subclass does not inherit it.
     """
 
     elementwise: ClassVar[bool] = False
@@ -120,33 +120,32 @@ class Transform(Data):
     # What an implementer writes.
 
     def init_slots(self, params: PyTree) -> Any:
-        """The state this stage starts with, or None if its type has none."""
+        """The initial slots, or None for a stateless type."""
         return None
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         """The new updates, of the same structure and shapes, and the new slots.
 
-        The updates come in the compute dtype, and the numbers of this stage in its real part, with
-        schedules resolved.
+        The updates are in the compute dtype, and this stage's numbers in the real compute dtype,
+        with schedules resolved.
         """
         raise NotImplementedError(f"{type(self).__name__} must define apply.")
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
-        """The named slots of an inner transform and its step, given this one's slots.
+        """The named slots and the step of an inner transform.
 
-        A wrapper need not override this where the slots of the inner one are its own slots, or
-        what these have in a field called `inner`, either of them by name or as a `State`.
+        The default looks for the inner slots, by name or as a `State`, in the field `inner` of this
+        transform's slots, or else takes these slots themselves.
 
         Args:
             slots: this transform's slots.
             step: this transform's step.
-            label: the key of the inner transform, where a dict holds it, or else the name of the
-                field that does.
+            label: the inner transform's key where a dict holds it, else the name of the field.
         """
         return inner_of(_held_in(slots), step)
 
     def with_inner(self, slots: Any, label: str, new: Any) -> Any:
-        """The inverse of `inner`: the slots of this transform with new ones for an inner one.
+        """The inverse of `inner`: this transform's slots with new inner slots.
 
         Args:
             slots: this transform's slots.
@@ -158,13 +157,13 @@ class Transform(Data):
         return renewed if held is slots else slots._replace(inner=renewed)
 
     def inner_params(self, params: PyTree, label: Any) -> PyTree:
-        """The params that an inner transform is for, with None for the others; `label` as above."""
+        """The params of an inner transform, None for other leaves; `label` as in `inner`."""
         return params
 
     def schedule_step(self, slots: Any, step: Any) -> Any:
-        """The step that this transform's own schedules are read at: its own, `step`.
+        """The step at which this transform's own schedules are read: its own, `step`.
 
-        A wrapper that counts by its inner optimizer's steps overrides it.
+        Override it in a wrapper whose schedules count the inner optimizer's steps.
 
         Args:
             slots: this transform's slots.
@@ -173,9 +172,9 @@ class Transform(Data):
         return step
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        """The params to evaluate at, given those that the gradient is taken at.
+        """The params to evaluate at, given the params at which gradients are taken.
 
-        Here those of the inner transforms; a wrapper that averages overrides it. Users call the
+        The default asks the inner transforms; a wrapper that averages overrides it. Users call the
         function `evaluation_params(tx, state, params)`.
         """
         for inner in self.inner_transforms(slots, step):
@@ -185,7 +184,7 @@ class Transform(Data):
         return params
 
     def measurements(self, slots: Any) -> Mapping[str, jax.Array]:
-        """What the slots tell of the run: scalars by name. Users call `metrics(tx, state)`.
+        """The metrics in the slots: scalars by name. Users call `metrics(tx, state)`.
 
         Args:
             slots: this transform's slots.
@@ -194,22 +193,22 @@ class Transform(Data):
 
     @property
     def contents(self) -> list["Transform"]:
-        """The transforms that stand directly inside."""
+        """The direct inner transforms."""
         return [inner for _, value in self.fields("child") for inner in transforms_in(value)]
 
     def updates_kind(self, incoming: Updates) -> Updates:
-        """Which way the updates point, given which way those do that come in.
+        """Which way the updates point, given which way the incoming updates point.
 
-        Here a stage keeps it, and what holds transforms joins theirs. Override it in a stage that
-        multiplies by a rate or turns its updates around, and in a wrapper that does more or less
-        than those inside of it.
+        By default a stage keeps the direction, and a wrapper joins those of its inner transforms.
+        Override it in a stage that applies a rate or flips the sign, and in a wrapper whose
+        updates are not just the inner ones.
         """
         kinds = [inner.updates_kind(incoming) for inner in self.contents]
         return reduce(or_, kinds) if kinds else incoming
 
     @property
     def stateful(self) -> bool:
-        """Whether there are slots: a fact of the types, never of a value."""
+        """Whether there are slots: it depends on types only, never on a value."""
         return type(self).init_slots is not Transform.init_slots
 
     # What a user calls.
@@ -219,7 +218,7 @@ class Transform(Data):
         """The state before the first update.
 
         Args:
-            params: a pytree of real or complex floating point arrays; `None` leaves are left out.
+            params: a pytree of real or complex floating point arrays; `None` leaves are ignored.
                 `jax.ShapeDtypeStruct` leaves give a state of `ShapeDtypeStruct`s.
         """
         check_root(self)
@@ -239,15 +238,15 @@ class Transform(Data):
             updates: the gradients, a pytree like the params.
             state: from `init` or from the last `update`.
             params: the current params; some stages need them, all accept them.
-            **extra_args: what the stages declare, and nothing else.
+            **extra_args: exactly the extra arguments that the stages declare.
 
         Returns:
-            The updates, of the structure, shapes and dtypes that came in, and the next state, of
-            the structure, shapes and dtypes of the last.
+            The updates, with the structure, shapes and dtypes of the gradients, and the next state,
+            with those of the last state.
 
         Raises:
-            TypeError: an extra argument that no stage declares, or a declared one missing.
-            ValueError: trees or shapes that do not fit each other.
+            TypeError: an extra argument is missing, or no stage declares it.
+            ValueError: trees or shapes do not match.
         """
         updates = to_arrays(updates, "the gradient")
         wide, state = advance(self, updates, state, params, extra_args)
@@ -255,7 +254,7 @@ class Transform(Data):
 
     @property
     def name(self) -> str | None:
-        """The key of this stage's slots; None where the inner stages stand for themselves."""
+        """The key of this stage's slots; None where the inner stages use their own keys."""
         return self._given_name or type(self).__name__
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
@@ -271,7 +270,7 @@ class Transform(Data):
         return declared
 
     def named(self, name: str) -> Self:
-        """The same stage under another name: its key in the state and in `hyperparameters`."""
+        """The same stage under another name, its key in the state and in `hyperparameters`."""
         if not isinstance(name, str) or not name or "." in name or "/" in name:
             raise ValueError(
                 f"a stage's name must be a string without '.' and '/', found {name!r}."
@@ -291,7 +290,7 @@ class Transform(Data):
 
     @final
     def init_named(self, params: PyTree) -> dict[str, Any]:
-        """`{name: slots}`, without an entry for stages that have no state."""
+        """`{name: slots}`, without entries for stateless stages."""
         self.check_scalars()
         if not self._wraps:
             check_floating("the param", params)
@@ -301,7 +300,7 @@ class Transform(Data):
     def apply_named(
         self, updates: PyTree, slots: Mapping[str, Any] | None, ctx: Context
     ) -> tuple[PyTree, dict[str, Any]]:
-        """`apply` on this transform's entries of `slots`; gives back these entries, renewed."""
+        """`apply` on this transform's entries of `slots`; returns updates and new entries."""
         own = self._own(slots)
         if not self._wraps:
             check_floating("the gradient", updates)
@@ -318,12 +317,12 @@ class Transform(Data):
 
     @final
     def inner_transforms(self, slots: Any, step: Any, params: PyTree = None) -> list[Inner]:
-        """The transforms that stand directly inside, each with its slots, its step and its params.
+        """The direct inner transforms, each with its slots, its step and its params.
 
         Args:
             slots: this transform's slots.
             step: this transform's step.
-            params: this transform's params, if the inner ones' are wanted.
+            params: this transform's params, where the inner params are needed.
         """
         holders = list(self.fields("child"))
         found = []
@@ -340,7 +339,7 @@ class Transform(Data):
 
     @final
     def slots_among(self, named: Mapping[str, Any] | None) -> Any:
-        """This transform's slots among those by name; None where it has none."""
+        """This transform's slots among the named ones; None if it has none."""
         return named if self.name is None else (named or {}).get(self.name)
 
     @final
@@ -349,7 +348,7 @@ class Transform(Data):
         return self.evaluation_params(params, self._own(slots), step)
 
     def _own(self, slots: Mapping[str, Any] | None) -> Any:
-        """This transform's slots among those by name, which must have them."""
+        """`slots_among`, or an error if this transform has state and its slots are missing."""
         own = self.slots_among(slots)
         if own is None and self.stateful and self.name is not None:
             raise ValueError(
@@ -359,19 +358,19 @@ class Transform(Data):
         return own
 
     def _by_name(self, slots: Any) -> dict[str, Any]:
-        """The inverse of `slots_among`: without an entry for what has no state."""
+        """The inverse of `slots_among`, without an entry for a stateless transform."""
         if self.name is None:
             return slots or {}
         return {self.name: slots} if self.stateful and slots is not None else {}
 
     @property
     def _wraps(self) -> bool:
-        """Whether other transforms are inside, whose business the leaves are."""
+        """Whether there are inner transforms, which then check the leaves."""
         return any(True for _ in self.fields("child"))
 
     @final
     def resolved_at(self, ctx: Context) -> Self:
-        """This stage with the schedules of its own resolved at the step of `ctx`."""
+        """This stage with its own schedules resolved at the step of `ctx`."""
         if self.needs_params and ctx.params is None:
             raise ValueError(f"{self.name} needs the params: call update(grads, state, params).")
         self.check_scalars()
@@ -380,9 +379,9 @@ class Transform(Data):
         return resolved
 
     def resolve(self, step: Any) -> Self:
-        """This stage with every schedule of its own replaced by the value at `step`.
+        """This stage with each of its own schedules replaced by its value at `step`.
 
-        Whatever else of it depends on the step may be replaced too, inner transforms included.
+        An override may replace whatever else depends on the step, inner transforms included.
         """
         changes = {}
         for name, value in self.fields("number"):
@@ -396,16 +395,16 @@ class Transform(Data):
 
     @property
     def _computes_itself(self) -> bool:
-        """Whether its numbers and slots are for nobody else to cast."""
+        """Whether `apply_named` must cast its numbers and slots."""
         return self.name is not None
 
     def _with_numbers_in(self, dtype: Any) -> Self:
-        """So a constant is rounded as a schedule's value is, and what follows from it too."""
+        """This stage with its numbers in `dtype`, so that constants round as schedule values do."""
         own = {name: value for name, value in self.fields("number") if value is not None}
         return self.rebuilt(**cast_numbers(own, dtype))
 
     def check_scalars(self) -> None:
-        """Refuses numbers that are arrays: they would broadcast against the params."""
+        """Refuses arrays as numbers, because they would broadcast against the params."""
         for name, value in self.fields("number"):
             shape = batch_shape(value)
             if shape:
@@ -430,7 +429,7 @@ class Transform(Data):
 def advance(
     tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: dict
 ) -> tuple[PyTree, State]:
-    """One update with the result left in the compute dtype."""
+    """One update; the result stays in the compute dtype."""
     check_root(tx)
     check_state_type(state, "; the order is update(grads, state, params)")
     updates = to_arrays(updates, "the gradient")
@@ -447,13 +446,13 @@ def advance(
 def advance_inner(
     tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: Mapping
 ) -> tuple[PyTree, State]:
-    """`advance` of an inner optimizer, with those of the extra arguments that it declares."""
+    """`advance` of an inner optimizer, with only the extra arguments that it declares."""
     own = {name: extra_args[name] for name in tx.declared_extra_args()}
     return advance(tx, updates, state, params, own)
 
 
 def check_transform_type(value: Any, where: str) -> None:
-    """Refuses what is not an optfn transform, and names the way to make one of it."""
+    """Refuses a value that is not an optfn transform, and says how to convert it."""
     if isinstance(value, Transform):
         return
     found, hint = type(value).__name__, ""
@@ -465,7 +464,7 @@ def check_transform_type(value: Any, where: str) -> None:
 
 
 def check_state_type(value: Any, hint: str = "") -> None:
-    """Refuses what is no optimizer's state."""
+    """Refuses a value that is not a `State`."""
     if not isinstance(value, State):
         raise TypeError(
             f"state must be the State that init returns, found {type(value).__name__}{hint}."
@@ -483,7 +482,7 @@ def with_inner_of(held: Any, new: Any) -> Any:
 
 
 def _held_in(slots: Any) -> Any:
-    """What a wrapper's slots have in a field called `inner`, or else they themselves."""
+    """The field `inner` of a wrapper's slots if it holds slots, else the slots themselves."""
     held = getattr(slots, "inner", None)
     return held if isinstance(held, (dict, State)) else slots
 
@@ -496,7 +495,7 @@ def transforms_in(value: Any) -> list:
 
 
 def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
-    """The path of the param whose slot this is, by the end of the slot's own and by the shape."""
+    """The path of the param that a slot belongs to, found by the slot's path ending and shape."""
     ends = (path[start:] for start in range(len(path) + 1))
     return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
 

@@ -1,4 +1,4 @@
-"""Pytrees as users see them: paths, values per leaf, and mismatches put into words."""
+"""Pytrees as users see them: paths, values per leaf, and descriptions of mismatches."""
 
 import inspect
 import math
@@ -21,15 +21,15 @@ def path_string(path: tuple) -> str:
 def leaf_paths(tree: PyTree) -> list[str]:
     """The path of every leaf, in flattening order.
 
-    A box around a param (Flax's variables and metadata) has no part in it: some calls get the box,
-    some what is in it, and both must see one path.
+    A box around a param (Flax's variables and metadata) adds nothing to the path: some calls get
+    the box and some its content, and the path must be the same.
     """
     entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]
     return [path_string(path) for path, box in entries for _ in jax.tree.leaves(box)]
 
 
 def _places(tree: PyTree) -> list[str]:
-    """The paths of all leaves and of None, which stands where a leaf was left out."""
+    """The paths of all leaves and of every None, which marks a leaf that was left out."""
     entries = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is None or _is_box(x))[0]
     return [path_string(path) for path, _ in entries]
 
@@ -39,7 +39,7 @@ def _is_box(node: PyTree) -> bool:
 
 
 def location(path: str) -> str:
-    """How a message says where: `at 'a/b'`, or `at the root` of a tree that is one leaf."""
+    """The place in a message: `at 'a/b'`, or `at the root` for a tree that is one leaf."""
     return f"at '{path}'" if path else "at the root"
 
 
@@ -63,7 +63,7 @@ def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
 
 
 def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -> str | None:
-    """Says where the trees `a` and `b` first differ and how, or None if they do not."""
+    """Where and how the trees `a` and `b` first differ, or None if they do not."""
     where = location_of(path)
     kind_a, kind_b = describe(a), describe(b)
     if kind_a != kind_b:
@@ -92,17 +92,17 @@ def is_leaf(tree: PyTree) -> bool:
 
 
 def describe(tree: PyTree) -> str:
-    """What stands at a node, for a message."""
+    """The kind of a node, for a message."""
     if tree is None:
         return "None"
     return "an array" if is_leaf(tree) else f"a {type(tree).__name__}"
 
 
 class PerLeaf:
-    """A value for each leaf of the params, as a frozen tree or a function; it compares by content.
+    """A value for each leaf of the params, as a frozen tree or a function.
 
-    It is part of a treedef, so it hashes: a tree is kept as its leaves and its treedef, a function
-    as itself.
+    It is part of a treedef, so it hashes and compares by content: a tree is kept as its leaves and
+    its treedef.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class PerLeaf:
 
     @classmethod
     def of(cls, value: Any, where: str, kind: type = object) -> "PerLeaf":
-        """Reads what a user gave; a callable that is a pytree node (a module) is a tree."""
+        """From a user's value; a callable that is a pytree node (a module) is a tree."""
         if isinstance(value, PerLeaf):
             return value
         if callable(value) and is_leaf(value):
@@ -126,11 +126,11 @@ class PerLeaf:
 
     @property
     def is_one(self) -> bool:
-        """Whether it is one value for all leaves."""
+        """Whether one value was given for all leaves."""
         return self.function is None and jax.tree_util.treedef_is_leaf(self.treedef)
 
     def values(self, tree: PyTree, what: str = "the params") -> list:
-        """The value for every leaf of `tree`, which a message calls `what`, in flattening order."""
+        """The value for every leaf of `tree` (called `what` in messages), in flattening order."""
         if self.function is not None:
             paths = leaf_paths(tree)
             if isinstance(self.function, by_path):
@@ -174,12 +174,12 @@ class PerLeaf:
 
 
 def _is_tuple_of_values(x: Any) -> bool:
-    """A tuple that is one value, and no node of a tree of them."""
+    """Whether a tuple is one value, not a node of a tree of values."""
     return isinstance(x, tuple) and not any(isinstance(y, (tuple, list, dict)) for y in x)
 
 
 class _Literal:
-    """Prints as Python text that gives the value back; `inf` and `nan` are no Python names."""
+    """Prints as Python code for the value, also for `inf` and `nan`."""
 
     def __init__(self, value: Any):
         self.value = value

@@ -1,4 +1,4 @@
-"""Which way updates point, as an algebra: what each transform makes of what comes in."""
+"""Which way updates point, and how each transform changes it, as an algebra."""
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
@@ -26,20 +26,20 @@ class Updates(enum.Flag):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether a direction is beside anything else: no one sign makes steps of both."""
+        """Whether a direction is beside another kind: no single sign turns both into steps."""
         return Updates.DIRECTION in self and self != Updates.DIRECTION
 
     def turned(self) -> "Updates":
-        """After a minus sign, as a learning rate has it. What it is put behind was a direction."""
+        """After a minus sign, as of a learning rate. Unknown updates count as a direction."""
         return reduce(or_, (TURNED.get(kind, kind) for kind in self), Updates.NOTHING)
 
     def scaled(self) -> "Updates":
-        """After a factor of any sign: unknown, but a step beside a direction remains one."""
+        """After a factor of any sign: unknown, but a step beside a direction stays mixed."""
         both = Updates.DIRECTION | Updates.STEP
         return self if not self or both in self else Updates.UNKNOWN
 
     def kept(self) -> "Updates":
-        """After an average is taken of the params that the step leads to."""
+        """After an average of the params that the step leads to is taken."""
         return self | Updates.LAST if self.is_mixed else Updates.LAST
 
 
@@ -63,7 +63,7 @@ TURNED = {
 
 
 class Part(Protocol):
-    """What this page asks of a transform."""
+    """The part of a transform's interface that this module uses."""
 
     @property
     def name(self) -> str | None: ...
@@ -92,7 +92,7 @@ def check_root(tx: Part) -> None:
 
 
 def check_not_last(tx: Part, where: str, changer: str) -> None:
-    """Refuses updates that nothing may change, where `changer` would change them."""
+    """Refuses a `LAST` step, which `changer` would change."""
 
     def is_last(part: Part) -> bool:
         return Updates.LAST in _kind_of(part)
@@ -106,7 +106,7 @@ def check_not_last(tx: Part, where: str, changer: str) -> None:
 
 
 def check_steps(tx: Part, where: str) -> None:
-    """Refuses a direction, and steps that nothing may change, for a wrapper that changes steps."""
+    """Refuses a direction or a `LAST` step inside a wrapper that changes steps."""
     check_not_last(tx, where, where.partition("(")[0])
     if Updates.DIRECTION in _kind_of(tx):
         raise ValueError(
@@ -116,17 +116,17 @@ def check_steps(tx: Part, where: str) -> None:
 
 
 def makes_steps(tx: Part) -> bool:
-    """Whether it turns a direction into a step."""
+    """Whether the transform turns a direction into a step."""
     return _kind_of(tx) == Updates.STEP
 
 
 def check_side_known(tx: Part, where: str, deed: str) -> None:
-    """Refuses all but one of directions and steps, for a wrapper that must know which.
+    """Refuses updates that are neither all directions nor all steps; the wrapper must know which.
 
     Args:
         tx: the transform inside.
         where: the wrapper and its argument, as in `"cautious(transform=...)"`.
-        deed: what cannot be told of the part to blame.
+        deed: what that part does or does not do, for the message.
     """
     wrapper = where.partition("(")[0]
     check_not_last(tx, where, wrapper)
@@ -142,12 +142,12 @@ def check_side_known(tx: Part, where: str, deed: str) -> None:
 
 
 def _kind_of(tx: Part) -> Updates:
-    """Which way its updates point where gradients come in."""
+    """Which way the updates of a transform of gradients point."""
     return tx.updates_kind(Updates.DIRECTION)
 
 
 def _to_blame(tx: Part, is_so: Callable[[Part], bool]) -> Part:
-    """The innermost part of which it is so."""
+    """The innermost part for which `is_so` holds."""
     return next((_to_blame(part, is_so) for part in tx.contents if is_so(part)), tx)
 
 

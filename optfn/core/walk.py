@@ -1,4 +1,4 @@
-"""The walk over an optimizer together with its state, for all that reads or renews a part of it."""
+"""The walk over an optimizer together with its state, to read or replace parts of either."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ class Place(NamedTuple):
     """A stage or a group that has slots.
 
     Attributes:
-        names: from the outermost stage to this one; a qualified name is these with dots.
-        stage: None for a group, which is what stands under a label; its own stages follow.
-        slots: its own.
-        step: the one it runs at.
-        params: those that it is for, with None for the others.
+        names: from the outermost stage to this one; joined by dots they are its qualified name.
+        stage: the stage, or None for a group (the transform under a label), whose stages follow.
+        slots: its slots.
+        step: the step it runs at.
+        params: its params, with None for the other leaves.
     """
 
     names: tuple[str, ...]
@@ -28,14 +28,14 @@ class Place(NamedTuple):
 def walk(
     tx: Transform, named: Any, step: Any, params: PyTree = None, outer: tuple[str, ...] = ()
 ) -> Iterator[Place]:
-    """Every stage and every group that has slots, each before those inside of it.
+    """Every stage and every group that has slots, the outer before the inner.
 
     Args:
         tx: a transform.
-        named: the slots by name, of it and perhaps of others.
+        named: slots by name, among them its own.
         step: its step.
-        params: its params; without them, those of all places are None.
-        outer: the names of what it is inside of.
+        params: its params; if None, so are the params of every place.
+        outer: the names of the stages and groups around it.
     """
     slots = tx.slots_among(named)
     if slots is None:
@@ -58,9 +58,9 @@ def renew_slots(
     renew: Callable[[Place], Any],
     outer: tuple[str, ...] = (),
 ) -> Any:
-    """The named slots with `renew(place)` for those of each place, from the innermost on.
+    """The named slots with each place's slots replaced by `renew(place)`, the innermost first.
 
-    What `renew` gives back as it was stays as it was: it is not put back into its wrapper.
+    Slots that `renew` returns unchanged are not put back into their wrapper.
     """
     slots = tx.slots_among(named)
     if slots is None:
@@ -68,7 +68,7 @@ def renew_slots(
     if tx.name is not None:
         outer = (*outer, tx.name)
     for i in range(len(tx.contents)):
-        inner = tx.inner_transforms(slots, step, params)[i]  # in slots renewed so far
+        inner = tx.inner_transforms(slots, step, params)[i]  # with the slots renewed so far
         names = (*outer, *inner.names)
         new = renew_slots(inner.transform, *inner.place, renew, names)
         if inner.is_group and inner.slots:
@@ -84,7 +84,7 @@ def renew_slots(
 def replace_stages(
     tx: Transform, named: Any, step: Any, replace: Callable[[Transform, Any, Any], Transform]
 ) -> Transform:
-    """The transform with `replace(stage, slots, step)` for each stage, from the outermost on."""
+    """The transform with `replace(stage, slots, step)` for each stage, the outermost first."""
     slots = tx.slots_among(named)
     tx = replace(tx, slots, step)
     new = (

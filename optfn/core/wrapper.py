@@ -1,4 +1,4 @@
-"""The base of wrappers that keep nothing themselves."""
+"""The base class of wrappers without slots of their own."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from optfn.core.tree import PyTree
 
 
 class Wrapper(Transform):
-    """A transform around another one, whose slots are those of the other by name.
+    """A transform around another one, whose named slots are its own.
 
-    A subclass writes `apply`, and calls `self.transform.apply_named(updates, slots, ctx)` in it,
-    which gives the updates of the inner transform and its new slots:
+    A subclass writes `apply`. There `self.transform.apply_named(updates, slots, ctx)` returns the
+    updates of the inner transform and its new slots:
 
         class doubled(optfn.Wrapper):
             def apply(self, updates, slots, ctx):
