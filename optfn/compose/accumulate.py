@@ -1,4 +1,4 @@
-"""Gradient accumulation: an optimizer that takes one step for several gradients."""
+"""Gradient accumulation: one step of an optimizer for several gradients."""
 
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ from optfn.core.tree import PyTree, flatten_like
 
 
 class Accumulation(NamedTuple):
-    """What was added up since the last update, and the state of the optimizer inside.
+    """The gradients summed since the last update, and the state of the inner optimizer.
 
     Attributes:
-        sum: of the micro-gradients, each times its weight. After an update it stands until the next
-            micro-gradient takes its place.
-        weight: the sum of their weights; without weights, their number.
-        micro_step: int32 scalar, how many micro-gradients the next update has; 0 after an update.
-        skipped: int32 scalar, how many were left out since `init`, as they were not finite.
+        sum: the sum of the micro-gradients times their weights. After an update it stays until the
+            next micro-gradient replaces it.
+        weight: the sum of the weights; without weights, the number of micro-gradients.
+        micro_step: int32 scalar, micro-gradients in the sum for the next update; 0 after an update.
+        skipped: int32 scalar, micro-gradients left out since `init` as not finite.
         has_updated: bool scalar, whether the optimizer ran in the last call of `update`.
         inner: the optimizer's `State`, whose step is the number of updates made.
     """
@@ -42,41 +42,41 @@ class Accumulation(NamedTuple):
 
 
 class accumulate(Transform):
-    """Gradient accumulation: an optimizer takes one step for several gradients, with their mean.
+    """Gradient accumulation: an optimizer takes one step with the mean of several gradients.
 
         total <- total + w * g            for each micro-gradient, in order; w = 1 unless weighted
         step of the optimizer with g = total / (sum of w)       when `every` of them are added
 
     In between the updates are zeros, and the optimizer does not run; only under a `vmap` that
-    reaches `every` it does, and the result is dropped. It stands inside as a whole: its schedules
-    count its own steps, and so does a schedule for `every`. What is beside it in a chain sees every
-    micro-gradient and counts them.
+    reaches `every` it does, and the result is dropped. Put the whole optimizer inside: its
+    schedules count its own steps, and so does a schedule for `every`. Stages beside `accumulate` in
+    a chain see and count every micro-gradient.
 
         accumulate(adamw(1e-3), every=8)
 
-    A micro-gradient with an entry that is not finite, or with such a weight, is skipped: it is not
-    added, and it does not count, so that every step has `every` gradients. The optimizer gets the
-    extra arguments of the call in which it runs, those of the last micro-batch: a line search would
-    search there alone. The slots, an `Accumulation`, say how far the sum is, how many gradients
-    were skipped and whether the last call was a step.
+    A micro-gradient with an entry or a weight that is not finite is skipped: it is neither added
+    nor counted, so that every step has `every` gradients. The optimizer gets the extra arguments of
+    the call in which it runs, which belong to the last micro-batch: a line search would see that
+    one alone. The slots, an `Accumulation`, hold the sum, the number of skipped gradients and
+    whether the last call was a step.
 
-    For gradients that come one by one. A batch that is there at once, but too large for the memory,
-    is `microbatch`'s task, which needs no state.
+    For gradients that come one by one. For one batch that is too large for the memory use
+    `microbatch`, which needs no state.
 
     Args:
         transform: the optimizer.
-        every: micro-gradients a step, a number or a schedule; it is rounded, and below 1 it is 1.
-        use_grad_mean: whether to divide by the sum of the weights; else the step is with the total.
+        every: micro-gradients per step, a number or a schedule; rounded, and at least 1.
+        use_grad_mean: whether to divide by the sum of the weights; else the step uses the total.
         weighted: whether `update` takes the keyword argument `weight`, a scalar, for micro-batches
             of different sizes: the number of examples or tokens that the gradient is the mean of. A
             mean with a total weight of zero is zero.
-        accumulator_dtype: of the sum, a real one also for complex gradients; None is float32, or
-            wider with wider params. In bfloat16 small gradients are lost in a large sum, and in
-            float16 the sum would overflow, so that it is refused.
+        accumulator_dtype: the dtype of the sum, real also for complex gradients; None is float32,
+            or wider with wider params. In bfloat16 a large sum loses small gradients; float16 is
+            refused, because the sum would overflow.
 
     Raises:
-        TypeError: `accumulator_dtype` is no floating point dtype with the range of float32.
-        ValueError: there is a `loss_scale` inside, which would not see what overflows.
+        TypeError: `accumulator_dtype` is not a floating point dtype with the range of float32.
+        ValueError: a `loss_scale` is inside, where it would not see overflowing gradients.
     """
 
     transform: Transform = child()

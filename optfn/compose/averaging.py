@@ -1,7 +1,7 @@
-"""Wrappers that take gradients at one point and evaluate at another, an average of the way.
+"""Wrappers that take gradients at one point and evaluate at another, an average of the iterates.
 
-Three sequences are kept: z, which the inner optimizer moves; x, an average of z, to evaluate at
-with `evaluation_params`; and y between them, which are the params that the gradient is taken at.
+Three sequences are kept: z, which the inner optimizer moves; x, an average of z, at which
+`evaluation_params` evaluates; and y between them, the params, at which gradients are taken.
 """
 
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ from optfn.core.updates_kind import Updates, check_side_known, check_steps, make
 
 
 class Averages(NamedTuple):
-    """Where the inner optimizer is, and the average of its way.
+    """The iterate of the inner optimizer, and the average of its iterates.
 
     Attributes:
         z: the params that the inner optimizer moves.
-        x: their average where it is kept, else None: it lies on the line through y and z.
-        share: of x in y, at the last step.
-        inner: the slots of the optimizer inside.
+        x: their average, or None where it is not kept but computed from y and z.
+        share: the share of x in y, at the last step.
+        inner: the slots of the inner optimizer.
     """
 
     z: PyTree
@@ -36,10 +36,10 @@ class Averages(NamedTuple):
 
 
 class WeightedAverages(NamedTuple):
-    """`Averages`, and what its weights are made of.
+    """`Averages`, and the terms of the weights.
 
     Attributes:
-        largest_rate: so far.
+        largest_rate: the largest learning rate so far.
         weight: the sum of the weights.
     """
 
@@ -52,7 +52,7 @@ class WeightedAverages(NamedTuple):
 
 
 class schedule_free(Transform):
-    """Schedule-Free: an average of the way takes the place of a schedule that falls.
+    """Schedule-Free: an average of the iterates replaces a falling learning rate schedule.
 
         z <- z + step                       the inner optimizer's, from the gradient at y
         w = t^r * max(learning_rate so far)^weight_lr_power
@@ -60,23 +60,23 @@ class schedule_free(Transform):
         y <- b1 * x + (1 - b1) * z          the params
 
     Evaluate at x: `evaluation_params(tx, state, params)`. It is the last stage. The inner optimizer
-    has no momentum of its own. A direction alone, such as `scale_by_rms(...)`, takes its steps at
-    `learning_rate`; a whole optimizer takes its own, and `learning_rate` is for the weights only.
+    must have no momentum. A direction alone, such as `scale_by_rms(...)`, takes steps at
+    `learning_rate`; a whole optimizer takes its own, and `learning_rate` only weights the average.
 
     Args:
         base_optimizer: the direction, or an optimizer.
-        learning_rate: a number, or a schedule that rises to it. The first weight is of step 0.
+        learning_rate: a number, or a warm-up schedule. The first weight uses its value at step 0.
         b1: the share of x, a number or a schedule; with 0 this is Polyak's averaging.
         weight_lr_power: a number or a schedule.
         r: a number or a schedule; above 0, early steps are forgotten.
-        keep_average: whether x is held in the state, in one more copy of the params. Where it is
-            not, it is worked out of y and z, for which b1 must not be 0. It always is for params
-            narrower than float32, whose rounding would add up in it.
+        keep_average: whether to keep x in the state, as one more copy of the params. Otherwise x is
+            computed from y and z, and b1 must not be 0. For params narrower than float32 x is
+            always kept, since their rounding errors would add up in it.
 
     Raises:
-        ValueError: it cannot be told whether `base_optimizer` applies a learning rate: it ends with
-            a `scale` or an optax transformation, with neither `scale_by_learning_rate` nor `negate`
-            behind it. Or `b1` is 0 and the average not kept.
+        ValueError: it is unknown whether `base_optimizer` applies a learning rate, as it ends with
+            a `scale` or an optax transformation without `scale_by_learning_rate` or `negate` after
+            it; or `b1` is 0 and the average is not kept.
 
     Source: Defazio et al. 2024.
     """
@@ -126,13 +126,12 @@ class primal_averaging(Transform):
         x <- mu_x * x + (1 - mu_x) * z
         y <- mu_y * x + (1 - mu_y) * z      the params
 
-    Evaluate at x: `evaluation_params(tx, state, params)`. Around any whole optimizer, with its
-    schedule, and as the last stage;
-    it takes the place of DiLoCo's outer loop in a single run.
+    Evaluate at x: `evaluation_params(tx, state, params)`. Put it around any whole optimizer, with
+    its schedule, as the last stage. In a single run it replaces DiLoCo's outer loop.
 
     Args:
         optimizer: the optimizer.
-        mu_x: decay of the average, a number or a schedule.
+        mu_x: the decay of the average, a number or a schedule.
         mu_y: the share of x in y, a number or a schedule.
         keep_average: as in `schedule_free`.
 
@@ -186,8 +185,8 @@ def _averaged(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """The updates of y, and the next z and x.
 
-    Without x, y = b * x + (1 - b) * z is all that is known of it, and the next y is, without a
-    division by b where it does not change, y + (1 - b * (1 - c)) * step + c * (z - y).
+    If x is not kept, it is the solution of y = b * x + (1 - b) * z. Where b does not change, the
+    next y needs no division by b: it is y + (1 - b * (1 - c)) * step + c * (z - y).
     """
     change = ratio(share - slots.share, slots.share)
     pull = c - (1 - c) * change
@@ -216,7 +215,7 @@ def _evaluated(params: PyTree, slots: Any) -> PyTree:
 
 
 class Drift(NamedTuple):
-    """The average way of a step, how far ahead of the params it was taken, and the inner slots."""
+    """The average step, the look-ahead at the last step, and the inner slots."""
 
     drift: PyTree
     lookahead: jax.Array
@@ -224,20 +223,20 @@ class Drift(NamedTuple):
 
 
 class ema_nesterov(Transform):
-    """EMA-Nesterov: every step is taken from ahead of the params, along the average of the last.
+    """EMA-Nesterov: gradients are taken ahead, along the moving average of the last steps.
 
         q <- y + step                       the inner optimizer's, from the gradient at y
         m <- decay * m + (1 - decay) * (q - q_before)
         y <- q + lookahead * m              the params
 
-    Evaluate at q: `evaluation_params(tx, state, params)`. Nesterov's own look-ahead follows the
-    last step and its noise; this one follows the way. Around any whole optimizer, and as
-    the last stage.
+    Evaluate at q: `evaluation_params(tx, state, params)`. Nesterov's look-ahead follows the last
+    step and its noise; this one follows the average step. Put it around any whole optimizer, as the
+    last stage.
 
     Args:
         optimizer: the optimizer.
-        decay: of the average, a number or a schedule.
-        lookahead: how far ahead, a number or a schedule; 0 while the rate warms up and falls.
+        decay: the decay of the average, a number or a schedule.
+        lookahead: the factor on m, a number or a schedule; 0 while the rate warms up or falls.
 
     Source: Yau et al. 2026.
     """

@@ -1,4 +1,4 @@
-"""`chain`: one stage after the other."""
+"""`chain`: stages in sequence."""
 
 from collections import Counter
 from itertools import groupby, pairwise
@@ -12,7 +12,7 @@ from optfn.core.updates_kind import Updates, check_not_last
 
 
 class chain(Transform):
-    """Applies stages in order: the updates of one are the gradients of the next.
+    """Applies stages in order: the updates of one stage are the gradients of the next.
 
     Nested chains are flattened, unless named: `chain(...).named("x")` is one stage. The state holds
     one entry for each stateful stage, under the stage's name, so adding, removing or moving a
@@ -22,9 +22,9 @@ class chain(Transform):
         *stages: transforms.
 
     Raises:
-        TypeError: a stage is no optfn transform.
-        ValueError: two stages share a name and both hold state or draw random numbers; name one. Or
-            a stage stands behind one that must be last, as `ema_of_params` and `lookahead` must.
+        TypeError: a stage is not an optfn transform.
+        ValueError: two stages share a name and both hold state or draw random numbers (name one);
+            or a stage follows one that must be last, such as `ema_of_params` or `lookahead`.
     """
 
     elementwise = True

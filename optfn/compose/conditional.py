@@ -16,7 +16,7 @@ from optfn.core.updates_kind import Updates
 
 
 class _Conditional(Transform):
-    """A transform that runs where a function of the step says so, and not at all elsewhere."""
+    """A transform that runs only at the steps where a function of the step is True."""
 
     transform: Transform = child()
     should_transform_fn: Callable = static()
@@ -82,23 +82,23 @@ class _Conditional(Transform):
 
 
 class conditionally_transform(_Conditional):
-    """Runs a stage at some steps only and hands the updates on unchanged at the others.
+    """Runs a stage at some steps only and passes the updates on unchanged at the others.
 
         chain(conditionally_transform(clip(1.0), lambda step: step < 1000), adam(1e-3))
 
-    Only as a stage among others where the transform applies a learning rate: at the other steps
-    raw gradients would become updates, which they do in optax. For a whole optimizer there is
-    `conditionally_mask`. The stage's state and step stand still where it does not run.
+    If the transform applies a learning rate, it is refused as a whole optimizer, because at the
+    other steps raw gradients would become updates, as they do in optax; use `conditionally_mask`.
+    The stage's state and step do not change where it does not run.
 
     Args:
         transform: the stage.
-        should_transform_fn: a function `step -> bool`, of the int32 step, 0 at the first update.
-        forward_extra_args: the names of the extra arguments of `update` to give the function as
+        should_transform_fn: a function `step -> bool`; the step is int32, 0 at the first update.
+        forward_extra_args: the names of the extra arguments of `update` to pass to the function as
             keyword arguments, as in `("value",)`; True for all that the transform declares.
 
     Raises:
-        TypeError: the function gives anything but one bool.
-        ValueError: an extra argument whose kind is not known.
+        TypeError: the function does not return one bool.
+        ValueError: the kind of an extra argument is not known.
     """
 
     def updates_kind(self, incoming: Updates) -> Updates:
@@ -111,7 +111,7 @@ class conditionally_transform(_Conditional):
 class conditionally_mask(_Conditional):
     """Runs a transform at some steps only and gives zero updates at the others.
 
-    An optimizer inside counts the steps that it ran, and so do its schedules.
+    An inner optimizer and its schedules count only the steps at which it runs.
 
     Args:
         transform: the transform, a stage or a whole optimizer.

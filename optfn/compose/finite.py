@@ -1,4 +1,4 @@
-"""Steps that are taken only where they are finite, and the machinery of all wrappers that skip."""
+"""Skipping steps that are not finite, and the base class of all wrappers that skip."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,14 +18,14 @@ from optfn.core.tree import PyTree, location_of
 
 
 class Skips(NamedTuple):
-    """What became of the steps so far.
+    """The counts of skipped steps, and the state of the inner optimizer.
 
     Attributes:
-        consecutive: int32 scalar, how many of the last steps in a row were skipped.
-        total: int32 scalar, how many steps were skipped.
-        skipped: whether the last step was skipped.
-        gave_up: whether too many in a row were; from then on all are.
-        inner: the state of the optimizer inside, whose step counts the steps taken.
+        consecutive: int32 scalar, the number of skipped steps in a row up to now.
+        total: int32 scalar, the number of skipped steps.
+        skipped: bool scalar, whether the last step was skipped.
+        gave_up: bool scalar, whether too many in a row were skipped; then every step is.
+        inner: the inner optimizer's `State`, whose step counts the steps taken.
     """
 
     consecutive: jax.Array
@@ -36,7 +36,7 @@ class Skips(NamedTuple):
 
 
 class Skipping(Transform):
-    """An optimizer whose steps are taken or skipped; a subclass says which gradients are fit."""
+    """An optimizer whose steps are taken or skipped; a subclass decides which gradients are fit."""
 
     transform: Transform = child()
 
@@ -55,7 +55,7 @@ class Skipping(Transform):
         return {"skipped": _skips_of(slots).total}
 
     def no_skips(self, params: PyTree) -> Skips:
-        """The slots to start with."""
+        """The initial slots."""
         return Skips(
             consecutive=zero_slot(jnp.int32, params),
             total=zero_slot(jnp.int32, params),
@@ -67,10 +67,10 @@ class Skipping(Transform):
     def attempt(
         self, grads: PyTree, skips: Skips, ctx: Context, fit: jax.Array, max_consecutive: Any
     ) -> tuple[PyTree, Skips]:
-        """The inner optimizer's step if the gradient is fit and the step finite, else none."""
+        """The inner optimizer's step if the gradient is fit and the step finite, else zeros."""
         fit = fit & ~skips.gave_up
-        # Selected twice: in the place of a gradient that is not fit the inner optimizer sees zeros,
-        # so that none of its loops and decompositions meets a NaN.
+        # The gradient is selected too: the inner optimizer sees zeros instead of an unfit gradient,
+        # so that its loops and decompositions get no NaN.
         shown = _or_zeros(fit, grads)
         steps, new = advance_inner(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
         taken = fit & all_finite(steps)
@@ -87,16 +87,16 @@ class Skipping(Transform):
 class skip_nonfinite(Skipping):
     """Skips a step whose gradient, or whose update, has an entry that is NaN or infinite.
 
-    The updates of a skipped step are zero, and the optimizer inside is as if there had been none:
-    its state stays as it is, bit for bit, and its schedules count the steps taken.
+    The updates of a skipped step are zero, the state of the inner optimizer stays the same, bit for
+    bit, and its schedules count only the steps taken.
 
     After more than `max_consecutive` skipped steps in a row it gives up. From then on every step is
-    skipped and counted, finite or not, and `raise_if_gave_up(state)` raises. (`apply_if_finite` of
-    optax lets the NaNs through then.) To go on, take an older state.
+    skipped and counted, finite or not, and `raise_if_gave_up(state)` raises. (optax's
+    `apply_if_finite` then lets the NaNs through.) To continue, restore an older state.
 
-    Around a whole optimizer. Because the update is looked at too, the old state is kept until the
-    new one is known, even where it is donated. A state that overflows shows only when an update
-    does. For entries that are NaN now and then by nature there is `zero_nans`.
+    Put it around a whole optimizer. Because the update is checked too, the old state is kept until
+    the new one is known, even where it is donated. A state that overflows is noticed only when an
+    update does. For entries that are NaN now and then by nature use `zero_nans`.
 
     Args:
         transform: the optimizer.
@@ -113,7 +113,7 @@ class skip_nonfinite(Skipping):
 
 
 def check_gradients_arrive(transform: Transform, wrapper: str) -> None:
-    """Refuses a `loss_scale` inside of what keeps the gradients from it that it is there for."""
+    """Refuses a `loss_scale` inside `wrapper`, which would hide overflowing gradients from it."""
     if getattr(type(transform), "needs_every_gradient", False):
         name = type(transform).__name__
         raise ValueError(
@@ -127,19 +127,19 @@ def check_gradients_arrive(transform: Transform, wrapper: str) -> None:
 def raise_if_gave_up(state: PyTree) -> None:
     """Raises if an optimizer gave up: `skip_nonfinite`, `skip_spikes` or `loss_scale`.
 
-    It reads the state, so call it outside of `jit`, now and then: it waits for the step to finish.
-    Inside of `accumulate`, which leaves out gradients that are not finite by itself, a wrapper does
-    not see them: wrap the `accumulate`.
+    It reads the state, so call it outside `jit`, and not at every step: it waits for the step to
+    finish. Inside `accumulate`, which itself skips gradients that are not finite, a wrapper never
+    sees them: put the wrapper around the `accumulate`.
 
     Args:
-        state: an optimizer's state, or any tree with such states inside, of single runs or of
-            `vmap`ped ones.
+        state: an optimizer's state, or any tree with such states inside, of a single run or of
+            a `vmap`.
 
     Raises:
-        FloatingPointError: an optimizer gave up; it names the stage by its path, how many steps
-            were skipped and, of a batch of runs, the lanes.
-        ValueError: the state is of no optimizer that could.
-        TypeError: it was called inside of `jit` or `vmap`.
+        FloatingPointError: an optimizer gave up; the message has the path of the stage, the number
+            of skipped steps and, for a batch of runs, the lanes.
+        ValueError: the state has no part of such a wrapper.
+        TypeError: it was called inside `jit` or `vmap`.
     """
     found = dict(_skips_in(state))
     if not found:
@@ -169,7 +169,7 @@ def _or_zeros(keep: jax.Array, tree: PyTree) -> PyTree:
 
 
 def _skips_in(tree: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Skips]]:
-    """All of them with their key paths, also one inside another."""
+    """All `Skips` in a tree with their key paths, also one inside another."""
     entries = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Skips))
     for end, skips in entries:
         if isinstance(skips, Skips):

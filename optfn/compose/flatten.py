@@ -1,4 +1,4 @@
-"""Very many small arrays as one long one."""
+"""Many small arrays packed into one long vector."""
 
 from typing import Any
 
@@ -16,27 +16,26 @@ from optfn.core.wrapper import Wrapper
 class flatten(Wrapper):
     """Gives a transform all leaves as one vector for each dtype of the params.
 
-    For hundreds of small arrays and more, where the operations cost more than what they do: the
-    transform is traced and run for one array. Each update copies the gradients together, and its
-    result apart, so that a tree of a few large arrays gains nothing; and to take the result apart
-    may compile for longer than the transform for each array would.
+    For hundreds of small arrays or more, where the overhead of an operation exceeds its work: the
+    transform is traced and run for one array. Each update packs the gradients and unpacks the
+    result, so a tree of a few large arrays gains nothing, and the unpacking may take longer to
+    compile than the transform of each array would.
 
-    It takes rules about each entry, which say so by `elementwise = True` in their class: their
-    updates are the same. Others are refused: norms of an array or of the whole tree, noise, values
-    for each leaf (masks, labels) and functions of the params. Let them stand outside:
+    It takes elementwise rules, whose class declares `elementwise = True`; their updates are the
+    same. Others are refused: norms of an array or of the whole tree, noise, values for each leaf
+    (masks, labels) and functions of the params. Put them outside:
 
         chain(clip_by_global_norm(1.0), flatten(adam(1e-3)))
         partition({"decay": flatten(adamw(1e-3)), "plain": flatten(adam(1e-3))}, labels)
 
-    The slots are vectors, with the leaves in the order of the tree: a checkpoint is bound to this
-    order, and to all leaves being there. Params that are sharded are gathered; keep it to those
-    that every device holds.
+    The slots are vectors with the leaves in the order of the tree, so a checkpoint fits only params
+    with the same leaves in the same order. Sharded params are gathered; use it for replicated ones.
 
     Args:
         transform: the transform.
 
     Raises:
-        ValueError: a transform that is refused; or `update` was not given the params.
+        ValueError: the transform is refused; or `update` was not given the params.
     """
 
     elementwise = True
@@ -75,12 +74,12 @@ class flatten(Wrapper):
 
 
 def _why_not_elementwise(tx: Transform) -> str | None:
-    """Why longer arrays would change the updates, by the innermost part that is to blame."""
+    """Why the transform is not elementwise, for the innermost such part; None if it is."""
     inner = next(filter(None, map(_why_not_elementwise, tx.contents)), None)
     if inner is not None:
         return inner
     name = type(tx).__name__
-    # In its own class: what a subclass of an elementwise rule does is not known.
+    # In its own class: a subclass of an elementwise rule need not be elementwise.
     if not vars(type(tx)).get("elementwise", False):
         return (
             f"{name} is not declared to treat every entry by itself (a rule of your own that does "
@@ -94,7 +93,7 @@ def _why_not_elementwise(tx: Transform) -> str | None:
 
 
 def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
-    """The leaves one after the other, in a vector for each dtype of their params."""
+    """The leaves concatenated, in one vector for each dtype of their params."""
     groups: dict[str, list] = {}
     for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
         groups.setdefault(p.dtype.name, []).append(lax.reshape(replicate(x), (p.size,)))

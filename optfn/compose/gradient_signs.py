@@ -1,4 +1,4 @@
-"""Wrappers that hold the entries of an update to the signs of the gradient."""
+"""Wrappers that make the signs of an update agree with the gradient's."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from optfn.core.wrapper import Wrapper
 
 
 class _Signed(Wrapper):
-    """The updates of a transform, seen beside the gradient that made them."""
+    """A wrapper that compares the updates of a transform with the gradient."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -34,8 +34,8 @@ class cautious(_Signed):
 
         u <- u / max(share, min_share)  where u * g > 0,  else  0
 
-    with the share of such entries in the array. For any direction with momentum; also for a whole
-    optimizer, whose weight decay is then held to the gradient too:
+    where share is the fraction of such entries in the array. For any direction with momentum; also
+    for a whole optimizer, whose weight decay is then masked too:
 
         chain(cautious(scale_by_adam()), add_decayed_weights(0.1), scale_by_learning_rate(1e-3))
 
@@ -44,8 +44,8 @@ class cautious(_Signed):
         min_share: the least share to divide by, a number or a schedule.
 
     Raises:
-        ValueError: it cannot be told whether the transform points uphill: it ends with a `scale` or
-            an optax transformation, with neither a learning rate nor `negate` behind it.
+        ValueError: it is unknown whether the transform points uphill, as it ends with a `scale` or
+            an optax transformation without a learning rate or `negate` after it.
 
     Source: Liang et al. 2024.
     """
@@ -53,17 +53,17 @@ class cautious(_Signed):
     min_share: Any = 1e-3
 
     def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
-        opposed = (jnp.sign(u) * jnp.sign(g).conj()).real <= 0  # NaN is not, and remains visible
+        opposed = (jnp.sign(u) * jnp.sign(g).conj()).real <= 0  # NaN is not, and stays visible
         share = jnp.maximum(jnp.mean(~opposed, dtype=u.real.dtype), self.min_share)
         return jnp.where(opposed, 0, u / share.astype(u.real.dtype))
 
 
 class with_gradient_signs(_Signed):
-    """The sizes of an update with the signs of the gradient.
+    """The magnitudes of an update with the signs of the gradient.
 
         u <- |u| * sign(g)
 
-    It keeps the size of each entry and replaces its sign. `grams` is Adam with it.
+    It keeps the magnitude of each entry and replaces its sign. `grams` is Adam with it.
 
     Args:
         transform: the direction.

@@ -1,4 +1,4 @@
-"""The border to optax: its transformations as stages here, optimizers from here over there."""
+"""Conversion from and to optax: its transformations as stages, optfn optimizers in optax."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
@@ -25,8 +25,8 @@ class from_optax(Transform):
     """Any optax transformation as a stage.
 
     It gets updates and params in the compute dtype, so its state is float32 also for bfloat16
-    params. Its hyperparameters are closed over and are no leaves here. Two of them in one chain
-    need names: `from_optax(...).named("x")`.
+    params. Its hyperparameters are closed over and are not leaves. Two of them in one chain need
+    names: `from_optax(...).named("x")`.
 
     Args:
         transformation: an `optax.GradientTransformation`.
@@ -90,8 +90,8 @@ class from_optax(Transform):
 def to_optax(tx: Transform) -> optax.GradientTransformationExtraArgs:
     """An optimizer closed over its numbers, as optax's own type.
 
-    For frameworks that insist on a static optimizer attribute or on the type. Extra arguments that
-    no stage declares are dropped, as is the custom there; a declared one that is missing raises.
+    For frameworks that need a static optimizer attribute or that type. Extra arguments that no
+    stage declares are dropped, as optax does; a missing declared one raises.
 
     Args:
         tx: an optfn transform.

@@ -19,11 +19,11 @@ from optfn.core.updates_kind import Updates, check_not_last
 
 
 class Slow(NamedTuple):
-    """What stays behind, and who runs ahead.
+    """The slow params, and the state of the fast optimizer.
 
     Attributes:
         slow: the slow params, at least float32.
-        fast: the state of the optimizer inside.
+        fast: the state of the inner optimizer.
     """
 
     slow: PyTree
@@ -35,25 +35,25 @@ class lookahead(Transform):
 
         p <- p + step                                   the inner optimizer's
         slow <- slow + slow_step_size * (p - slow)      every `sync_period` updates
-        p <- slow                                       then too
+        p <- slow                                       at the same updates
 
     The params are the fast ones, at which gradients are taken; the slow ones are in the state.
-    Evaluate at the slow ones, which are less noisy: `evaluation_params(tx, state, params)`. Around
-    any optimizer, with its learning rate; nothing may change the updates after it.
+    Evaluate at the slow ones, which are less noisy: `evaluation_params(tx, state, params)`. Put it
+    around a whole optimizer; nothing may change the updates after it.
 
     Args:
         fast_optimizer: the optimizer.
-        sync_period: updates from one synchronization to the next, a number or a schedule, from 1
-            on; a fraction is rounded. The paper has 5 to 10.
-        slow_step_size: how far the slow params follow, a number or a schedule; the paper has 0.5,
-            and with 1 this is the inner optimizer itself.
-        reset_state: whether the inner optimizer starts afresh after a synchronization, with its
-            step count, and so with its schedules.
+        sync_period: updates per synchronization, a number or a schedule, at least 1, rounded; 5 to
+            10 in the paper.
+        slow_step_size: how far the slow params follow, a number or a schedule, 0 to 1; 0.5 in the
+            paper, and 1 is the inner optimizer itself.
+        reset_state: whether each synchronization also resets the inner optimizer's state, with its
+            step count and so its schedules.
 
     Raises:
-        ValueError: `update` was not given the params; or `sync_period` is below 1; or
-            `slow_step_size` is not from 0 to 1; or the optimizer holds an average of params, or a
-            `lookahead`, which belongs around this one.
+        ValueError: `update` was not given the params; `sync_period` is below 1; `slow_step_size` is
+            not from 0 to 1; or the optimizer contains an average of params or another `lookahead`,
+            which belongs around this one.
 
     Source: Zhang et al. 2019.
     """
@@ -106,6 +106,6 @@ class lookahead(Transform):
 
 
 def _followed(step, fast, slow, synced, step_size):
-    # Not the new slow params less the fast ones, in whose difference small steps are lost.
+    # Not new slow params minus fast ones: small steps are lost in that difference.
     back = step - (1 - step_size) * (fast - slow + step)
     return jnp.where(synced, back, step), jnp.where(synced, fast + back, slow)

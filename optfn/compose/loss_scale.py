@@ -1,4 +1,4 @@
-"""Loss scaling: gradients that float16 would lose are computed larger and made small again."""
+"""Loss scaling: gradients too small for float16 are computed scaled up, then scaled down."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,12 +15,12 @@ from optfn.core.tree import PyTree, location_of
 
 
 class LossScale(NamedTuple):
-    """The scale, and what it goes by.
+    """The scale, and the counts that control it.
 
     Attributes:
-        scale: what the next loss is to be multiplied by.
-        good_steps: int32 scalar, finite gradients since the scale was last changed.
-        skips: the skipped steps, and the state of the optimizer inside.
+        scale: the factor for the next loss.
+        good_steps: int32 scalar, finite gradients since the last change of the scale.
+        skips: the counts of skipped steps, and the state of the inner optimizer.
     """
 
     scale: jax.Array
@@ -29,10 +29,10 @@ class LossScale(NamedTuple):
 
 
 class loss_scale(Skipping):
-    """Divides the gradients of a scaled loss by the scale, and finds how large that can be.
+    """Divides the gradients of a scaled loss by the scale, and adapts the scale.
 
     float16 has no numbers below 6e-8 and none above 65504. Gradients of a loss times `scale` are in
-    that range where those of the loss are not:
+    that range where gradients of the loss itself are not:
 
         def scaled_loss(params):
             return optfn.current_loss_scale(state) * loss(params)
@@ -40,29 +40,30 @@ class loss_scale(Skipping):
         tx = loss_scale(adam(1e-3))
         params, state = optfn.step(tx, jax.grad(scaled_loss)(params), state, params)
 
-    The loss itself should be float32, and so are the gradients from the division on. If one is not
-    finite the step is skipped, as by `skip_nonfinite`, and
+    Compute the loss itself in float32; the divided gradients are float32 too. If one is not finite,
+    the step is skipped, as by `skip_nonfinite`, and
 
         scale <- max(scale * backoff_factor, min_scale)
         scale <- min(scale * growth_factor, max_scale)      after growth_interval finite in a row
 
-    Powers of two divide without rounding. `growth_factor=1, backoff_factor=1` hold the scale:
-    static scaling. The outermost wrapper; a clip belongs inside, where gradients have their size.
-    bfloat16, whose range is that of float32, has no need of it. No derivative goes through the
+    Powers of two divide without rounding. `growth_factor=1, backoff_factor=1` is static scaling. It
+    must be the outermost wrapper; a clip belongs inside, where gradients have their true size.
+    bfloat16, which has the range of float32, does not need it. No derivative flows through the
     scale.
 
     Args:
         transform: the optimizer.
-        init_scale: the first scale, a number.
-        growth_factor: at least 1, a number or a schedule.
-        backoff_factor: at most 1, a number or a schedule.
-        growth_interval: in steps, a number or a schedule.
-        min_scale: a number or a schedule.
-        max_scale: a number or a schedule.
-        max_consecutive: as in `skip_nonfinite`. From `max_scale` to `min_scale` it takes 24 steps.
+        init_scale: the initial scale, a number.
+        growth_factor: the factor that raises the scale, at least 1, a number or a schedule.
+        backoff_factor: the factor that lowers the scale, at most 1, a number or a schedule.
+        growth_interval: finite steps in a row before a raise, a number or a schedule.
+        min_scale: the least scale, a number or a schedule.
+        max_scale: the largest scale, a number or a schedule.
+        max_consecutive: as in `skip_nonfinite`. By default it takes 24 skipped steps from
+            `max_scale` to `min_scale`.
 
-    Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds. (That one begins
-    with 2^16, which is infinite in float16.)
+    Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds. (GradScaler starts
+    at 2^16, which is infinite in float16.)
     """
 
     needs_every_gradient: ClassVar[bool] = True
@@ -98,16 +99,16 @@ class loss_scale(Skipping):
 
 
 def current_loss_scale(state: PyTree) -> jax.Array:
-    """What to multiply the next loss by, in an optimizer with a `loss_scale` inside.
+    """The factor for the next loss, in an optimizer with a `loss_scale` inside.
 
     Args:
         state: the optimizer's state, or any tree with it inside.
 
     Returns:
-        A float32 scalar, or float64 for params of that; `[n]` from the state of n runs.
+        A float32 scalar, or float64 for float64 params; `[n]` from the state of n runs.
 
     Raises:
-        ValueError: the state is of no `loss_scale`, or of several.
+        ValueError: the state has no `loss_scale`, or several.
     """
     entries = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, LossScale))
     found = [(path, leaf) for path, leaf in entries if isinstance(leaf, LossScale)]

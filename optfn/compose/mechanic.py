@@ -1,4 +1,4 @@
-"""Mechanic: a wrapper that finds the factor on another optimizer's steps."""
+"""Mechanic: a wrapper that finds the scale of another optimizer's steps."""
 
 from typing import Any, NamedTuple
 
@@ -16,15 +16,15 @@ from optfn.core.updates_kind import check_steps
 
 
 class Wealth(NamedTuple):
-    """What each decay has come to, [num_betas], the params at the start and the inner slots.
+    """The bettor for each decay, [num_betas], the params at the start and the inner slots.
 
     Attributes:
-        reward: of betting on the factor.
-        largest: the largest gradient by the factor.
-        spread: the root of the sum of the squares of these gradients.
-        factors: on the steps; their sum is the one used.
+        reward: r, the reward of betting on the factor.
+        largest: m, the largest |h|, the gradient with respect to the factor.
+        spread: sqrt(v), the root of the sum of h^2.
+        factors: s_b; the steps are multiplied by their sum.
         start: the params at the start.
-        inner: the slots of the optimizer inside.
+        inner: the slots of the inner optimizer.
     """
 
     reward: jax.Array
@@ -36,7 +36,7 @@ class Wealth(NamedTuple):
 
 
 class mechanize(Transform):
-    """Mechanic: finds the factor on the steps of any optimizer, as a learning rate would set it.
+    """Mechanic: finds the factor on the steps of any optimizer, in place of a tuned learning rate.
 
     The params are p_start + s * (the sum of the inner steps), and s is found by betting on the
     slope of the loss along that sum, once for each of several decays b = 1 - 10^-i:
@@ -48,14 +48,14 @@ class mechanize(Transform):
         s_b <- (s_init / num_betas * m + max(r, 0)) / (sqrt(v) + eps)        s = sum of the s_b
         p <- p_start - s * (q - inner step)
 
-    Around an optimizer with its schedule, at a rate of 1 or any other. What is done to the gradient
-    before it, such as a clip, belongs inside.
+    Put it around an optimizer with its schedule, at a rate of 1 or any other. Stages before the
+    optimizer, such as a clip, belong inside.
 
     Args:
         base_optimizer: the optimizer.
-        weight_decay: a pull to zero in h, a number or a schedule.
-        eps: added to what is divided by.
-        s_init: the factor to start with.
+        weight_decay: the strength of the pull to zero in h, a number or a schedule.
+        eps: added to divisors and to m, a number or a schedule.
+        s_init: the initial factor, a number or a schedule.
         num_betas: the number of decays.
 
     Raises:
@@ -116,5 +116,5 @@ def _slopes(g, p, start):
 
 
 def _rescaled(g, p, start, step, s, shrink):
-    # Not the new param less the old one, in whose difference small steps are lost.
+    # Not new params minus old ones: small steps are lost in that difference.
     return ((start - p) * shrink + s * step,)

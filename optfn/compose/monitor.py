@@ -1,4 +1,4 @@
-"""A wrapper that measures what an optimizer does and leaves it as it is."""
+"""A wrapper that measures the updates of an optimizer without changing them."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -30,11 +30,11 @@ CLIPS = (adaptive_grad_clip, clip, clip_by_block_rms, clip_by_global_norm, clip_
 
 
 class Monitored(NamedTuple):
-    """What was measured in the last update, and the slots of what was measured.
+    """The metrics of the last update, and the inner slots.
 
     Attributes:
-        values: scalars by name, of the same names from the start.
-        inner: the slots of the transform inside.
+        values: scalars by name; the names are fixed at `init`.
+        inner: the slots of the inner transform.
     """
 
     values: dict[str, jax.Array]
@@ -42,53 +42,53 @@ class Monitored(NamedTuple):
 
 
 class monitor(Transform):
-    """Measures each update of a transform, which it leaves as it is, bit for bit.
+    """Measures each update of a transform without changing it by a bit.
 
         tx = monitor(chain(clip_by_global_norm(1.0), adamw(1e-3)))
         ...
         optfn.metrics(tx, state)["update_ratio"]
 
-    By name, of the last update, with norms over all leaves together, in any range:
+    Its metrics of the last update; norms are over all leaves together, in any range:
 
-        grad_norm       of what comes in
-        update_norm     of what goes out
-        param_norm      of the params before the update
+        grad_norm       the norm of the incoming updates
+        update_norm     the norm of the outgoing updates
+        param_norm      the norm of the params before the update
         update_ratio    update_norm / param_norm, 0 where the params are zero
-        <stage>.factor  for each clip in the chain: the norm behind it / the norm before it
-        <stage>.hits    the updates so far that this clip changed, of those with a finite norm
-        <stage>.learning_rate    every number of that name inside, at the step that was used
+        <stage>.factor  for each clip in the chain: the norm after it / the norm before it
+        <stage>.hits    the number of updates with a finite norm that this clip changed
+        <stage>.learning_rate    every hyperparameter of that name inside, at the step used
 
-    and what `metrics` names. Every step that `skip_nonfinite` and the like skip is counted by them,
-    and `optfn.metrics` tells it too.
+    and those in the argument `metrics`. Wrappers that skip, such as `skip_nonfinite`, count the
+    skipped steps themselves, and `optfn.metrics` reports these counts too.
 
-    It measures where it stands. A whole optimizer is measured as a whole; inside `accumulate` or
-    `skip_nonfinite` only the steps taken are; and the clips it looks at are stages of the chain it
-    wraps, not of one inside another wrapper or under a name. For norms by group put a monitor
-    around each transform of a `partition`. Around no transform, `monitor(chain())`, it is a stage
-    that measures at its place in a chain; several in one chain need names, as all with state do:
+    It measures at its position. A whole optimizer is measured as a whole; inside `accumulate` or
+    `skip_nonfinite` only the steps taken are measured. The clips must be stages of the chain it
+    wraps, not of a chain inside another wrapper or with a name. For norms by group put a monitor
+    around each transform of a `partition`. Around no transform, `monitor(chain())` is a stage that
+    measures at its position in a chain; several in one chain need names, as all stateful stages do:
 
         chain(scale_by_adam(), monitor(chain()).named("direction"), scale_by_learning_rate(1e-3))
 
-    Its slots are a `Monitored`, and those of the transform are inside, under their own names. So a
-    run goes on from a state that was saved without a monitor:
+    Its slots are a `Monitored`, which holds the inner slots under their own names. So a run can
+    continue from a state that was saved without a monitor:
 
         new = tx.init(params).slots["monitor"]._replace(inner=old.slots)
         state = State(old.step, {"monitor": new})
 
-    Each of the three norms reads the arrays once, and each clip has two norms more. No derivative
-    goes through the values.
+    Each of the three norms reads the arrays once, and each clip needs two more norms. No derivative
+    flows through the metrics.
 
     Args:
         transform: an optimizer or a stage.
-        metrics: a dict from names to functions `(grads, updates, params) -> scalar`, of trees in
-            the compute dtype, the params as they are. The functions are part of the program: new
-            ones compile again.
-        norms: whether to measure norms and clips; without them no array is read.
+        metrics: a dict from names to functions `(grads, updates, params) -> scalar`; gradients and
+            updates are in the compute dtype, params in their own. The functions are part of the
+            program: new ones compile again.
+        norms: whether to measure norms and clips; if False, no array is read for them.
 
     Raises:
-        TypeError: a metric is no function, or it gives no real scalar.
-        ValueError: a metric has the name of another, or one with a '.' or '/'; `update` was not
-            given the params; or the state was made with other metrics.
+        TypeError: a metric is not a function, or does not return a real scalar.
+        ValueError: a metric's name is taken or has a '.' or '/'; `update` was not given the params;
+            or the state was made with other metrics.
     """
 
     needs_params = True
@@ -138,7 +138,7 @@ class monitor(Transform):
         return {name: x for name, x in numbers if name.split(".")[-1] == "learning_rate"}
 
     def _stages(self) -> list[tuple[str, Transform]]:
-        """The stages of the chain, or the one there is, by names that tell them apart."""
+        """The stages of the chain, or the single stage, with unique names."""
         stages = chain(self.transform).stages
         return [(f"{x.name}{tag}", x) for x, tag in zip(stages, tags(stages), strict=True)]
 
@@ -162,7 +162,7 @@ def _clipping(name: str, before: PyTree, after: PyTree, old: Mapping[str, Any]) 
 
 
 def _in_form_of(old: Mapping[str, Any], new: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    """The new values in the dtypes of the old ones, and in buffers of their own."""
+    """The new values in the dtypes of the old ones, and in fresh buffers."""
     if old.keys() != new.keys():
         raise ValueError(
             f"{name}: the state has the metrics {sorted(old)}, this monitor's are {sorted(new)}: "

@@ -1,4 +1,4 @@
-"""Averages of the params beside a run, to evaluate at: exponential, or uniform as in SWA."""
+"""Averages of a run's params, to evaluate at: exponential, or uniform as in SWA."""
 
 import math
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ class ParamAverage(NamedTuple):
     """An average of the params.
 
     Attributes:
-        average: at least float32; the params that there were at `init` before the first are in it.
+        average: at least float32; until params enter it, those at `init`.
         weight: the sum of the weights of the params in it, 0 before the first.
-        turns: int32 scalar, how many params are in it.
-        inner: the slots of the optimizer inside.
+        turns: int32 scalar, how often params entered it.
+        inner: the slots of the inner optimizer.
     """
 
     average: PyTree
@@ -35,7 +35,7 @@ class ParamAverage(NamedTuple):
 
 
 class _ParamAverage(Transform):
-    """The updates of an optimizer as they are, and an average of the params that they lead to."""
+    """The unchanged updates of an optimizer, and an average of the params they lead to."""
 
     needs_params = True
 
@@ -56,10 +56,10 @@ class _ParamAverage(Transform):
     def _averaged(
         self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
     ) -> tuple[PyTree, ParamAverage]:
-        """One update, after which the params have this share in the average, if it is their turn.
+        """One update; if it is their turn, the new params enter the average with this share.
 
         Args:
-            where: the last update before the average, and the updates from one turn to the next.
+            where: the last update before the average starts, and the updates per turn.
         """
         updates, inner = self.transform.apply_named(updates, slots.inner, ctx)
         start, every = map(whole, where)
@@ -70,7 +70,7 @@ class _ParamAverage(Transform):
         params = self.transform.evaluation_params_named(params, inner, ctx.next_step)
         own = view(params, floating(params))
         first = slots.weight == 0
-        # Not one branch of two: the other would copy the average.
+        # Not a `cond`: its other branch would copy the average.
         (average,) = each_leaf(_nearer, slots.average, own, numbers=(turn, first, share))
         weight = jnp.where(turn, weight, slots.weight)
         turns = jnp.where(turn, count_up(slots.turns), slots.turns)
@@ -97,30 +97,30 @@ def _nearer(average, p, turn, first, share):
 
 
 class ema_of_params(_ParamAverage):
-    """An exponential moving average of the params beside the run, which it leaves as it is.
+    """An exponential moving average of the params; the run itself is unchanged.
 
         p <- p + step                             the optimizer's
-        a <- decay * a + (1 - decay) * p          after every so many updates
+        a <- decay * a + (1 - decay) * p          every `every` updates
 
-    Evaluate at a: `evaluation_params(tx, state, params)`; before the first p is in it this gives
-    the params themselves. Around a whole optimizer, whose updates nothing may change afterwards. If
-    the optimizer evaluates at other params than it steps from, as `schedule_free` and `sam` do,
-    those are averaged. `ema` is an average of the updates instead, and changes them.
+    Evaluate at a: `evaluation_params(tx, state, params)`, which gives the params themselves until
+    the first p is in a. Put it around a whole optimizer; nothing may change the updates after it.
+    If the optimizer has its own evaluation params, as `schedule_free` and `sam` do, it averages
+    those. `ema` averages the updates instead, and changes them.
 
     Young averages should forget faster: `decay=schedules.ema_warmup(0.9999)`, or
-    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Schedules of
-    its numbers are read at the count of params in the average so far, 0 for the first, so that
-    these two mean the same with every `start` and `every`.
+    `schedules.ema_power_law(6.94)`, whose memory is always the same share of the run. Its
+    schedules are read at the count of params in the average so far, 0 for the first, so these two
+    mean the same with every `start` and `every`.
 
     Args:
         transform: the optimizer.
         decay: the share of the average that is kept, a number or a schedule; 0.999 to 0.9999 for
             tens of thousands of updates.
-        debias: divide by the sum of the weights, so that each p has the weight (1 - decay) *
-            decay^age of what there is. Otherwise the first p keeps the whole weight that was left:
-            decay^age, as in `torch.optim.swa_utils` and in copies made before the first update.
-        start: the update after which averaging begins, a number or a schedule.
-        every: updates from one p to the next, a number or a schedule, from 1 on.
+        debias: divide by the sum of the weights (1 - decay) * decay^age. Otherwise the first p gets
+            all of the remaining weight, decay^age, as in `torch.optim.swa_utils` and in averages
+            that start as a copy of the params.
+        start: the update after which averaging starts, a number or a schedule.
+        every: updates per p in the average, a number or a schedule, at least 1.
 
     Raises:
         ValueError: `update` was not given the params; or a number is out of its range.
@@ -152,21 +152,21 @@ class ema_of_params(_ParamAverage):
 
 
 class mean_of_params(_ParamAverage):
-    """The mean of the params beside the run, which it leaves as it is: SWA.
+    """Stochastic weight averaging: the mean of the params; the run itself is unchanged.
 
         p <- p + step                   the optimizer's
-        a <- a + (p - a) / n            after every so many updates; p is the n-th in a
+        a <- a + (p - a) / n            every `every` updates; p is the n-th in a
 
-    Evaluate at a: `evaluation_params(tx, state, params)`; before the first p is in it this gives
-    the params themselves. For the last part of a run, at a constant or a cyclical rate, with
-    `every` the length of a cycle. Around a whole optimizer, as `ema_of_params`, which forgets early
-    params and needs no start. The statistics of batch norm are the model's; compute them anew at a.
-    Schedules of its numbers are read at the count of params in a so far.
+    Evaluate at a: `evaluation_params(tx, state, params)`, which gives the params themselves until
+    the first p is in a. For the last part of a run, at a constant or a cyclical rate, with `every`
+    the length of a cycle. Put it around a whole optimizer. `ema_of_params` forgets early params and
+    needs no start. Batch norm statistics belong to the model; recompute them at a. Its schedules
+    are read at the count of params in a so far.
 
     Args:
         transform: the optimizer.
-        start: the update after which averaging begins, a number or a schedule.
-        every: updates from one p to the next, a number or a schedule, from 1 on.
+        start: the update after which averaging starts, a number or a schedule.
+        every: updates per p in the mean, a number or a schedule, at least 1.
 
     Raises:
         ValueError: `update` was not given the params; or a number is out of its range.

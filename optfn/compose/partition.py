@@ -1,7 +1,7 @@
 """Routing: different transforms for different leaves.
 
-Leaves that a transform is not responsible for are None in its view of the trees, so it holds no
-state for them and spends nothing on them.
+The leaves of other groups are None in a transform's view of the trees, so it holds no state for
+them and spends nothing on them.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from optfn.core.wrapper import Wrapper
 class partition(Transform):
     """Routes each leaf of the params to one of several transforms, by label.
 
-    For "Muon for matrices, AdamW for the rest" and for groups with rates of their own.
+    For "Muon for matrices, AdamW for the rest", and for groups with their own learning rates.
 
         partition({"decay": adamw(1e-3), "plain": adam(1e-3)},
                   lambda path, leaf: "decay" if leaf.ndim > 1 else "plain")
 
     Args:
-        transforms: the transforms by label, a string. A label that no leaf has is fine.
-        labels: a label per leaf: a tree of labels, of which a prefix is enough, or a function
+        transforms: a dict from labels (strings) to transforms. A label may have no leaves.
+        labels: a label per leaf: a tree of labels (a prefix is enough), or a function
             `(path, leaf) -> label`.
 
     Raises:
-        ValueError: at `init` and `update`, leaves whose label no transform has, by their paths.
+        ValueError: at `init` and `update`, if no transform has the label of a leaf.
     """
 
     elementwise = True
@@ -133,15 +133,14 @@ class _Selective(Wrapper):
 
 
 class masked(_Selective):
-    """Applies a stage to the leaves where the mask is True and hands the others on unchanged.
+    """Applies a stage to the leaves where the mask is True and passes the others on unchanged.
 
-    Only as a stage among others: alone it would hand raw gradients on as updates, which
-    `optax.masked` does. To leave leaves as they are, use `freeze`.
+    Only as a stage among others: alone it would pass raw gradients on as updates, as
+    `optax.masked` does. To leave params unchanged, use `freeze`.
 
     Args:
         transform: the stage.
-        mask: a bool per leaf: a tree, of which a prefix is enough, or a function
-            `(path, leaf) -> bool`.
+        mask: a bool per leaf: a tree (a prefix is enough), or a function `(path, leaf) -> bool`.
     """
 
     elementwise = True
@@ -154,13 +153,13 @@ class masked(_Selective):
 
 
 class freeze(_Selective):
-    """Leaves the params where the mask is True as they are and optimizes the others.
+    """Leaves the params where the mask is True unchanged and optimizes the others.
 
     Frozen leaves get zero updates and hold no state; they may be of integer dtype.
 
     Args:
         transform: the optimizer for the leaves that are not frozen.
-        mask: True for frozen: a tree, of which a prefix is enough, or a function
+        mask: True for frozen leaves: a tree (a prefix is enough), or a function
             `(path, leaf) -> bool`.
     """
 
@@ -176,7 +175,7 @@ class freeze(_Selective):
 
 
 def set_to_zero() -> freeze:
-    """Zero updates for every leaf: what a group of a partition gets that is not to move.
+    """Zero updates for every leaf, as for a frozen group of a partition.
 
         partition({"frozen": set_to_zero(), "trained": adamw(1e-3)}, labels)
 
@@ -188,8 +187,9 @@ def set_to_zero() -> freeze:
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:
     """The context as the routed transform sees it.
 
-    Extra args that are trees get the same holes, and so does a tree that a function of the params
-    gives; the function is called with the routed params in place and the others as they stand.
+    Extra args that are trees get the same holes, and so do trees that a function of the params
+    returns. The function is called with all params: the routed ones it is given and the others as
+    they are in `ctx`.
     """
     declared = transform.declared_extra_args()
 

@@ -1,4 +1,4 @@
-"""A part of an optimizer started anew in the middle of a run."""
+"""Restarting a part of an optimizer in the middle of a run."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ from optfn.core.walk import Place, renew_slots, walk
 
 
 class own_step(Transform):
-    """Runs a transform by a step of its own, which starts at 0 wherever the others are.
+    """Runs a transform with its own step count, which starts at 0 at `init` and `reset`.
 
-    For a group of a partition that `reset` is to start anew as if training began: its schedules and
-    bias corrections then begin again too. Without it a group's step is the whole optimizer's.
+    For a group of a partition that `reset` should restart from scratch: its schedules and bias
+    corrections then restart too. Without it a group's step is the whole optimizer's.
 
     Args:
         transform: a stage or a whole optimizer.
@@ -44,22 +44,22 @@ class own_step(Transform):
 
 
 def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
-    """The state with one group or stage in it as `init` makes it, and the rest as it is.
+    """The state with one group or stage re-initialized, and the rest unchanged.
 
         state = reset(tx, state, params, "head")
 
-    For a head that was exchanged, also by one of another size, or moments that went bad. All of the
-    state starts anew with `tx.init(params)`. With a group goes what stands outside of it but has
-    the shape of its leaves, as if they had always been what they are now: an average of the params
-    and the slow ones of `lookahead` are the new head, and what `accumulate` has summed up for it is
-    zero. The sum of the other groups goes on and all have one count, so that in the middle of a
-    round the next step of the new head is with zeros for the gradients before: reset it when
-    `has_updated` is True, and there are none. The name of a stage is for its own slots alone.
+    For a head that was replaced, also by one of another size, or for moments that went bad. (To
+    reset all of the state, call `tx.init(params)`.) Resetting a group also resets the slots of its
+    leaves in the wrappers around it: an average of the params and the slow params of `lookahead`
+    become the new head, and its sum in `accumulate` becomes zero. The other groups' sums continue,
+    and all groups share one count, so in the middle of a round the earlier gradients count as zeros
+    for the new head: reset it when `has_updated` is True. Resetting a stage resets its own slots
+    only.
 
-    The step goes on, except inside what counts for itself: `own_step`, `accumulate`,
-    `skip_nonfinite`. So schedules go on too, and Adam takes new moments for old ones that need no
-    correction: with its usual numbers, steps of up to 6.6 times the length follow. Make the group
-    `own_step(adam(...))` to have them right.
+    The step continues, except inside a wrapper with its own count: `own_step`, `accumulate`,
+    `skip_nonfinite`. So schedules continue too, and Adam does not correct the bias of its new
+    moments: with its usual numbers, steps of up to 6.6 times the length follow. Make the group
+    `own_step(adam(...))` to avoid this.
 
     Args:
         tx: an optimizer.
@@ -69,8 +69,8 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
             or, where several end so, `"head.scale_by_adam"`. A label is given whole.
 
     Raises:
-        ValueError: no such name, an ambiguous one, or the state of another optimizer; or a slot
-            that stays has not the shape that these params want, by its path.
+        ValueError: the name is unknown or ambiguous; the state is another optimizer's; or a slot
+            that is not reset does not fit the shapes of the params.
     """
     check_transform_type(tx, "reset(tx, state, params, name): tx")
     check_state_type(state)
@@ -101,7 +101,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
 
 
 def _with_leaves_of(new: Any, old: Any, every: dict, own: dict) -> Any:
-    """The old slots with the new leaves that belong to a group's `own` params of `every`."""
+    """The old slots, with new leaves where they belong to the group's `own` params of `every`."""
     by_path, treedef = jax.tree_util.tree_flatten_with_path(new)
     belongs = [param_of(path, slot, every) in own for path, slot in by_path]
     if not any(belongs):
@@ -111,7 +111,7 @@ def _with_leaves_of(new: Any, old: Any, every: dict, own: dict) -> Any:
 
 
 def _find(name: str, places: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """The names of the one place that `name` is, or is the end of."""
+    """The names of the one place that equals `name` or ends with it."""
     named = {".".join(names): names for names in places}
     found = [name] if name in named else [x for x in named if name in _endings(named[x])]
     if not found:

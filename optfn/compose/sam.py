@@ -33,7 +33,7 @@ class Rounds(NamedTuple):
     cache: PyTree
 
 
-# Which of the rounds' fields has the state of which optimizer.
+# The field of `Rounds` that holds the state of each inner optimizer.
 HOLDERS = {"optimizer": "optimizer", "adv_optimizer": "adversary"}
 
 
@@ -41,23 +41,23 @@ class sam(Transform):
     """SAM: descends along the gradient at the worst params nearby, to find flat minima.
 
     A round has `sync_period` gradients: with each but the last the adversary takes a step uphill,
-    and with the last, taken up there, the optimizer takes one from where the round began.
+    and with the last, taken there, the optimizer takes a step from where the round started.
 
         sam(adamw(1e-3), chain(normalize(), sgd(0.05)))
 
-    There are two ways to run it. Either every call of `update` is given one gradient, and params
-    go up and come down: then a round is `sync_period` updates, and `evaluation_params` gives the
-    params that the round began with. Or, with `opaque_mode`, each update is a whole round, and
-    takes the gradients after the first from the keyword argument `grad_fn(params, i)`.
+    There are two ways to run it. By default each `update` gets one gradient, and the params move up
+    and back down: a round is `sync_period` updates, and `evaluation_params` gives the params from
+    the start of the round. With `opaque_mode` each update is a whole round, which takes the
+    gradients after the first from the keyword argument `grad_fn(params, i)`.
 
     Args:
-        optimizer: the optimizer that goes down.
-        adv_optimizer: an optimizer whose steps are turned around, to go up; its rate is the radius.
-        sync_period: gradients a round, a whole number from 1 on.
-        reset_state: whether the adversary starts every round afresh, its step count too: a schedule
-            of its rate then sees the steps of one round only.
+        optimizer: the optimizer that descends.
+        adv_optimizer: the adversary; its steps are negated to ascend, and its rate is the radius.
+        sync_period: gradients per round, a whole number, at least 1.
+        reset_state: whether to reset the adversary's state after every round, with its step count:
+            a schedule of its rate then sees only the steps of one round.
         opaque_mode: whether an update is a whole round.
-        batch_axis_name: of a `pmap` or `shard_map` to average the gradients of `grad_fn` over.
+        batch_axis_name: the `pmap` or `shard_map` axis to average the gradients of `grad_fn` over.
 
     Raises:
         ValueError: `update` was not given the params; or `sync_period` is below 1.
@@ -105,7 +105,7 @@ class sam(Transform):
         slots = slots._replace(cache=cache)
         last = place == self.sync_period - 1
 
-        # Extra arguments may be functions, which are closed over.
+        # Extra arguments may be functions, so they are closed over.
         def up(grads, slots, params):
             return self._up(grads, slots, params, ctx.extra_args)
 

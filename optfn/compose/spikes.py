@@ -1,4 +1,4 @@
-"""Steps that are skipped because their gradient, or their loss, is far above the last ones."""
+"""Skipping steps whose gradient or loss is far larger than those of the last steps."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from optfn.core.tree import PyTree
 
 
 class Level(NamedTuple):
-    """Where the norms, or the losses, of the steps taken lie.
+    """Statistics of the norms, or the losses, of the steps taken.
 
     Attributes:
-        mean: the average; recent ones weigh more.
+        mean: the mean; recent steps have more weight.
         std: the standard deviation, with the same weights.
-        weight: the sum of the weights, of which the last is 1.
-        seen: int32 scalar, how many there were.
+        weight: the sum of the weights; the last step has weight 1.
+        seen: int32 scalar, the number of steps in them.
     """
 
     mean: jax.Array
@@ -35,7 +35,7 @@ class Level(NamedTuple):
 
 
 class Spikes(NamedTuple):
-    """The level so far, and the skipped steps with the state of the optimizer inside."""
+    """The level so far, and the skip counts with the state of the inner optimizer."""
 
     level: Level
     skips: Skips
@@ -48,24 +48,24 @@ class skip_spikes(Skipping):
         mean, std of the x of the steps taken, weighted by decay^age
 
     with x = ||g|| over all leaves together or, with `watch="value"`, the loss, which `update` then
-    takes as the keyword argument `value`. To watch both, wrap twice. A skipped step leaves the
-    optimizer inside as it is, and the history too.
+    takes as the keyword argument `value`. To watch both, wrap twice. A skipped step changes neither
+    the inner optimizer nor the statistics.
 
-    A level that rises for good is not skipped for ever: after `max_consecutive` skipped steps in a
-    row the next finite one is taken, and the history starts anew with it. What is not finite is
-    always skipped; where that makes it more than `max_consecutive`, it gives up as `skip_nonfinite`
-    does.
+    A lasting rise is not skipped forever: after `max_consecutive` skipped steps in a row the next
+    finite step is taken, and the statistics restart from it. Steps that are not finite are always
+    skipped; after more than `max_consecutive` skipped steps in a row it gives up as
+    `skip_nonfinite` does.
 
-    For large models, where a bad batch costs more than its step is worth. A spike is dropped; to
-    shrink it instead, clip. Gradients whose sizes have heavy tails by nature want a clip.
+    For large models, where a bad batch does more harm than a step does good. Spikes are dropped; to
+    shrink them instead, clip. Clip also where gradient norms have heavy tails by nature.
 
     Args:
         transform: the optimizer.
-        threshold: in standard deviations, a number or a schedule.
-        decay: of the weights, a number or a schedule; the default is of the same average age as
-            a window of 128 steps.
+        threshold: standard deviations above the mean, a number or a schedule.
+        decay: the decay of the weights, a number or a schedule; the default has the same average
+            age as a window of 128 steps.
         warmup_steps: steps taken before any is skipped for its size, a number or a schedule.
-        max_consecutive: a number or a schedule.
+        max_consecutive: skipped steps in a row, a number or a schedule.
         eps: the least standard deviation, as a share of the mean, a number or a schedule.
         watch: `"gradient"` or `"value"`.
 
@@ -102,7 +102,7 @@ class skip_spikes(Skipping):
         kept, share = 1 - 1 / weight, 1 / weight
         new = Level(
             mean=average(kept, mean, x),
-            # As a norm of two, for differences whose squares would overflow.
+            # As the norm of a pair, since the square of a difference may overflow.
             std=sqrt(kept) * global_norm((std, sqrt(share) * (x - mean))),
             weight=weight,
             seen=count_up(jnp.where(shifted, 0, seen)),
