@@ -1,4 +1,4 @@
-"""A whole run: `minimize`, and what a loop of one's own with a line search needs."""
+"""A whole run with `minimize`, and `value_and_grad_from_state` for custom loops."""
 
 import dataclasses
 import enum
@@ -52,16 +52,16 @@ TEXTS = {
 
 
 class Minimum(NamedTuple):
-    """What `minimize` found; under `vmap` every field is a batch.
+    """The result of `minimize`; under `vmap` every field is a batch.
 
     Attributes:
         x: the last params.
-        value: of the function there, in the compute dtype.
-        grad_norm: the largest magnitude of an entry of the gradient there.
-        steps: int32, of the optimizer.
-        evaluations: how often the value and the gradient were evaluated, int32 each.
+        value: the function's value at x, in the compute dtype.
+        grad_norm: the largest magnitude of an entry of the gradient at x.
+        steps: int32, the number of optimizer steps.
+        evaluations: the numbers of evaluations of the value and of the gradient, int32 each.
         status: int32, one of `Status`.
-        aux: what the function gave beside the value there, or None without `has_aux`.
+        aux: the function's auxiliary output at x, or None without `has_aux`.
     """
 
     x: PyTree
@@ -74,7 +74,7 @@ class Minimum(NamedTuple):
 
     @property
     def converged(self) -> jax.Array:
-        """Whether the gradient is small enough."""
+        """Whether the gradient is within the tolerance."""
         return self.status == Status.CONVERGED
 
     def __str__(self) -> str:
@@ -100,34 +100,35 @@ def minimize(
 ) -> Minimum:
     """Minimizes a function without noise from a starting point.
 
-    It stops where no entry of the gradient is larger than `tol` in magnitude, as SciPy's `gtol`
-    has it. Everything is one compiled loop, which runs under `jit` and, from a batch of starting
-    points or of `args`, under `vmap`, where each lane has its own steps and its own end. For losses
-    of mini-batches write a training loop.
+    It stops where no entry of the gradient is larger than `tol` in magnitude, like SciPy's `gtol`.
+    The run is one compiled loop, which works under `jit` and, for a batch of starting points or of
+    `args`, under `vmap`, where each lane has its own steps and stops on its own. For losses of
+    mini-batches write a training loop.
 
         result = minimize(lambda x, a: jnp.sum((x - a) ** 2), jnp.zeros(3), args=(2.0,))
         print(result)  # converged: value 0, gradient 0, 2 steps, ...
 
     Args:
-        fun: `fun(x, *args)` gives a real scalar, or with `has_aux` a pair of it and arrays. A new
-            function is compiled anew; data that changes belongs into `args`.
-        x0: where to start, a pytree of real or complex arrays.
-        tx: an optimizer, `lbfgs()` if none is given. It may ask for the extra arguments `value`,
-            `grad` and `value_fn`. Behind a `freeze` the frozen params do not count. A line search
-            inside of another wrapper is not asked for the value it found, nor whether it failed.
+        fun: `fun(x, *args)` returns a real scalar, or with `has_aux` a pair of it and arrays. A new
+            function compiles again; put data that changes into `args`.
+        x0: the starting point, a pytree of real or complex arrays.
+        tx: an optimizer, `lbfgs()` by default. It may declare the extra arguments `value`, `grad`
+            and `value_fn`. If it is a `freeze`, the frozen params do not count. For a line search
+            inside another wrapper the value is evaluated again, and its failures do not stop the
+            run.
         args: further arguments of `fun`, pytrees of arrays.
-        has_aux: whether `fun` gives a pair. It costs one more evaluation, at the end.
-        tol: the largest entry of the gradient to stop at.
-        max_steps: the most steps of the optimizer.
+        has_aux: whether `fun` returns a pair; it costs one more evaluation, at the end.
+        tol: the largest magnitude of a gradient entry to stop at.
+        max_steps: the largest number of optimizer steps.
 
     Returns:
-        The minimum. After a failed line search the optimizer has one more step, from afresh in
-        `lbfgs`, before the run ends.
+        The minimum. After a failed line search the optimizer takes one more step, with `lbfgs` from
+        an empty history, before the run ends.
 
     Raises:
-        TypeError: `x0` holds integers, `args` is no tuple, `fun` gives a pair or none against
-            `has_aux`, or `tx` needs other extra arguments.
-        ValueError: `fun` gives no scalar.
+        TypeError: `x0` has integers, `args` is not a tuple, `fun` does not return what `has_aux`
+            says, or `tx` needs other extra arguments.
+        ValueError: `fun` does not return a real scalar.
     """
     if not isinstance(args, tuple):
         raise TypeError(
@@ -160,7 +161,7 @@ def _call(x: PyTree, fun: Callable, *args: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _OfPart:
-    """A function of those params that are not frozen; equal parts of one function compile once."""
+    """A function of the params that are not frozen; equal parts of one function compile once."""
 
     fun: Callable
     mine: tuple[bool, ...]
@@ -170,7 +171,7 @@ class _OfPart:
 
 
 class _Point(NamedTuple):
-    """Where the run is; the gradient is uphill."""
+    """The current point of the run; the gradient points uphill."""
 
     x: PyTree
     value: jax.Array
@@ -179,7 +180,7 @@ class _Point(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """The state of the loop; `failed_steps` is how many steps in a row went nowhere."""
+    """The state of the loop; `failed_steps` counts failed steps in a row."""
 
     point: _Point
     state: State
@@ -216,7 +217,7 @@ def _run(
         return _Point(x, value, grad, largest(grad))
 
     def judged(run: _Run) -> _Run:
-        """With its status: of those that apply here the last."""
+        """The run with its status: the last of these that applies."""
         status = jnp.int32(Status.RUNNING)
         for reason, applies in (
             (Status.MAX_STEPS, run.steps >= max_steps),
@@ -261,7 +262,7 @@ def is_finite(point: _Point) -> jax.Array:
 
 
 def _last_search(tx: Transform, named: Any, step: Any) -> LineSearchState | None:
-    """Of a line search whose step is the optimizer's: it knows the value at the new params."""
+    """The state of a line search whose step is the optimizer's: its value is at the new params."""
     slots = tx.slots_among(named)
     if isinstance(tx, chain) and tx.stages:
         last = tx.inner_transforms(slots, step)[-1]
@@ -270,27 +271,28 @@ def _last_search(tx: Transform, named: Any, step: Any) -> LineSearchState | None
 
 
 def value_and_grad_from_state(value_fn: Callable) -> Callable:
-    """`jax.value_and_grad` for a loop with a line search, which has evaluated both already.
+    """`jax.value_and_grad` for a loop with a line search, which has already evaluated both.
 
         value_and_grad = value_and_grad_from_state(f)
         value, grad = value_and_grad(params, state=state)
         updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=f)
 
-    Only before the first update, where the state holds no finite value, is the function evaluated;
-    under `vmap` it is evaluated always, as any branch there. It is too where the search moved some
-    of the params alone, in a `partition` or a `freeze`. Only for functions without noise, and a
-    search that is the last to move the params: not inside of `schedule_free`, `sam` and the like,
-    nor before a `scale`.
+    The function is evaluated only before the first update, when the state holds no finite value,
+    and if the search moves only some params, in a `partition` or a `freeze`. Under `vmap` it is
+    always evaluated, like both branches of any `cond`. Only for functions without noise, and for a
+    search that is the last to move the params: not inside `schedule_free`, `sam` and the like, nor
+    before a `scale`.
 
     Args:
-        value_fn: `value_fn(params, *args, **kwargs)` gives a real scalar.
+        value_fn: `value_fn(params, *args, **kwargs)` returns a real scalar.
 
     Returns:
-        A function `(params, *args, state, **kwargs) -> (value, grad)`, in the compute dtype. Of a
-        complex param the gradient is the direction uphill, the conjugate of jax's.
+        A function `(params, *args, state, **kwargs) -> (value, grad)`, in the compute dtype. For a
+        complex param the gradient points uphill; it is the conjugate of jax's.
 
     Raises:
-        ValueError: when called, if the state holds not one line search, or no gradient.
+        ValueError: when called, if the state does not hold exactly one line search that keeps the
+            gradient.
     """
 
     def found_or_evaluated(params: PyTree, *args: Any, state: Any, **kwargs: Any) -> tuple:

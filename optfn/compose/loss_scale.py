@@ -62,8 +62,8 @@ class loss_scale(Skipping):
         max_consecutive: as in `skip_nonfinite`. By default it takes 24 skipped steps from
             `max_scale` to `min_scale`.
 
-    Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds. (GradScaler starts
-    at 2^16, which is infinite in float16.)
+    Source: Micikevicius et al. 2018; the rule of torch's GradScaler, with bounds (GradScaler
+    starts at 2^16, which is infinite in float16).
     """
 
     needs_every_gradient: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from optfn.core.tree import PyTree
 
 
 class clip(Leafwise):
-    """Clips every entry to [-max_delta, max_delta], real and imaginary parts each on their own.
+    """Clips every entry to [-max_delta, max_delta], real and imaginary parts separately.
 
     It changes the direction of the gradient; `clip_by_global_norm` does not.
 
@@ -32,7 +32,7 @@ class clip(Leafwise):
 
 
 def clip_entries(x: jax.Array, limit: Any) -> jax.Array:
-    """Every real number in `x` in [-limit, limit]; a complex one is two."""
+    """`x` clipped to [-limit, limit], real and imaginary parts separately."""
     if jnp.iscomplexobj(x):
         return jax.lax.complex(clip_entries(x.real, limit), clip_entries(x.imag, limit))
     return jnp.clip(x, -limit, limit)
@@ -43,9 +43,9 @@ class clip_by_norm(Leafwise):
 
         u = g * min(1, max_norm / ||g||)        ||g|| of the array alone
 
-    For layers whose gradients explode each on their own: one layer's do not shrink the others', as
-    they do in `clip_by_global_norm`. So it changes the direction of the gradient as a whole. A NaN
-    or infinite entry makes its array NaN.
+    For layers whose gradients explode independently: unlike with `clip_by_global_norm`, a large
+    gradient of one layer does not shrink the others. So it changes the direction of the gradient as
+    a whole. A NaN or infinite entry makes its array NaN.
 
     Args:
         max_norm: a number or a schedule, not negative; 0 gives zero updates.
@@ -87,18 +87,18 @@ class clip_by_block_rms(Leafwise):
 
 
 class adaptive_grad_clip(Leafwise):
-    """Shrinks the gradient of each unit so that its norm is at most a share of its params'.
+    """Shrinks the gradient of each unit so that its norm is at most a share of its params' norm.
 
         u = g * min(1, clipping * max(||p||, eps) / ||g||)        both norms of one unit
 
-    A unit is what leads to one output: all entries along the first axis of a kernel (in, out) or
-    (in, heads, out), and along all axes but the last of a longer one, such as a convolution's. A
-    vector is one unit, and so is an array with one long axis.
+    A unit is the weights of one output: the entries along the first axis of a kernel (in, out) or
+    (in, heads, out), or along all axes but the last of a longer one, such as a convolution's. A
+    vector is one unit, and so is an array with only one axis longer than 1.
 
     Args:
         clipping: the share, a number or a schedule; 0.01 for batches of thousands.
-        eps: the least norm that params count with.
-        axis: the axes to take norms over instead.
+        eps: the least norm of the params to use, a number or a schedule.
+        axis: the axes to take norms over, instead of those of a unit.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -150,7 +150,7 @@ class clip_by_global_norm(Transform):
 def _shrunk(updates: PyTree, scale: jax.Array, relative: jax.Array, limit: Any) -> PyTree:
     """The updates times min(1, limit / size), with a size given as the product scale * relative."""
     within = scale * relative <= limit
-    # Where nothing is to be clipped the divisor is 1, so that a zero gradient has a derivative.
+    # Where nothing is clipped the divisor is 1, so that a zero gradient has a finite derivative.
     shrink = limit / jnp.where(within, 1, relative)
     shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
     scale = jnp.where(within, 1, scale)

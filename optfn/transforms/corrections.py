@@ -1,4 +1,4 @@
-"""Corrections of the gradient, to stand before any direction."""
+"""Corrections of the gradient, for use before any direction."""
 
 from typing import Any, NamedTuple
 
@@ -10,23 +10,24 @@ from optfn.core.tree import PyTree
 
 
 class LastGradient(NamedTuple):
-    """What the stage was given at the last step."""
+    """The gradient that the stage got at the last step."""
 
     previous_gradient: PyTree
 
 
 class correct_by_mars(Leafwise):
-    """MARS: the gradient plus a share of its change, which lowers the variance of an average of it.
+    """MARS: the gradient plus a share of its change, which lowers the variance of its average.
 
         c = g + gamma * b1 / (1 - b1) * (g - g_last)        g_last = 0 at the first step
         u = c * min(1, max_norm / ||c||)        the norm of each array
 
-    Before `scale_by_adam` with the same b1 it is MARS-AdamW, before `ema(b1, debias=False)` and
-    `scale_by_sign` MARS-Lion. This is the form with the gradients of successive batches.
+    Before `scale_by_adam` with the same b1 it is MARS-AdamW; before `ema(b1, debias=False)` and
+    `scale_by_sign`, MARS-Lion. This is the variant that compares the gradients of successive
+    batches.
 
     Args:
-        gamma: the share, a number or a schedule.
-        b1: decay of the average that follows, a number or a schedule.
+        gamma: the share of the change, a number or a schedule.
+        b1: the decay of the average that follows, a number or a schedule.
         max_norm: the largest norm of an array, a number or a schedule, above 0.
 
     Source: Yuan et al. 2024.
@@ -47,12 +48,12 @@ class correct_by_mars(Leafwise):
 
 
 class orthogonalize_to_params(Leafwise):
-    """OrthoGrad: removes what only makes the params larger or smaller, and keeps the norm.
+    """OrthoGrad: removes the component of the gradient along the params, and keeps its norm.
 
         v = g - p * <p, g> / <p, p>        u = v * ||g|| / ||v||
 
-    Before any direction; for classifiers whose training goes on after all is learned, where logits
-    grow until rounding stops the learning. A gradient along the params becomes zero.
+    Before any direction; for classifiers that keep training after they fit all the data, where
+    logits grow until rounding stops the learning. A gradient along the params becomes zero.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -66,6 +67,6 @@ class orthogonalize_to_params(Leafwise):
         unit = ratio(param, global_norm(param))
         v = g - unit * jnp.sum(unit.conj() * g).real
         g_norm, v_norm = global_norm(g), global_norm(v)
-        # What is left of a gradient along the params is its rounding.
+        # For a gradient along the params only a rounding error is left.
         nothing = v_norm <= 8 * jnp.finfo(g.dtype).eps * g_norm
         return v * jnp.where(nothing, 0, g_norm / jnp.where(nothing, 1, v_norm)), slots

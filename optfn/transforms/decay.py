@@ -12,12 +12,12 @@ from optfn.core.updates_kind import Updates
 
 
 def decays(mask: bool | None) -> bool:
-    """Whether a leaf whose entry of the mask this is decays; without a mask all do."""
+    """Whether a leaf with this mask entry decays; without a mask every leaf does."""
     return mask is None or mask
 
 
 class _Decay(Leafwise):
-    """What decays the weights that a mask selects."""
+    """A stage that decays the weights selected by a mask."""
 
     needs_params = True
 
@@ -36,8 +36,8 @@ class add_decayed_weights(_Decay):
 
     Args:
         weight_decay: a number or a schedule.
-        mask: a bool per leaf, True where the weights decay: a tree, of which a prefix is enough, or
-            a function `(path, leaf) -> bool`. None decays all. Biases and norm scales are usually
+        mask: a bool per leaf, True where the weights decay: a tree (a prefix is enough), or a
+            function `(path, leaf) -> bool`; None decays all. Biases and norm scales are usually
             left out: `mask=lambda path, leaf: leaf.ndim > 1`.
 
     Raises:
@@ -56,12 +56,12 @@ class add_decayed_weights(_Decay):
 
 
 class add_cautious_decay(_Decay):
-    """Adds `weight_decay * param` to those entries of the updates that lead the same way.
+    """Adds `weight_decay * param` to the entries of the updates that it does not oppose.
 
         u = g + weight_decay * p  where g * p >= 0,  else  g
 
-    In the place of `add_decayed_weights`, after any direction: the decay never works against it,
-    and leaves minima of the loss where they are.
+    Instead of `add_decayed_weights`, after any direction: the decay never works against the
+    direction, and does not move the minima of the loss.
 
     Args:
         weight_decay: a number or a schedule.
@@ -83,7 +83,7 @@ class add_cautious_decay(_Decay):
 
 
 class _DecayingStep(Leafwise):
-    """A last stage: the learning rate, and a decay that does not just follow it."""
+    """A last stage: the learning rate, and a decay that is not proportional to it."""
 
     needs_params = True
 
@@ -114,13 +114,13 @@ class _DecayingStep(Leafwise):
 
 
 class descend_with_corrected_decay(_DecayingStep):
-    """The learning rate with a decay that follows its square, as in AdamC and SGDC.
+    """The learning rate with a decay proportional to its square, as in AdamC and SGDC.
 
         p <- p - learning_rate * u - learning_rate^2 / max_learning_rate * weight_decay * p
 
-    In the place of `add_decayed_weights` and `scale_by_learning_rate`, after any direction. Before
-    normalizations this holds the norms of weights, and so of their gradients, while the rate
-    falls; give the others a plain decay with `partition`.
+    Instead of `add_decayed_weights` and `scale_by_learning_rate`, after any direction. For weights
+    followed by a normalization it keeps the norms of weights and gradients stable while the rate
+    falls; give other weights a plain decay with `partition`.
 
     Args:
         learning_rate: a schedule, or a number.
@@ -143,13 +143,13 @@ class descend_with_corrected_decay(_DecayingStep):
 
 
 class descend_with_independent_decay(_DecayingStep):
-    """The learning rate with a decay that follows its shape and not its size.
+    """The learning rate with a decay that follows the schedule's shape, not its peak.
 
         p <- p - learning_rate * u - learning_rate / max_learning_rate * weight_decay * p
 
-    In the place of `add_decayed_weights` and `scale_by_learning_rate`, after any direction: the
-    best decay is then much the same for every peak rate. Its values are smaller than AdamW's by
-    the peak rate, 1e-4 for 0.1 at 1e-3.
+    Instead of `add_decayed_weights` and `scale_by_learning_rate`, after any direction: the best
+    decay is then much the same for every peak rate. Its values are AdamW's times the peak rate:
+    1e-4 for 0.1 at 1e-3.
 
     Args:
         learning_rate: a schedule, or a number.

@@ -1,4 +1,4 @@
-"""Averages of past updates: the heavy-ball trace and the exponential moving average."""
+"""Sums and averages of past updates: the heavy-ball trace and the moving average."""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ class Trace(NamedTuple):
 
 
 class trace(Leafwise):
-    """The decaying sum of past updates: momentum as torch and most papers on it write it.
+    """The decaying sum of past updates: momentum as torch and most papers define it.
 
         v <- decay * v + g        u = v,  or  g + decay * v  with nesterov
 
-    At a constant gradient it grows to g / (1 - decay); `ema` is the average that does not.
+    At a constant gradient it grows to g / (1 - decay); `ema` averages and does not.
 
     Args:
         decay: the share of the sum that is kept, a number or a schedule; 0.9 is usual.
@@ -60,8 +60,8 @@ class ema(Leafwise):
 
     Args:
         decay: the share of the average that is kept, a number or a schedule.
-        debias: divide by the weight that the gradients have in the average so far. (Exact for a
-            constant decay.)
+        debias: divide by the sum of the weights of the gradients so far (exact for a constant
+            decay).
     """
 
     elementwise = True

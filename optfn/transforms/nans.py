@@ -1,4 +1,4 @@
-"""NaNs made zero."""
+"""Replacing NaNs by zeros."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ class FoundNan(NamedTuple):
 class zero_nans(Leafwise):
     """Replaces every NaN by zero and leaves all other entries as they are, bit for bit.
 
-    For gradients of which single entries are undefined by nature, as that of a norm at zero. It
-    goes on with the others, where `skip_nonfinite` skips the step, and so it may hide an error:
-    `state.slots["zero_nans"].found_nan` says in which leaves a NaN was at the last step. A complex
-    number with a NaN in one part is replaced as a whole. Infinities remain: an overflow says that
-    the other entries are wrong too.
+    For gradients with single entries that are undefined by nature, like that of a norm at zero. The
+    step uses the other entries, where `skip_nonfinite` would skip it, so an error may stay hidden:
+    `state.slots["zero_nans"].found_nan` marks the leaves with a NaN at the last step. A complex
+    number with a NaN in one part is replaced as a whole. Infinities remain, because after an
+    overflow the other entries are wrong too.
     """
 
     elementwise = True

@@ -9,15 +9,15 @@ from optfn.core.numerics import sqrt
 
 
 class add_noise(Leafwise):
-    """Adds Gaussian noise that fades.
+    """Adds Gaussian noise whose variance decays.
 
         u = g + sqrt(eta / t^gamma) * n        n standard normal
 
-    A complex entry gets half of the variance in each part. The same seed gives the same noise.
+    A complex entry gets half the variance in each part. The same seed gives the same noise.
 
     Args:
         eta: the variance at the first step, a number or a schedule.
-        gamma: how fast it fades, a number or a schedule; 0 keeps it.
+        gamma: the exponent of the decay, a number or a schedule; 0 keeps the variance constant.
         seed: a whole number below 2^24.
 
     Source: Neelakantan et al. 2015.

@@ -1,4 +1,4 @@
-"""Smaller steps when the loss stops to improve."""
+"""Smaller steps when the loss stops improving."""
 
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -15,15 +15,15 @@ from optfn.core.tree import PyTree
 
 
 class Plateau(NamedTuple):
-    """The factor on the updates, and what it waits for; scalars.
+    """The factor on the updates, and the counts that control it; scalars.
 
     Attributes:
         scale: the factor.
-        best_value: the best mean so far, as it was given; infinite before the first.
-        plateau_count: means in a row that were no improvement.
-        cooldown_count: means for which the factor still stays.
-        avg_count: values in the mean that is being taken.
-        avg_value: that mean so far.
+        best_value: the best mean so far; infinite before the first.
+        plateau_count: means in a row without improvement.
+        cooldown_count: means still to ignore after the last reduction.
+        avg_count: values in the current mean.
+        avg_value: the current mean.
     """
 
     scale: jax.Array
@@ -35,29 +35,29 @@ class Plateau(NamedTuple):
 
 
 class reduce_on_plateau(Transform):
-    """Multiplies the updates by a factor that falls when the value stops to improve.
+    """Multiplies the updates by a factor that falls when the value stops improving.
 
         improved:  value < best - (rtol * |best| + atol)        > best + (...) for "max"
         after `patience` values in a row that did not:  scale <- max(factor * scale, min_scale)
 
-    The last stage of an optimizer, after the learning rate; it waits `cooldown` values before it
-    counts again. `update` takes the keyword argument `value`: a loss or a metric, of the step or of
-    the last evaluation. NaN is no improvement. The factor is
+    The last stage of an optimizer, after the learning rate. After a reduction it waits `cooldown`
+    values before it counts again. `update` takes the keyword argument `value`: a loss or a metric,
+    of the step or of the last evaluation. NaN is no improvement. The factor is
     `state.slots["reduce_on_plateau"].scale`.
 
-    With `rtol=0` or `atol=0` these are the modes "abs" and "rel" of torch's `ReduceLROnPlateau`,
-    which allows one value more: its patience is one less. There and in optax a share of a negative
-    value is a step to the wrong side, so that a negative loss always improves.
+    With `rtol=0` it is the mode "abs" of torch's `ReduceLROnPlateau`, with `atol=0` the mode "rel",
+    except that a patience of n here is n - 1 there. In torch and optax `rtol` has the wrong sign
+    for a negative value, so that a negative loss always improves.
 
     Args:
         factor: what the scale is multiplied by, a number or a schedule, as all but `direction`.
         patience: values in a row without improvement, from 1 on.
-        rtol: the share of the best value that counts as an improvement.
-        atol: what counts as one beside that.
-        cooldown: values that do not count after the scale fell.
-        accumulation_size: values whose mean is taken for one, from 1 on: 1 for the losses of a
-            validation set, more for those of batches.
-        min_scale: where the scale stops to fall.
+        rtol: the least improvement, as a share of the best value.
+        atol: the least improvement beyond that share.
+        cooldown: values to ignore after a reduction.
+        accumulation_size: values averaged into one, from 1 on: 1 for losses of a validation set,
+            more for losses of batches.
+        min_scale: the least scale.
         direction: "min" for a loss, "max" for an accuracy.
 
     Raises:

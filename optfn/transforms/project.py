@@ -11,13 +11,13 @@ from optfn.core.leafwise import Leafwise
 class keep_params_nonnegative(Leafwise):
     """Cuts updates off where they would make a param negative: u = max(g, -p).
 
-    For rates, counts and other quantities that have no sign: projected gradient descent. It is the
-    last stage, after the learning rate; before it, the updates are none. A param at the border is
-    exactly zero, with params of any precision, and one that was negative goes there at once. The
-    real and the imaginary parts of a complex param are cut off each on their own.
+    For rates, counts and other nonnegative quantities: projected gradient descent. It must be the
+    last stage, after the learning rate, where updates are steps. A param that reaches zero is
+    exactly zero, in any precision, and a negative param becomes zero in one step. Real and
+    imaginary parts of a complex param are cut off separately.
 
-    With gradients of a lower precision than their params the updates that `update` gives are
-    rounded, and a param may come out below zero by that; with `step` it does not.
+    If gradients have a lower precision than their params, `update` rounds its updates, which may
+    leave a param slightly below zero; `step` does not.
 
     Raises:
         ValueError: `update` was not given the params.

@@ -53,28 +53,28 @@ class scale_by_learning_rate(Leafwise):
 class scale_by_layer_decay(Leafwise):
     """Multiplies the updates of each leaf by a power of `decay`: the lower its layer, the smaller.
 
-        u = decay^n g        n layers lie above the leaf's own
+        u = decay^n g        n layers are above the leaf's layer
 
-    For fine-tuning: the head learns at the full rate, the layers below it ever more slowly. It is a
-    factor of the learning rate, so it stands after the optimizer. Before one that does not mind the
-    size of its gradients, such as Adam, it would do nothing. With twelve layers between embeddings
-    and a head:
+    For fine-tuning: the head learns at the full rate, each layer below it more slowly. It is a
+    factor on the learning rate, so it must follow the optimizer. Before an optimizer that ignores
+    the scale of gradients, such as Adam, it does nothing. With twelve layers between embeddings and
+    a head:
 
         layers_above = by_path(
             {"embed/**": 13, "head/**": 0} | {f"layers_{i}/**": 12 - i for i in range(12)}
         )
         chain(adamw(1e-3), scale_by_layer_decay(0.75, layers_above))
 
-    Papers that count the depth from the embeddings, at 0, have `decay^(depth of the head - depth)`.
+    In papers that count the depth from 0 at the embeddings, n is the head's depth minus the leaf's.
 
     Args:
         decay: a number or a schedule, from 0 to 1; 1 leaves the updates as they are.
-        layers_above: how many layers lie between a leaf's layer and the loss, a whole number from
-            0 on: a tree, of which a prefix is enough, or a function `(path, leaf) -> int`.
+        layers_above: the number of layers between a leaf's layer and the loss, an int from 0 on: a
+            tree (a prefix is enough), or a function `(path, leaf) -> int`.
 
     Raises:
-        TypeError: a value that is no int; a bool is none.
-        ValueError: `decay` is not from 0 to 1; a value of `layers_above` below 0, by its path.
+        TypeError: a value of `layers_above` is not an int, or is a bool.
+        ValueError: `decay` is not from 0 to 1; or a value of `layers_above` is below 0.
 
     Source: Howard and Ruder 2018; Clark et al. 2020 (ELECTRA); Bao et al. 2022 (BEiT).
     """
@@ -101,7 +101,7 @@ class scale_by_layer_decay(Leafwise):
 
 
 class negate(Leafwise):
-    """Turns an update around: u = -g. The last stage where no learning rate is the last."""
+    """Negates the updates: u = -g. The last stage of an optimizer without a learning rate."""
 
     elementwise = True
     elementary = True
@@ -114,5 +114,5 @@ class negate(Leafwise):
 
 
 def scale_by_schedule(step_size_fn: Any) -> scale:
-    """`scale` under the name optax gives it where the step size is a schedule."""
+    """`scale` under the name that optax uses for a step size schedule."""
     return scale(step_size_fn)

@@ -1,4 +1,4 @@
-"""The size of updates: relative to the params', or to their own."""
+"""Normalizing updates, or scaling them to the size of the params."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class scale_by_param_block_rms(Leafwise):
 
 
 class normalize_by_update_norm(Transform):
-    """Gives the updates as a whole one norm: u = scale_factor * g / (||g|| + eps).
+    """Scales the updates as a whole to one norm: u = scale_factor * g / (||g|| + eps).
 
     Args:
         scale_factor: the norm, a number or a schedule.
@@ -71,9 +71,9 @@ class normalize_by_update_norm(Transform):
 
 
 class normalize(Transform):
-    """Gives the updates as a whole the norm 1: u = g / ||g||, and 0 for 0.
+    """Scales the updates as a whole to norm 1: u = g / ||g||, and 0 for 0.
 
-    For steps of a set length, as of the adversary of `sam`.
+    For steps of a fixed length, like those of the adversary of `sam`.
     """
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -82,7 +82,7 @@ class normalize(Transform):
 
 
 def _divided(updates: PyTree, scale: jax.Array, relative: jax.Array, factor: Any = 1) -> PyTree:
-    """The updates over a norm given as a product, in its dtype: a narrower one may not hold it."""
+    """The updates over the norm scale * relative, divided in the norm's dtype to avoid overflow."""
     return jax.tree.map(
         lambda g: cast(widen(g, scale.dtype) / scale / relative * factor, g.dtype), updates
     )
@@ -91,7 +91,7 @@ def _divided(updates: PyTree, scale: jax.Array, relative: jax.Array, factor: Any
 class centralize(Leafwise):
     """Subtracts the mean over all axes but the first; vectors stay as they are.
 
-    Of a kernel (in, out) these are the means over the outputs, as in optax.
+    For a kernel (in, out) these are the means over the outputs, as in optax.
 
     Source: Yong et al. 2020.
     """

@@ -1,4 +1,4 @@
-"""Steps on a sphere: the norm of every array stays what it was at the start."""
+"""Steps on a sphere: the norm of every array keeps its initial value."""
 
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ class StartNorm(NamedTuple):
 
 
 class hyperball(Leafwise):
-    """The last stage that moves each array on the sphere it began on, by a share of its radius.
+    """A last stage that moves each array on the sphere it starts on, by a share of the radius.
 
         q = p - learning_rate * R * u / ||u||        R = ||p_start||
         p <- R * q / ||q||
 
-    In the place of `scale_by_learning_rate` and any weight decay, after any direction. The rate is
-    an angle, the same for layers of every size. For matrices that a normalization follows; biases
-    and gains belong to another optimizer, by `partition`. An array that starts at zero stays there,
-    and one with a zero direction stays where it is.
+    Instead of `scale_by_learning_rate` and any weight decay, after any direction. The rate is an
+    angle, the same for layers of every size. For matrices followed by a normalization; use
+    `partition` to give biases and gains another optimizer. An array that starts at zero stays zero,
+    and an array with a zero direction does not move.
 
     Args:
         learning_rate: a number or a schedule, about 0.01.
