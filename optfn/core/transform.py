@@ -308,7 +308,7 @@ class Transform(Data):
         ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
         stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
         if self._computes_itself:
-            stage = stage._with_numbers_in(own_dtype(updates))
+            stage = _with_numbers_in(own_dtype(updates), stage)
         new_updates, new = stage.apply(updates, own, ctx)
         if self._computes_itself:
             new = as_stored(new, own)
@@ -324,17 +324,11 @@ class Transform(Data):
             step: this transform's step.
             params: this transform's params, where the inner params are needed.
         """
-        holders = list(self.fields("child"))
         found = []
-        for field, value in holders:
-            outer = () if len(holders) == 1 else (field,)
-            is_group = isinstance(value, Mapping)
-            labels = list(value) if is_group else [field] * len(transforms_in(value))
-            for label, transform in zip(labels, transforms_in(value), strict=True):
-                names = (*outer, label) if is_group else outer
-                seen = None if params is None else self.inner_params(params, label)
-                own = self.inner(slots, step, label)
-                found.append(Inner(transform, label, names, is_group, *own, seen))
+        for transform, label, names, is_group in _labelled(self):
+            seen = None if params is None else self.inner_params(params, label)
+            own = self.inner(slots, step, label)
+            found.append(Inner(transform, label, names, is_group, *own, seen))
         return found
 
     @final
@@ -383,25 +377,17 @@ class Transform(Data):
 
         An override may replace whatever else depends on the step, inner transforms included.
         """
-        changes = {}
-        for name, value in self.fields("number"):
-            if isinstance(value, Schedule):
-                try:
-                    changes[name] = value(step)
-                except Exception as error:
-                    error.add_note(f"This was the schedule {self.name}.{name}: {value!r}.")
-                    raise
+        changes = {
+            name: _value_at(value, step, f"{self.name}.{name}")
+            for name, value in self.fields("number")
+            if isinstance(value, Schedule)
+        }
         return self.rebuilt(**changes) if changes else self
 
     @property
     def _computes_itself(self) -> bool:
         """Whether `apply_named` must cast its numbers and slots."""
         return self.name is not None
-
-    def _with_numbers_in(self, dtype: Any) -> Self:
-        """This stage with its numbers in `dtype`, so that constants round as schedule values do."""
-        own = {name: value for name, value in self.fields("number") if value is not None}
-        return self.rebuilt(**cast_numbers(own, dtype))
 
     def check_scalars(self) -> None:
         """Refuses arrays as numbers, because they would broadcast against the params."""
@@ -469,6 +455,33 @@ def check_state_type(value: Any, hint: str = "") -> None:
         raise TypeError(
             f"state must be the State that init returns, found {type(value).__name__}{hint}."
         )
+
+
+def _value_at(schedule: Schedule, step: Any, where: str) -> Any:
+    try:
+        return schedule(step)
+    except Exception as error:
+        error.add_note(f"This was the schedule {where}: {schedule!r}.")
+        raise
+
+
+def _with_numbers_in(dtype: Any, stage: Transform) -> Transform:
+    """So a constant is rounded as a schedule's value is, and what follows from it too."""
+    own = {name: value for name, value in stage.fields("number") if value is not None}
+    return stage.rebuilt(**cast_numbers(own, dtype))
+
+
+def _labelled(tx: Transform) -> Iterator[tuple[Transform, str, tuple[str, ...], bool]]:
+    """The first four of every `Inner`."""
+    holders = list(tx.fields("child"))
+    for field, value in holders:
+        outer = () if len(holders) == 1 else (field,)
+        if isinstance(value, Mapping):
+            for label, transform in value.items():
+                yield transform, label, (*outer, label), True
+        else:
+            for transform in transforms_in(value):
+                yield transform, field, outer, False
 
 
 def inner_of(held: Any, step: Any) -> tuple[Any, Any]:
