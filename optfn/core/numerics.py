@@ -14,7 +14,7 @@ from optfn.core.tree import PyTree
 
 
 def whole(x: Any) -> jax.Array:
-    """A number of updates as int32: rounded, and clipped to 0 to 2**30."""
+    """A number of updates as int32: rounded, and clipped to [0, 2**30]."""
     return jnp.clip(jnp.round(x), 0, 2.0**30).astype(jnp.int32)
 
 
