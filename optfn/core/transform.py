@@ -145,13 +145,7 @@ class Transform(Data):
         return inner_of(_held_in(slots), step)
 
     def with_inner(self, slots: Any, label: str, new: Any) -> Any:
-        """The inverse of `inner`: this transform's slots with new inner slots.
-
-        Args:
-            slots: this transform's slots.
-            label: as in `inner`.
-            new: the named slots of the inner transform.
-        """
+        """The inverse of `inner`: this transform's slots with `new` named slots of an inner one."""
         held = _held_in(slots)
         renewed = with_inner_of(held, new)
         return renewed if held is slots else slots._replace(inner=renewed)
@@ -161,13 +155,9 @@ class Transform(Data):
         return params
 
     def schedule_step(self, slots: Any, step: Any) -> Any:
-        """The step at which this transform's own schedules are read: its own, `step`.
+        """The step at which this transform's own schedules are read: by default its own, `step`.
 
         Override it in a wrapper whose schedules count the inner optimizer's steps.
-
-        Args:
-            slots: this transform's slots.
-            step: this transform's step.
         """
         return step
 
@@ -184,11 +174,7 @@ class Transform(Data):
         return params
 
     def measurements(self, slots: Any) -> Mapping[str, jax.Array]:
-        """The metrics in the slots: scalars by name. Users call `metrics(tx, state)`.
-
-        Args:
-            slots: this transform's slots.
-        """
+        """The metrics in the slots: scalars by name. Users call `metrics(tx, state)`."""
         return {}
 
     @property
