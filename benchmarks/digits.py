@@ -46,8 +46,8 @@ def loss(params: dict[str, jax.Array], batch: tuple[jax.Array, jax.Array]) -> ja
     x, y = batch
     hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"])
     logits = hidden @ params["out"] + params["out_bias"]
-    told = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - told)
+    chosen = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
 
 
 def evaluate(params: dict[str, jax.Array], held_out: Any) -> dict[str, jax.Array]:

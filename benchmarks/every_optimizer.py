@@ -21,8 +21,8 @@ from harness import (
     parser,
     progress,
     ratio,
+    shown,
     spread,
-    told,
 )
 from step_time import SAMPLE_SECONDS, Variant, lowering_seconds, optax_step, stepper
 
@@ -116,9 +116,9 @@ def report_every(
         for what, limit in limits.items():
             share = ratio(found[what], "optfn", "optax")
             ratios[what][tree].append(share)
-            told_limit = f"{what.capitalize()}: {name} on {tree}: {share:.3f} of optax"
-            row.append(f"{share:.3f} {report.judge(share <= limit, f'{told_limit}.')}")
-        rows.append(told(row))
+            ratio_text = f"{what.capitalize()}: {name} on {tree}: {share:.3f} of optax"
+            row.append(f"{share:.3f} {report.judge(share <= limit, f'{ratio_text}.')}")
+        rows.append(shown(row))
     means = []
     for what in limits:
         every = [share for of_tree in ratios[what].values() for share in of_tree]

@@ -27,8 +27,8 @@ from harness import (
     parser,
     progress,
     ratio,
+    shown,
     spread,
-    told,
 )
 from step_time import ALGORITHMS, SAMPLE_SECONDS, Variant, lowering_seconds, stepper
 
@@ -101,7 +101,7 @@ def report_on(report: Report, algorithms: Sequence[str], trees: Sequence[str], r
                     verdict = f" {report.judge(found <= bound, text)}"
                 plain = statistics.median(seconds["plain"])
                 row += [f"{plain * 1e3:.3g}", f"{found:.3f}{verdict}"]
-            rows.append(told([*row, f"{noise:.3f}"]))
+            rows.append(shown([*row, f"{noise:.3f}"]))
     report.add_table(
         "Flattened against plain",
         "Milliseconds of the plain optimizer, and the flattened one's time relative to it. "

@@ -75,10 +75,10 @@ TREES: dict[str, Callable[[], Any]] = {
 def in_fresh_process(function: Callable, *args: Any) -> Any:
     """The result of a module's function in a new interpreter, with empty caches and a new heap."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_call_and_tell, function, *args).result()
+        return pool.submit(_call_and_report, function, *args).result()
 
 
-def _call_and_tell(function: Callable, *args: Any) -> Any:
+def _call_and_report(function: Callable, *args: Any) -> Any:
     """Some of JAX's errors cannot be sent between processes; their text can."""
     try:
         return function(*args)
@@ -133,7 +133,7 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def told(row: list[str]) -> list[str]:
+def shown(row: list[str]) -> list[str]:
     """Shows a row of a table as soon as it is known, and returns it."""
     progress("  " + " | ".join(row))
     return row

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from harness import Report, in_fresh_process, interleaved, listed, parser, progress, ratio, told
+from harness import Report, in_fresh_process, interleaved, listed, parser, progress, ratio, shown
 from scipy import optimize
 from sklearn.datasets import load_breast_cancer, load_digits
 
@@ -226,7 +226,7 @@ def report_evaluations(report: Report, names: Sequence[str], starts: int) -> Non
             share = float(np.exp(np.mean(np.log(found["optfn"][both] / found[who][both]))))
             what = f"Evaluations: optfn on {name}: {share:.3f} of {who}'s, limit {LIMITS[who]}."
             row.append(f"{share:.3f} {report.judge(share <= LIMITS[who], what)}")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Evaluations",
         f"Evaluations from the first start; how many of {starts} starts reached the tolerance; the "
@@ -252,7 +252,7 @@ def report_seconds(report: Report, names: Sequence[str], rounds: int) -> None:
             text = f"{what.capitalize()}: {name}: {share:.2f} of optax, limit {LIMITS[what]}."
             row.append(f"{statistics.median(found[what]['optax']) * unit:.3g}")
             row.append(f"{share:.2f} {report.judge(share <= LIMITS[what], text)}")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Seconds",
         "optax's seconds, and optfn's relative to them. Compilation is in CPU time, a run in wall "

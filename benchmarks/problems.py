@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, listed, parser, progress, told
+from harness import Report, listed, parser, progress, shown
 
 import optfn
 from optfn.testing.problems import ALL, Problem
@@ -163,7 +163,7 @@ def measure(
         for problem in problems:
             found = best(first_hits(name, problem, values, seeds, steps), values)
             outcomes[name][problem.name] = found
-            told([problem.name, *cells(found, seeds)])
+            shown([problem.name, *cells(found, seeds)])
         jax.clear_caches()  # no program is used twice
     return outcomes
 

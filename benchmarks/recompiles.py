@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from harness import TREES, Report, compilations, parser, progress, told
+from harness import TREES, Report, compilations, parser, progress, shown
 
 import optfn
 
@@ -170,7 +170,7 @@ def main() -> None:
             row.append(str(found))
             if name in OURS:
                 report.judge(found.traces == 1, f"{name}, {form_name}: {found.traces} traces.")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Traces / compilations / seconds",
         f"For {len(rates)} learning rates, given in four forms. Target: one trace for optfn. optax "

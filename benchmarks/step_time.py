@@ -34,8 +34,8 @@ from harness import (
     parser,
     progress,
     ratio,
+    shown,
     spread,
-    told,
 )
 
 import optfn
@@ -176,7 +176,7 @@ def report_facts(report: Report, settings: Settings) -> None:
             )
             cells = [f"{b:,} {a - b:+,}" for a, b in zip(ours, theirs, strict=True)]
             verdict = "counter" if more and not beyond else verdict
-            rows[how].append(told([tree, algorithm, *cells, verdict]))
+            rows[how].append(shown([tree, algorithm, *cells, verdict]))
     for how, table in rows.items():
         counter = sum(row[-1] == "counter" for row in table)
         if counter:
@@ -266,7 +266,7 @@ def report_time(report: Report, settings: Settings) -> None:
             found = steps.ratio(*peers)
             what = f"Time, {how}: {algorithm} on {tree}: {found:.3f} of optax, control {noise:.3f}."
             row.append(f"{found:.3f} {report.judge(found <= noise, what)}")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Step time",
         f"Ratios to optax, medians over {settings.processes} processes. The control is the factor "
@@ -291,7 +291,7 @@ def report_dispatch(report: Report, settings: Settings) -> None:
             found = steps.ratio(name, "optax data")
             what = f"Dispatch, {how}: {algorithm}: {found:.3f} of inject, control {noise:.3f}."
             row.append(f"{found:.3f} {report.judge(found <= noise, what)}")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Dispatch",
         "A step on eight numbers. optfn closed over, or as an argument whose leaves are floats or "
@@ -362,7 +362,7 @@ def report_trace(report: Report, settings: Settings) -> None:
             found = ratio(seconds, *peers)
             what = f"Trace, {how}: {algorithm} on {tree}: {found:.2f} of optax, target {target}."
             row.append(f"{found:.2f} {report.judge(found <= target, what) if target else ''}")
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         "Trace and lowering",
         "Thread time with nothing cached, ratios to optax.",

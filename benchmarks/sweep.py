@@ -20,8 +20,8 @@ from typing import Any
 
 import digits
 import numpy as np
-from harness import Report, in_fresh_process, interleaved, listed, parser, progress, ratio, told
-from sweep_quality import FRESH_SEEDS, Pick, Told, peak_mebibytes, picks, truths
+from harness import Report, in_fresh_process, interleaved, listed, parser, progress, ratio, shown
+from sweep_quality import FRESH_SEEDS, Pick, PickScores, peak_mebibytes, picks, truths
 from sweep_ways import WAYS, Cost, Study, measure
 
 PARTS = ("speed", "quality", "optimism", "memory")
@@ -89,7 +89,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
     rows = []
     for i, (name, what) in enumerate(chain):
         before = [f"{ratio(cold, chain[j][0], name):.2f}" for j in (max(i - 1, 0), 0)]
-        rows.append(told([what, f"{statistics.median(cold[name]):.2f}", *before]))
+        rows.append(shown([what, f"{statistics.median(cold[name]):.2f}", *before]))
     report.add_table(
         f"The chain, width {width}",
         f"Cold seconds of {study.trials} trials x {study.steps} steps, each link with those before "
@@ -112,7 +112,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
             low, high = min(times[name]), max(times[name])
             row += [f"{statistics.median(times[name]):.2f}", f"{low:.2f} to {high:.2f}", cell]
         steps = statistics.median(cost[0].steps for cost in rounds) / study.steps
-        rows.append(told([*row, f"{steps:.3f}", f"{rounds[0][0].best:.4f}"]))
+        rows.append(shown([*row, f"{steps:.3f}", f"{rounds[0][0].best:.4f}"]))
     scaled = [
         f"{name} from {-(-study.trials // way.one_of)} trials"
         for name, way in WAYS.items()
@@ -145,7 +145,7 @@ def report_speed(report: Report, study: Study, costs: Costs, mode: str) -> None:
                 what = f"width {width}, {row[0]}, {when}: {found:.2f} (target {target[width]:g})."
                 cell += f" {report.judge(found >= target[width], what)}"
             row.append(cell)
-        rows.append(told(row))
+        rows.append(shown(row))
     report.add_table(
         f"Lanes against others, width {width}",
         "Speedups. " + said_targets(width),
@@ -206,11 +206,11 @@ def report_quality(report: Report, study: Study, found: list[Pick]) -> None:
         f"{TOP_SHARE:.0%}, and at most {EXCESS:.0%} above the best; at most {STEPS_SHARE} of the "
         "steps; every score equal to the full run's in every bit.",
         ["", "found", ""],
-        [told(row) for row in rows],
+        [shown(row) for row in rows],
     )
 
 
-def report_optimism(report: Report, study: Study, found: list[list[Told]]) -> None:
+def report_optimism(report: Report, study: Study, found: list[list[PickScores]]) -> None:
     names = ["none", *(f"top {c['top']}, {c['seeds']} seeds" for c in CONFIRMATIONS)]
     columns = list(zip(*found, strict=True))
     means = [statistics.mean(one.optimism for one in column) for column in columns]
@@ -228,7 +228,7 @@ def report_optimism(report: Report, study: Study, found: list[list[Told]]) -> No
             verdict += f" {report.judge(left <= OPTIMISM_LEFT, what)}"
         share = steps / (study.trials * study.steps)
         row = [name, f"{reported:.4f}", f"{fresh:.4f}", f"{mean:.4f} ± {error:.4f}", verdict]
-        rows.append(told([*row, f"{share:.3f}"]))
+        rows.append(shown([*row, f"{share:.3f}"]))
     report.add_table(
         f"Optimism of the reported score, width {study.width}",
         "The reported test loss of the pick, its mean on "
@@ -253,7 +253,7 @@ def report_memory(report: Report, lanes: int, peaks: dict[int, float]) -> None:
         f"Peak MiB of a process that trains the trials in {lanes} lanes. Target: a growth of at "
         f"most {MEMORY_GROWTH}.",
         ["trials", "MiB", "growth"],
-        [told(row) for row in rows],
+        [shown(row) for row in rows],
     )
 
 

@@ -79,7 +79,7 @@ def picks(study: Study, orders: int, mode: str) -> list[Pick]:
     return found
 
 
-class Told(NamedTuple):
+class PickScores(NamedTuple):
     """The score of a sweep's pick: as reported, and the mean over fresh seeds; its lane steps."""
 
     reported: float
@@ -93,12 +93,12 @@ class Told(NamedTuple):
 
 def truths(
     study: Study, seeds: int, mode: str, confirmations: Sequence[Mapping[str, int]]
-) -> list[list[Told]]:
+) -> list[list[PickScores]]:
     """The picks for each seed of a sweep: without confirmation, and with each."""
     confirms = [None, *(sweep.Confirm(**confirmation) for confirmation in confirmations)]
     found = []
     for seed in range(seeds):
-        told = []
+        scores = []
         for confirm in confirms:
             result = sweep.run(
                 study.task,
@@ -114,8 +114,8 @@ def truths(
             )
             mode, best = result.mode, result.best()
             fresh = result.rerun(best.trial, seeds=FRESH_SEEDS).score
-            told.append(Told(best.score, fresh, result.lane_steps))
-        found.append(told)
+            scores.append(PickScores(best.score, fresh, result.lane_steps))
+        found.append(scores)
     return found
 
 

@@ -111,9 +111,9 @@ def train(epochs: int, seed: int, progress: Progress):
     logs = []
     for epoch in range(epochs):
         key = jax.random.fold_in(train_key, epoch)
-        params, state, (losses, told) = train_epoch(optimizer, state, params, train_data, key)
-        logs.append({"loss": np.asarray(losses)} | {k: np.asarray(v) for k, v in told.items()})
-        loss, norm = float(losses.mean()), float(told["grad_norm"].mean())
+        params, state, (losses, metrics) = train_epoch(optimizer, state, params, train_data, key)
+        logs.append({"loss": np.asarray(losses)} | {k: np.asarray(v) for k, v in metrics.items()})
+        loss, norm = float(losses.mean()), float(metrics["grad_norm"].mean())
         progress.update(bar, advance=1, loss=loss, norm=norm)
         if progress.disable:
             progress.console.print(

@@ -73,7 +73,7 @@ WALKS = {
 }
 
 
-def negate(optimizer, steps: int):
+def descend(optimizer, steps: int):
     """The path `[steps + 1, xy]` of an optimizer from the start."""
 
     def step(carry, _):
@@ -94,7 +94,7 @@ def zig_zag(steps: int) -> dict[str, np.ndarray]:
     @jax.jit
     @partial(jax.vmap, in_axes=(optfn.in_axes(optimizers),))
     def descend_all(optimizers):
-        return {name: negate(optimizer, steps) for name, optimizer in optimizers.items()}
+        return {name: descend(optimizer, steps) for name, optimizer in optimizers.items()}
 
     return jax.device_get(descend_all(optimizers))
 

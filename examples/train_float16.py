@@ -115,8 +115,8 @@ def train(optimizer, params, data: Data, key, *, steps: int, dtype):
         return (params, state), (loss, share_of_zeros(grads), scale, skipped)
 
     start = params, optimizer.init(params)
-    (params, state), told = jax.lax.scan(train_step, start, jax.random.split(key, steps))
-    return params, state, told
+    (params, state), metrics = jax.lax.scan(train_step, start, jax.random.split(key, steps))
+    return params, state, metrics
 
 
 def share_of_zeros(tree):
@@ -131,12 +131,12 @@ def train_all(steps: int, seed: int) -> list[Run]:
     init_params = jax.jit(Classifier(jnp.float32).init)(init_key, train_data.images)
     runs = []
     for name, (dtype, optimizer) in RUNS.items():
-        params, state, told = train(
+        params, state, metrics = train(
             optimizer, init_params, train_data, train_key, steps=steps, dtype=dtype
         )
         optfn.raise_if_gave_up(state)
         _, accuracy = evaluate(params, test_data, dtype=dtype)
-        losses, zeros, scales, skipped = map(np.asarray, told)
+        losses, zeros, scales, skipped = map(np.asarray, metrics)
         runs.append(Run(name, losses, zeros, scales, skipped, float(accuracy)))
     return runs
 

@@ -221,8 +221,8 @@ class _Session:
             status = "not_finite"
         good = status in ("ok", "pruned")
         finite = {int(step): float(x) for step, x in reports if good and math.isfinite(x)}
-        told = [list(pair) for pair in finite.items()]
-        self._tell(int(index), float(score) if good else None, status, told)
+        pairs = [list(pair) for pair in finite.items()]
+        self._tell(int(index), float(score) if good else None, status, pairs)
 
     def _tell(self, index: int, score: float | None, status: TrialStatus, reports: list) -> None:
         self.log.append(["tell", index, score, status, reports])

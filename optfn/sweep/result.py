@@ -324,16 +324,16 @@ class Result:
         A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
         members = [self.trial(i) for i in range(len(self))]
-        told = {
+        outcomes = {
             self.task.objective: [m.score for m in members],
             "spread": [m.spread for m in members],
             "steps": [m.steps for m in members],
             "status": [m.status for m in members],
         }
         numbers = {"trial": [m.trial for m in members]}
-        names = {x: f"optimizer.{x}" if x in told | numbers else x for x in self.points[0]}
+        names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in self.points[0]}
         tried = {column: [m.values[x] for m in members] for x, column in names.items()}
-        return numbers | tried | told
+        return numbers | tried | outcomes
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame with a row for each trial."""
