@@ -47,8 +47,8 @@ class accumulate(Transform):
         total <- total + w * g            for each micro-gradient, in order; w = 1 unless weighted
         step of the optimizer with g = total / (sum of w)       when `every` of them are added
 
-    In between the updates are zeros, and the optimizer does not run; only under a `vmap` that
-    reaches `every` it does, and the result is dropped. Put the whole optimizer inside: its
+    Between steps the updates are zeros and the optimizer does not run. (Under a `vmap` over `every`
+    it runs each time, and its result is dropped.) Put the whole optimizer inside: its
     schedules count its own steps, and so does a schedule for `every`. Stages beside `accumulate` in
     a chain see and count every micro-gradient.
 

@@ -36,10 +36,10 @@ class Wealth(NamedTuple):
 
 
 class mechanize(Transform):
-    """Mechanic: finds the factor on the steps of any optimizer, in place of a tuned learning rate.
+    """Mechanic: learns a factor on an optimizer's steps, so the learning rate need not be tuned.
 
     The params are p_start + s * (the sum of the inner steps), and s is found by betting on the
-    slope of the loss along that sum, once for each of several decays b = 1 - 10^-i:
+    slope of the loss along that sum, once for each decay b = 1 - 10^-i with i = 1 to num_betas:
 
         q = (p_start - p) / (s + eps)
         h = <g + weight_decay * s * ||g|| / (||p|| + eps) * p, q>        over all arrays together

@@ -46,6 +46,7 @@ def step(
     Returns:
         The new params, in the dtypes of the old ones, and the new state.
     """
+    check_transform_type(tx, "step(tx, grads, state, params): tx")
     updates, state = advance(tx, grads, state, params, extra_args)
     return apply_updates(params, updates), state
 

@@ -76,7 +76,7 @@ def hyperparameters_at(tx: Transform, slots: Any, step: Any) -> Hyperparameters:
 
 
 def replace(tx: T, /, **values: Any) -> T:
-    """The same optimizer with new numbers: the treedef is the same, so nothing compiles again.
+    """A copy of the optimizer with new numbers, which a function compiled for the old one takes.
 
     Args:
         tx: an optimizer or a schedule.

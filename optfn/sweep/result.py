@@ -70,8 +70,8 @@ class Result:
         rungs: the ages at which the policy judged.
         copied_from: int `[rounds, trials]`, the source of each population member in each round.
         hyperparameter_history: for each trial, pairs of a step and the point that trained its
-            params from that step on. There are several only in a population, where a copy takes
-            over the history of its source.
+            params from that step on. It has several pairs only in a population: a trial
+            that copies another takes over its history.
         own_history: the same for the points a member had itself, also those given up for a copy.
         confirmed: float `[trials, fresh seeds]`, the scores of `Confirm`; nan for other trials.
         lane_steps: the steps of all lanes, idle ones included.

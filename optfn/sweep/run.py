@@ -107,6 +107,16 @@ def run(
         raise TypeError(
             f"sweep.run(task=...) must be a Task or a TrainingLoop, found {type(task).__name__}."
         )
+    if isinstance(optimizer, Transform) or not callable(optimizer):
+        raise TypeError(
+            "sweep.run(optimizer=...) must be a function that returns an optimizer, such as "
+            f"optfn.adam, found {_kind(optimizer)}."
+        )
+    if policy is not None and not isinstance(policy, Policy):
+        raise TypeError(
+            "sweep.run(policy=...) must be a policy such as asha(first=100), found "
+            f"{_kind(policy)}."
+        )
     counts = {"steps": steps, "seeds": seeds, "keep_best": keep_best}
     counts["checkpoint_every"] = checkpoint_every
     for name, value in counts.items():
@@ -177,3 +187,8 @@ def run(
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
         kept = dict(list(kept.items())[:keep_best])
         return replace(result, kept=kept, seconds=time.perf_counter() - began)
+
+
+def _kind(value: Any) -> str:
+    """What was given, for a message."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.60}"

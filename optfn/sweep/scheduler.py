@@ -61,7 +61,8 @@ class Scheduler:
         plan, policy = self.plan, self.policy
         self.runs = len(self.seeds_of(0))
         self.judge = policy.start(plan, self.session.trials)
-        rungs = policy.rungs(plan.steps, plan.segment)
+        rungs = tuple(policy.rungs(plan.steps, plan.segment))
+        policy.check_rungs(rungs, plan)
         self.scores = Scores.start(rungs, plan.steps, self.session.trials)
         self.structures = Structures()
         work = self.session.trials * self.runs * plan.steps * policy.expected_share

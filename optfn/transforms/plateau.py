@@ -50,7 +50,8 @@ class reduce_on_plateau(Transform):
     for a negative value, so that a negative loss always improves.
 
     Args:
-        factor: what the scale is multiplied by, a number or a schedule, as all but `direction`.
+        factor: what the scale is multiplied by, a number or a schedule; so are all others but
+            `direction`.
         patience: values in a row without improvement, from 1 on.
         rtol: the least improvement, as a share of the best value.
         atol: the least improvement beyond that share.

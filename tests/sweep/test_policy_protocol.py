@@ -209,7 +209,11 @@ def test_a_checkpoint_knows_what_a_policy_declares(tmp_path):
 
 NO_VERDICTS = {
     "no verdict": (by_function(everyone(True)), r"by_function.judge\(...\) must give a Verdict"),
-    "too few": (by_function(lambda scores, standing: []), "gave 0 verdicts on 8 trials"),
+    "too few": (
+        by_function(lambda scores, standing: []),
+        r"must give a list with a verdict for each of the 8 trials, in order, found \[\]",
+    ),
+    "one for all": (by_function(lambda scores, standing: STOP), "found <Verdict.STOP: 'stop'>"),
     "a lone copy": (by_function(everyone(sweep.Copy(0))), "must declare needs_all_trials = True"),
     "a pause": (population(everyone(PAUSE)), "gave PAUSE, but it declares needs_all_trials"),
     "no such trial": (population(everyone(sweep.Copy(9))), "lets trial 0 copy trial 9, which is"),
@@ -224,6 +228,14 @@ NO_VERDICTS = {
 def test_what_is_no_verdict_is_refused(name):
     policy, words = NO_VERDICTS[name]
     with pytest.raises((TypeError, ValueError), match=words):
+        run(RATE, trials=8, policy=policy)
+
+
+@pytest.mark.parametrize("rungs", [(20,), (10, 5), (5, 5), (7,), (0, 5), (5.5,)])
+def test_rungs_at_which_nobody_is_judged_are_refused(rungs):
+    policy = by_function(everyone(CONTINUE))
+    policy.rungs = lambda steps, segment: rungs
+    with pytest.raises(ValueError, match=r"by_function.rungs\(...\) must give rising multiples of"):
         run(RATE, trials=8, policy=policy)
 
 

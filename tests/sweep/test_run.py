@@ -776,6 +776,15 @@ def test_bad_tasks_are_refused(message):
 
 
 BAD_RUNS = {
+    "sweep.run(policy=...) must be a policy such as asha(first=100), found 'asha'": {
+        "policy": "asha"
+    },
+    "sweep.run(policy=...) must be a policy such as asha(first=100), found the class asha": {
+        "policy": sweep.asha
+    },
+    "sweep.run(optimizer=...) must be a function that returns an optimizer, such as optfn.adam": {
+        "optimizer": optfn.adam(0.1)
+    },
     "sweep.run(task=...) must be a Task or a TrainingLoop, found function": {"task": loss},
     "sweep.run(steps=...) must be": {"steps": 0},
     "sweep.run(seeds=...) must be": {"seeds": 0},

@@ -48,8 +48,8 @@ class pbt(Policy):
     the worst `quantile`, and each that diverged, copy params, optimizer state and hyperparameters
     from a random one of the best `quantile`. Each copied hyperparameter is then drawn again from
     the space with probability `resample`, else multiplied by one of the `factors`. It finds a
-    schedule, see `lineage`, for the cost of one run per member, but a short-sighted one: rates that
-    pay at once win over those that pay later.
+    schedule (see `lineage`) for the cost of one run per member. The schedule is short-sighted:
+    rates that pay at once win over those that pay later.
 
     Args:
         every: steps between two rounds, rounded up to whole segments.

@@ -192,6 +192,15 @@ class Policy:
         """
         return 0
 
+    def check_rungs(self, rungs: Sequence[int], plan: Plan) -> None:
+        """Refuses ages at which no trial would be judged."""
+        wanted = range(plan.segment, plan.steps, plan.segment)
+        if list(rungs) != sorted({*rungs}) or not all(age in wanted for age in rungs):
+            raise ValueError(
+                f"{type(self).__name__}.rungs(...) must give rising multiples of the segment, "
+                f"{plan.segment}, below the steps of a run, {plan.steps}; found {rungs}."
+            )
+
     def check_verdicts(
         self, verdicts: Sequence[Any], standing: Sequence[Any], names: Collection[str]
     ) -> None:
@@ -203,10 +212,10 @@ class Policy:
             names: the hyperparameters that are searched.
         """
         name = type(self).__name__
-        if len(verdicts) != len(standing):
+        if not isinstance(verdicts, Sequence) or len(verdicts) != len(standing):
             raise ValueError(
-                f"{name}.judge(...) gave {len(verdicts)} verdicts on {len(standing)} trials; it "
-                "must give one for each, in order."
+                f"{name}.judge(...) must give a list with a verdict for each of the "
+                f"{len(standing)} trials, in order, found {verdicts!r:.80}."
             )
         for verdict in verdicts:
             if not isinstance(verdict, (Verdict, Copy)):
