@@ -108,12 +108,12 @@ def test_it_says_how_it_ended():
         return jnp.sum(x)
 
     wrong.defjvp(lambda x, dx: (jnp.sum(x[0]), -jnp.sum(dx[0])))
-    failed_steps = end(wrong)
-    assert (failed_steps.status, failed_steps.steps) == (Status.LINE_SEARCH_FAILED, 2)
-    np.testing.assert_array_equal(failed_steps.x, START)
+    stuck = end(wrong)
+    assert (stuck.status, stuck.steps) == (Status.LINE_SEARCH_FAILED, 2)
+    np.testing.assert_array_equal(stuck.x, START)
     lost = end(lambda x: jnp.sum(jnp.log(x)), jnp.ones(1), tx=optfn.sgd(0.6))
     assert lost.status == Status.NOT_FINITE
-    for status in (short, failed_steps, lost):
+    for status in (short, stuck, lost):
         assert str(status).startswith("stopped ")
 
 

@@ -12,7 +12,7 @@ from optfn.core.data import child, static
 from optfn.core.slots import no_updates, zero_slot
 from optfn.core.transform import Context, ExtraKind, State, Transform
 from optfn.core.tree import PyTree
-from optfn.core.updates_kind import Updates
+from optfn.core.updates_kind import Updates, either, partly
 
 
 class _Conditional(Transform):
@@ -102,7 +102,9 @@ class conditionally_transform(_Conditional):
     """
 
     def updates_kind(self, incoming: Updates) -> Updates:
-        return incoming | super().updates_kind(incoming)
+        inner = super().updates_kind(incoming)
+        kind = partly(inner, incoming)
+        return kind if kind & (Updates.STEP | Updates.LAST) else either([inner, incoming])
 
     def _elsewhere(self, updates: PyTree) -> PyTree:
         return updates

@@ -13,7 +13,7 @@ from optfn.core.holes import merge, view
 from optfn.core.slots import no_updates
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, leaf_paths
-from optfn.core.updates_kind import Updates, either
+from optfn.core.updates_kind import Updates, either, partly
 from optfn.core.wrapper import Wrapper
 
 
@@ -146,7 +146,7 @@ class masked(_Selective):
     elementwise = True
 
     def updates_kind(self, incoming: Updates) -> Updates:
-        return incoming | super().updates_kind(incoming)
+        return partly(super().updates_kind(incoming), incoming)
 
     def _others(self, updates: PyTree) -> PyTree:
         return updates

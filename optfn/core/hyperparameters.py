@@ -128,8 +128,9 @@ def stack(optimizers: Sequence[T]) -> T:
             )
 
     def stacked(*values: Any) -> jax.Array:
-        many = stack_values(*values)
-        return many if is_key(many) else jnp.asarray(many, float)
+        if is_key(values[0]):
+            return stack_values(*values)
+        return jnp.stack([jnp.asarray(x, float) for x in values])  # whatever their dtypes
 
     return jax.tree.map(stacked, *optimizers)
 

@@ -43,6 +43,16 @@ class Updates(enum.Flag):
         return self | Updates.LAST if self.is_mixed else Updates.LAST
 
 
+def partly(inner: Updates, incoming: Updates) -> Updates:
+    """For some leaves, or at some steps, `inner`; for the others what came in.
+
+    What came in of an unknown side counts as a direction beside steps, as `turned` has it.
+    """
+    if inner & (Updates.STEP | Updates.LAST) and Updates.UNKNOWN in incoming:
+        incoming = (incoming & ~Updates.UNKNOWN) | Updates.DIRECTION
+    return inner | incoming
+
+
 def either(kinds: Iterable[Updates]) -> Updates:
     """Of groups that each answer for their own leaves: unknown where directions stand beside steps.
 
@@ -143,7 +153,13 @@ def check_side_known(tx: Part, where: str, deed: str) -> None:
 
 def _kind_of(tx: Part) -> Updates:
     """Which way the updates of a transform of gradients point."""
-    return tx.updates_kind(Updates.DIRECTION)
+    kind = tx.updates_kind(Updates.DIRECTION)
+    if not isinstance(kind, Updates):
+        raise TypeError(
+            f"{type(tx).__name__}.updates_kind(incoming) must give an optfn.Updates, found "
+            f"{kind!r}."
+        )
+    return kind
 
 
 def _to_blame(tx: Part, is_so: Callable[[Part], bool]) -> Part:

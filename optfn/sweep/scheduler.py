@@ -213,11 +213,11 @@ class Scheduler:
 
     def _judge(self) -> None:
         """Asks the policy about every trial that stands at a rung."""
-        if all(trial.diverged for trial in self.running.values()):  # no run can continue
-            for trial in list(self.running.values()):
-                self.standing.pop(trial, None)
-                self._end(trial, "diverged")
         population = self.policy.needs_all_trials
+        if population and all(trial.diverged for trial in self.running.values()):
+            for trial in list(self.running.values()):  # nobody is left to copy from
+                self._end(trial, "diverged")
+            self.standing.clear()
         if not self.standing or (population and len(self.standing) < len(self.running)):
             return
         judged = dict(self.standing)
@@ -231,8 +231,9 @@ class Scheduler:
         for trial, verdict in verdicts.items():
             if verdict is not Verdict.PAUSE:
                 del self.standing[trial]
-            if verdict is Verdict.STOP:
+            if verdict is Verdict.STOP or (trial.diverged and not population):
                 trial.parked = None
+                self.standing.pop(trial, None)
                 self._end(trial, trial.status_if_stopped)
             elif verdict is Verdict.PAUSE and trial in places:
                 trial.parked = self.executor.park(places[trial])

@@ -257,7 +257,8 @@ def test_averages_are_found_inside_other_transforms(name):
     named = optfn.chain(optfn.chain(tx).named("inner"), optfn.scale(1.0))
     split = optfn.partition({"x": tx, "y": optfn.sgd(RATE)}, {"a": "x", "b": "y"})
     frozen = optfn.freeze(tx, {"a": False, "b": True})
-    part = optfn.chain(optfn.scale(1.0), optfn.masked(tx, only_a))
+    inner = optfn.chain(tx, optfn.scale(1.0))  # of unknown side
+    part = optfn.chain(optfn.masked(inner, only_a), optfn.scale_by_learning_rate(-1.0))
     for whole in (chained, named):
         x = paths(whole, params, grads)[1]
         for leaf, wanted in alone.items():

@@ -156,7 +156,7 @@ class damped(optfn.Leafwise):
         return g / (curvature + damping), slots
 
 
-def test_trees_among_the_extra_arguments_are_packed_too():
+def test_trees_among_the_extra_arguments_are_flattened_too():
     given = {"curvature": jax.tree.map(jnp.abs, GRADS[1]), "damping": 0.5}
     plain, flat = (updates_of(tx, **given) for tx in (damped(), optfn.flatten(damped())))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), flat, plain)

@@ -417,9 +417,6 @@ class sharpness_step(optfn.Transform):
         grads = ctx.extra_args["grad_fn"](there)
         return jax.tree.map(lambda g: jnp.where(lower, -g, -2 * g), grads), slots
 
-    def updates_kind(self, incoming):
-        return optfn.Updates.STEP
-
 
 def test_trees_and_functions_of_a_search_are_about_its_group():
     def value_fn(p):

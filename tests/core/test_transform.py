@@ -82,7 +82,10 @@ WRAPPERS = {
     ),
     "a freeze": (lambda tx: optfn.freeze(tx, False), ".slots['freeze']"),
     "a mask": (
-        lambda tx: optfn.chain(optfn.scale(1.0), optfn.masked(tx, True)),
+        lambda tx: optfn.chain(
+            optfn.masked(optfn.chain(tx, optfn.scale(1.0)), True),
+            optfn.scale_by_learning_rate(1.0),
+        ),
         ".slots['masked']",
     ),
     "a named chain": (lambda tx: optfn.chain(tx).named("x"), ".slots['x']"),

@@ -284,6 +284,21 @@ TABLE = {
         optfn.conditionally_transform(MASKED, lambda step: step > 1),
         True,
     ),
+    "a step for some behind optax's": (optfn.chain(MORE["from_optax"], MASKED), True),
+    "a step for some behind a factor": (optfn.chain(optfn.scale(1.0), MASKED), True),
+    "a step at some times behind a factor": (
+        optfn.chain(optfn.scale(1.0), optfn.conditionally_transform(SGD, lambda step: step > 1)),
+        True,
+    ),
+    "a step for some before a line search": (
+        optfn.chain(MASKED, optfn.scale_by_backtracking_linesearch(10)),
+        True,
+    ),
+    "optax's for some": (optfn.masked(MORE["from_optax"], is_matrix), True),
+    "a factor at some times": (
+        optfn.conditionally_transform(optfn.scale(0.5), lambda step: step > 1),
+        False,
+    ),
     "a factor for some before a rate": (
         optfn.chain(optfn.masked(optfn.scale(2.0), is_matrix), SGD),
         False,
@@ -317,6 +332,15 @@ TABLE = {
 def test_what_is_mixed_is_refused(name):
     tx, is_mixed = TABLE[name]
     assert tx.updates_kind(DIRECTION).is_mixed == refused(tx) == is_mixed
+
+
+def test_what_is_no_kind_is_named():
+    class vague(optfn.Wrapper):
+        def updates_kind(self, incoming):
+            return "step"
+
+    with pytest.raises(TypeError, match=r"vague.updates_kind\(incoming\) must give an optfn"):
+        vague(SGD).init(PARAMS)
 
 
 def test_the_part_to_blame_is_the_innermost():

@@ -42,7 +42,7 @@ CURVATURES = np.array([0.5, 1.0, 3.0, 10.0])
 
 
 @jax.jit
-def negate(tx):
+def descend(tx):
     """The params after each step on sum(CURVATURES * p^2) / 2 from ones, [STEPS + 1, 4]."""
 
     def step(carry, _):
@@ -57,7 +57,7 @@ def negate(tx):
 @pytest.mark.parametrize("rate", [0.05, 0.15, 0.2, 0.25])
 def test_gradient_descent_is_a_geometric_series(rate, x64):
     """It converges for rates below two over the largest curvature, and only for these."""
-    path = negate(optfn.sgd(rate))
+    path = descend(optfn.sgd(rate))
     factors = 1 - rate * CURVATURES
     np.testing.assert_allclose(path, factors ** np.arange(STEPS + 1)[:, None], rtol=1e-11)
     assert (abs(path[-1]) < 1).all() == (rate < 2 / CURVATURES.max())
@@ -66,7 +66,7 @@ def test_gradient_descent_is_a_geometric_series(rate, x64):
 def test_heavy_ball_is_polyak_s_recurrence(x64):
     """p'' = p' - lr * grad(p') + b * (p' - p)."""
     rate, b = 0.1, 0.8
-    p = np.asarray(negate(optfn.sgd(rate, momentum=b)))
+    p = np.asarray(descend(optfn.sgd(rate, momentum=b)))
     wanted = p[1:-1] - rate * CURVATURES * p[1:-1] + b * (p[1:-1] - p[:-2])
     np.testing.assert_allclose(p[2:], wanted, rtol=1e-12, atol=1e-15)
 
@@ -74,7 +74,7 @@ def test_heavy_ball_is_polyak_s_recurrence(x64):
 def test_nesterov_looks_ahead(x64):
     """y' = p - lr * grad(p), p' = y' + b * (y' - y)."""
     rate, b = 0.1, 0.8
-    p = np.asarray(negate(optfn.sgd(rate, momentum=b, nesterov=True)))
+    p = np.asarray(descend(optfn.sgd(rate, momentum=b, nesterov=True)))
     y = np.concatenate([p[:1], p[:-1] - rate * CURVATURES * p[:-1]])
     np.testing.assert_allclose(p[1:], y[1:] + b * np.diff(y, axis=0), rtol=1e-12, atol=1e-15)
 

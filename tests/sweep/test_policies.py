@@ -240,7 +240,7 @@ def test_successive_halving_waits_only_where_it_must():
     assert policy.judge(scores_of([4.0, 3.0, 2.0, 1.0, np.nan, np.nan]), [(0, 0)]) == [STOP]
 
 
-def test_most_waiting_is_reached():
+def test_most_paused_is_reached():
     curves = -np.arange(27.0)[:, None] * np.ones(9)  # each better than all before
     run = sweep(successive_halving(1, 3), curves, lanes=1)
     assert run.most_paused == successive_halving(1, 3).most_paused(2, 27) == 9

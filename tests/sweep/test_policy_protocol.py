@@ -109,16 +109,20 @@ def test_a_trial_that_diverged_stands_at_its_next_rung_at_once():
     assert [[trial for trial, *_ in asked] for asked in policy.asked[1:]] == [[0, 2]]
 
 
-def test_a_trial_that_diverged_cannot_go_on():
-    """Told to continue, it stands at one rung after the other, and ends as diverged."""
-    policy = by_function(everyone(CONTINUE))
-    space = {"learning_rate": [0.01, 1e30]}
+@pytest.mark.parametrize("verdict", [CONTINUE, PAUSE, STOP])
+@pytest.mark.parametrize("rates", [[0.01, 1e30], [1e30, 1e30]])
+def test_a_trial_that_diverged_is_judged_once_and_ends_whatever_the_verdict(verdict, rates):
+    def rule(scores, standing):
+        return [CONTINUE if np.isfinite(scores.table[at]) else verdict for at in standing]
+
+    policy = by_function(rule)
     settings = {"optimizer": optfn.sgd, "search": sweep.grid(), "steps": 40}
-    result = run(space, policy=policy, **settings)
-    assert list(result.status) == ["ok", "diverged"]
-    np.testing.assert_array_equal(result.steps, [40, 1])
-    stood = [rung for asked in policy.asked for trial, rung, _ in asked if trial == 1]
-    assert stood == [0, 1, 2]
+    result = run({"learning_rate": rates}, policy=policy, **settings)
+    lost = [rate == 1e30 for rate in rates]
+    assert list(result.status == "diverged") == lost
+    np.testing.assert_array_equal(result.steps, [1 if x else 40 for x in lost])
+    stood = [(trial, rung) for asked in policy.asked for trial, rung, x in asked if np.isinf(x)]
+    assert stood == [(i, 0) for i, x in enumerate(lost) if x]
 
 
 def test_a_pause_gives_the_lanes_to_others():

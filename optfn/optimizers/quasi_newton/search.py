@@ -118,7 +118,7 @@ class LineSearch(Transform):
         return tree_scale(found.learning_rate, direction), found
 
     def updates_kind(self, incoming: Updates) -> Updates:
-        return Updates.STEP
+        return incoming if incoming.is_mixed else Updates.STEP
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
