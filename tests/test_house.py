@@ -93,9 +93,24 @@ def test_nothing_asks_for_a_policy_by_its_class():
     assert {"asha", "pbt", "hyperband", "run_all", "from_optuna"} <= policies.keys()
     for name, tree in TREES.items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
-                asked = {x.id for x in ast.walk(node.args[1]) if isinstance(x, ast.Name)}
-                assert not [p for p in asked & policies.keys() if policies[p] != name], name
+            asked = set()
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "isinstance",
+                "issubclass",
+            ):
+                asked = names_in(node.args[1])
+            elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
+                asked = names_in(node)
+            elif isinstance(node, ast.MatchClass):
+                asked = names_in(node.cls)
+            assert not [p for p in asked & policies.keys() if policies[p] != name], name
+
+
+def names_in(tree):
+    nodes = list(ast.walk(tree))
+    return {x.id for x in nodes if isinstance(x, ast.Name)} | {
+        x.attr for x in nodes if isinstance(x, ast.Attribute)
+    }
 
 
 GONE = ("finishes", "finishes_inside", "why_not_root", "stands_last", "of_unknown_side")

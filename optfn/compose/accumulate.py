@@ -10,7 +10,7 @@ from optfn.compose.finite import check_gradients_arrive
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.each_leaf import each_leaf
-from optfn.core.holes import merge, view
+from optfn.core.holes import floating, merge, view
 from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
@@ -97,9 +97,8 @@ class accumulate(Transform):
         return super().declared_extra_args() | own
 
     def init_slots(self, params: PyTree) -> Accumulation:
-        leaves = jax.tree.leaves(params)
         # An integer param can only be frozen inside; it has no sum.
-        summed = view(params, [jnp.issubdtype(p.dtype, jnp.inexact) for p in leaves])
+        summed = view(params, floating(params))
         return Accumulation(
             sum=jax.tree.map(self._in_accumulator_dtype, zeros_of(summed)),
             weight=scalar_slot(0, params),

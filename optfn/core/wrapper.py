@@ -3,7 +3,7 @@
 from typing import Any
 
 from optfn.core.data import child
-from optfn.core.transform import Transform
+from optfn.core.transform import Transform, check_transform_type
 from optfn.core.tree import PyTree
 
 
@@ -23,6 +23,10 @@ class Wrapper(Transform):
     """
 
     transform: Transform = child()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_transform_type(self.transform, f"{type(self).__name__}(transform=...)")
 
     @property
     def stateful(self) -> bool:

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def optuna_library() -> Any:
+def optuna_library(caller: str = "sweep.optuna_search(...)") -> Any:
     """The package.
+
+    Args:
+        caller: what needs it, for the message.
 
     Raises:
         ImportError: it is not installed.
@@ -15,8 +18,8 @@ def optuna_library() -> Any:
         import optuna
     except ImportError:
         raise ImportError(
-            'this needs Optuna, which is not installed: pip install "optfn[sweep]", or pip install '
-            "optuna."
+            f'{caller} needs Optuna, which is not installed: pip install "optfn[sweep]", or pip '
+            "install optuna."
         ) from None
     return optuna
 

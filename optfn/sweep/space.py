@@ -99,6 +99,10 @@ class _Floats(Distribution):
             raise ValueError(f"{self!r} has no value {value!r}.")
         return float(value)
 
+    def perturb(self, value: Any, factor: float) -> float:
+        value = self._check_value(value, self.low, self.high)
+        return _single(_clip(value * _positive(factor), self.low, self.high))
+
 
 @dataclass(frozen=True)
 class Uniform(_Floats):
@@ -133,10 +137,6 @@ class Uniform(_Floats):
 
     def _from_to(self, low: float, high: float) -> Distribution:
         return Uniform(low, high)
-
-    def perturb(self, value: Any, factor: float) -> float:
-        value = self._check_value(value, self.low, self.high)
-        return _single(_clip(value * _positive(factor), self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,6 @@ class LogUniform(_Floats):
 
     def _from_to(self, low: float, high: float) -> Distribution:
         return LogUniform(low, high)
-
-    def perturb(self, value: Any, factor: float) -> float:
-        value = self._check_value(value, self.low, self.high)
-        return _single(_clip(value * _positive(factor), self.low, self.high))
 
 
 @dataclass(frozen=True)

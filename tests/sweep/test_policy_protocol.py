@@ -1,6 +1,7 @@
 """Policies of a user's own: what they are asked, and what becomes of their verdicts."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -233,6 +234,23 @@ def test_what_is_no_verdict_is_refused(name):
     policy, words = NO_VERDICTS[name]
     with pytest.raises((TypeError, ValueError), match=words):
         run(RATE, trials=8, policy=policy)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"source": "a"}, "source=...) must be the number of a trial, found 'a'"),
+        ({"source": -1}, "source=...) must be the number of a trial, found -1"),
+        (
+            {"source": 0, "resampled": "b1"},
+            "resampled=...) must be a collection of names, found 'b",
+        ),
+        ({"source": 0, "factor": 1.2}, "factor=...) must be a dict from names to numbers, found 1"),
+    ],
+)
+def test_a_copy_of_other_things_is_refused(arguments, words):
+    with pytest.raises(TypeError, match=re.escape(f"Copy({words}")):
+        sweep.Copy(**arguments)
 
 
 @pytest.mark.parametrize("rungs", [(20,), (10, 5), (5, 5), (7,), (0, 5), (5.5,)])

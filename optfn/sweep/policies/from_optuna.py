@@ -51,7 +51,7 @@ class from_optuna(Policy):
 
     def __post_init__(self):
         check_count(self.every, "from_optuna(every=...)")
-        optuna = optuna_library()
+        optuna = optuna_library("from_optuna(...)")
         if not isinstance(self.pruner, optuna.pruners.BasePruner):
             raise TypeError(
                 "from_optuna(pruner=...) must be a pruner such as optuna.pruners.MedianPruner(), "

@@ -41,6 +41,20 @@ class Copy:
     resampled: Collection[str] = ()
     factor: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if not hasattr(self.source, "__index__") or self.source < 0:
+            raise TypeError(
+                f"Copy(source=...) must be the number of a trial, found {self.source!r}."
+            )
+        if isinstance(self.resampled, str):
+            raise TypeError(
+                f"Copy(resampled=...) must be a collection of names, found {self.resampled!r}."
+            )
+        if not isinstance(self.factor, Mapping):
+            raise TypeError(
+                f"Copy(factor=...) must be a dict from names to numbers, found {self.factor!r}."
+            )
+
     def perturbed(
         self, point: Mapping[str, Any], plan: Plan, rng: np.random.Generator
     ) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Problems whose loss is an estimate: noise of several kinds around the same quadratic."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -115,14 +116,11 @@ def sparse(dim: int = 50, batch: int = 5) -> Problem:
         seen = jax.random.permutation(key, dim)[:batch]
         return _quadratic(jnp.asarray(x)[seen]) * (dim / batch)
 
-    return Problem(
-        name="sparse",
-        difficulty="A gradient is zero in most coordinates, because they were not drawn.",
-        init=lambda key: 1.0 + jax.random.normal(key, (dim,)),
-        value=lambda x: _quadratic(jnp.asarray(x)),
-        optimum=0.0,
+    return _noisy_quadratic(
+        "sparse",
+        "A gradient is zero in most coordinates, because they were not drawn.",
+        dim,
         target=bound(1.0),
-        minimizer=np.ones(dim),
         noisy=noisy,
     )
 
@@ -153,14 +151,11 @@ def heavy_tails(dim: int = 10, index: float = 1.5) -> Problem:
         noise = signs * (quantiles ** (-1 / index) - 1.0)
         return _quadratic(x) + jnp.sum(noise * (x - 1.0))
 
-    return Problem(
-        name="heavy_tails",
-        difficulty="The noise of the gradients has no variance: any draw may dwarf all others.",
-        init=lambda key: 1.0 + jax.random.normal(key, (dim,)),
-        value=lambda x: _quadratic(jnp.asarray(x)),
-        optimum=0.0,
+    return _noisy_quadratic(
+        "heavy_tails",
+        "The noise of the gradients has no variance: any draw may dwarf all others.",
+        dim,
         target=bound(1.0, radius=0.1),
-        minimizer=np.ones(dim),
         noisy=noisy,
     )
 
@@ -189,13 +184,26 @@ def rare_gradients(dim: int = 10, probability: float = 0.1) -> Problem:
         pull = jnp.sum((drawn / probability - 1.0) * (x - 1.0)) / math.sqrt(dim)
         return _quadratic(x) + pull
 
+    return _noisy_quadratic(
+        "rare_gradients",
+        "Most gradients are misleading, and rare large ones make up for it.",
+        dim,
+        target=bound(1.0, radius=0.1),
+        noisy=noisy,
+    )
+
+
+def _noisy_quadratic(
+    name: str, difficulty: str, dim: int, *, target: float, noisy: Callable
+) -> Problem:
+    """The quadratic ``|x - 1|^2 / 2``, whose gradients have this noise."""
     return Problem(
-        name="rare_gradients",
-        difficulty="Most gradients are misleading, and rare large ones make up for it.",
+        name=name,
+        difficulty=difficulty,
         init=lambda key: 1.0 + jax.random.normal(key, (dim,)),
         value=lambda x: _quadratic(jnp.asarray(x)),
         optimum=0.0,
-        target=bound(1.0, radius=0.1),
+        target=target,
         minimizer=np.ones(dim),
         noisy=noisy,
     )
