@@ -299,7 +299,7 @@ class Transform(Data):
         if self._computes_itself:
             new = as_stored(new, own)
         new_updates = check_same_form(new_updates, updates, self.name or type(self).__name__)
-        if new and not self.stateful:
+        if not self.stateful and jax.tree.leaves(new):
             raise ValueError(f"{type(self).__name__}.apply gave slots; define init_slots as well.")
         return new_updates, self._by_name(new)
 

@@ -229,11 +229,11 @@ class Scheduler:
             self._copy({t: v for t, v in verdicts.items() if isinstance(v, Copy)}, judged)
         places = {trial: place for place, trial in self.running.items()}
         for trial, verdict in verdicts.items():
-            if verdict is not Verdict.PAUSE:
+            ends = verdict is Verdict.STOP or (trial.diverged and not population)
+            if ends or verdict is not Verdict.PAUSE:
                 del self.standing[trial]
-            if verdict is Verdict.STOP or (trial.diverged and not population):
+            if ends:
                 trial.parked = None
-                self.standing.pop(trial, None)
                 self._end(trial, trial.status_if_stopped)
             elif verdict is Verdict.PAUSE and trial in places:
                 trial.parked = self.executor.park(places[trial])
