@@ -109,33 +109,33 @@ def is_transform(hint):
     return isinstance(hint, type) and issubclass(hint, optfn.Transform)
 
 
-# The truth: the updates of four steps are added up, as some wrappers take every other one.
+# The truth: the updates of a few steps are added up, as some wrappers take every other one.
 
 PARAMS = {"w": jnp.asarray([[2.0, 0.5], [3.0, 0.25]]), "b": jnp.asarray([1.5, 0.25])}
 GRADS = jax.tree.map(lambda p: p - 1, PARAMS)  # of `cases.bowl`
 EXTRA_ARGS = cases.EXTRA_ARGS | {"given_hessian_diagonal": {"hessian_diag": GRADS}}
 
 
-def slope(tx, extra_args=None):
+def slope(tx, extra_args=None, steps=2):
     """<update, gradient>, positive uphill."""
     extra_args = extra_args or {}
     given = extra_args(GRADS, PARAMS) if callable(extra_args) else extra_args
     with jax.disable_jit():
         state, total = tx.init(PARAMS), 0.0
-        for _ in range(4):
+        for _ in range(steps):
             updates, state = tx.update(GRADS, state, PARAMS, **given)
             products = jax.tree.map(lambda u, g: float(jnp.sum(u * g)), updates, GRADS)
             total += sum(jax.tree.leaves(products))
     return total
 
 
-def check_truth(tx, extra_args=None):
+def check_truth(tx, extra_args=None, steps=2):
     kind = tx.updates_kind(DIRECTION)
     if kind.is_mixed:
         with pytest.raises(ValueError, match=r"\(\.\.\.\) alone is no optimizer"):
             tx.init(PARAMS)
         return
-    found = slope(tx, extra_args)
+    found = slope(tx, extra_args, steps)
     assert np.isfinite(found)
     if UNKNOWN not in kind:
         assert np.sign(found) == {NOTHING: 0, DIRECTION: 1}.get(kind, -1), (kind, found)
@@ -170,7 +170,7 @@ def test_around_twice(name):
         except ValueError:
             continue
         if not (name in AROUND_OPTIMIZERS and tx.updates_kind(DIRECTION) != STEP):
-            check_truth(twice)
+            check_truth(twice, steps=4)
 
 
 ENTRYWISE = {
