@@ -65,16 +65,15 @@ class join_optimizers(Transform):
         one = jax.tree.map(lambda x: jnp.asarray(x)[turn], self.optimizer)
         return self.rebuilt(optimizer=one, boundaries=())
 
-    def init_slots(self, params: PyTree) -> dict[str, Any] | None:
-        return self.resolve(0).optimizer.init_named(params) or None
+    def init_slots(self, params: PyTree) -> dict[str, Any]:
+        return self.resolve(0).optimizer.init_named(params)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        updates, slots = self.optimizer.apply_named(updates, slots or {}, ctx)
-        return updates, slots or None
+        return self.optimizer.apply_named(updates, slots, ctx)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         last = self.resolve(step - 1).optimizer  # the optimizer of the last update
-        return last.evaluation_params_named(params, slots or {}, step)
+        return last.evaluation_params_named(params, slots, step)
 
     def _repr_name(self) -> str:
         return "sweep.join_optimizers"
