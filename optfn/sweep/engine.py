@@ -356,7 +356,7 @@ def bytes_of(
     Raises:
         ValueError: the compiler has no analysis of memory on this backend.
     """
-    memory = _lowered(task, candidates, lanes, shared, batches, length).compile().memory_analysis()
+    memory = lowered(task, candidates, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
         raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
     both = (
@@ -371,19 +371,7 @@ def bytes_of(
     )
 
 
-def text(
-    task: Training,
-    candidates: Candidate,
-    lanes: int,
-    shared: Shared,
-    batches: PyTree,
-    length: int,
-) -> str:
-    """The text of the program of a segment, before it is compiled; arguments as in `bytes_of`."""
-    return _lowered(task, candidates, lanes, shared, batches, length).as_text()
-
-
-def _lowered(
+def lowered(
     task: Training,
     candidates: Candidate,
     lanes: int,
@@ -391,6 +379,7 @@ def _lowered(
     batches: PyTree,
     length: int,
 ) -> jax.stages.Lowered:
+    """The program of a segment, before it is compiled; arguments as in `bytes_of`."""
     empty, occupied = shapes(task, candidates, lanes, shared), jax.ShapeDtypeStruct((lanes,), bool)
     options = {"task": task, "length": length, "mode": "vmap", "mesh": None}
     return _train_together.lower(empty, occupied, shared, np.int32(0), batches, **options)

@@ -282,7 +282,7 @@ class Executor:
 
     def program(self, candidate: Candidate) -> str:
         """The text of the program that trains candidates like this one."""
-        return engine.text(*self._of_program(candidate, self.plan.lanes))
+        return engine.lowered(*self._of_program(candidate, self.plan.lanes)).as_text()
 
     def program_bytes(self, candidate: Candidate, lanes: int) -> int:
         """The bytes of the program that trains so many lanes of candidates like this one."""
