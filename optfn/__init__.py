@@ -23,8 +23,8 @@ from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
 from optfn.core.paths import by_path as by_path
 from optfn.core.schedule import Schedule as Schedule
-from optfn.core.transform import Context as Context
-from optfn.core.transform import State as State
+from optfn.core.state import Context as Context
+from optfn.core.state import State as State
 from optfn.core.transform import Transform as Transform
 from optfn.core.updates_kind import Updates as Updates
 from optfn.core.wrapper import Wrapper as Wrapper

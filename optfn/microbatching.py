@@ -4,6 +4,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import jax
@@ -57,8 +58,9 @@ def microbatch(
         argnums: the positions of the batch arguments: trees of arrays with equal numbers of rows.
         microbatch_size: the number of rows in a micro-batch, a divisor of the batch's; None returns
             `fun` itself.
-        accumulator: "mean", "sum" or "concat"; or a tree of these, a prefix of the result of `fun`,
-            as in `(("mean", "concat"), "mean")` for `((loss, logits), grads)`.
+        accumulator: "mean", "sum" or "concat", or optax's `AccumulationType`; or a tree of these,
+            a prefix of the result of `fun`, as in `(("mean", "concat"), "mean")` for
+            `((loss, logits), grads)`.
         argnames: the names of further batch arguments, which are passed by keyword.
         in_axes: the axis of the rows, one for all or one for each of `argnums` and `argnames`.
         num_real_microbatches: evaluates only this many micro-batches, from the first; it may be
@@ -86,6 +88,7 @@ def microbatch(
             f"microbatch(in_axes=...) has {len(axes)} axes for the {len(keys)} arguments that are "
             "batches; give one for each or one for all."
         )
+    accumulator = jax.tree.map(_accumulator_name, accumulator)
     per_output = PerLeaf.of(accumulator, "microbatch(accumulator=...)", str)
     _check_choices(per_output.leaves)
 
@@ -166,6 +169,11 @@ class _Split(NamedTuple):
     def joined(self, pieces: jax.Array) -> jax.Array:
         in_order = pieces.swapaxes(0, 1) if self.spread else pieces
         return in_order.reshape(self.number * self.size, *pieces.shape[2:])
+
+
+def _accumulator_name(choice: Any) -> Any:
+    """optax's `AccumulationType.RUNNING_MEAN` and its like, by the names used here."""
+    return choice.name.lower().removeprefix("running_") if isinstance(choice, Enum) else choice
 
 
 def _check_choices(choices: Sequence[str]) -> None:

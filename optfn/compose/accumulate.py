@@ -16,7 +16,8 @@ from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
 from optfn.core.placement import like_param
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
 from optfn.core.tree import PyTree, flatten_like
 
 

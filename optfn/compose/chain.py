@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, check_transform_type
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
 
@@ -19,10 +19,10 @@ class chain(Transform):
     stateless stage (a clip, a weight decay, a rate) leaves the checkpoint tree as it was.
 
     Args:
-        *stages: transforms.
+        *stages: transforms, optax's too.
 
     Raises:
-        TypeError: a stage is not an optfn transform.
+        TypeError: a stage is not a transform.
         ValueError: two stages share a name and both hold state or draw random numbers (name one);
             or a stage follows one that must be last, such as `ema_of_params` or `lookahead`.
     """
@@ -34,7 +34,7 @@ class chain(Transform):
     def __init__(self, *stages: Transform):
         flat = []
         for i, stage in enumerate(stages):
-            check_transform_type(stage, f"chain(...), stage {i},")
+            stage = as_transform(stage, f"chain(...), stage {i},")
             flat += stage.stages if isinstance(stage, chain) and stage.name is None else [stage]
         object.__setattr__(self, "stages", tuple(flat))
         for stage, behind in pairwise(flat):

@@ -18,7 +18,7 @@ from optfn.core.updates_kind import Updates, either, partly
 class _Conditional(Transform):
     """A transform that runs only at the steps where a function of the step is True."""
 
-    transform: Transform = child()
+    transform: Transform = child(also_called="inner")
     should_transform_fn: Callable = static()
     forward_extra_args: Any = static(default=())
 

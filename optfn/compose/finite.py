@@ -13,7 +13,8 @@ from optfn.core.data import child
 from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
 from optfn.core.slots import zero_slot
-from optfn.core.transform import Context, State, Transform, advance_inner, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context, State, Transform, advance_inner
 from optfn.core.tree import PyTree, location_of
 
 

@@ -92,17 +92,21 @@ def _why_not_elementwise(tx: Transform) -> str | None:
     return f"{name} calls a function of the params ({functions[0]})" if functions else None
 
 
-def _pack(tree: PyTree, params: PyTree) -> dict[str, jax.Array]:
-    """The leaves concatenated, in one vector for each dtype of their params."""
+def _pack(tree: PyTree, params: PyTree) -> PyTree:
+    """The leaves concatenated, in one vector for each dtype of their params; else the tree."""
+    if not jax.tree.leaves(params):
+        return tree  # a node that stands for the params stands for the vectors too
     groups: dict[str, list] = {}
     for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True):
         groups.setdefault(p.dtype.name, []).append(lax.reshape(replicate(x), (p.size,)))
     return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
-def _unpack(vectors: dict[str, jax.Array], params: PyTree) -> PyTree:
+def _unpack(vectors: PyTree, params: PyTree) -> PyTree:
     """The inverse of `_pack`, for a tree like the params."""
     leaves, treedef = jax.tree.flatten(params)
+    if not leaves:
+        return vectors
     parts = {
         name: iter(lax.split(vector, [p.size for p in leaves if p.dtype.name == name]))
         for name, vector in vectors.items()

@@ -1,14 +1,17 @@
 """Conversion from and to optax: its transformations as stages, optfn optimizers in optax."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optfn.core.data import static
 from optfn.core.dtypes import cast, compute_dtype
-from optfn.core.transform import Context, ExtraKind, Transform, check_transform_type
+from optfn.core.state import Context
+from optfn.core.transform import ExtraKind, Transform, as_transform, check_transform_type
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
@@ -24,24 +27,26 @@ KNOWN_KINDS: dict[str, ExtraKind] = {
 class from_optax(Transform):
     """Any optax transformation as a stage.
 
-    It gets updates and params in the compute dtype, so its state is float32 also for bfloat16
-    params. Its hyperparameters are closed over and are not leaves. Two of them in one chain need
-    names: `from_optax(...).named("x")`.
+    Whatever takes a transform also takes optax's and converts it; call this to say more. It gets
+    updates and params in the compute dtype, so its state is float32 also for bfloat16 params. Its
+    hyperparameters are closed over and are not leaves. Its name is that of optax's function, such
+    as "trace"; "from_optax" for a chain and for functions of your own.
 
     Args:
         transformation: an `optax.GradientTransformation`.
         extra_args: the extra arguments it needs: names that optax uses (`"value"`, `"grad"`,
             `"value_fn"`, `"key"`), or a dict from names to kinds (`"scalar"`, `"tree"`,
-            `"function"`, `"key"`).
+            `"function"`, `"key"`). None finds those that its `update` names; a chain names none.
     """
 
     transformation: Any = static()
     declared: Any = static(default=(), kw_only=True)
+    _stateful: bool = static(default=True, init=False)
 
     def __init__(
         self,
         transformation: optax.GradientTransformation,
-        extra_args: Iterable[str] | Mapping[str, ExtraKind] = (),
+        extra_args: Iterable[str] | Mapping[str, ExtraKind] | None = None,
     ):
         if isinstance(transformation, Transform):
             raise TypeError("from_optax(...) got an optfn transform, which needs no conversion.")
@@ -53,6 +58,8 @@ class from_optax(Transform):
                 "from_optax(...) must be an optax transformation, found "
                 f"{' '.join(filter(None, found))}."
             )
+        if extra_args is None:
+            extra_args = KNOWN_KINDS.keys() & _argument_names(transformation.update)
         if isinstance(extra_args, str):
             extra_args = (extra_args,)
         if not isinstance(extra_args, Mapping):
@@ -71,6 +78,17 @@ class from_optax(Transform):
                 )
         object.__setattr__(self, "transformation", transformation)
         object.__setattr__(self, "declared", tuple(sorted(extra_args.items())))
+        object.__setattr__(self, "_stateful", _has_state(transformation))
+
+    @property
+    def name(self) -> str:
+        factory, *inside = getattr(self.transformation.init, "__qualname__", "").split(".")
+        is_known = "<locals>" in inside and factory.isidentifier() and factory != "chain"
+        return self._given_name or (factory if is_known else type(self).__name__)
+
+    @property
+    def stateful(self) -> bool:
+        return self._stateful
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         return dict(self.declared)
@@ -83,27 +101,49 @@ class from_optax(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         params = None if ctx.params is None else _wide(ctx.params)
-        own = {name: ctx.extra_args[name] for name, _ in self.declared}
-        return self.transformation.update(updates, slots, params, **own)
+        state = slots if self.stateful else self.transformation.init(updates)
+        try:
+            return self.transformation.update(updates, state, params, **ctx.extra_args)
+        except TypeError as error:
+            error.add_note(
+                "Extra arguments that an optax transformation needs are declared: "
+                "from_optax(transformation, extra_args=('value', ...))."
+            )
+            raise
+
+
+@as_transform.register(optax.GradientTransformation)
+def _(value: optax.GradientTransformation, where: str) -> Transform:
+    return value if isinstance(value, Transform) else from_optax(value)
 
 
 def to_optax(tx: Transform) -> optax.GradientTransformationExtraArgs:
     """An optimizer closed over its numbers, as optax's own type.
 
-    For frameworks that need a static optimizer attribute or that type. Extra arguments that no
-    stage declares are dropped, as optax does; a missing declared one raises.
+    A transform is of that type already. This pair has no leaves, for frameworks that refuse arrays
+    in a static attribute or take a pytree apart.
 
     Args:
         tx: an optfn transform.
     """
     check_transform_type(tx, "to_optax(...)")
-    declared = tx.declared_extra_args()
+    return optax.GradientTransformationExtraArgs(tx.init, tx.update)
 
-    def update(updates, state, params=None, **extra_args):
-        own = {name: value for name, value in extra_args.items() if name in declared}
-        return tx.update(updates, state, params, **own)
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+def _argument_names(function: Any) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # builtins may have none
+        return set()
+
+
+def _has_state(transformation: optax.GradientTransformation) -> bool:
+    """Whether the state has leaves; a transformation that cannot tell may have some."""
+    try:
+        state = jax.eval_shape(transformation.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+    except Exception:
+        return True
+    return bool(jax.tree.leaves(state))
 
 
 def _wide(tree: PyTree) -> PyTree:

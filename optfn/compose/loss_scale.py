@@ -10,7 +10,8 @@ from optfn.compose.finite import Skipping, Skips
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import all_finite, tree_scale
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.transform import Context, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context
 from optfn.core.tree import PyTree, location_of
 
 

@@ -15,7 +15,8 @@ from optfn.core.hyperparameters import hyperparameters_at, tags
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.transform import Context, Transform, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (
     adaptive_grad_clip,

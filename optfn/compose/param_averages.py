@@ -13,7 +13,8 @@ from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import ratio, whole
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot
-from optfn.core.transform import Context, Transform, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 

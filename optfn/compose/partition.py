@@ -4,6 +4,7 @@ The leaves of other groups are None in a transform's view of the trees, so it ho
 them and spends nothing on them.
 """
 
+import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,11 @@ class partition(Transform):
                   lambda path, leaf: "decay" if leaf.ndim > 1 else "plain")
 
     Args:
-        transforms: a dict from labels (strings) to transforms. A label may have no leaves.
-        labels: a label per leaf: a tree of labels (a prefix is enough), or a function
-            `(path, leaf) -> label`.
+        transforms: a dict from labels (strings, whole numbers or members of an enum) to
+            transforms. A label may have no leaves.
+        labels: a label per leaf: a tree of labels (a prefix is enough), a function
+            `(path, leaf) -> label`, or a function `params -> tree`; optax's name for it,
+            `param_labels`, is taken too.
 
     Raises:
         ValueError: at `init` and `update`, if no transform has the label of a leaf.
@@ -37,18 +40,19 @@ class partition(Transform):
     elementwise = True
 
     transforms: Mapping[str, Transform] = child()
-    labels: Any = per_leaf()
+    labels: Any = per_leaf(also_called="param_labels")
 
     def __post_init__(self):
         if not isinstance(self.transforms, Mapping) or not self.transforms:
             raise TypeError("partition(transforms=...) must be a dict {label: transform}.")
-        if not all(isinstance(label, str) for label in self.transforms):
-            raise TypeError(
-                f"partition(transforms=...): labels are strings, found {list(self.transforms)}."
-            )
         if self.labels is None:
             raise TypeError("partition(labels=...) must be a tree or a function, found None.")
-        object.__setattr__(self, "transforms", dict(self.transforms))
+        by_text = {_text(label): tx for label, tx in self.transforms.items()}
+        if len(by_text) < len(self.transforms):
+            raise ValueError(
+                f"partition(transforms=...): two labels read the same in {list(self.transforms)}."
+            )
+        object.__setattr__(self, "transforms", by_text)
         super().__post_init__()
 
     @property
@@ -89,11 +93,12 @@ class partition(Transform):
         return view(params, [x == label for x in self._labels(params)])
 
     def _labels(self, tree: PyTree) -> list[str]:
-        labels = self.labels.values(tree)
+        given = self.labels.values(tree)
+        labels = list(map(_text, given))
         unknown = {
             path: label
-            for path, label in zip(leaf_paths(tree), labels, strict=True)
-            if label not in self.transforms
+            for path, label in zip(leaf_paths(tree), given, strict=True)
+            if _text(label) not in self.transforms
         }
         if unknown:
             first = ", ".join(f"'{path}' is {label!r}" for path, label in list(unknown.items())[:5])
@@ -102,6 +107,18 @@ class partition(Transform):
                 f"{sorted(self.transforms)}: {first}."
             )
         return labels
+
+
+def _text(label: Any) -> str:
+    """A label as it stands in the state and in qualified names."""
+    if isinstance(label, enum.Enum):
+        return label.name
+    if not isinstance(label, (str, int)):
+        raise TypeError(
+            "partition(...): labels are strings, whole numbers or members of an enum, found "
+            f"{label!r}."
+        )
+    return str(label)
 
 
 class _Selective(Wrapper):
@@ -140,7 +157,8 @@ class masked(_Selective):
 
     Args:
         transform: the stage.
-        mask: a bool per leaf: a tree (a prefix is enough), or a function `(path, leaf) -> bool`.
+        mask: a bool per leaf: a tree (a prefix is enough), a function `(path, leaf) -> bool` or
+            a function `params -> tree`.
     """
 
     elementwise = True
@@ -159,8 +177,8 @@ class freeze(_Selective):
 
     Args:
         transform: the optimizer for the leaves that are not frozen.
-        mask: True for frozen leaves: a tree (a prefix is enough), or a function
-            `(path, leaf) -> bool`.
+        mask: True for frozen leaves: a tree (a prefix is enough), a function
+            `(path, leaf) -> bool` or a function `params -> tree`.
     """
 
     elementwise = True

@@ -14,7 +14,8 @@ from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
 from optfn.core.numerics import all_finite, global_norm, sqrt
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.transform import Context, ExtraKind, count_up
+from optfn.core.state import count_up
+from optfn.core.transform import Context, ExtraKind
 from optfn.core.tree import PyTree
 
 

@@ -6,6 +6,7 @@ unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything in
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from operator import attrgetter
@@ -34,25 +35,33 @@ def static(
     return _field("static", default, kw_only, init, choices=choices)
 
 
-def per_leaf(*, default: Any = MISSING, of: type = object, kw_only: bool = False) -> Any:
+def per_leaf(
+    *,
+    default: Any = MISSING,
+    of: type = object,
+    kw_only: bool = False,
+    also_called: str | None = None,
+) -> Any:
     """Declares a value per leaf of the params: a mask, a label, a multiplier.
 
-    Users give it as a tree (a prefix of the params is enough) or as a function
-    `(path, leaf) -> value` with paths like `"encoder/kernel"`; None means that no leaf has a value.
-    The function gets the param as it is stored, or the update in its compute dtype where `update`
-    is given no params. In a `Leafwise` rule the field reads as the value of the current leaf.
+    Users give it as a tree (a prefix of the params is enough), as a function
+    `(path, leaf) -> value` with paths like `"encoder/kernel"`, or as a function `params -> tree`;
+    None means that no leaf has a value. The function gets the param as it is stored, or the update
+    in its compute dtype where `update` is given no params. In a `Leafwise` rule the field reads as
+    the value of the current leaf.
 
     Args:
         default: the value when none is given.
         of: the required type of each value.
         kw_only: whether the field must be given by keyword.
+        also_called: another keyword for it, such as optax's.
     """
-    return _field("per_leaf", default, kw_only, of=of)
+    return _field("per_leaf", default, kw_only, of=of, also_called=also_called)
 
 
-def child(*, default: Any = MISSING, kw_only: bool = False) -> Any:
+def child(*, default: Any = MISSING, kw_only: bool = False, also_called: str | None = None) -> Any:
     """Declares a field that holds inner transforms, or inner schedules."""
-    return _field("child", default, kw_only)
+    return _field("child", default, kw_only, also_called=also_called)
 
 
 def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
@@ -78,6 +87,7 @@ class Data:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        _take_other_names(cls)
         _register(cls)
 
     def __post_init__(self):
@@ -110,10 +120,16 @@ class Data:
 
     def rebuilt(self, **changes: Any) -> Self:
         """A copy with these attributes, unchecked."""
-        new = object.__new__(type(self))
+        new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         new.__dict__.update(changes)
         return new
+
+    def __copy__(self) -> Self:
+        return self  # frozen, and equal to itself alone
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        return self
 
     def fields(self, *kinds: str) -> Iterator[tuple[str, Any]]:
         """The names and values of the fields of the given kinds, in order."""
@@ -132,6 +148,26 @@ class Data:
         return type(self).__name__
 
 
+def _take_other_names(cls: type) -> None:
+    """Lets the constructor take the fields that are `also_called` something by that keyword."""
+    others = {f.metadata.get("also_called"): f.name for f in dataclasses.fields(cls)}
+    others.pop(None, None)
+    init = cls.__init__
+    if not others or "__init__" not in vars(cls):
+        return
+
+    @functools.wraps(init)
+    def taking(self, *args: Any, **kwargs: Any) -> None:
+        for other in others.keys() & kwargs.keys():
+            name = others[other]
+            if name in kwargs:
+                raise TypeError(f"{cls.__name__}({name}=..., {other}=...) are the same argument.")
+            kwargs[name] = kwargs.pop(other)
+        init(self, *args, **kwargs)
+
+    cls.__init__ = taking
+
+
 def _register(cls: type) -> None:
     fields = dataclasses.fields(cls)
     leaves = tuple(f.name for f in fields if kind_of(f) not in ("static", "per_leaf"))
@@ -146,7 +182,7 @@ def _register(cls: type) -> None:
         return tuple(zip(keys, get_leaves(self), strict=True)), get_fixed(self)
 
     def unflatten(aux, children):
-        new = object.__new__(cls)
+        new = cls.__new__(cls)
         new.__dict__.update(zip(leaves, children, strict=True))
         new.__dict__.update(zip(fixed, aux, strict=True))
         return new
@@ -271,7 +307,7 @@ def show(value: Any) -> str:
         return f"{module}.asarray({text}, '{value.dtype}')"
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return f"float('{value}')"
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return f"({', '.join(map(show, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"

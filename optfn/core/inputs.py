@@ -1,6 +1,7 @@
 """Checks and conversion of what callers pass: to arrays, leaf by leaf, in the compute dtype."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import jax
@@ -67,22 +68,18 @@ def widened(updates: PyTree, params: PyTree | None) -> PyTree:
 def checked_extra_args(
     extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
 ) -> dict[str, Any]:
-    """The extra arguments, checked against the declared names and kinds."""
-    wanted = ", ".join(sorted(declared)) or "none"
-    unknown = sorted(set(extra_args) - set(declared))
-    if unknown:
-        raise TypeError(
-            f"update() got the extra argument '{unknown[0]}', which no stage declares; "
-            f"declared: {wanted}."
-        )
+    """The declared ones among the extra arguments, checked against their kinds."""
     missing = sorted(set(declared) - set(extra_args))
     if missing:
+        others = set(extra_args) - set(declared)
+        alike = get_close_matches(missing[0], map(str, others), n=1)
+        hint = f"; did you mean it by '{alike[0]}'?" if alike else "."
         raise TypeError(
-            f"update() misses the extra argument '{missing[0]}'; declared: {wanted}. Inside "
-            "optax's combinators, to_optax(...) lets extra arguments through."
+            f"update() misses the extra argument '{missing[0]}'; declared: "
+            f"{', '.join(sorted(declared))}{hint}"
         )
-    checked = dict(extra_args)
-    for name, value in extra_args.items():
+    checked = {name: extra_args[name] for name in declared}
+    for name, value in checked.items():
         what = f"the extra argument '{name}'"
         if declared[name] == "tree":
             checked[name] = to_arrays(value, what)

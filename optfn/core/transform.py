@@ -1,14 +1,13 @@
 """The transform: a pure `(init, update)` pair over pytrees that is itself a pytree."""
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from collections.abc import Iterator, Mapping
+from functools import reduce, singledispatch
 from operator import or_
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
+import optax
 
 from optfn.core.data import Data, as_number, batch_shape, kind_of, static
 from optfn.core.dtypes import cast_numbers, own_dtype
@@ -19,51 +18,15 @@ from optfn.core.inputs import (
     to_arrays,
     widened,
 )
+from optfn.core.optax_form import OptaxForm
 from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
 from optfn.core.placement import on_devices_of, replicated
 from optfn.core.schedule import Schedule, as_schedule
+from optfn.core.state import Context, State
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_root
 
 ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
-
-ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
-
-
-def count_up(count: jax.Array) -> jax.Array:
-    """An int32 count plus one; it saturates at 2**31 - 1."""
-    return lax.select(lax.lt(count, MAX_STEP), lax.add(count, ONE_STEP), MAX_STEP)
-
-
-class State(NamedTuple):
-    """The state of an optimizer: what the next update needs.
-
-    Attributes:
-        step: int32 scalar, the number of updates made; it saturates at 2**31 - 1.
-        slots: the state of every stateful stage, by stage name.
-    """
-
-    step: jax.Array
-    slots: dict[str, Any]
-
-
-class Context(NamedTuple):
-    """What a stage may read besides the updates and its own slots.
-
-    Attributes:
-        params: the params in their stored dtype, or None if the caller gave none.
-        step: int32 scalar, 0 at the first update.
-        extra_args: the caller's keyword arguments that the stage declares.
-    """
-
-    params: PyTree | None
-    step: jax.Array
-    extra_args: Mapping[str, Any]
-
-    @property
-    def next_step(self) -> jax.Array:
-        """int32 scalar, 1 at the first update; it saturates at 2**31 - 1."""
-        return count_up(self.step)
 
 
 class Inner(NamedTuple):
@@ -93,7 +56,7 @@ class Inner(NamedTuple):
         return self.slots, self.step, self.params
 
 
-class Transform(Data):
+class Transform(Data, OptaxForm):
     """An optimizer, or a stage of one: a frozen dataclass whose numbers are pytree leaves.
 
     A number may be a schedule, that is, any function of the step count. Subclass this for a rule
@@ -224,14 +187,14 @@ class Transform(Data):
             updates: the gradients, a pytree like the params.
             state: from `init` or from the last `update`.
             params: the current params; some stages need them, all accept them.
-            **extra_args: exactly the extra arguments that the stages declare.
+            **extra_args: the extra arguments that the stages declare; others are ignored.
 
         Returns:
             The updates, with the structure, shapes and dtypes of the gradients, and the next state,
             with those of the last state.
 
         Raises:
-            TypeError: an extra argument is missing, or no stage declares it.
+            TypeError: an extra argument that a stage declares is missing.
             ValueError: trees or shapes do not match.
         """
         updates = to_arrays(updates, "the gradient")
@@ -262,11 +225,6 @@ class Transform(Data):
                 f"a stage's name must be a string without '.' and '/', found {name!r}."
             )
         return self.rebuilt(_given_name=name)
-
-    def __iter__(self) -> Iterator[Callable]:
-        """Unpacks as the pair `init, update`."""
-        yield self.init
-        yield self.update
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -393,11 +351,13 @@ class Transform(Data):
         return as_number(value, where)
 
     def _normalise(self, value: Any, field: Any, where: str) -> Any:
-        if kind_of(field) == "child":
-            for transform in transforms_in(value):
-                check_transform_type(transform, where)
-            return value
-        return super()._normalise(value, field, where)
+        if kind_of(field) != "child":
+            return super()._normalise(value, field, where)
+        if isinstance(value, Mapping):
+            return {label: as_transform(inner, where) for label, inner in value.items()}
+        if type(value) in (list, tuple):
+            return tuple(as_transform(inner, where) for inner in value)
+        return as_transform(value, where)
 
 
 def advance(
@@ -425,15 +385,27 @@ def advance_inner(
     return advance(tx, updates, state, params, own)
 
 
+@singledispatch
+def as_transform(value: Any, where: str) -> Transform:
+    """A transform from what users put in the place of one; `where` names it in errors.
+
+    Modules that know another kind of optimizer register its conversion.
+    """
+    check_transform_type(value, where)
+    return value
+
+
 def check_transform_type(value: Any, where: str) -> None:
     """Refuses a value that is not an optfn transform, and says how to convert it."""
     if isinstance(value, Transform):
         return
     found, hint = type(value).__name__, ""
-    if callable(value) and hasattr(value, "__name__"):
+    if isinstance(value, optax.GradientTransformation):
+        hint = "; use from_optax(...) for an optax transformation"
+    elif callable(value) and hasattr(value, "__name__"):
         found, hint = f"{found} {value.__name__}", f"; call it, as in {value.__name__}(...)"
     elif hasattr(value, "init") and hasattr(value, "update"):
-        hint = "; use from_optax(...) for an optax transformation"
+        hint = "; optax.GradientTransformation(init, update) makes a pair of functions one"
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
 

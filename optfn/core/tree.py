@@ -106,19 +106,28 @@ class PerLeaf:
     """
 
     def __init__(
-        self, function: Callable | None, leaves: tuple, treedef: Any, where: str, kind: type
+        self,
+        function: Callable | None,
+        leaves: tuple,
+        treedef: Any,
+        where: str,
+        kind: type,
+        is_of_params: bool = False,
     ):
         self.function, self.leaves, self.treedef = function, leaves, treedef
-        self.where, self.kind = where, kind
+        self.where, self.kind, self.is_of_params = where, kind, is_of_params
 
     @classmethod
     def of(cls, value: Any, where: str, kind: type = object) -> "PerLeaf":
-        """From a user's value; a callable that is a pytree node (a module) is a tree."""
+        """From a user's value; a callable that is a pytree node (a module) is a tree.
+
+        A function takes the path and the leaf and gives a value, or takes the params and gives a
+        tree.
+        """
         if isinstance(value, PerLeaf):
             return value
         if callable(value) and is_leaf(value):
-            _check_takes_path_and_leaf(value, where)
-            return cls(value, (), None, where, kind)
+            return cls(value, (), None, where, kind, _count_arguments(value, where) == 1)
         is_value = _is_tuple_of_values if kind is tuple else None
         leaves, treedef = jax.tree_util.tree_flatten_with_path(value, is_value)
         values = [_as_static(leaf, f"{where} {location_of(path)}", kind) for path, leaf in leaves]
@@ -131,12 +140,17 @@ class PerLeaf:
 
     def values(self, tree: PyTree, what: str = "the params") -> list:
         """The value for every leaf of `tree` (called `what` in messages), in flattening order."""
-        if self.function is not None:
+        if self.function is not None and not self.is_of_params:
             paths = leaf_paths(tree)
             if isinstance(self.function, by_path):
                 self.function.check(paths, _places(tree), self.where)
             leaves = zip(paths, jax.tree.leaves(tree), strict=True)
-            return [self._call(self.function, path, leaf) for path, leaf in leaves]
+            return [self._value_at(self.function, path, leaf) for path, leaf in leaves]
+        if _stands_for_params(tree):
+            return []
+        if self.function is not None:
+            result = _call(self.function, (tree,), self.where)
+            return PerLeaf.of(result, self.where, self.kind).values(tree, what)
         try:
             subtrees = self.treedef.flatten_up_to(tree)
         except ValueError:
@@ -149,13 +163,9 @@ class PerLeaf:
             for _ in jax.tree.leaves(subtree)
         ]
 
-    def _call(self, function: Callable, path: str, leaf: Any) -> Any:
-        try:
-            value = function(path, leaf)
-        except Exception as error:
-            error.add_note(f"This was {self.where} {location(path)}.")
-            raise
-        return _as_static(value, f"{self.where} {location(path)}", self.kind)
+    def _value_at(self, function: Callable, path: str, leaf: Any) -> Any:
+        where = f"{self.where} {location(path)}"
+        return _as_static(_call(function, (path, leaf), where), where, self.kind)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PerLeaf) and self._content() == other._content()
@@ -171,6 +181,15 @@ class PerLeaf:
         if self.function is not None:
             return getattr(self.function, "__qualname__", repr(self.function))
         return repr(self.treedef.unflatten(map(_Literal, self.leaves)))
+
+
+def _stands_for_params(tree: PyTree) -> bool:
+    """Whether this is a node without leaves in the place of a whole tree.
+
+    `optax.tree.map_params` gives one to `init`, to see which slots are like the params.
+    """
+    plain = tree is None or isinstance(tree, (dict, list, tuple))
+    return not plain and not jax.tree.leaves(tree)
 
 
 def _is_tuple_of_values(x: Any) -> bool:
@@ -228,16 +247,29 @@ def _as_static(value: Any, where: str, kind: type) -> Any:
     return value
 
 
-def _check_takes_path_and_leaf(function: Callable, where: str) -> None:
+def _call(function: Callable, args: tuple, where: str) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:
+        error.add_note(f"This was {where}.")
+        raise
+
+
+def _count_arguments(function: Callable, where: str) -> int:
+    """2 for a function of a path and a leaf, 1 for a function of the params."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # builtins may have none
-        return
-    try:
-        signature.bind("path", None)
-    except TypeError:
-        raise TypeError(
-            f"{where} takes a tree or a function (path, leaf) -> value; found the function "
-            f"{getattr(function, '__qualname__', function)}{signature}. For a function of the "
-            "whole params, call it and give the tree it returns."
-        ) from None
+        return 2
+    named = [p for p in signature.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    # With one name and `*rest` it could take more trees, as `partial(jax.tree.map, f)` does.
+    for count in (1, 2) if len(named) == 1 else (2, 1):
+        try:
+            signature.bind(*range(count))
+            return count
+        except TypeError:
+            continue
+    raise TypeError(
+        f"{where} takes a tree, a function (path, leaf) -> value or a function params -> tree; "
+        f"found the function {getattr(function, '__qualname__', function)}{signature}."
+    )

@@ -95,7 +95,7 @@ def replace_stages(
     for field, value in tx.fields("child"):
         if isinstance(value, Mapping):
             changes[field] = {label: next(new) for label in value}
-        elif isinstance(value, tuple):
+        elif type(value) is tuple:
             changes[field] = tuple(next(new) for _ in value)
         else:
             changes[field] = next(new)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from optfn.core.data import child
-from optfn.core.transform import Transform, check_transform_type
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 
@@ -22,11 +22,7 @@ class Wrapper(Transform):
         transform: the inner transform.
     """
 
-    transform: Transform = child()
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_transform_type(self.transform, f"{type(self).__name__}(transform=...)")
+    transform: Transform = child(also_called="inner")
 
     @property
     def stateful(self) -> bool:

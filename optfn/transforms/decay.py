@@ -36,9 +36,9 @@ class add_decayed_weights(_Decay):
 
     Args:
         weight_decay: a number or a schedule.
-        mask: a bool per leaf, True where the weights decay: a tree (a prefix is enough), or a
-            function `(path, leaf) -> bool`; None decays all. Biases and norm scales are usually
-            left out: `mask=lambda path, leaf: leaf.ndim > 1`.
+        mask: a bool per leaf, True where the weights decay: a tree (a prefix is enough), a
+            function `(path, leaf) -> bool` or a function `params -> tree`; None decays all. Biases
+            and norm scales are usually left out: `mask=lambda path, leaf: leaf.ndim > 1`.
 
     Raises:
         ValueError: `update` was not given the params.

@@ -70,7 +70,8 @@ class scale_by_layer_decay(Leafwise):
     Args:
         decay: a number or a schedule, from 0 to 1; 1 leaves the updates as they are.
         layers_above: the number of layers between a leaf's layer and the loss, an int from 0 on: a
-            tree (a prefix is enough), or a function `(path, leaf) -> int`.
+            tree (a prefix is enough), a function `(path, leaf) -> int` or a function
+            `params -> tree`.
 
     Raises:
         TypeError: a value of `layers_above` is not an int, or is a bool.

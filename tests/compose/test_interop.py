@@ -1,5 +1,8 @@
 """The border to optax: what crosses it and what must be declared."""
 
+import enum
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -34,8 +37,9 @@ def test_to_optax_is_optaxs_own_type_and_is_closed_over_its_numbers():
     chex.assert_trees_all_close(state, expected_state, rtol=1e-6)
 
 
-def test_to_optax_passes_on_only_what_is_declared():
-    tx = optfn.to_optax(newton())
+@pytest.mark.parametrize("wrap", [lambda tx: tx, optfn.to_optax], ids=["itself", "to_optax"])
+def test_extra_args_that_no_stage_declares_are_ignored(wrap):
+    tx = wrap(newton())
     curvature = jax.tree.map(jnp.ones_like, PARAMS)
     wanted = {"curvature": curvature, "damping": 1.0}
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, **wanted, value=VALUE, whatever=None)
@@ -59,7 +63,7 @@ def test_from_optax_has_no_leaves_and_keeps_its_state_under_its_name():
 
 def test_two_of_them_need_names():
     one, two = optfn.from_optax(optax.trace(0.9)), optfn.from_optax(optax.trace(0.5))
-    with pytest.raises(ValueError, match=r"2 stateful stages named 'from_optax'.*\.named\("):
+    with pytest.raises(ValueError, match=r"2 stateful stages named 'trace'.*\.named\("):
         optfn.chain(one, two)
     tx = optfn.chain(one.named("first"), two.named("second"))
     assert tx.init(PARAMS).slots.keys() == {"first", "second"}
@@ -117,7 +121,120 @@ def test_an_extra_argument_of_unknown_kind_needs_one():
         optfn.from_optax(optax.adam(0.1), {"temperature": "number"})
 
 
-def test_undeclared_extra_args_do_not_reach_it():
+def test_extra_args_are_found_where_its_update_names_them():
+    search = optax.scale_by_zoom_linesearch(5)
+    assert optfn.from_optax(search).declared_extra_args().keys() == {"value", "grad", "value_fn"}
+    assert optfn.from_optax(search, ()).declared_extra_args() == {}
+
+
+def test_an_error_says_how_to_declare_those_of_a_chain():
     stage = optfn.from_optax(optax.polyak_sgd(1.0))
-    with pytest.raises(TypeError, match=r"got the extra argument 'value', which no stage declares"):
+    with pytest.raises(TypeError, match="value") as error:
         stage.update(GRADS, stage.init(PARAMS), PARAMS, value=VALUE)
+    assert "from_optax(transformation, extra_args=('value', ...))" in error.value.__notes__[0]
+
+
+# Optax's forms.
+
+
+def steps_of(tx, params=PARAMS, **extra_args):
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(value_fn)(params), state, params, **extra_args)
+        return (optax.apply_updates(params, updates), state), updates
+
+    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=3)[1])(params)
+
+
+class Group(enum.Enum):
+    SLOW = 1
+    FAST = 2
+
+
+def first_is(value, other):
+    return lambda params: {"a": value, "b": other}
+
+
+MASK = {"a": True, "b": False}
+ENDINGS = {
+    "in a chain": (
+        lambda lib: optfn.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9), lib.scale(-0.1)),
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9), optax.scale(-0.1)),
+    ),
+    "alike and without state": (
+        lambda lib: optfn.chain(optax.scale(-0.5), optax.scale(0.1)),
+        lambda: optax.scale(-0.05),
+    ),
+    "in a wrapper": (
+        lambda lib: optfn.accumulate(optax.adam(0.1), 2),
+        lambda: optax.MultiSteps(optax.adam(0.1), 2),
+    ),
+    "int labels": (
+        lambda lib: optfn.partition({0: optax.adam(0.1), 1: lib.sgd(0.1)}, {"a": 0, "b": 1}),
+        lambda: optax.partition({0: optax.adam(0.1), 1: optax.sgd(0.1)}, {"a": 0, "b": 1}),
+    ),
+    "enum labels from the params": (
+        lambda lib: optfn.partition(
+            {Group.SLOW: lib.adam(0.1), Group.FAST: lib.sgd(0.1)},
+            param_labels=first_is(Group.SLOW, Group.FAST),
+        ),
+        # In optax's state enums cannot be sorted.
+        lambda: optax.partition({"a": optax.adam(0.1), "b": optax.sgd(0.1)}, first_is("a", "b")),
+    ),
+    "a mask from the params": (
+        lambda lib: optfn.adamw(0.1, weight_decay=0.5, mask=first_is(True, False)),
+        lambda: optax.adamw(0.1, weight_decay=0.5, mask=first_is(True, False)),
+    ),
+    "a mask by tree.map": (
+        lambda lib: optfn.adamw(
+            0.1, weight_decay=0.5, mask=functools.partial(jax.tree.map, lambda x: x.ndim > 1)
+        ),
+        lambda: optax.adam(0.1),
+    ),
+    "inner by name": (
+        lambda lib: optfn.chain(optfn.masked(inner=optax.trace(0.9), mask=MASK), lib.sgd(0.1)),
+        lambda: optax.chain(optax.masked(inner=optax.trace(0.9), mask=MASK), optax.sgd(0.1)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), ENDINGS.values(), ids=ENDINGS)
+def test_optaxs_forms_are_taken(ours, theirs):
+    # Tolerance: the standard of equality with optax in float32.
+    chex.assert_trees_all_close(steps_of(ours(optfn)), steps_of(theirs()), rtol=2e-5, atol=1e-6)
+
+
+def test_what_optax_gives_without_state_has_no_entry():
+    tx = optfn.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9), optax.scale(-0.1))
+    assert tx.init(PARAMS).slots.keys() == {"trace"}
+
+
+def test_optaxs_names_of_accumulations_are_taken():
+    def fun(x):
+        return jnp.sum(x), x
+
+    kinds = optax.microbatching.AccumulationType
+    x = jnp.arange(6.0)
+    for mean in (kinds.MEAN, kinds.RUNNING_MEAN):
+        total, rows = optfn.microbatch(fun, 0, 2, (mean, kinds.CONCAT))(x)
+        assert total == 5.0
+        chex.assert_trees_all_equal(rows, x)
+    assert optfn.microbatch(fun, 0, 2, (kinds.SUM, kinds.CONCAT))(x)[0] == 15.0
+
+
+MAPPED = {
+    "a tree for a mask": optfn.adamw(0.1, mask=MASK),
+    "a tree of labels": optfn.partition({"x": optfn.adam(0.1)}, {"a": "x", "b": "x"}),
+    "flatten": optfn.flatten(optfn.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("tx", MAPPED.values(), ids=MAPPED)
+def test_params_are_found_in_the_state_by_optax(tx):
+    state = tx.init(PARAMS)
+    mapped = optax.tree.map_params(
+        tx, lambda x: x + 1, state, transform_non_params=lambda x: x + 10
+    )
+    assert mapped.step == 10
+    expected = jax.tree.map(lambda x: x + 1, state.slots)
+    chex.assert_trees_all_equal(mapped.slots, expected)

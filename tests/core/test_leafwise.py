@@ -269,7 +269,7 @@ def parts(tx):
     found = [tx]
     for _, value in tx.fields("number", "child"):
         inner = value.values() if isinstance(value, dict) else value
-        for x in inner if isinstance(value, (tuple, dict)) else [value]:
+        for x in inner if type(value) in (tuple, dict) else [value]:
             found += parts(x) if isinstance(x, optfn.Transform) else [x]
     return found
 

@@ -24,10 +24,11 @@ class scale_by_adam_mini(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
         block_axes: for each leaf the axes that number its blocks, a tuple of ints; entries along
-            the other axes share a block. A tree or a function `(path, leaf) -> axes`. None takes
-            the last axis of arrays with two or more axes, which gives a kernel (in, out) one block
-            per output; any other array is one block. The authors take `(0,)` for an embedding
-            (tokens, features) and the axis of the heads for queries and keys.
+            the other axes share a block. A tree, a function `(path, leaf) -> axes` or a function
+            `params -> tree`. None takes the last axis of arrays with two or more axes, which gives
+            a kernel (in, out) one block per output; any other array is one block. The authors take
+            `(0,)` for an embedding (tokens, features) and the axis of the heads for queries and
+            keys.
 
     Raises:
         ValueError: an axis that an array does not have.

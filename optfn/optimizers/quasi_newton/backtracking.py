@@ -10,7 +10,6 @@ from optfn.core.data import static
 from optfn.core.dtypes import cast
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
-    Evaluations,
     Line,
     LineSearch,
     LineSearchInfo,
@@ -119,5 +118,5 @@ class scale_by_backtracking_linesearch(LineSearch):
         start = start._replace(accepted=~(line.slope < 0))
         end = lax.while_loop(should_continue, tried, start)
         failed = ~end.accepted | (end.trials == 0)
-        info = LineSearchInfo(Evaluations(end.trials, end.grads), failed)
+        info = LineSearchInfo(end.trials, end.grads, failed)
         return LineSearchState(end.tried, end.value, end.grad, info)

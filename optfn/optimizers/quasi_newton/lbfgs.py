@@ -23,7 +23,7 @@ class Memory(NamedTuple):
 
     Attributes:
         params: the params at the last update, [n].
-        grad: the gradient there, [n].
+        gradient: the gradient there, [n].
         steps: the steps s, one per row, [m, n]; a new one overwrites the oldest.
         changes: the changes y of the gradient along these steps, one per row, [m, n].
         inverse: the inverse of the triangle of products <s_i, y_j>, i no newer than j, [m, m]; zero
@@ -33,7 +33,7 @@ class Memory(NamedTuple):
     """
 
     params: jax.Array
-    grad: jax.Array
+    gradient: jax.Array
     steps: jax.Array
     changes: jax.Array
     inverse: jax.Array
@@ -84,7 +84,7 @@ class scale_by_lbfgs(Transform):
         m, n = self.memory_size, start.size
         return Memory(
             params=scalar_slot(start, params),
-            grad=scalar_slot(jnp.zeros(n), params),
+            gradient=scalar_slot(jnp.zeros(n), params),
             steps=scalar_slot(jnp.zeros((m, n)), params),
             changes=scalar_slot(jnp.zeros((m, n)), params),
             inverse=scalar_slot(jnp.zeros((m, m)), params),
@@ -118,7 +118,7 @@ def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
 
     A step of length zero means that the line search rejected the direction, and empties the memory.
     """
-    both = jnp.stack([params - old.params, grad - old.grad])
+    both = jnp.stack([params - old.params, grad - old.gradient])
     (length, product), (_, square) = _dot(both, both.T)
     rounding = jnp.finfo(both.dtype).eps * jnp.sqrt(length) * jnp.sqrt(square)
     kept = (old.row >= 0) & (product > rounding) & (product < jnp.inf) & (square < jnp.inf)

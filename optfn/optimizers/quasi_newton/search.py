@@ -27,12 +27,19 @@ class LineSearchInfo(NamedTuple):
     """What became of a line search; the next one does not need it.
 
     Attributes:
-        evaluations: what the search needed.
+        num_linesearch_steps: the number of rates it tried, int32.
+        num_gradients: the number of gradients it took, int32.
         failed: whether its conditions do not hold at the new params.
     """
 
-    evaluations: Evaluations
+    num_linesearch_steps: jax.Array
+    num_gradients: jax.Array
     failed: jax.Array
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What the search needed; it evaluates the function once for each rate."""
+        return Evaluations(self.num_linesearch_steps, self.num_gradients)
 
 
 class LineSearchState(NamedTuple):
@@ -100,12 +107,13 @@ class LineSearch(Transform):
         raise NotImplementedError
 
     def init_slots(self, params: PyTree) -> LineSearchState:
-        never = Evaluations(*(zero_slot(jnp.int32, params) for _ in Evaluations._fields))
         return LineSearchState(
             learning_rate=scalar_slot(1, params),
             value=scalar_slot(jnp.inf, params),
             grad=zeros_of(params) if self.keeps_grad else None,
-            info=LineSearchInfo(never, zero_slot(bool, params)),
+            info=LineSearchInfo(
+                *(zero_slot(dtype, params) for dtype in ("int32", "int32", "bool"))
+            ),
         )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:

@@ -10,7 +10,6 @@ from jax import lax
 from optfn.core.data import static
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
-    Evaluations,
     Line,
     LineSearch,
     LineSearchInfo,
@@ -135,7 +134,7 @@ class scale_by_zoom_linesearch(LineSearch):
         end = lax.while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
         failed = ~end.accepted | (end.trials == 0)
-        info = LineSearchInfo(Evaluations(end.trials, end.trials), failed)
+        info = LineSearchInfo(end.trials, end.trials, failed)
         return LineSearchState(rate, value, end.grad, info)
 
     def _narrowed(self, line: Line, most: jax.Array, old: Interval) -> Interval:
