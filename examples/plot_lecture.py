@@ -238,14 +238,14 @@ FAMILIES = (
     ),
     Family(
         "exponential: decay_rate to the power of epoch",
-        schedules.exponential(1, 0.95),
+        schedules.exponential(1, 1, 0.95),
         "decay_rate",
         (0.99, 0.95, 0.8),
     ),
     Family("inverse root: k / √(epoch + 1)", schedules.inverse_sqrt(1), "k", (1, 0.5, 0.25)),
     Family(
         "staircase: halved every transition_steps",
-        schedules.exponential(1, 0.5, 20, staircase=True),
+        schedules.exponential(1, 20, 0.5, staircase=True),
         "transition_steps",
         (30, 20, 10),
     ),
@@ -260,7 +260,12 @@ FAMILIES = (
         (10, 30, 60),
         "lower center",
     ),
-    Family("one cycle", schedules.one_cycle(1, 100), "pct_start", (0.1, 0.3, 0.5)),
+    Family(
+        "one cycle",
+        schedules.one_cycle(peak_value=1, total_steps=100),
+        "pct_start",
+        (0.1, 0.3, 0.5),
+    ),
 )
 
 # The rates that a person sets during the run, by epoch.

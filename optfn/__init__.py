@@ -1,5 +1,7 @@
 """optfn: functional optimizers for JAX, in which an optimizer is data."""
 
+import typing as _typing
+
 # The core: what an optimizer is.
 from optfn.core.apply import apply_updates as apply_updates
 from optfn.core.apply import evaluation_params as evaluation_params
@@ -21,6 +23,7 @@ from optfn.core.hyperparameters import unstack as unstack
 from optfn.core.leafwise import Leafwise as Leafwise
 from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
+from optfn.core.optax_names import missing as _missing
 from optfn.core.paths import by_path as by_path
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.state import Context as Context
@@ -230,3 +233,9 @@ from optfn.minimize import value_and_grad_from_state as value_and_grad_from_stat
 from optfn import schedules as schedules
 
 __version__ = "0.1.0"
+
+
+if not _typing.TYPE_CHECKING:  # which would take any name for a function
+
+    def __getattr__(name: str) -> object:
+        raise _missing(__name__, name)

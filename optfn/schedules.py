@@ -2,21 +2,58 @@
 
 Every argument is a number and a leaf, step counts included: it may be traced, swept by `vmap`,
 differentiated and replaced without recompilation. Step 0 is the first update; past its end a
-schedule keeps its last value; a transition over zero steps ends at once. (A decay with zero
-`transition_steps` applies at every step.)
+schedule keeps its last value.
+
+A schedule that is one transition does not take place over zero steps, as in optax: its value stays
+`init_value`. A part of a longer one, such as a warm-up, is over at once.
 
     warmup_cosine(peak_value=3e-4, warmup_steps=100, total_steps=1000)(step)
+
+Arguments have optax's order and meaning where a call by position can be mistaken for optax's; what
+differs is given by name, and a call in optax's order raises an error that says what to write.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from optfn.core import optax_names
 from optfn.core.data import child, numbers, static
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.schedule import custom as custom
+
+A_Schedule = TypeVar("A_Schedule", bound=type[Schedule])
+
+
+def _other_in_optax(cls: A_Schedule) -> A_Schedule:
+    """The class, whose calls with optax's arguments raise an error that says what to write."""
+    init, arguments = cls.__init__, inspect.signature(cls.__init__)
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        try:
+            arguments.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"{cls.__name__}({_listed(arguments)}): {error}. "
+                f"{optax_names.of_schedule(cls.__name__)}"
+            ) from None
+        init(self, *args, **kwargs)
+
+    setattr(cls, "__init__", checked)  # noqa: B010
+    return cls
+
+
+def _listed(arguments: inspect.Signature) -> str:
+    """The names of the arguments; those after a star are given by name."""
+    _, *own = arguments.parameters.values()
+    bare = [x.replace(annotation=x.empty, default=x.empty) for x in own]
+    return str(inspect.Signature(bare))[1:-1]
 
 
 class constant(Schedule):
@@ -38,61 +75,81 @@ class linear(Schedule):
     """A straight line from one value to another.
 
     Args:
-        init_value: the value at step 0.
-        end_value: the value from step `transition_steps` on.
-        transition_steps: the length of the line.
+        init_value: the value up to step `transition_begin`.
+        end_value: the value from step `transition_begin + transition_steps` on.
+        transition_steps: the length of the line; over zero steps the value stays `init_value`.
+        transition_begin: the step at which the line starts.
     """
 
     init_value: Any
     end_value: Any
     transition_steps: Any
+    transition_begin: Any = 0.0
 
     def at(self, step):
-        return _mix(self.init_value, self.end_value, _progress(step, self.transition_steps))
+        share = _transition(step, self.transition_steps, self.transition_begin)
+        return _mix(self.init_value, self.end_value, share)
 
 
 class polynomial(Schedule):
     """A power of the remaining time: (init - end) * (1 - step / transition_steps)^power + end.
 
     Args:
-        init_value: the value at step 0.
-        end_value: the value from step `transition_steps` on.
+        init_value: the value up to step `transition_begin`.
+        end_value: the value from step `transition_begin + transition_steps` on.
         power: 1 is a straight line, 2 slows down towards the end.
-        transition_steps: the length of the transition.
+        transition_steps: the length of the transition; over zero steps the value stays
+            `init_value`.
+        transition_begin: the step at which the transition starts.
     """
 
     init_value: Any
     end_value: Any
     power: Any
     transition_steps: Any
+    transition_begin: Any = 0.0
 
     def at(self, step):
-        remaining = 1 - _progress(step, self.transition_steps)
-        # The selection keeps the end exact for every power, 0 too.
-        share = jnp.where(remaining > 0, _power(remaining, self.power), 0)
-        return _mix(self.end_value, self.init_value, share)
+        share = _transition(step, self.transition_steps, self.transition_begin)
+        return _mix(self.end_value, self.init_value, _power(1 - share, self.power))
 
 
+@_other_in_optax
 class exponential(Schedule):
     """Multiplication by a rate: init_value * decay_rate^(step / transition_steps).
 
     By epoch it is the 0.95^epoch * a0 of Ng's lectures; with `staircase` their discrete staircase:
-    `exponential(a0, 0.5, transition_steps=1000, staircase=True)` halves every 1000 steps.
+    `exponential(a0, 1000, 0.5, staircase=True)` halves every 1000 steps.
 
     Args:
-        init_value: the value at step 0.
-        decay_rate: the factor for every `transition_steps` steps.
+        init_value: the value up to step `transition_begin`.
         transition_steps: the number of steps per factor.
+        decay_rate: the factor for every `transition_steps` steps. With a rate of zero, as over
+            zero steps, the value stays `init_value`.
+        transition_begin: the step at which the decay starts.
         staircase: apply each factor at once, at the end of its steps.
+        end_value: a bound: the value falls no further, or for a rate of 1 or more rises no
+            further. None for no bound.
     """
 
     init_value: Any
+    transition_steps: Any
     decay_rate: Any
-    transition_steps: Any = 1
+    transition_begin: Any = 0.0
     staircase: bool = static(default=False)
+    end_value: Any = None
 
     def at(self, step):
-        return self.init_value * _power(self.decay_rate, _elapsed(self, step))
+        changes = (self.transition_steps > 0) & (self.decay_rate != 0)
+        begun = jnp.maximum(step - jnp.maximum(self.transition_begin, 0), 0)
+        rate, elapsed = jnp.where(changes, self.decay_rate, 1), _elapsed(self, begun)
+        value = self.init_value * _power(rate, elapsed)
+        if self.end_value is None:
+            return value
+        beyond = jnp.where(rate < 1, value < self.end_value, value > self.end_value) & changes
+        # The power may have overflowed, and its derivative with it.
+        value = self.init_value * _power(rate, jnp.where(beyond, 0, elapsed))
+        return jnp.where(beyond, self.end_value, value)
 
 
 class linear_half_life(Schedule):
@@ -106,7 +163,7 @@ class linear_half_life(Schedule):
     Args:
         init_value: the decay at step 0, above 0 and below 1.
         end_value: the decay from step `transition_steps` on, above 0 and below 1.
-        transition_steps: the length of the line.
+        transition_steps: the length of the line; over zero steps the decay stays `init_value`.
 
     Source: Pagliardini et al. 2024.
     """
@@ -116,7 +173,7 @@ class linear_half_life(Schedule):
     transition_steps: Any
 
     def at(self, step):
-        share = _progress(step, self.transition_steps)
+        share = _transition(step, self.transition_steps)
         first, last = (-1 / jnp.log2(b) for b in (self.init_value, self.end_value))
         b = 2 ** (-1 / _mix(first, last, share))
         return jnp.where(share < 1, jnp.where(share > 0, b, self.init_value), self.end_value)
@@ -130,14 +187,15 @@ class inverse_time(Schedule):
     Args:
         init_value: the value at step 0.
         decay_rate: the growth of the divisor every `transition_steps` steps.
-        transition_steps: the number of steps per growth.
+        transition_steps: the number of steps per growth; with zero the value stays `init_value`.
         staircase: let the divisor grow at once, at the end of these steps.
     """
 
     init_value: Any
     decay_rate: Any
-    transition_steps: Any = 1
-    staircase: bool = static(default=False)
+    _: KW_ONLY
+    transition_steps: Any = 1.0
+    staircase: bool = static(default=False, kw_only=True)
 
     def at(self, step):
         return self.init_value / (1 + self.decay_rate * _elapsed(self, step))
@@ -165,10 +223,17 @@ class _Piecewise(Schedule):
     boundaries: Sequence[Any] = numbers()
 
     def __post_init__(self):
+        if isinstance(self.boundaries, Mapping):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}(boundaries=...) must be a sequence of steps, found the dict "
+                f"{self.boundaries}. {optax_names.of_schedule(name)}"
+            )
         super().__post_init__()
         _check_lengths(self, self.values, "values", self.boundaries)
 
 
+@_other_in_optax
 class piecewise_constant(_Piecewise):
     """One value up to each boundary: `values[i]` from step `boundaries[i - 1]` on.
 
@@ -184,7 +249,27 @@ class piecewise_constant(_Piecewise):
         return result
 
 
-class piecewise_linear(_Piecewise):
+class _Through(_Piecewise):
+    """The base of the schedules that pass through points."""
+
+    def at(self, step):
+        result = jnp.broadcast_to(self.values[0], step.shape)
+        start = 0.0
+        for i, boundary in enumerate(self.boundaries):
+            share = self._share(_progress(step - start, boundary - start))
+            result = jnp.where(
+                step >= start, _mix(self.values[i], self.values[i + 1], share), result
+            )
+            start = boundary
+        return result
+
+    def _share(self, progress):
+        """The share of the way from a point to the next, for a share of the time between them."""
+        raise NotImplementedError
+
+
+@_other_in_optax
+class piecewise_linear(_Through):
     """Straight lines through points: `values[0]` at step 0, `values[i]` at `boundaries[i - 1]`.
 
     Args:
@@ -192,58 +277,79 @@ class piecewise_linear(_Piecewise):
         boundaries: n steps, ascending.
     """
 
-    def at(self, step):
-        result = jnp.broadcast_to(self.values[0], step.shape)
-        start = 0.0
-        for i, boundary in enumerate(self.boundaries):
-            line = _mix(
-                self.values[i], self.values[i + 1], _progress(step - start, boundary - start)
-            )
-            result = jnp.where(step >= start, line, result)
-            start = boundary
-        return result
+    def _share(self, progress):
+        return progress
 
 
+@_other_in_optax
+class piecewise_cosine(_Through):
+    """Half cosines through points: `values[0]` at step 0, `values[i]` at `boundaries[i - 1]`.
+
+    The slope is zero at each point.
+
+    Args:
+        values: n + 1 values.
+        boundaries: n steps, ascending.
+    """
+
+    def _share(self, progress):
+        return _ease(progress)
+
+
+@_other_in_optax
 class cosine(Schedule):
     """Half a cosine from one value to another.
 
+        end + (init - end) * ((1 + cos(pi * step / total_steps)) / 2)^exponent
+
     Args:
         init_value: the value at step 0.
-        total_steps: the step from which the value is `end_value`.
+        total_steps: the step from which the value is `end_value`; over zero steps it stays
+            `init_value`.
         end_value: the last value. (optax takes its share of init_value, `alpha`.)
+        exponent: a larger one falls sooner.
 
     Source: Loshchilov and Hutter 2017.
     """
 
     init_value: Any
     total_steps: Any
+    _: KW_ONLY
     end_value: Any = 0.0
+    exponent: Any = 1.0
 
     def at(self, step):
-        return _mix(self.init_value, self.end_value, _ease(_progress(step, self.total_steps)))
+        left = _power(1 - _ease(_transition(step, self.total_steps)), self.exponent)
+        return _mix(self.end_value, self.init_value, left)
 
 
+@_other_in_optax
 class cosine_restarts(Schedule):
     """Cosine decay with warm restarts: SGDR.
 
     Cycle n takes transition_steps * steps_factor^n steps, its start rounded to a whole step, and
-    falls from init_value * value_factor^n to end_value.
+    falls from init_value * value_factor^n to end_value. With `warmup_steps` each cycle first rises
+    to its first value along a straight line from end_value. (Cycles that follow no rule are a
+    `join` of `warmup_cosine`s.)
 
     Args:
-        init_value: the value at step 0.
-        transition_steps: the length of the first cycle.
+        init_value: the first value of the first cycle, after its warm-up.
+        transition_steps: the length of the first cycle, warm-up included.
         end_value: the value each cycle falls towards.
         steps_factor: the length of a cycle over that of the last; at least 1.
         value_factor: the first value of a cycle over that of the last.
+        warmup_steps: the length of the line at the start of each cycle.
 
     Source: Loshchilov and Hutter 2017.
     """
 
     init_value: Any
     transition_steps: Any
+    _: KW_ONLY
     end_value: Any = 0.0
     steps_factor: Any = 1.0
     value_factor: Any = 1.0
+    warmup_steps: Any = 0.0
 
     def at(self, step):
         period, factor = jnp.maximum(self.transition_steps, 1), self.steps_factor
@@ -259,16 +365,23 @@ class cosine_restarts(Schedule):
         n = jnp.floor(jax.lax.stop_gradient(n))
         n = jnp.where(step < start(n), n - 1, n)
         n = jnp.where(step >= start(n + 1), n + 1, n)
-        into = _progress(step - start(n), start(n + 1) - start(n))
-        return _mix(self.init_value * _power(self.value_factor, n), self.end_value, _ease(into))
+        first, into = self.init_value * _power(self.value_factor, n), step - start(n)
+        up = _mix(self.end_value, first, _progress(into, self.warmup_steps))
+        rest = start(n + 1) - start(n) - self.warmup_steps
+        over = _ease(_progress(into - self.warmup_steps, rest))
+        return jnp.where(into < self.warmup_steps, up, _mix(first, self.end_value, over))
 
 
+@_other_in_optax
 class one_cycle(Schedule):
     """Up to a peak and down again, far below the start: super-convergence.
 
     With `anneal="cosine"` it has two phases: up to the peak at `pct_start` of the steps, then down
     to the end. With `anneal="linear"` it has three: up, down to the start value at `pct_final`,
     then down to the end. The start is peak_value / div_factor, the end start / final_div_factor.
+
+    All arguments are given by name: optax's `cosine_onecycle_schedule` and
+    `linear_onecycle_schedule` have one order each, torch another.
 
     Args:
         peak_value: the highest value.
@@ -282,13 +395,14 @@ class one_cycle(Schedule):
     Source: Smith and Topin 2018.
     """
 
+    _: KW_ONLY
     peak_value: Any
     total_steps: Any
     pct_start: Any = 0.3
     pct_final: Any = 0.85
     div_factor: Any = 25.0
     final_div_factor: Any = 1e4
-    anneal: str = static(default="cosine", choices=("cosine", "linear"))
+    anneal: str = static(default="cosine", choices=("cosine", "linear"), kw_only=True)
 
     def at(self, step):
         start = self.peak_value / self.div_factor
@@ -304,6 +418,26 @@ class one_cycle(Schedule):
         ).at(step)
 
 
+@_other_in_optax
+class warmup_constant(Schedule):
+    """A straight line up, and the same value from then on.
+
+    Args:
+        peak_value: the value from step `warmup_steps` on.
+        warmup_steps: the length of the line.
+        init_value: the value at step 0.
+    """
+
+    peak_value: Any
+    warmup_steps: Any
+    _: KW_ONLY
+    init_value: Any = 0.0
+
+    def at(self, step):
+        return _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
+
+
+@_other_in_optax
 class warmup_cosine(Schedule):
     """A straight line up, then half a cosine down: the usual schedule for transformers.
 
@@ -313,16 +447,19 @@ class warmup_cosine(Schedule):
         total_steps: the step from which the value is `end_value`, warm-up included.
         init_value: the value at step 0.
         end_value: the last value.
+        exponent: of the cosine; a larger one falls sooner.
     """
 
     peak_value: Any
     warmup_steps: Any
     total_steps: Any
+    _: KW_ONLY
     init_value: Any = 0.0
     end_value: Any = 0.0
+    exponent: Any = 1.0
 
     def at(self, step):
-        return _warmup(self, step, cosine)
+        return _up_and_down(self, step, lambda x: _power(1 - _ease(x), self.exponent))
 
 
 class warmup_linear(Schedule):
@@ -339,14 +476,12 @@ class warmup_linear(Schedule):
     peak_value: Any
     warmup_steps: Any
     total_steps: Any
+    _: KW_ONLY
     init_value: Any = 0.0
     end_value: Any = 0.0
 
     def at(self, step):
-        def down(peak_value, steps, end_value):
-            return linear(peak_value, end_value, steps)
-
-        return _warmup(self, step, down)
+        return _up_and_down(self, step, lambda x: 1 - x)
 
 
 class wsd(Schedule):
@@ -371,9 +506,10 @@ class wsd(Schedule):
     warmup_steps: Any
     decay_steps: Any
     total_steps: Any
+    _: KW_ONLY
     init_value: Any = 0.0
     end_value: Any = 0.0
-    tail: str = static(default="linear", choices=("linear", "cosine", "sqrt"))
+    tail: str = static(default="linear", choices=("linear", "cosine", "sqrt"), kw_only=True)
 
     def at(self, step):
         up = _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
@@ -484,7 +620,12 @@ def _mix(a, b, share):
 def _progress(step, steps):
     """The share of `steps` that has passed, from 0 to 1; for zero steps 1 from step 0 on."""
     share = jnp.clip(step / jnp.where(steps > 0, steps, 1), 0, 1)
-    return jnp.where(steps > 0, share, jnp.where(step >= 0, 1.0, 0.0))
+    return jnp.where(step < jnp.maximum(steps, 0), share, 1.0)
+
+
+def _transition(step, steps, begin=0.0):
+    """The share of `steps` that has passed since `begin`; for zero steps 0 for good."""
+    return jnp.where(steps > 0, _progress(step - jnp.maximum(begin, 0), steps), 0.0)
 
 
 def _ease(share):
@@ -493,9 +634,10 @@ def _ease(share):
 
 
 def _elapsed(schedule, step):
-    """Steps in units of `transition_steps`, whole ones for a staircase."""
+    """Steps in units of `transition_steps`, whole ones for a staircase; none of zero steps."""
     unit = jnp.where(schedule.transition_steps > 0, schedule.transition_steps, 1)
-    return _whole(step, unit) if schedule.staircase else step / unit
+    units = _whole(step, unit) if schedule.staircase else step / unit
+    return jnp.where(schedule.transition_steps > 0, units, 0)
 
 
 def _power(base, exponent):
@@ -511,12 +653,12 @@ def _whole(step, unit):
     return jnp.where(step >= (n + 1) * unit, n + 1, n)
 
 
-def _warmup(schedule, step, then):
+def _up_and_down(schedule, step, left):
+    """A straight line to the peak; then `left` of it, which goes from 1 to 0, for what passed."""
     up = _mix(schedule.init_value, schedule.peak_value, _progress(step, schedule.warmup_steps))
     rest = schedule.total_steps - schedule.warmup_steps
-    down = then(schedule.peak_value, rest, schedule.end_value)(
-        jnp.maximum(step - schedule.warmup_steps, 0)
-    )
+    share = left(_progress(step - schedule.warmup_steps, rest))
+    down = _mix(schedule.end_value, schedule.peak_value, share)
     return jnp.where(step < schedule.warmup_steps, up, down)
 
 
@@ -531,3 +673,9 @@ def _check_lengths(schedule, items, name, boundaries):
         raise ValueError(
             f"{type(schedule).__name__}(boundaries=...) must ascend, found {boundaries}."
         )
+
+
+if not TYPE_CHECKING:  # which would take any name for a schedule
+
+    def __getattr__(name: str) -> Any:
+        raise optax_names.missing(__name__, name)

@@ -741,7 +741,7 @@ STATICS = {
         "counted(mode=...) must be one of ('a', 'b'), found str: 'c'.",
     ),
     "a schedule as a choice": (
-        lambda: schedules.one_cycle(1.0, 10, anneal=schedules.constant(1.0)),
+        lambda: schedules.one_cycle(peak_value=1.0, total_steps=10, anneal=schedules.constant(1.0)),
         ValueError,
         "one_cycle(anneal=...) must be one of ('cosine', 'linear')",
     ),

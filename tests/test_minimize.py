@@ -147,7 +147,7 @@ def test_any_tree_and_any_optimizer():
     def f(p):
         return jnp.sum((p["a"] - 3) ** 2) + optfn.abs_sq(p["b"][0] - 1j)
 
-    for tx in (None, optfn.adam(optfn.schedules.exponential(0.3, 0.5, 50))):
+    for tx in (None, optfn.adam(optfn.schedules.exponential(0.3, 50, 0.5))):
         result = optfn.minimize(f, params, tx, tol=1e-3)
         assert result.converged
         np.testing.assert_allclose(result.x["a"], 3, atol=1e-3)

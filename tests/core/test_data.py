@@ -48,7 +48,7 @@ def test_scalars_become_python_floats(value):
 
 def test_counts_are_floats_that_can_be_differentiated():
     schedule = schedules.cosine(1.0, total_steps=100)
-    assert [type(leaf) for leaf in jax.tree.leaves(schedule)] == [float] * 3
+    assert [type(leaf) for leaf in jax.tree.leaves(schedule)] == [float] * 4
     by_steps = jax.grad(lambda s: s(50))(schedule).total_steps
     # d/dT of (1 + cos(pi t / T)) / 2 at t = T / 2.
     np.testing.assert_allclose(by_steps, np.pi / 2 * 50 / 100**2, rtol=1e-5)

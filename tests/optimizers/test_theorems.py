@@ -236,7 +236,7 @@ def test_decoupled_decay_multiplies_the_weights(algorithm, x64):
     """Without a gradient the product of 1 - lr_t * weight_decay_t is left of them."""
     params = {"decays": np.array([1.0, -2.0]), "stays": np.array([1.0, -2.0])}
     grads = {k: np.zeros((STEPS, 2)) for k in params}
-    rate, decay = schedules.linear(0.1, 0.01, 50), schedules.exponential(0.5, 0.97)
+    rate, decay = schedules.linear(0.1, 0.01, 50), schedules.exponential(0.5, 1, 0.97)
     mask = {"decays": True, "stays": False}
     tx = getattr(optfn, algorithm)(rate, weight_decay=decay, mask=mask)
     path = run_as_data(tx, params, grads)[0]

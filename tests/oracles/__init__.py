@@ -213,10 +213,16 @@ from oracles.schedules import (
     schedule_piecewise_constant as schedule_piecewise_constant,
 )
 from oracles.schedules import (
+    schedule_piecewise_cosine as schedule_piecewise_cosine,
+)
+from oracles.schedules import (
     schedule_piecewise_linear as schedule_piecewise_linear,
 )
 from oracles.schedules import (
     schedule_polynomial as schedule_polynomial,
+)
+from oracles.schedules import (
+    schedule_warmup_constant as schedule_warmup_constant,
 )
 from oracles.schedules import (
     schedule_warmup_cosine as schedule_warmup_cosine,

@@ -1,4 +1,4 @@
-"""Oracles of schedules. A transition over no steps is over."""
+"""Oracles of schedules. One over no steps stays at its first value; a part of one is over."""
 
 import math
 from bisect import bisect_right
@@ -15,13 +15,20 @@ def _fraction(step: int, steps: int) -> float:
     return 1.0 if step >= max(steps, 0) else max(step, 0) / max(steps, 1)
 
 
+def _moved(step: float, steps: int, begin: int = 0) -> float:
+    """The part of a schedule's only transition that lies behind; none without steps."""
+    return _fraction(step - max(begin, 0), steps) if steps > 0 else 0.0
+
+
 def _periods(step: int, transition_steps: int, staircase: bool) -> float:
+    if transition_steps <= 0:
+        return 0
     return step // transition_steps if staircase else step / transition_steps
 
 
 def _from_to(start: float, end: float, left: float) -> float:
     """From `start` at left = 1 to `end` at left = 0."""
-    return end + (start - end) * left
+    return end * (1 - left) + start * left
 
 
 def schedule_constant(step: int, value: float) -> float:
@@ -29,27 +36,51 @@ def schedule_constant(step: int, value: float) -> float:
     return value
 
 
-def schedule_linear(step: int, init_value: float, end_value: float, transition_steps: int) -> float:
-    """A straight line, constant from `transition_steps` on."""
-    return _from_to(init_value, end_value, 1 - _fraction(step, transition_steps))
+def schedule_linear(
+    step: int,
+    init_value: float,
+    end_value: float,
+    transition_steps: int,
+    transition_begin: int = 0,
+) -> float:
+    """A straight line, constant up to its beginning and from its end on."""
+    moved = _moved(step, transition_steps, transition_begin)
+    return _from_to(init_value, end_value, 1 - moved)
 
 
 def schedule_polynomial(
-    step: int, init_value: float, end_value: float, power: float, transition_steps: int
+    step: int,
+    init_value: float,
+    end_value: float,
+    power: float,
+    transition_steps: int,
+    transition_begin: int = 0,
 ) -> float:
-    """end + (init - end) * (1 - step / transition_steps)^power, constant after it."""
-    return _from_to(init_value, end_value, (1 - _fraction(step, transition_steps)) ** power)
+    """end + (init - end) * (1 - step / transition_steps)^power, constant before and after it."""
+    moved = _moved(step, transition_steps, transition_begin)
+    return _from_to(init_value, end_value, (1 - moved) ** power)
 
 
 def schedule_exponential(
     step: int,
     init_value: float,
+    transition_steps: int,
     decay_rate: float,
-    transition_steps: int = 1,
+    transition_begin: int = 0,
     staircase: bool = False,
+    end_value: float | None = None,
 ) -> float:
-    """decay_rate^n * init after n periods; the staircase falls at whole periods only."""
-    return init_value * decay_rate ** _periods(step, transition_steps, staircase)
+    """decay_rate^n * init after n periods; the staircase falls at whole periods only.
+
+    `end_value` bounds a fall from below and a rise from above. Without steps or rate: constant.
+    """
+    if transition_steps <= 0 or decay_rate == 0:
+        return init_value
+    begun = max(step - max(transition_begin, 0), 0)
+    value = init_value * decay_rate ** _periods(begun, transition_steps, staircase)
+    if end_value is None:
+        return value
+    return max(value, end_value) if decay_rate < 1 else min(value, end_value)
 
 
 def schedule_linear_half_life(
@@ -57,7 +88,7 @@ def schedule_linear_half_life(
 ) -> float:
     """The decay whose half-life lies on a straight line (Pagliardini et al. 2024)."""
     first, last = (math.log(0.5) / math.log(b) for b in (init_value, end_value))
-    return 0.5 ** (1 / _from_to(first, last, 1 - _fraction(step, transition_steps)))
+    return 0.5 ** (1 / _from_to(first, last, 1 - _moved(step, transition_steps)))
 
 
 def schedule_inverse_time(
@@ -90,12 +121,26 @@ def schedule_piecewise_linear(
     return float(np.interp(step, [0, *boundaries], values))
 
 
+def schedule_piecewise_cosine(
+    step: int, values: Sequence[float], boundaries: Sequence[int]
+) -> float:
+    """values[0] at step 0, values[i] at boundaries[i-1], half cosines between, constant after."""
+    i = bisect_right(boundaries, step)
+    if i == len(boundaries):
+        return values[-1]
+    start, end = (0, *boundaries)[i], boundaries[i]
+    return _half_cosine(values[i], values[i + 1], _fraction(step - start, end - start))
+
+
+def _half_cosine(start: float, end: float, share: float, exponent: float = 1.0) -> float:
+    return _from_to(start, end, ((1 + math.cos(math.pi * share)) / 2) ** exponent)
+
+
 def schedule_cosine(
-    step: int, init_value: float, total_steps: int, end_value: float = 0.0
+    step: int, init_value: float, total_steps: int, end_value: float = 0.0, exponent: float = 1.0
 ) -> float:
     """Half a cosine wave from the initial to the end value (Loshchilov & Hutter 2017)."""
-    left = (1 + math.cos(math.pi * _fraction(step, total_steps))) / 2
-    return _from_to(init_value, end_value, left)
+    return _half_cosine(init_value, end_value, _moved(step, total_steps), exponent)
 
 
 def schedule_cosine_restarts(
@@ -105,17 +150,25 @@ def schedule_cosine_restarts(
     end_value: float = 0.0,
     steps_factor: float = 1.0,
     value_factor: float = 1.0,
+    warmup_steps: int = 0,
 ) -> float:
     """SGDR (Loshchilov & Hutter 2017): cosine cycles, each `steps_factor` (>= 1) times as long.
 
     A cycle starts at the sum of the periods before it, rounded to a whole step, halves up, and
-    ends where the next one starts.
+    ends where the next one starts. Its first steps are a line up from the end value.
     """
     cycle, start, periods = 0, 0, float(transition_steps)
     while step >= (end := math.floor(periods + 0.5)):
         cycle, start = cycle + 1, end
         periods += transition_steps * steps_factor**cycle
-    return schedule_cosine(step - start, init_value * value_factor**cycle, end - start, end_value)
+    return schedule_warmup_cosine(
+        step - start,
+        init_value * value_factor**cycle,
+        warmup_steps,
+        end - start,
+        end_value,
+        end_value,
+    )
 
 
 def schedule_one_cycle(
@@ -139,9 +192,18 @@ def schedule_one_cycle(
     if anneal == "linear":
         values = [init_value, peak_value, init_value, end_value]
         return schedule_piecewise_linear(step, values, [up, down, total_steps])
-    if step < up:
-        return schedule_cosine(step, init_value, up, peak_value)
-    return schedule_cosine(step - up, peak_value, total_steps - up, end_value)
+    return schedule_piecewise_cosine(step, [init_value, peak_value, end_value], [up, total_steps])
+
+
+def _risen(step: int, init_value: float, peak_value: float, warmup_steps: int) -> float:
+    return _from_to(init_value, peak_value, 1 - _fraction(step, warmup_steps))
+
+
+def schedule_warmup_constant(
+    step: int, peak_value: float, warmup_steps: int, init_value: float = 0.0
+) -> float:
+    """A straight line up to the peak, then the peak."""
+    return _risen(step, init_value, peak_value, warmup_steps)
 
 
 def schedule_warmup_cosine(
@@ -151,11 +213,13 @@ def schedule_warmup_cosine(
     total_steps: int,
     init_value: float = 0.0,
     end_value: float = 0.0,
+    exponent: float = 1.0,
 ) -> float:
     """A straight line up to the peak, then half a cosine wave down to `total_steps`."""
     if step < warmup_steps:
-        return schedule_linear(step, init_value, peak_value, warmup_steps)
-    return schedule_cosine(step - warmup_steps, peak_value, total_steps - warmup_steps, end_value)
+        return _risen(step, init_value, peak_value, warmup_steps)
+    share = _fraction(step - warmup_steps, total_steps - warmup_steps)
+    return _half_cosine(peak_value, end_value, share, exponent)
 
 
 def schedule_warmup_linear(
@@ -168,8 +232,9 @@ def schedule_warmup_linear(
 ) -> float:
     """A straight line up to the peak, then one down to `total_steps`."""
     if step < warmup_steps:
-        return schedule_linear(step, init_value, peak_value, warmup_steps)
-    return schedule_linear(step - warmup_steps, peak_value, end_value, total_steps - warmup_steps)
+        return _risen(step, init_value, peak_value, warmup_steps)
+    share = _fraction(step - warmup_steps, total_steps - warmup_steps)
+    return _from_to(peak_value, end_value, 1 - share)
 
 
 def schedule_wsd(
@@ -184,7 +249,7 @@ def schedule_wsd(
 ) -> float:
     """Warmup, stable, decay; the square-root tail is 1 - sqrt(x) (Haegele et al. 2024)."""
     if step < warmup_steps:
-        return schedule_linear(step, init_value, peak_value, warmup_steps)
+        return _risen(step, init_value, peak_value, warmup_steps)
     x = _fraction(step - (total_steps - decay_steps), decay_steps)
     left = {"linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2, "sqrt": 1 - math.sqrt(x)}
     return _from_to(peak_value, end_value, left[tail])

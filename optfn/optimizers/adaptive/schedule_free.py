@@ -91,4 +91,4 @@ def _warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:
         )
     for name, value in (("learning_rate", learning_rate), ("warmup_steps", warmup_steps)):
         as_number(value, f"schedule_free({name}=...)")
-    return schedules.linear(0.0, learning_rate, warmup_steps)
+    return schedules.warmup_constant(learning_rate, warmup_steps)
