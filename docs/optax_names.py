@@ -1,82 +1,40 @@
-"""The counterpart in optfn of each public name of optax's optimizers, transforms and schedules."""
+"""Each public name of optax, with its place in optfn and the arguments that differ.
+
+Names, positions and defaults are compared by their signatures; what a signature cannot say is
+written here by hand, and an argument that differs without a reason here is an error.
+"""
 
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import optax
+import optax.contrib
+import optax.schedules
+import optax.tree
 
 import optfn
+from optfn.core.optax_names import ELSEWHERE, LEFT, PLANNED
 
-# Counterparts with another name, or with other arguments.
-ELSEWHERE = {
-    "freeze": "freeze",
-    "apply_if_finite": "skip_nonfinite",
-    "skip_large_updates": "skip_spikes",
-    "skip_not_finite": "skip_nonfinite",
-    "GradientTransformation": "Transform",
-    "GradientTransformationExtraArgs": "Transform",
-    "Schedule": "Schedule",
-    "identity": "chain",
-    "inject_hyperparams": "hyperparameters",
-    "inject_stateful_hyperparams": "hyperparameters",
-    # Functions before an optimizer: gradients per example are not shaped like the params.
-    "differentially_private_aggregate": "private_mean",
-    "dpsgd": "private_mean",
-    "snapshot": "monitor",
-    "MultiSteps": "accumulate",
-    "apply_every": "accumulate",
-    "multi_transform": "partition",
-    "named_chain": "chain",
-    "safe_norm": "global_norm",
-    "selective_transform": "freeze",
-    "schedule_free_eval_params": "evaluation_params",
-    "with_extra_args_support": "Transform",
-    "constant_schedule": "schedules.constant",
-    "cosine_decay_schedule": "schedules.cosine",
-    "cosine_onecycle_schedule": "schedules.one_cycle",
-    "exponential_decay": "schedules.exponential",
-    "join_schedules": "schedules.join",
-    "linear_onecycle_schedule": "schedules.one_cycle",
-    "linear_schedule": "schedules.linear",
-    "piecewise_constant_schedule": "schedules.piecewise_constant",
-    "piecewise_interpolate_schedule": "schedules.piecewise_linear",
-    "polynomial_schedule": "schedules.polynomial",
-    "sgdr_schedule": "schedules.cosine_restarts",
-    "warmup_constant_schedule": "schedules.join",
-    "warmup_cosine_decay_schedule": "schedules.warmup_cosine",
-    "warmup_exponential_decay_schedule": "schedules.join",
+MODULES = {
+    "optax": optax,
+    "optax.contrib": optax.contrib,
+    "optax.schedules": optax.schedules,
+    "optax.transforms": optax.transforms,
+    "optax.microbatching": optax.microbatching,
+    "optax.second_order": optax.second_order,
+    "optax.losses": optax.losses,
+    "optax.projections": optax.projections,
+    "optax.perturbations": optax.perturbations,
+    "optax.tree": optax.tree,
 }
 
-
-def _words(text: str) -> set[str]:
-    return set(text.split())
-
-
-# Not in optfn yet. Until then, optax's go through `from_optax`.
-PLANNED = _words("""
-    muon scale_by_muon galore scale_by_galore split_real_and_imaginary
-""")
-
-# Names without a counterpart, by the reason to use optax's.
-LEFT = {
-    "a loss": _words("""
-        convex_kl_divergence cosine_distance cosine_similarity ctc_loss ctc_loss_with_forward_probs
-        generalized_kl_divergence hinge_loss huber_loss kl_divergence l2_loss log_cosh ntxent
-        safe_softmax_cross_entropy sigmoid_binary_cross_entropy sigmoid_focal_loss smooth_labels
-        softmax_cross_entropy softmax_cross_entropy_with_integer_labels squared_error
-    """),
-    "linear algebra": _words("matrix_inverse_pth_root nnls power_iteration"),
-    "a helper of optax's implementations": _words("""
-        bias_correction init_empty_state multi_normal safe_increment safe_int32_increment
-        safe_root_mean_squares scale_gradient stateless stateless_with_tree_map tree_map_params
-        update_infinity_moment update_moment update_moment_per_elem_norm
-    """),
-    # A target network is a separate tree; an average beside a run is `ema_of_params`.
-    "part of the training loop": _words("incremental_update periodic_update"),
-    "smoothing, a task for the log": _words("measure_with_ema"),
-    "superseded in optax by optimistic_adam_v2": _words("optimistic_adam"),
-    "a marker in optax's states": _words("MaskedNode"),
-}
-
+# Arguments that no function here has.
+NOT_HERE = dict.fromkeys(
+    ("mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "state_dtype"),
+    "slots are float32, or wider for wider params",
+)
+NOT_HERE["mask_compatible_extra_args"] = "the kind of each extra argument is declared"
 
 # Arguments that only one of the two libraries has, and what optfn does.
 OTHER_ARGUMENTS = {
@@ -91,12 +49,27 @@ OTHER_ARGUMENTS = {
     "hutchinson_estimator_diag_hessian": ("random_seed", "a number, not a key"),
     "noisy_sgd": ("key seed", "`seed`, a number that can be swept"),
     "add_noise": ("key seed", "`seed`, a number that can be swept"),
+    "schedule_free": (
+        "r keep_average",
+        "`r`, where optax has `state_dtype`, is the power of t in the weights; `keep_average` is "
+        "for `b1=0`, which is NaN in optax",
+    ),
     "schedule_free_sgd": ("keep_average", "for `b1=0`, which is NaN in optax"),
     "schedule_free_adamw": ("keep_average", "for `b1=0`, which is NaN in optax"),
     "reduce_on_plateau": ("direction", '`"max"` to maximize; optax\'s is for losses'),
     "lbfgs": ("linesearch", "optfn's own stage, with `increase_factor=4`"),
     "scale_by_zoom_linesearch": ("verbose", "nothing is printed; the state says why it failed"),
     "scale_by_backtracking_linesearch": ("verbose", "nothing is printed"),
+    "freeze": (
+        "transform",
+        "`freeze(mask)` of optax is a stage, `optfn.freeze(optfn.chain(), mask)`; around an "
+        "optimizer it also keeps no state for frozen leaves",
+    ),
+    "monitor": (
+        "measures transform metrics norms",
+        "around an optimizer, or `optfn.monitor(optfn.chain(), metrics)` as a stage; functions "
+        "take gradients, updates and params and return scalars",
+    ),
 }
 
 REQUIRED = inspect.Parameter.empty
@@ -107,33 +80,133 @@ OTHER_DEFAULTS = {
     ("adadelta", "learning_rate"): (1.0, "as in torch; optax's None means ascent"),
     ("adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
     ("scale_by_adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
+    ("microbatch", "accumulator"): ("mean", "over the micro-batches that are evaluated"),
+    ("conditionally_mask", "forward_extra_args"): ((), "means optax's False"),
+    ("conditionally_transform", "forward_extra_args"): ((), "means optax's False"),
+}
+
+# What is called alike and means something else.
+MEANINGS = {
+    "Schedule": "a class whose arguments are leaves; any function of the step does too",
+    "Updates": "which way updates point; optax's is an alias for a tree",
+    "chain": "nested chains are one; two stateful stages of one name are given names",
+    "masked": "a stage only; as an optimizer it would apply raw gradients, and raises: "
+    "`freeze(tx, not_mask)`",
+    "partition": "labels may be `by_path({pattern: label})`; labels that name no transform raise",
+    "lookahead": "the params are the fast ones, and no pairs of both; "
+    "`evaluation_params(tx, state, params)` are the slow ones",
+    "flatten": "refuses a transform that would give other updates for a vector",
+    "conditionally_transform": "refuses a whole optimizer, whose raw gradients it would pass on",
+    "value_and_grad_from_state": "`value_fn(params)` with the batch closed over",
+    "schedules": "with shorter names",
+    "transforms": "its names are at the top",
+    "microbatching": "its names are at the top",
 }
 
 
-def names() -> list[str]:
-    """The public functions and classes of optax and its contrib, but no states or type aliases."""
-    found = {}
-    for module in (optax.contrib, optax):
-        found |= {k: v for k, v in vars(module).items() if not k.startswith("_")}
-    return sorted(k for k, v in found.items() if not inspect.ismodule(v) and not _is_type(k, v))
+def names() -> Iterator[tuple[str, str]]:
+    """The module and the name of each public name, where it is met first."""
+    seen = set()
+    for module, its in MODULES.items():
+        for name in sorted(n for n in vars(its) if not n.startswith("_")):
+            value = getattr(its, name)
+            # The trees have a clip and a scale of their own.
+            key = name if vars(optax).get(name) is value or module not in WHOLE else (its, name)
+            if key not in seen:
+                seen.add(key)
+                yield module, name
 
 
-def _is_type(name: str, value: object) -> bool:
-    written_out = ("GradientTransformation", "GradientTransformationExtraArgs", "Schedule")
-    if name in (*written_out, "MultiSteps", "MaskedNode"):
-        return False
-    return name[0].isupper() or not callable(value)
+# The modules that stay optax's as a whole.
+WHOLE = {
+    f"optax.{name}" for name in ("second_order", "losses", "projections", "perturbations", "tree")
+}
 
 
-def place(name: str) -> str:
-    """The counterpart of a name, as a cell of the table."""
+def kind(module: str, name: str) -> str:
+    """`elsewhere`, `planned`, `same` or the reason why the name stays optax's."""
+    if module in WHOLE:
+        name = module.removeprefix("optax.")
     if name in ELSEWHERE:
-        return f"`{ELSEWHERE[name]}`"
-    if hasattr(optfn, name):
-        return "the same"
+        return "elsewhere"
     if name in PLANNED:
         return "planned"
-    reasons = [reason for reason, those in LEFT.items() if name in those]
-    if reasons:
-        return f"optax's: {reasons[0]}"
-    raise KeyError(f"optax's {name} has no place in docs/optax_names.py.")
+    for reason, those in LEFT.items():
+        if name in those:
+            return reason
+    if hasattr(optfn, name):
+        return "same"
+    raise KeyError(f"{module}.{name} has no place in optfn/core/optax_names.py.")
+
+
+def in_optax(name: str) -> Any:
+    """The value of that name, in the first module that has it."""
+    return next(vars(m)[name] for m in MODULES.values() if name in vars(m))
+
+
+def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}  # a type alias
+
+
+def differences(name: str) -> list[str]:
+    """What a caller of the optax function of that name has to know of the one in optfn."""
+    theirs, ours = (parameters(f) for f in (in_optax(name), getattr(optfn, name)))
+    written = [MEANINGS[name]] if name in MEANINGS else []
+    if name in ("Updates", "Schedule"):
+        return written
+    renamed = _renamed(theirs, ours)
+    other, instead = OTHER_ARGUMENTS.get(name, ("", ""))
+    explained = other.split()
+    if explained:
+        written.append(f"{_code(explained)}: {instead}")
+    for old, new in renamed.items():
+        if old not in explained and theirs[old].kind is not inspect.Parameter.VAR_POSITIONAL:
+            written.append(f"`{old}` is called `{new}`")
+    gone = [k for k in theirs.keys() - ours.keys() - renamed.keys() if k not in explained]
+    written += [f"no `{k}`: {NOT_HERE[k]}" for k in sorted(gone)]
+    added = ours.keys() - theirs.keys() - set(renamed.values()) - set(explained)
+    if added:
+        raise KeyError(f"optfn.{name} has the arguments {added}; say why in OTHER_ARGUMENTS.")
+    for k in (k for k in theirs if k in ours):
+        given = OTHER_DEFAULTS.get((name, k))
+        if given is not None:
+            default, why = given
+            value = "no default" if default is REQUIRED else f"`{default!r}` by default"
+            written.append(f"`{k}`: {value}, {why}")
+        elif k not in explained and not _equal(theirs[k].default, ours[k].default):
+            raise KeyError(f"optfn.{name}({k}=...) has another default; say why.")
+    return written + _moved(theirs, ours)
+
+
+def _renamed(theirs: dict, ours: dict) -> dict[str, str]:
+    """Arguments at the same place, of which each library has its own name."""
+    pairs = zip(theirs.items(), ours.items(), strict=False)
+    return {
+        a: b
+        for (a, p), (b, q) in pairs
+        if a not in ours and b not in theirs and p.kind is q.kind and _equal(p.default, q.default)
+    }
+
+
+def _moved(theirs: dict, ours: dict) -> list[str]:
+    """Arguments that another position, or none, is needed for."""
+    places = [
+        {k: i for i, (k, p) in enumerate(x.items(), 1) if p.kind is p.POSITIONAL_OR_KEYWORD}
+        for x in (theirs, ours)
+    ]
+    moved = [k for k in places[0] if places[1].get(k, places[0][k]) != places[0][k]]
+    named = [k for k in places[0] if k in ours and k not in places[1]]
+    there, here = (", ".join(str(place.get(k)) for k in moved) for place in places)
+    written = [f"{_code(moved)}: argument {here}, in optax {there}"] if moved else []
+    return written + ([f"{_code(named)}: by name only"] if named else [])
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and a == b) or (a == b and not callable(a))
+
+
+def _code(words: list[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)

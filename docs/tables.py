@@ -17,10 +17,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import optax
+import optax_names
 from legs import LEGS
-from optax_names import OTHER_ARGUMENTS, OTHER_DEFAULTS, REQUIRED, names, place
 
 import optfn
+from optfn.core.optax_names import ELSEWHERE, PLANNED
 from optfn.testing import ConformanceError, check_transform
 from optfn.testing.checks import CHECKS
 
@@ -76,32 +77,62 @@ def findings() -> Table:
     ]
 
 
-def optax_names() -> Table:
-    """The counterparts of optax's names, one row for each counterpart."""
-    places: dict[str, list[str]] = {}
-    for name in names():
-        places.setdefault(place(name), []).append(f"`{name}`")
-    order = sorted(places, key=lambda p: (p != "the same", p == "planned", p.startswith("optax")))
-    return [["in optfn", "in optax"]] + [[p, ", ".join(places[p])] for p in order]
+def elsewhere() -> Table:
+    """The names of optax that are written otherwise here."""
+    rows = [["optax", "optfn"]]
+    for name, text in ELSEWHERE.items():
+        value = optax_names.in_optax(name)
+        call = (
+            f"({', '.join(optax_names.parameters(value))})"
+            if inspect.isfunction(value) or name == "MultiSteps"
+            else ""
+        )
+        rows.append([f"`{name}{call}`", text])
+    return rows
 
 
 def other_arguments() -> Table:
-    """The arguments that a caller of optax's functions has to change."""
-    rows = [["function", "argument", "in optfn"]]
-    for name, (arguments, instead) in OTHER_ARGUMENTS.items():
-        rows.append([f"`{name}`", ", ".join(f"`{x}`" for x in arguments.split()), instead])
-    for (name, argument), (default, why) in OTHER_DEFAULTS.items():
-        value = "no default" if default is REQUIRED else f"`{default}` by default"
-        rows.append([f"`{name}`", f"`{argument}`", f"{value}: {why}"])
-    return rows
+    """The names that are here too, with arguments that a caller of optax's has to change."""
+    written = {name: optax_names.differences(name) for name in _of_kind("same")}
+    rows = [[f"`{name}`", "; ".join(text)] for name, text in sorted(written.items()) if text]
+    return [["name", "in optfn"], *rows]
+
+
+def same_arguments() -> Table:
+    """The names that are here too, with the same arguments."""
+    return _lists({"the same": [n for n in _of_kind("same") if not optax_names.differences(n)]})
+
+
+def optax_s_own() -> Table:
+    """The names that are optax's alone, by what to do about them."""
+    reasons: dict[str, list[str]] = {}
+    for module, name in optax_names.names():
+        reason = optax_names.kind(module, name)
+        if reason not in ("same", "elsewhere", "planned"):
+            place = "" if module == "optax" else module.removeprefix("optax.") + "."
+            reasons.setdefault(reason, []).append(place + name)
+    return _lists(reasons | {"not here yet; works through `from_optax`": [*PLANNED]})
+
+
+def _of_kind(kind: str) -> list[str]:
+    return [name for module, name in optax_names.names() if optax_names.kind(module, name) == kind]
+
+
+def _lists(names: dict[str, list[str]]) -> Table:
+    rows = [
+        [what, ", ".join(f"`{name}`" for name in sorted(those))] for what, those in names.items()
+    ]
+    return [["", "names"], *rows]
 
 
 TABLES: dict[tuple[str, str], Callable[[], Table]] = {
     ("README.md", "algorithms"): algorithms,
     ("docs/conformance.md", "checks"): checks,
     ("docs/conformance.md", "findings"): findings,
-    ("docs/coming_from_optax.md", "arguments"): other_arguments,
-    ("docs/coming_from_optax.md", "names"): optax_names,
+    ("docs/optax_table.md", "elsewhere"): elsewhere,
+    ("docs/optax_table.md", "arguments"): other_arguments,
+    ("docs/optax_table.md", "same"): same_arguments,
+    ("docs/optax_table.md", "own"): optax_s_own,
 }
 
 

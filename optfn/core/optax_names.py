@@ -72,10 +72,14 @@ ELSEWHERE = {
     **{name: f"`{expression}`" for name, expression in SCHEDULES.items()},
     "GradientTransformation": "`optfn.Transform`, which is one",
     "GradientTransformationExtraArgs": "`optfn.Transform`, which is one",
-    "with_extra_args_support": "nothing to write: every `optfn.Transform` takes extra arguments",
+    "with_extra_args_support": (
+        "nothing to write but `tx`: every `optfn.Transform` takes extra arguments"
+    ),
     "identity": "`optfn.chain()`",
     "named_chain": "`optfn.chain(transform.named(name), ...)` for its `args` of pairs",
-    "multi_transform": "`optfn.partition(transforms, param_labels)`",
+    "multi_transform": (
+        "`optfn.partition(transforms, param_labels)`, without `mask_compatible_extra_args`"
+    ),
     "selective_transform": "`optfn.freeze(optimizer, freeze_mask)`",
     "inject_hyperparams": (
         "`optfn.replace(tx, learning_rate=value)`, with the optimizer passed to the jitted step as "
@@ -110,7 +114,10 @@ ELSEWHERE = {
         "`optfn.skip_nonfinite(inner, max_consecutive_errors)`, which gives up where optax's "
         "applies NaNs"
     ),
-    "snapshot": "`optfn.monitor(optfn.chain(), {measure_name: measure}, norms=False)`",
+    "snapshot": (
+        "`optfn.monitor(optfn.chain(), {measure_name: lambda g, u, p: measure(u)}, norms=False)`, "
+        "for a scalar; read by `optfn.metrics(tx, state)[measure_name]`"
+    ),
     "safe_norm": (
         "`jax.numpy.maximum(optfn.global_norm(x), min_norm)`, whose derivative at zero is zero; "
         "other norms, by `ord`, `axis` and `keepdims`, are optax's"
@@ -210,7 +217,7 @@ def what_to_write(name: str) -> str | None:
     if name in ELSEWHERE:
         return f"optax's {name} is here: {ELSEWHERE[name]}."
     if name in PLANNED:
-        return f"{name} is not here yet; optax's works inside of optfn, also in a chain."
+        return f"{name} is not here yet; optax's works here through `optfn.from_optax`."
     for reason, names in LEFT.items():
         if name in names:
             return f"{name} is optax's: {reason}."
