@@ -30,7 +30,7 @@ MODULES = {
 }
 
 # Arguments that no function here has.
-NOT_HERE = dict.fromkeys(
+NOT_HERE: dict[str, str] = dict.fromkeys(
     ("mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "state_dtype"),
     "slots are float32, or wider for wider params",
 )

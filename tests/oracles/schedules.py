@@ -10,12 +10,12 @@ import numpy as np
 Schedule = Callable[[int], float]
 
 
-def _fraction(step: int, steps: int) -> float:
+def _fraction(step: float, steps: float) -> float:
     """The part of a transition that lies behind `step`, from 0 to 1."""
     return 1.0 if step >= max(steps, 0) else max(step, 0) / max(steps, 1)
 
 
-def _moved(step: float, steps: int, begin: int = 0) -> float:
+def _moved(step: float, steps: float, begin: float = 0) -> float:
     """The part of a schedule's only transition that lies behind; none without steps."""
     return _fraction(step - max(begin, 0), steps) if steps > 0 else 0.0
 
