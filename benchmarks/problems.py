@@ -103,7 +103,7 @@ def first_hits(
             params, state, hit = carry
             loss = partial(problem.loss, key=jax.random.fold_in(noise_key, count))
             extra = EXTRA_ARGS[name](loss, params) if name in EXTRA_ARGS else {}
-            params, state = optfn.step(tx, jax.grad(loss)(params), state, params, **extra)
+            params, state = optfn.step(tx, params, jax.grad(loss)(params), state, **extra)
             reached = problem.value(optfn.evaluation_params(tx, state, params)) <= problem.target
             return (params, state, jnp.where((hit == 0) & reached, count, hit)), None
 

@@ -57,7 +57,7 @@ Way = Callable[[Counter, Form], Callable[[Any], Any]]
 
 def ours_as_argument(jit: Callable, prepare: Callable, counted: Counter, form: Form) -> Callable:
     step, state = jit(counted(optfn.step)), optfn.adam(0.1).init(PARAMS)
-    return lambda rate: step(prepare(form.ours(rate)), GRADS, state, PARAMS)
+    return lambda rate: step(prepare(form.ours(rate)), PARAMS, GRADS, state)
 
 
 class Training(nnx.Module):
@@ -72,7 +72,7 @@ class Training(nnx.Module):
 def ours_in_module(counted: Counter, form: Form) -> Callable:
     def step(training: Training) -> None:
         training.params, training.state = optfn.step(
-            training.tx, GRADS, training.state, training.params
+            training.tx, training.params, GRADS, training.state
         )
 
     jitted, training = nnx.jit(counted(step)), Training(optfn.as_arrays(form.ours(0.1)))
@@ -85,14 +85,14 @@ def ours_in_module(counted: Counter, form: Form) -> Callable:
     return use
 
 
-def optax_step(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+def optax_step(tx: Any, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 
 def theirs_closed_over(jit: Callable, counted: Counter, form: Form) -> Callable:
     state = form.theirs(0.1).init(PARAMS)
-    return lambda rate: jit(counted(partial(optax_step, form.theirs(rate))))(GRADS, state, PARAMS)
+    return lambda rate: jit(counted(partial(optax_step, form.theirs(rate))))(PARAMS, GRADS, state)
 
 
 def theirs_injected(jit: Callable, counted: Counter, form: Form) -> Callable:
@@ -102,7 +102,7 @@ def theirs_injected(jit: Callable, counted: Counter, form: Form) -> Callable:
 
     def use(rate: Any) -> Any:
         hyperparams = state.hyperparams | {"learning_rate": rate}
-        return step(GRADS, state._replace(hyperparams=hyperparams), PARAMS)
+        return step(PARAMS, GRADS, state._replace(hyperparams=hyperparams))
 
     return use
 

@@ -77,19 +77,19 @@ class Settings(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One way to make a step: `step(*data, grads, state, params) -> (params, state)`."""
+    """One way to make a step: `step(*data, params, grads, state) -> (params, state)`."""
 
     init: Callable
     step: Callable
     data: tuple = ()
 
     def jit(self) -> Any:
-        """The step jitted, with state and params donated; a new function, which no cache knows."""
+        """The step jitted, with params and state donated; a new function, which no cache knows."""
         first = len(self.data)
-        return jax.jit(lambda *args: self.step(*args), donate_argnums=(first + 1, first + 2))
+        return jax.jit(lambda *args: self.step(*args), donate_argnums=(first, first + 2))
 
     def abstract_args(self, shapes: Any) -> tuple:
-        return *self.data, shapes, jax.eval_shape(self.init, shapes), shapes
+        return *self.data, shapes, shapes, jax.eval_shape(self.init, shapes)
 
 
 def variants(algorithm: str, names: Sequence[str]) -> dict[str, Variant]:
@@ -109,7 +109,7 @@ def variants(algorithm: str, names: Sequence[str]) -> dict[str, Variant]:
     return {name: every[name] for name in names}
 
 
-def optax_step(tx: Any, grads: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
+def optax_step(tx: Any, params: Any, grads: Any, state: Any, **extra_args: Any) -> tuple[Any, Any]:
     updates, state = tx.update(grads, state, params, **extra_args)
     return optax.apply_updates(params, updates), state
 
@@ -210,7 +210,7 @@ def stepper(
         nonlocal params, state
         start = clock()
         for _ in range(n):
-            params, state = step(*variant.data, grads, state, params)
+            params, state = step(*variant.data, params, grads, state)
         jax.block_until_ready((params, state))
         return clock() - start
 

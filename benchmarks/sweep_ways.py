@@ -68,21 +68,21 @@ def begin(init: Callable, width: int, seed: Any) -> Carry:
     return Carry(params, init(params), key, np.int32(0))
 
 
-def advance(update: Callable, carry: Carry, data: Any, length: int) -> tuple[Carry, jax.Array]:
+def advance(take_step: Callable, carry: Carry, data: Any, length: int) -> tuple[Carry, jax.Array]:
     """Trains for `length` steps on the batches that a lane draws, and evaluates."""
     train, held_out = data
 
     def step(carry: Carry, _: None) -> tuple[Carry, None]:
         key, _ = jax.random.split(jax.random.fold_in(carry.key, carry.age + 1))
         grads = jax.grad(digits.loss)(carry.params, digits.batch(key, train))
-        params, state = update(grads, carry.state, carry.params)
+        params, state = take_step(carry.params, grads, carry.state)
         return Carry(params, state, carry.key, carry.age + 1), None
 
     carry, _ = jax.lax.scan(step, carry, length=length)
     return carry, digits.evaluate(carry.params, held_out)["test_loss"]
 
 
-def optax_update(tx: Any, grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+def optax_step(tx: Any, params: PyTree, grads: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
@@ -100,7 +100,7 @@ def fresh_jit(study: Study, seed: int) -> Begin:
 
         @partial(jax.jit, donate_argnums=0)
         def further(carry: Carry, data: Any) -> tuple[Carry, jax.Array]:
-            return advance(partial(optax_update, tx), carry, data, study.segment)
+            return advance(partial(optax_step, tx), carry, data, study.segment)
 
         carry = begin_bare(study.width, seed)
         return carry._replace(state=tx.init(carry.params)), lambda carry: further(carry, data)
@@ -158,7 +158,7 @@ def begin_injected(width: int, seed: Any) -> Carry:
 
 @partial(jax.jit, static_argnums=2, donate_argnums=0)
 def advance_injected(carry: Carry, data: Any, length: int) -> tuple[Carry, jax.Array]:
-    return advance(partial(optax_update, INJECTED), carry, data, length)
+    return advance(partial(optax_step, INJECTED), carry, data, length)
 
 
 # Loops over the trials.

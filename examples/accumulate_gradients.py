@@ -65,10 +65,10 @@ class Way(NamedTuple):
     images_per_call: int
     calls_per_step: int
 
-    def call(self, state, params, data: Data):
+    def call(self, params, data: Data, state):
         loss, grads = self.value_and_grad(params, data)
-        params, state = optfn.step(self.optimizer, grads, state, params)
-        return state, params, loss
+        params, state = optfn.step(self.optimizer, params, grads, state)
+        return params, state, loss
 
 
 CALLS = BATCH_SIZE // MICROBATCH_SIZE
@@ -116,10 +116,10 @@ def train(way: Way, params, batches: Data) -> Run:
     # A call donates its params and state, so the run needs a copy.
     params = jax.tree.map(jnp.copy, params)
     state = way.optimizer.init(params)
-    call = jax.jit(way.call, donate_argnums=(0, 1)).lower(state, params, parts[0]).compile()
+    call = jax.jit(way.call, donate_argnums=(0, 2)).lower(params, parts[0], state).compile()
     losses = []
     for part in parts:
-        state, params, loss = call(state, params, part)
+        params, state, loss = call(params, part, state)
         losses.append(loss)
     by_step = np.reshape(losses, (-1, way.calls_per_step)).mean(1)
     memory: Any = call.memory_analysis()

@@ -120,7 +120,7 @@ def train(optimizer, params, data: Data, steps):
     def step(_, carry):
         params, state = carry
         grads, _ = jax.grad(loss_fn, has_aux=True)(params, data)
-        return optfn.step(optimizer, grads, state, params)
+        return optfn.step(optimizer, params, grads, state)
 
     return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))
 

@@ -12,6 +12,7 @@ the log stacks them.
 
 import argparse
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +83,8 @@ def loss_fn(params, data: Data):
 evaluate = jax.jit(loss_fn)
 
 
-@jax.jit
-def train_epoch(optimizer, state, params, data: Data, key):
+@partial(jax.jit, donate_argnames=("params", "state"))
+def train_epoch(optimizer, params, state, data: Data, key):
     """One pass over the data in shuffled mini-batches, and the log of its steps."""
     steps = len(data.images) // BATCH_SIZE
     order = jax.random.permutation(key, len(data.images))[: steps * BATCH_SIZE]
@@ -92,7 +93,7 @@ def train_epoch(optimizer, state, params, data: Data, key):
         params, state = carry
         rows = Data(data.images[batch], data.labels[batch])
         (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rows)
-        params, state = optfn.step(optimizer, grads, state, params)
+        params, state = optfn.step(optimizer, params, grads, state)
         return (params, state), (loss, optfn.metrics(optimizer, state))
 
     carry, log = jax.lax.scan(train_step, (params, state), order.reshape(steps, BATCH_SIZE))
@@ -111,7 +112,7 @@ def train(epochs: int, seed: int, progress: Progress):
     logs = []
     for epoch in range(epochs):
         key = jax.random.fold_in(train_key, epoch)
-        params, state, (losses, metrics) = train_epoch(optimizer, state, params, train_data, key)
+        params, state, (losses, metrics) = train_epoch(optimizer, params, state, train_data, key)
         logs.append({"loss": np.asarray(losses)} | {k: np.asarray(v) for k, v in metrics.items()})
         loss, norm = float(losses.mean()), float(metrics["grad_norm"].mean())
         progress.update(bar, advance=1, loss=loss, norm=norm)

@@ -79,7 +79,7 @@ def descend(optimizer, steps: int):
     def step(carry, _):
         point, state = carry
         grads = jax.grad(bowl, argnums=1)(CURVATURE, point)
-        point, state = optfn.step(optimizer, grads, state, point)
+        point, state = optfn.step(optimizer, point, grads, state)
         return (point, state), point
 
     start = jnp.asarray(START, float)
@@ -152,7 +152,7 @@ def train_epoch(optimizer, point, state, examples, key):
     def step(carry, batch):
         point, state = carry
         grads = jax.grad(batch_loss)(point, examples[batch])
-        point, state = optfn.step(optimizer, grads, state, point)
+        point, state = optfn.step(optimizer, point, grads, state)
         return (point, state), point
 
     batches = jax.random.randint(key, (STEPS_PER_EPOCH, BATCH_SIZE), 0, len(examples))

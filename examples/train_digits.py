@@ -98,8 +98,8 @@ def loss_fn(params, data: Data):
 evaluate = jax.jit(loss_fn)
 
 
-@jax.jit
-def train_epoch(optimizer, state, params, data: Data, key):
+@partial(jax.jit, donate_argnames=("params", "state"))
+def train_epoch(optimizer, params, state, data: Data, key):
     """One pass over the data in shuffled mini-batches."""
     steps = len(data.images) // BATCH_SIZE
     shuffle_key, noise_key = jax.random.split(key)
@@ -111,7 +111,7 @@ def train_epoch(optimizer, state, params, data: Data, key):
         images = data.images[batch]
         noisy = images + PIXEL_NOISE * jax.random.normal(key, images.shape)
         grads, _ = jax.grad(loss_fn, has_aux=True)(params, Data(noisy, data.labels[batch]))
-        return optfn.step(optimizer, grads, state, params), None
+        return optfn.step(optimizer, params, grads, state), None
 
     batches = order.reshape(steps, BATCH_SIZE), jax.random.split(noise_key, steps)
     (params, state), _ = jax.lax.scan(train_step, (params, state), batches)
@@ -120,12 +120,13 @@ def train_epoch(optimizer, state, params, data: Data, key):
 
 def train(optimizer, params, data: Data, epochs: int, key, report):
     """Returns the trained params, with the losses and learning rates by epoch."""
+    params = jax.tree.map(jnp.copy, params)  # an epoch donates them, and other runs start there too
     state = optimizer.init(params)
     losses, rates = [float(evaluate(params, data)[0])], []
     report(completed=0, loss=losses[0])
     for epoch in range(epochs):
         rates.append(float(optfn.hyperparameters(optimizer, state)["learning_rate"]))
-        params, state = train_epoch(optimizer, state, params, data, jax.random.fold_in(key, epoch))
+        params, state = train_epoch(optimizer, params, state, data, jax.random.fold_in(key, epoch))
         losses.append(float(evaluate(params, data)[0]))
         report(completed=epoch + 1, loss=losses[-1])
     return params, losses, rates

@@ -110,7 +110,7 @@ def train(optimizer, params, data: Data, key, *, steps: int, dtype):
             return scale * loss, loss
 
         grads, loss = jax.grad(scaled_loss, has_aux=True)(params)
-        params, state = optfn.step(optimizer, grads, state, params)
+        params, state = optfn.step(optimizer, params, grads, state)
         skipped = state.slots["loss_scale"].skips.skipped
         return (params, state), (loss, share_of_zeros(grads), scale, skipped)
 

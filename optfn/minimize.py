@@ -232,7 +232,7 @@ def _run(
         old = run.point
         given = {"value": old.value, "grad": old.grad, "value_fn": value_fn}
         given = {name: given[name] for name in declared}
-        x, state = step(tx, old.grad, run.state, old.x, **given)
+        x, state = step(tx, old.x, old.grad, run.state, **given)
         evaluations = [run.evaluations, *(found.info.evaluations for found in searches_in(state))]
         found, failed_steps = _last_search(tx, state.slots, state.step), zero
         if found is not None:

@@ -33,7 +33,7 @@ def private_mean(
         def step(params, state, batch):
             grads = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)
             grads = private_mean(grads, 1.0, 1.1, jax.random.fold_in(key, state.step))
-            return optfn.step(tx, grads, state, params)
+            return optfn.step(tx, params, grads, state)
 
     An accountant, such as dp-accounting, computes the privacy after many steps.
 

@@ -592,6 +592,17 @@ MISSING = {
         "update() misses the extra argument 'curvature'; declared: curvature, damping; did you "
         "mean it by 'curvatur'?",
     ),
+    "the order of update in step": (
+        lambda: optfn.step(ADAM, GRADS, STATE, PARAMS),
+        TypeError,
+        "state must be the State that init returns, found dict",
+        "the order is step(tx, params, grads, state).",
+    ),
+    "params after the state in step": (
+        lambda: optfn.step(ADAM, STATE, GRADS, PARAMS),
+        TypeError,
+        "the order is step(tx, params, grads, state).",
+    ),
 }
 
 

@@ -78,10 +78,10 @@ def test_only_the_step_counter_is_an_excuse():
 def test_facts_of_known_programs():
     """One pass over three arrays; and two results each of which needs the other's old value."""
 
-    def negate(grads, state, params):
+    def negate(params, grads, state):
         return params - grads, state
 
-    def exchange(grads, state, params):
+    def exchange(params, grads, state):
         return params - state, params + grads
 
     shape = jax.ShapeDtypeStruct((64,), jnp.float32)
@@ -89,8 +89,8 @@ def test_facts_of_known_programs():
     facts = step_time.facts_of(step_time.Variant(lambda params: (), negate), shape)
     assert facts == (3 * size, 1, 0) or facts == (3 * size, 0, 0)
     facts = step_time.facts_of(step_time.Variant(lambda params: params, exchange), shape)
-    assert facts.temporaries == size
-    assert facts.bytes_accessed >= 6 * size
+    assert facts.temporaries == 2 * size
+    assert facts.bytes_accessed >= 10 * size
 
 
 def test_the_targets_are_those_that_were_set():

@@ -456,12 +456,12 @@ def test_with_an_optimizer_it_is_a_step_on_the_whole_batch():
     """And so is accumulation, which sees one micro-batch at a time."""
     params, batch = in_dtype(PARAMS, jnp.float32), in_dtype(BATCH, jnp.float32)
     grad, tx = jax.grad(plain_loss), optfn.sgd(0.1)
-    whole, _ = optfn.step(tx, grad(params, batch), tx.init(params), params)
-    at_once, _ = optfn.step(tx, microbatch(grad, 1, 3)(params, batch), tx.init(params), params)
+    whole, _ = optfn.step(tx, params, grad(params, batch), tx.init(params))
+    at_once, _ = optfn.step(tx, params, microbatch(grad, 1, 3)(params, batch), tx.init(params))
     close(at_once, whole, rtol=1e-5, atol=1e-6)
     slow = optfn.accumulate(tx, 4)
     state, after = slow.init(params), params
     for i in range(4):
         part = jax.tree.map(lambda x, i=i: x[3 * i : 3 * i + 3], batch)
-        after, state = optfn.step(slow, grad(after, part), state, after)
+        after, state = optfn.step(slow, after, grad(after, part), state)
     close(after, whole, rtol=1e-5, atol=1e-6)

@@ -39,7 +39,7 @@ class loss_scale(Skipping):
             return optfn.current_loss_scale(state) * loss(params)
 
         tx = loss_scale(adam(1e-3))
-        params, state = optfn.step(tx, jax.grad(scaled_loss)(params), state, params)
+        params, state = optfn.step(tx, params, jax.grad(scaled_loss)(params), state)
 
     Compute the loss itself in float32; the divided gradients are float32 too. If one is not finite,
     the step is skipped, as by `skip_nonfinite`, and

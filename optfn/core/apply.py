@@ -28,7 +28,7 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def step(
-    tx: Transform, grads: PyTree, state: State, params: PyTree, **extra_args: Any
+    tx: Transform, params: PyTree, grads: PyTree, state: State, **extra_args: Any
 ) -> tuple[PyTree, State]:
     """One step of an optimizer: gradients in, new params and state out.
 
@@ -36,17 +36,30 @@ def step(
     and is rounded once, into the param. With bfloat16 params this keeps the digits that `update`
     would round away before the addition.
 
+        train_step = jax.jit(partial(optfn.step, tx), donate_argnums=(0, 2))
+        params, state = train_step(params, grads, state)
+
+    Params come before the state, in the arguments as in the results, because JAX gives a donated
+    buffer to the first result of its shape and dtype: in this order each is overwritten where it
+    lies. Keep the order in a step of your own that donates; in another one XLA copies params and
+    state at every step.
+
     Args:
         tx: an optimizer.
+        params: the params.
         grads: the gradients, a tree like the params.
         state: from `tx.init` or the last step.
-        params: the params.
         **extra_args: the extra arguments that `tx` declares.
 
     Returns:
         The new params, in the dtypes of the old ones, and the new state.
+
+    Raises:
+        TypeError: `state` is not a `State`, as in another order of the arguments.
     """
-    check_transform_type(tx, "step(tx, grads, state, params): tx")
+    order = "step(tx, params, grads, state)"
+    check_transform_type(tx, f"{order}: tx")
+    check_state_type(state, f"; the order is {order}")
     updates, state = advance(tx, grads, state, params, extra_args)
     return apply_updates(params, updates), state
 

@@ -14,7 +14,7 @@ class Metrics(ByName):
 def metrics(tx: Transform, state: State) -> Metrics:
     """The metrics of the last update: the values of every `monitor`, and the skipped steps.
 
-        params, state = optfn.step(tx, grads, state, params)
+        params, state = optfn.step(tx, params, grads, state)
         print(optfn.metrics(tx, state)["grad_norm"])
 
     The docstring of `monitor` lists what it measures. Without a monitor there are only the values

@@ -210,7 +210,7 @@ class Task(Training):
             "obj_fn": lambda params: loss_of(params)[0],
         }
         extra = {name: offered[name] for name in tx.declared_extra_args() if name in offered}
-        params, state = optfn.step(tx, grads, state, params, **extra)
+        params, state = optfn.step(tx, params, grads, state, **extra)
         return (params, state), {"loss": loss, **metrics}
 
     def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:

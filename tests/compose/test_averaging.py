@@ -20,7 +20,7 @@ def paths(tx, start, grads):
     """The params, the params to evaluate at and the slots after each step."""
 
     def step(carry, g):
-        params, state = optfn.step(tx, g, carry[1], carry[0])
+        params, state = optfn.step(tx, carry[0], g, carry[1])
         return (params, state), (params, optfn.evaluation_params(tx, state, params), state.slots)
 
     return jax.lax.scan(step, (start, tx.init(start)), grads)[1]
@@ -57,14 +57,14 @@ def test_one_step_s_derivative_by_the_share(make, x64):
 
     def after(b, keep):
         state, params = states[keep]
-        return jnp.sum(optfn.step(make(b, keep_average=keep), GRADS[4], state, params)[0])
+        return jnp.sum(optfn.step(make(b, keep_average=keep), params, GRADS[4], state)[0])
 
     states = {}
     for keep in (True, False):
         tx, params = make(0.8, keep_average=keep), jnp.asarray(START)
         state = tx.init(params)
         for g in GRADS[:4]:
-            params, state = optfn.step(tx, g, state, params)
+            params, state = optfn.step(tx, params, g, state)
         states[keep] = state, params
     kept, not_kept = (jax.grad(after)(0.8, keep) for keep in (True, False))
     np.testing.assert_allclose(not_kept, kept, rtol=1e-8)

@@ -106,7 +106,7 @@ def test_integers_inside_may_be_frozen():
     state = tx.init(params)
     grads = jax.grad(lambda p: jnp.sum(p["w"]), allow_int=True)(params)
     for moves in (False, True):
-        after, state = jax.jit(lambda s: optfn.step(tx, grads, s, params))(state)
+        after, state = jax.jit(lambda s: optfn.step(tx, params, grads, s))(state)
         np.testing.assert_array_equal(after["table"], params["table"])
         assert (after["w"] != 1).all() == moves
 

@@ -307,7 +307,7 @@ def test_integers_inside_may_be_frozen(wrap):
     state = tx.init(params)
     none = jax.grad(lambda p: jnp.sum(p["w"]), allow_int=True)(params)
     for grads in (none, {"w": params["w"] * jnp.nan, "table": jnp.zeros(3, int)}):
-        after, _ = optfn.step(tx, grads, state, params)
+        after, _ = optfn.step(tx, params, grads, state)
         np.testing.assert_array_equal(after["table"], params["table"])
         assert (after["w"] == 1).all() == (grads is not none)
 

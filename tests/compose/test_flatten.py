@@ -170,8 +170,8 @@ def test_averages_and_numbers_are_found_inside(tx):
     flat = optfn.flatten(tx)
     state, plain = flat.init(params), tx.init(params)
     for grads in GRADS:
-        params, state = optfn.step(flat, grads, state, params)
-        other, plain = optfn.step(tx, grads, plain, other)
+        params, state = optfn.step(flat, params, grads, state)
+        other, plain = optfn.step(tx, other, grads, plain)
     found = optfn.evaluation_params(flat, state, params)
     wanted = optfn.evaluation_params(tx, plain, other)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, wanted)

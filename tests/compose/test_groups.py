@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import re
+from functools import partial
 
 import equinox as eqx
 import hypothesis
@@ -41,7 +42,7 @@ def run(tx, params, steps=4, grads_of=lambda p: jax.tree.map(lambda p: 0.5 * p +
     with jax.disable_jit():
         state = tx.init(params)
         for _ in range(steps):
-            params, state = optfn.step(tx, grads_of(params), state, params)
+            params, state = optfn.step(tx, params, grads_of(params), state)
     return params, state
 
 
@@ -281,12 +282,12 @@ def test_set_to_zero_is_for_leaves_of_any_dtype_and_removes_nans():
         updates, _ = update(grads, tx.init(params), params)
         for u, g in zip(jax.tree.leaves(updates), jax.tree.leaves(grads), strict=True):
             assert (u.shape, u.dtype) == (g.shape, g.dtype) and not u.any()
-    assert_same_bits(optfn.step(tx, grads, tx.init(params), params)[0], params)
+    assert_same_bits(optfn.step(tx, params, grads, tx.init(params))[0], params)
 
 
 def train_step(tx, loss):
     def step(params, state):
-        return optfn.step(tx, jax.grad(loss)(params), state, params)
+        return optfn.step(tx, params, jax.grad(loss)(params), state)
 
     return step
 
@@ -304,16 +305,16 @@ def test_a_step_costs_what_it_costs_without_the_frozen_leaves(dtype):
         (optfn.freeze(optfn.adam(0.1), by_path({"frozen": True}, default=False)), params),
         (optfn.partition(groups, by_path({"frozen": "no", "trained": "yes"})), params),
     ):
-        step = jax.jit(lambda g, s, p, tx=tx: optfn.step(tx, g, s, p), donate_argnums=(1, 2))
+        step = jax.jit(partial(optfn.step, tx), donate_argnums=(0, 2))
         state = tx.init(own)
-        compiled = step.lower(own, state, own).compile()
+        compiled = step.lower(own, own, state).compile()
         costs.append([compiled.cost_analysis()[k] for k in ("flops", "bytes accessed")])
         assert len(jax.tree.leaves(state)) == 3
     (flops, size), *others = costs
     # Eight bytes are the leaf's pointer among the results; the leaf itself has 6 kB.
     assert others == [[flops, size + 8]] * 2
     grads, own = (jax.tree.map(jnp.copy, params) for _ in range(2))
-    assert_same_bits(step(grads, state, own)[0]["frozen"], params["frozen"])
+    assert_same_bits(step(own, grads, state)[0]["frozen"], params["frozen"])
 
 
 def test_the_gradient_of_frozen_leaves_is_never_computed():
@@ -381,7 +382,7 @@ def test_groups_of_any_tree(name):
     mask = by_path({"first/**": True}, default=False)
     with jax.disable_jit():
         got = [
-            optfn.step(tx, grads, tx.init(params), params)[0]
+            optfn.step(tx, params, grads, tx.init(params))[0]
             for tx in (
                 optfn.partition({"first": first, "second": second}, labels),
                 optfn.freeze(second, mask),

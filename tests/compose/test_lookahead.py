@@ -20,7 +20,7 @@ def paths(tx, start, grads):
     """The params, and the params to evaluate at, after each step."""
 
     def step(carry, g):
-        params, state = optfn.step(tx, g, carry[1], carry[0])
+        params, state = optfn.step(tx, carry[0], g, carry[1])
         return (params, state), (params, optfn.evaluation_params(tx, state, params))
 
     return jax.lax.scan(step, (start, tx.init(start)), grads)[1]
@@ -102,7 +102,7 @@ def test_a_reset_starts_the_moments_the_steps_and_the_schedules_afresh():
     rates = []
     for _ in range(5):
         rates.append(float(optfn.hyperparameters(tx, state)["learning_rate"]))
-        params, state = optfn.step(tx, params, state, params)
+        params, state = optfn.step(tx, params, params, state)
         fast = state.slots["lookahead"].fast
         assert int(fast.step) == int(state.step) % 2
         assert bool(fast.slots["scale_by_adam"].mu.any()) == (int(state.step) % 2 == 1)
@@ -129,7 +129,7 @@ def test_a_reset_takes_the_params_after_the_synchronization():
     tx = optfn.lookahead(optfn.prodigy(estim_lr0=0.1), 1, 0.5, reset_state=True)
     params = jnp.ones(3)
     state = tx.init(params)
-    params, state = optfn.step(tx, params, state, params)
+    params, state = optfn.step(tx, params, params, state)
     start = state.slots["lookahead"].fast.slots["scale_by_prodigy"].start
     np.testing.assert_allclose(start, params, rtol=1e-6)
     assert not np.allclose(params, 1)
@@ -152,7 +152,7 @@ def test_frozen_integers_pass_through():
     tx = optfn.lookahead(optfn.freeze(optfn.sgd(0.5), {"w": False, "table": True}), 1, 0.5)
     state = tx.init(params)
     grads = {"w": jnp.ones(2), "table": np.zeros(3, jax.dtypes.float0)}
-    params, state = optfn.step(tx, grads, state, params)
+    params, state = optfn.step(tx, params, grads, state)
     found = optfn.evaluation_params(tx, state, params)
     np.testing.assert_array_equal(found["w"], [0.75, 0.75])
     np.testing.assert_array_equal(found["table"], [0, 1, 2])

@@ -173,7 +173,7 @@ def test_a_scale_that_is_too_large_comes_down_to_one_that_fits():
         def loss(p):
             return optfn.current_loss_scale(state) * (3 * p["w"]).sum().astype(jnp.float32)
 
-        params, state = optfn.step(tx, jax.grad(loss)(params), state, params)
+        params, state = optfn.step(tx, params, jax.grad(loss)(params), state)
         return (params, state), optfn.current_loss_scale(state)
 
     (params, state), scales = jax.lax.scan(step, (params, tx.init(params)), length=12)

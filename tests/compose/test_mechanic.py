@@ -39,7 +39,7 @@ def mechanic(p, grads, steps, weight_decay=1e-2, eps=1e-8, s_init=1e-6, num_beta
 @jax.jit
 def run(tx, params, grads):
     def step(carry, g):
-        params, state = optfn.step(tx, g, carry[1], carry[0])
+        params, state = optfn.step(tx, carry[0], g, carry[1])
         return (params, state), params
 
     return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
@@ -54,7 +54,7 @@ def test_a_spike_does_not_end_the_run():
     tx, params = optfn.mechanize(optfn.adam(0.1), s_init=0.1), jnp.ones(2)
     state, update = tx.init(params), jax.jit(functools.partial(optfn.step, tx))
     for step in range(300):
-        params, state = update((params - 3) * (1e25 if step == 7 else 1), state, params)
+        params, state = update(params, (params - 3) * (1e25 if step == 7 else 1), state)
     assert jnp.isfinite(state.slots["mechanize"].spread).all()
     assert jnp.isfinite(params).all()
 
@@ -92,7 +92,7 @@ def test_a_rate_that_is_far_too_small_is_made_up_for():
     def final(tx):
         def step(carry, _):
             x, state = carry
-            x, state = optfn.step(tx, jnp.sign(x - 3), state, x)
+            x, state = optfn.step(tx, x, jnp.sign(x - 3), state)
             return (x, state), None
 
         start = jnp.zeros(())

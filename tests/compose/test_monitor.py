@@ -111,7 +111,7 @@ def test_derivatives_are_those_without_it_and_finite():
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
 
     def loss(tx, start):
-        params, _ = optfn.step(tx, start, tx.init(start), start)
+        params, _ = optfn.step(tx, start, start, tx.init(start))
         return sum(jnp.sum(p + p**2) for p in jax.tree.leaves(params))
 
     slope = jax.jit(jax.grad(loss))

@@ -22,7 +22,7 @@ def paths(tx, start, grads):
     """The params, and the params to evaluate at, after each step."""
 
     def step(carry, g):
-        params, state = optfn.step(tx, g, carry[1], carry[0])
+        params, state = optfn.step(tx, carry[0], g, carry[1])
         return (params, state), (params, optfn.evaluation_params(tx, state, params))
 
     return jax.lax.scan(step, (start, tx.init(start)), grads)[1]
@@ -114,7 +114,7 @@ def test_the_decay_that_is_read_is_the_next_turn_s():
     params, state, decays = START, tx.init(START), []
     for _ in range(6):
         decays.append(float(optfn.hyperparameters(tx, state)["decay"]))
-        params, state = optfn.step(tx, START, state, params)
+        params, state = optfn.step(tx, params, START, state)
     np.testing.assert_allclose(decays, [0, 0, 0, 1 / 2, 1 / 2, 2 / 3], rtol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_frozen_integers_none_and_complex_leaves(wrap):
     state = tx.init(params)
     found = optfn.evaluation_params(tx, state, params)
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    params, state = optfn.step(tx, grads | {"none": None}, state, params)
+    params, state = optfn.step(tx, params, grads | {"none": None}, state)
     found = optfn.evaluation_params(tx, state, params)
     assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, params)
     jax.tree.map(np.testing.assert_array_equal, found, params)  # an average of one

@@ -1,5 +1,7 @@
 """Routing: `partition`, `masked` and `freeze`."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -226,7 +228,7 @@ def test_frozen_leaves_may_be_integers_and_bools(transform):
     grads = {"w": jnp.ones(2), "count": jnp.zeros(2, int), "flag": jnp.zeros(2, bool)}
     tx = optfn.freeze(optfn.adam(0.1), is_no_float)
     state = transform(tx.init)(MIXED)
-    params, state = transform(lambda g, s, p: optfn.step(tx, g, s, p))(grads, state, MIXED)
+    params, state = transform(partial(optfn.step, tx))(MIXED, grads, state)
     np.testing.assert_allclose(params["w"], [0.9, 1.9], rtol=1e-6)
     for name in ("count", "flag"):
         np.testing.assert_array_equal(params[name], MIXED[name])
@@ -240,7 +242,7 @@ def test_frozen_integers_may_have_the_gradients_that_jax_gives_them(transform):
 
     def step(params, state):
         grads = jax.grad(lambda p: jnp.sum(p["w"]), allow_int=True)(params)
-        return optfn.step(tx, grads, state, params)
+        return optfn.step(tx, params, grads, state)
 
     params, _ = transform(step)(MIXED, tx.init(MIXED))
     np.testing.assert_allclose(params["w"], [0.9, 1.9], rtol=1e-6)
@@ -313,7 +315,7 @@ def test_masked_is_refused_at_the_update_too():
     with pytest.raises(ValueError, match=r"masked\(...\) alone is no optimizer"):
         MASKED.update(GRADS, state, PARAMS)
     with pytest.raises(ValueError, match=r"masked\(...\) alone is no optimizer"):
-        optfn.step(MASKED, GRADS, state, PARAMS)
+        optfn.step(MASKED, PARAMS, GRADS, state)
 
 
 def test_masked_is_fine_beside_other_stages_and_in_their_groups():

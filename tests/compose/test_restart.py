@@ -27,7 +27,7 @@ def train(tx, state, params):
     def step(carry, _):
         params, state = carry
         grads = jax.tree.map(lambda p: jnp.sin(p) + 0.1, params)
-        params, state = optfn.step(tx, grads, state, params)
+        params, state = optfn.step(tx, params, grads, state)
         return (params, state), params
 
     (params, state), path = jax.lax.scan(step, (params, state), None, 4)

@@ -98,7 +98,7 @@ def test_a_model_is_evaluated_where_the_round_began():
         if i % 3 == 0:
             began = params
         jax.tree.map(np.testing.assert_array_equal, evaluated, began)
-        params, state = optfn.step(tx, gradient(params), state, params)
+        params, state = optfn.step(tx, params, gradient(params), state)
 
 
 def test_a_zero_gradient_leaves_the_params():

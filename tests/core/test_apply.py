@@ -46,7 +46,7 @@ def test_step_is_update_and_apply_updates_in_float32():
     tx = optfn.adamw(0.1, weight_decay=0.1)
     state = tx.init(PARAMS)
     updates, expected_state = tx.update(GRADS, state, PARAMS)
-    params, new_state = optfn.step(tx, GRADS, state, PARAMS)
+    params, new_state = optfn.step(tx, PARAMS, GRADS, state)
     jax.tree.map(np.testing.assert_array_equal, params, optfn.apply_updates(PARAMS, updates))
     jax.tree.map(np.testing.assert_array_equal, new_state, expected_state)
 
@@ -66,7 +66,7 @@ def test_step_rounds_once_where_update_and_apply_updates_round_twice():
     assert updates["w"].dtype == jnp.bfloat16
     assert optfn.apply_updates(params, updates)["w"] == 256.0
 
-    new, _ = optfn.step(tx, grads, state, params)
+    new, _ = optfn.step(tx, params, grads, state)
     assert new["w"].dtype == jnp.bfloat16
     assert new["w"] == 258.0
 
@@ -75,11 +75,11 @@ def test_step_takes_gradients_of_any_float_dtype():
     """A float32 gradient of bfloat16 params is not rounded on its way."""
     params = {"w": jnp.asarray([256.0], jnp.bfloat16)}
     grads = {"w": jnp.asarray([-1.0039], jnp.float32)}
-    new, _ = optfn.step(optfn.sgd(1.0), grads, optfn.sgd(1.0).init(params), params)
+    new, _ = optfn.step(optfn.sgd(1.0), params, grads, optfn.sgd(1.0).init(params))
     assert new["w"] == 258.0
     half = {"w": jnp.asarray([0.5], jnp.bfloat16)}
     wide = {"w": jnp.asarray([1.0], jnp.float32)}
-    new, _ = optfn.step(optfn.sgd(1.0), half, optfn.sgd(1.0).init(wide), wide)
+    new, _ = optfn.step(optfn.sgd(1.0), wide, half, optfn.sgd(1.0).init(wide))
     assert new["w"].dtype == jnp.float32
 
 
@@ -89,12 +89,12 @@ def test_the_loop_of_steps_does_not_retrace_and_keeps_the_form_of_the_params():
     traces = []
 
     @jax.jit
-    def step(tx, grads, state, params):
+    def step(tx, params, grads, state):
         traces.append(None)
-        return optfn.step(tx, grads, state, params)
+        return optfn.step(tx, params, grads, state)
 
     state, start = tx.init(params), jax.eval_shape(lambda: params)
     for rate in (0.1, 0.01, 0.001):
-        params, state = step(optfn.replace(tx, learning_rate=rate), GRADS, state, params)
+        params, state = step(optfn.replace(tx, learning_rate=rate), params, GRADS, state)
         assert jax.eval_shape(lambda p=params: p) == start
     assert len(traces) == 1

@@ -454,7 +454,7 @@ def test_a_stack_runs_all_its_optimizers_in_one_program():
         traces.append(None)
         state = tx.init(params)
         for _ in range(3):
-            params, state = optfn.step(tx, GRADS, state, params)
+            params, state = optfn.step(tx, params, GRADS, state)
         return params, optfn.hyperparameters(tx, state)
 
     batch = optfn.stack(GRID)

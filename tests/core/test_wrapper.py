@@ -56,7 +56,7 @@ def decode(slots):
 def run(tx, steps=3, params=PARAMS):
     state = tx.init(params)
     for _ in range(steps):
-        params, state = optfn.step(tx, GRADS, state, params)
+        params, state = optfn.step(tx, params, GRADS, state)
     return params, state
 
 

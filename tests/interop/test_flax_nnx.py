@@ -139,7 +139,7 @@ def test_the_rate_changes_without_a_retrace_where_the_optimizer_is_data(convert,
         traces.append(None)
         grads = nnx.as_pure(nnx.grad(loss)(training.model))
         params, training.state = optfn.step(
-            training.tx, grads, training.state, params_of(training.model)
+            training.tx, params_of(training.model), grads, training.state
         )
         nnx.update(training.model, params)
 
@@ -164,7 +164,7 @@ def test_fifty_rates_are_one_trace(form):
         traces.append(None)
         params = params_of(model)
         grads = jax.tree.map(lambda _: jnp.asarray(GRADS), params)
-        params, _ = optfn.step(tx, grads, tx.init(params), params)
+        params, _ = optfn.step(tx, params, grads, tx.init(params))
         nnx.update(model, params)
 
     def end(tx):

@@ -22,7 +22,7 @@ def end_of_run(tx, params, curvatures):
 
     def step(carry, _):
         params, state = carry
-        return optfn.step(tx, jax.grad(loss)(params), state, params), None
+        return optfn.step(tx, params, jax.grad(loss)(params), state), None
 
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=4)
     return loss(params)

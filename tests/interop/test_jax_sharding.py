@@ -100,7 +100,7 @@ def test_a_donated_step_keeps_every_sharding_and_computes_the_same(mesh):
     tx = OPTIMIZERS["partition"]
 
     def plain_step(params, state, grads):
-        return optfn.step(tx, grads, state, params)
+        return optfn.step(tx, params, grads, state)
 
     step, step_on_host = jax.jit(plain_step, donate_argnums=(0, 1)), jax.jit(plain_step)
     grads, host_grads = params_on(mesh), host_params()
@@ -122,7 +122,7 @@ def test_a_donated_step_keeps_every_sharding_and_computes_the_same(mesh):
 @pytest.mark.parametrize("tx", [optfn.lbfgs(3, linesearch=None), optfn.flatten(optfn.adam(0.1))])
 def test_a_vector_of_all_leaves_is_put_together_on_a_mesh(tx, mesh):
     """Where the params keep their places, and the update is the one of a single device."""
-    step = jax.jit(lambda params, state: optfn.step(tx, params, state, params))
+    step = jax.jit(lambda params, state: optfn.step(tx, params, params, state))
     params, expected = params_on(mesh), host_params()
     placement = jax.tree.map(lambda x: x.sharding, params)
     state, expected_state = tx.init(params), tx.init(expected)

@@ -21,7 +21,7 @@ def loss(params):
 def advance(tx, params, state, steps=6):
     def step(carry, _):
         params, state = carry
-        return optfn.step(tx, jax.grad(loss)(params), state, params), None
+        return optfn.step(tx, params, jax.grad(loss)(params), state), None
 
     return jax.lax.scan(step, (params, state), length=steps)[0]
 

@@ -61,7 +61,7 @@ def test_with_the_curvature_sophia_takes_newton_s_step(x64):
     params, state = start, tx.init(start)
     for _ in range(2):
         grads = jax.grad(bowl)(params)
-        params, state = optfn.step(tx, grads, state, params, obj_fn=bowl)
+        params, state = optfn.step(tx, params, grads, state, obj_fn=bowl)
         if state.step == 1:
             params = start
     jax.tree.map(lambda p: np.testing.assert_allclose(p, 0, atol=1e-12), params)

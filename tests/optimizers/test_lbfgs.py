@@ -41,7 +41,7 @@ def searched(tx, f, params, steps):
             params, state = carry
             value, grad = value_and_grad(params, state=state)
             given = {"value": value, "grad": grad, "value_fn": f}
-            params, state = optfn.step(tx, grad, state, params, **given)
+            params, state = optfn.step(tx, params, grad, state, **given)
             return (params, state), found(state).info.failed
 
         (end, state), failed = jax.lax.scan(step, (params, tx.init(params)), length=steps)
@@ -156,7 +156,7 @@ def test_derivatives_forward_go_through_a_search(x64):
         state = tx.init(x)
         for _ in range(2):
             value, grad = jax.value_and_grad(f)(x)
-            x, state = optfn.step(tx, grad, state, x, value=value, grad=grad, value_fn=f)
+            x, state = optfn.step(tx, x, grad, state, value=value, grad=grad, value_fn=f)
         return x[0]
 
     end = jax.jit(end)
@@ -329,7 +329,7 @@ def test_value_and_gradient_come_from_the_state():
     state = tx.init(x)
     value, grad = value_and_grad(x, state=state)
     np.testing.assert_allclose(value, rosenbrock(x), rtol=1e-6)
-    x, state = optfn.step(tx, grad, state, x, value=value, grad=grad, value_fn=rosenbrock)
+    x, state = optfn.step(tx, x, grad, state, value=value, grad=grad, value_fn=rosenbrock)
     np.testing.assert_allclose(value_and_grad(x, state=state)[0], rosenbrock(x), rtol=1e-5)
     np.testing.assert_allclose(found(state).grad, jax.grad(rosenbrock)(x), rtol=1e-5)
     # It is the state that it looks at.
@@ -369,7 +369,7 @@ def test_frozen_params_are_no_part_of_the_search():
     params, state = PARAMS, tx.init(PARAMS)
     step = jax.jit(
         lambda p, s: optfn.step(
-            *(tx, jax.grad(tree_loss)(p), s, p),
+            *(tx, p, jax.grad(tree_loss)(p), s),
             **{"value": tree_loss(p), "grad": jax.grad(tree_loss)(p), "value_fn": tree_loss},
         )
     )

@@ -46,7 +46,7 @@ def descend(tx):
     """The params after each step on sum(CURVATURES * p^2) / 2 from ones, [STEPS + 1, 4]."""
 
     def step(carry, _):
-        params, state = optfn.step(tx, CURVATURES * carry[0], carry[1], carry[0])
+        params, state = optfn.step(tx, carry[0], CURVATURES * carry[0], carry[1])
         return (params, state), params
 
     start = jnp.ones_like(CURVATURES)
@@ -587,7 +587,7 @@ def test_prodigy_never_overestimates_the_distance(size, x64):
 
     def step(carry, _):
         params, state = carry
-        params, state = optfn.step(tx, slopes(center)(params), state, params)
+        params, state = optfn.step(tx, params, slopes(center)(params), state)
         return (params, state), state.slots["scale_by_prodigy"].distance
 
     start = jnp.zeros(4)
@@ -627,7 +627,7 @@ def test_cocob_never_bets_more_than_it_has(x64):
 def halvings(tx, start):
     def step(carry, _):
         x, state = carry
-        x, state = optfn.step(tx, x, state, x, value=x**2 / 2)
+        x, state = optfn.step(tx, x, x, state, value=x**2 / 2)
         return (x, state), x
 
     return jax.lax.scan(step, (start, tx.init(start)), length=20)[1]
@@ -675,7 +675,7 @@ def test_schedule_free_without_a_share_is_polyak_averaging(x64):
     np.testing.assert_allclose(updates_of(tx), updates_of(descent), rtol=1e-11)
     state, y, path = tx.init(START), START, []
     for g in GRADS[:40]:
-        y, state = optfn.step(tx, g, state, y)
+        y, state = optfn.step(tx, y, g, state)
         path.append(y)
         average = optfn.evaluation_params(tx, state, y)
         np.testing.assert_allclose(average, np.mean(path, axis=0), rtol=1e-11)
@@ -699,7 +699,7 @@ def test_optimism_solves_a_bilinear_game():
     def distance(tx):
         def step(carry, _):
             (x, y), state = carry
-            return optfn.step(tx, (y, -x), state, (x, y)), None
+            return optfn.step(tx, (x, y), (y, -x), state), None
 
         start = jnp.float32(1), jnp.float32(1)
         (x, y), _ = jax.lax.scan(step, (start, tx.init(start)), length=500)[0]
@@ -813,7 +813,7 @@ def test_hyperball_moves_on_a_sphere(size):
     state, start = tx.init(params), params
     for g in np.float32(GRADS[1:30]):
         before = params
-        params, state = optfn.step(tx, {"a": g, "b": g[:2]}, state, params)
+        params, state = optfn.step(tx, params, {"a": g, "b": g[:2]}, state)
         for name, p in params.items():
             old, new = (np.asarray(x, float) for x in (before[name], p))
             norm = np.linalg.norm(np.asarray(start[name], float))
@@ -838,7 +838,7 @@ def test_fromage_keeps_the_norm(x64):
     state = tx.init(params)
     for g in GRADS[1:20]:
         g = g - params * (g @ params) / (params @ params)
-        params, state = optfn.step(tx, g, state, params)
+        params, state = optfn.step(tx, params, g, state)
         np.testing.assert_allclose(jnp.linalg.norm(params), norm, rtol=1e-12)
 
 

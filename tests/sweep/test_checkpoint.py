@@ -262,7 +262,7 @@ def test_keys_of_any_kind_may_be_carried(tmp_path, mode):
         params, state, own = carry
         value, grads = jax.value_and_grad(loss)(params, batch)
         grads["b"] += jax.random.uniform(jax.random.fold_in(own, state.step))
-        params, state = optfn.step(tx, grads, state, params)
+        params, state = optfn.step(tx, params, grads, state)
         return (params, state, own), {"loss": value}
 
     kwargs = {"params": lambda carry: carry[0], "data": (X, Y), "batch_size": 16}

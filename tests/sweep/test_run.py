@@ -220,7 +220,7 @@ def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
 
     def step(tx, carry, batch, key):
         value, grads = jax.value_and_grad(loss)(carry["params"], batch)
-        params, state = optfn.step(tx, grads, carry["state"], carry["params"])
+        params, state = optfn.step(tx, carry["params"], grads, carry["state"])
         carry = {"params": params, "state": state, "count": carry["count"] + 1}
         return carry, {"loss": value, "count": carry["count"]}
 
@@ -270,7 +270,7 @@ def test_the_noise_of_an_optimizer_is_another_for_each_seed_of_the_run():
         tx = optfn.noisy_sgd(0.05, seed=7 + i)
         params, state = start, tx.init(start)
         for _ in range(20):
-            params, state = optfn.step(tx, gradient(params, (X, Y)), state, params)
+            params, state = optfn.step(tx, params, gradient(params, (X, Y)), state)
         expected = evaluate(params)["distance"]
         np.testing.assert_allclose(result.scores[0, i], expected, rtol=1e-4)
     assert result.rerun(0, seeds=[1]).score == result.scores[0, 1] != result.scores[0, 0]

@@ -18,7 +18,7 @@ NUMBERS = st.floats(0, 2.0**15, width=32)
 @jax.jit
 def update(p, g):
     updates, _ = TX.update(g, optfn.State(jnp.int32(0), {}), p)
-    return updates, p + updates, optfn.step(TX, g, optfn.State(jnp.int32(0), {}), p)[0]
+    return updates, p + updates, optfn.step(TX, p, g, optfn.State(jnp.int32(0), {}))[0]
 
 
 @hypothesis.given(
@@ -63,7 +63,7 @@ def test_it_finds_the_nonnegative_least_squares():
     def solve(x):
         def step(carry, _):
             x, state = carry
-            return optfn.step(tx, a.T @ (a @ x - b), state, x), None
+            return optfn.step(tx, x, a.T @ (a @ x - b), state), None
 
         return jax.lax.scan(step, (x, tx.init(x)), None, 500)[0][0]
 

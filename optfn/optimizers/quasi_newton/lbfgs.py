@@ -198,7 +198,7 @@ def lbfgs(
 
         value_and_grad = value_and_grad_from_state(f)
         value, grad = value_and_grad(params, state=state)
-        params, state = step(tx, grad, state, params, value=value, grad=grad, value_fn=f)
+        params, state = step(tx, params, grad, state, value=value, grad=grad, value_fn=f)
 
     The rule is `scale_by_lbfgs`, then p <- p - learning_rate * rate * u, with the rate from the
     line search. Gradients near 1e-8 need double precision.
