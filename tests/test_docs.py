@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from donation import watched
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
@@ -17,9 +18,17 @@ BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_code_prints_what_the_page_says(page):
+def test_code_prints_what_the_page_says(page, monkeypatch):
     blocks = BLOCK.findall((ROOT / page).read_text())
     assert any(kind == "text" for kind, _ in blocks)
+    with watched(monkeypatch) as donating:
+        _execute(page, blocks)
+    assert donating or "donate_arg" not in "".join(text for _, text in blocks)
+    for step in donating:
+        step.check()
+
+
+def _execute(page, blocks):
     namespace: dict = {"__name__": "docs"}
     printed = ""
     for i, (kind, text) in enumerate(blocks):

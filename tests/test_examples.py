@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from donation import watched
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
@@ -77,6 +78,33 @@ def check_drawn(path: Path, *colors: str) -> None:
     for color in colors:
         near = np.abs(pixels - np.array(to_rgb(color))).max(-1) < 0.02
         assert near.any(axis=0).sum() > 0.1 * width, f"{color} is missing in {path.name}"
+
+
+# Donation
+
+
+def epoch_arguments(module, optimizer):
+    """Of its `train_epoch`, as shapes."""
+    data, _ = module.load_data(0)
+    params = jax.eval_shape(module.Classifier().init, jax.random.key(0), data.images)
+    return optimizer, params, jax.eval_shape(optimizer.init, params), data, jax.random.key(0)
+
+
+def test_no_training_step_copies_what_it_donates(monkeypatch):
+    donating = {path.stem for path in EXAMPLES.glob("*.py") if "donate_arg" in path.read_text()}
+    assert donating == {"accumulate_gradients", "log_metrics", "train_digits"}
+    with watched(monkeypatch) as jitted:
+        ways, log_metrics, digits = map(load, sorted(donating))
+        for way in ways.WAYS.values():
+            data = ways.load_data()
+            batches = jax.tree.map(lambda x: x[None, : ways.BATCH_SIZE], data)
+            params = ways.Classifier().init(jax.random.key(0), data.images[:1])
+            ways.train(way, params, batches)
+        log_metrics.train_epoch.lower(*epoch_arguments(log_metrics, log_metrics.make_optimizer(20)))
+        digits.train_epoch.lower(*epoch_arguments(digits, optfn.adam(0.001)))
+    assert len(jitted) == len(ways.WAYS) + 2
+    for step in jitted:
+        step.check()
 
 
 # train_digits
