@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
+from optfn.core.control_flow import cond, scan
 from optfn.core.data import check_count
 from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import is_float0, to_arrays
@@ -39,9 +41,9 @@ def microbatch(
         value_and_grad = microbatch(jax.value_and_grad(loss), argnums=1, microbatch_size=64)
         value, grads = value_and_grad(params, batch)
 
-    Call it under `jax.jit`; outside, each call compiles again. The gradient of a microbatched
-    function, taken outside, is the same but stores the residuals of every micro-batch, unless the
-    function is under `jax.checkpoint`.
+    Under `jax.jit` it is a loop of the program; outside of it, a Python loop. The gradient of a
+    microbatched function, taken outside, is the same but stores the residuals of every micro-batch,
+    unless the function is under `jax.checkpoint`.
 
     Floating point sums are in float32 or wider; results have the function's shapes and dtypes. They
     equal those of the whole batch up to rounding if rows are independent and `accumulator` fits:
@@ -103,7 +105,6 @@ def microbatch(
             )
         split = _Split(rows // microbatch_size, microbatch_size, num_real_microbatches is None)
 
-        @jax.jit  # traced once for the shapes and the loop
         def evaluate(i: jax.Array) -> Any:
             own, own_by_name = list(args), dict(kwargs)
             for key, axis, batch in zip(keys, axes, batches, strict=True):
@@ -114,6 +115,9 @@ def microbatch(
                     own[key] = piece
             return fun(*own, **own_by_name)
 
+        numbers = jnp.arange(split.number, dtype=jnp.int32)
+        if isinstance(numbers, Tracer):
+            evaluate = jax.jit(evaluate)  # traced once for the shapes and the loop
         shapes = jax.eval_shape(evaluate, jax.ShapeDtypeStruct((), jnp.int32))
         like, treedef = jax.tree.flatten(shapes)
         kinds = per_output.values(shapes, "the results")
@@ -135,9 +139,9 @@ def microbatch(
             return sums, [jnp.zeros_like(x) if k == "concat" else None for k, x in rows]
 
         real = _number_run(num_real_microbatches, split.number)
-        body = add if split.spread else lambda sums, i: lax.cond(i < real, add, hold, sums, i)
+        body = add if split.spread else lambda sums, i: cond(i < real, add, hold, sums, i)
         start = [_zeros(kind, x) for kind, x in zip(kinds, like, strict=True)]
-        sums, pieces = lax.scan(body, start, jnp.arange(split.number, dtype=jnp.int32))
+        sums, pieces = scan(body, start, numbers)
 
         def finished(kind: str | None, x: Any, sum: Any, pieces: Any) -> Any:
             if kind is None:

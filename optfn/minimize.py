@@ -14,6 +14,7 @@ from jax import lax
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
 from optfn.core.apply import step
+from optfn.core.control_flow import cond
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
@@ -314,6 +315,6 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
         (last,) = found
         if jax.tree.structure(last.grad) != jax.tree.structure(params):
             return evaluate()
-        return lax.cond(jnp.isfinite(last.value), lambda: (last.value, last.grad), evaluate)
+        return cond(jnp.isfinite(last.value), lambda: (last.value, last.grad), evaluate)
 
     return found_or_evaluated

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optfn.compose.finite import check_gradients_arrive
+from optfn.core.control_flow import cond
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.each_leaf import each_leaf
@@ -143,7 +143,7 @@ class accumulate(Transform):
         def hold(inner: State) -> tuple[PyTree, State]:
             return jax.tree.map(jnp.zeros_like, updates), inner
 
-        steps, inner = lax.cond(due, run, hold, slots.inner)
+        steps, inner = cond(due, run, hold, slots.inner)
         return steps, Accumulation(
             sum=total,
             weight=weight,

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optfn.compose.interop import KNOWN_KINDS
+from optfn.core.control_flow import cond
 from optfn.core.data import child, static
 from optfn.core.slots import no_updates, zero_slot
 from optfn.core.transform import Context, ExtraKind, State, Transform
@@ -62,7 +62,7 @@ class _Conditional(Transform):
             new_updates, new = self.transform.apply_named(updates, slots.slots, own)
             return new_updates, State(own.next_step, new)
 
-        return lax.cond(self._runs(ctx), run, lambda: (self._elsewhere(updates), slots))
+        return cond(self._runs(ctx), run, lambda: (self._elsewhere(updates), slots))
 
     def _runs(self, ctx: Context) -> jax.Array:
         names = self.forward_extra_args

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.apply import apply_updates
+from optfn.core.control_flow import cond
 from optfn.core.data import check_count, child, static
 from optfn.core.dtypes import cast
 from optfn.core.each_leaf import each_leaf
@@ -112,7 +113,7 @@ class sam(Transform):
         def down(grads, slots, params):
             return self._down(grads, slots, params, ctx.extra_args)
 
-        return lax.cond(last, down, up, updates, slots, ctx.params)
+        return cond(last, down, up, updates, slots, ctx.params)
 
     def _up(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
         steps, adversary = advance_inner(self.adv_optimizer, grads, slots.adversary, params, extra)

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
+from optfn.core.control_flow import cond
 from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.tree import PyTree
@@ -82,6 +84,12 @@ def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     parts = [part for pair in parts for part in pair]
     if not parts:
         return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+    traced = any(isinstance(x, Tracer) for x in parts)
+    return (_scaled_norm if traced else _scaled_norm_jitted)(*parts)
+
+
+def _scaled_norm(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The scaled norm of real arrays."""
     dtype = jnp.result_type(*parts)
     count = sum(x.size for x in parts)
     if count < WORTH_A_BRANCH:
@@ -91,7 +99,10 @@ def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     # Squares below tiny vanish; their sum must be negligible.
     in_range = (square > count * float(info.tiny / info.eps)) & (square < jnp.inf)
     one = jnp.ones((), dtype)
-    return lax.cond(in_range, lambda *_: (one, sqrt(square)), partial(_by_largest, dtype), *parts)
+    return cond(in_range, lambda *_: (one, sqrt(square)), partial(_by_largest, dtype), *parts)
+
+
+_scaled_norm_jitted = jax.jit(_scaled_norm)  # one program instead of many, outside a trace
 
 
 def _floating(x: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.compose.chain import chain
+from optfn.core.control_flow import cond
 from optfn.core.data import child
 from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.each_leaf import each_leaf
@@ -154,7 +155,7 @@ class scale_by_sophia(Transform):
         interval = jnp.maximum(jnp.asarray(self.update_interval), 1).astype(jnp.int32)
         due = ctx.step % interval == 0
         nu = jax.tree.map(lambda x, g: widen(x, g.dtype), slots.nu, updates)
-        nu, estimator = lax.cond(due, estimated, lambda *old: old, nu, slots.estimator)
+        nu, estimator = cond(due, estimated, lambda *old: old, nu, slots.estimator)
         return u, Curvature(mu, nu, estimator)
 
     def updates_kind(self, incoming: Updates) -> Updates:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from optfn.core.control_flow import cond, while_loop
 from optfn.core.data import static
 from optfn.core.dtypes import cast
 from optfn.core.tree import PyTree
@@ -106,7 +106,7 @@ class scale_by_backtracking_linesearch(LineSearch):
             lower = accepted | (finite & last & (value < line.value))
             grad, grads = old.grad, old.grads
             if pullback is not None:
-                grad = lax.cond(
+                grad = cond(
                     lower,
                     lambda: uphill(pullback(jnp.ones((), kind))[0], line.grad),
                     lambda: line.grad,
@@ -116,7 +116,7 @@ class scale_by_backtracking_linesearch(LineSearch):
             return Trial(self.decrease_factor * rate, reached, value, grad, trials, grads, accepted)
 
         start = start._replace(accepted=~(line.slope < 0))
-        end = lax.while_loop(should_continue, tried, start)
+        end = while_loop(should_continue, tried, start)
         failed = ~end.accepted | (end.trials == 0)
         info = LineSearchInfo(end.trials, end.grads, failed)
         return LineSearchState(end.tried, end.value, end.grad, info)

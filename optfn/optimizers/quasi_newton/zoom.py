@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from optfn.core.control_flow import while_loop
 from optfn.core.data import static
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
@@ -131,7 +131,7 @@ class scale_by_zoom_linesearch(LineSearch):
             closed = (high.rate - low.rate <= self.stepsize_precision) & (best.rate > 0)
             return ~interval.accepted & ~closed & (interval.trials < self.max_linesearch_steps)
 
-        end = lax.while_loop(should_continue, partial(self._narrowed, line, most), start)
+        end = while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
         failed = ~end.accepted | (end.trials == 0)
         info = LineSearchInfo(end.trials, end.trials, failed)

@@ -1,0 +1,171 @@
+"""Outside of `jit` no public call compiles anew when it is called again."""
+
+import inspect
+import typing
+
+import cases
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import test_schedules
+
+import optfn
+from optfn import schedules
+from optfn.core.numerics import WORTH_A_BRANCH
+
+PARAMS = {"w": jnp.ones((3, 2))}
+GRADS = {"w": jnp.full((3, 2), 0.1)}
+MANY = jnp.ones(WORTH_A_BRANCH)
+MORE = {
+    "set_to_zero": optfn.set_to_zero(),
+    "from_optax": optfn.from_optax(optax.trace(0.9)),
+    "given_hessian_diagonal": optfn.sophia(
+        0.1, hessian_diagonal_fn=optfn.given_hessian_diagonal(), update_interval=2
+    ),
+}
+EVERY = cases.OPTIMIZERS | cases.STAGES | MORE
+EXTRA_ARGS = cases.EXTRA_ARGS | {"given_hessian_diagonal": {"hessian_diag": GRADS}}
+
+programs = 0
+
+
+def count(event, duration, **kwargs):
+    global programs
+    programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+
+
+def programs_of_the_third(call):
+    """How many programs the third of three calls compiles."""
+    for _ in range(3):
+        before = programs
+        jax.block_until_ready(call())
+    return programs - before
+
+
+def test_the_count_sees_a_program_of_every_call():
+    assert programs_of_the_third(lambda: jax.jit(lambda x: x + 1)(1.0)) == 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_update_does_not_compile_again(name):
+    tx, extra_args = EVERY[name], EXTRA_ARGS.get(name, {})
+    state = tx.init(PARAMS)
+
+    def update():
+        nonlocal state
+        # A fresh function each time, as in a loop around a closure of the batch.
+        given = extra_args(GRADS, PARAMS) if callable(extra_args) else dict(extra_args)
+        for k, value in given.items():
+            given[k] = (lambda p, f=value: f(p)) if callable(value) else value
+        updates, state = tx.update(GRADS, state, PARAMS, **given)
+        return updates, tx.init(PARAMS)
+
+    assert programs_of_the_third(update) == 0
+
+
+# Under an outer derivative outside of `jit` too.
+DECIDE = ["clip_by_global_norm", "accumulate", "conditionally_mask", "sam", "sophia"]
+
+
+@pytest.mark.parametrize("name", DECIDE)
+def test_the_derivative_of_an_update_does_not_compile_again(name):
+    tx, given = EVERY[name], EXTRA_ARGS.get(name, {})
+    state = tx.init(PARAMS)
+
+    def total(grads):
+        return jnp.sum(tx.update(grads, state, PARAMS, **given)[0]["w"])
+
+    assert programs_of_the_third(lambda: jax.grad(total)(GRADS)) == 0
+
+
+# Every other public function.
+
+TX = optfn.adam(schedules.linear(0.1, 0.05, 9))
+STATE = TX.init(PARAMS)
+SCALED = optfn.loss_scale(TX)
+X, ROWS = jnp.ones(2), jnp.ones((4, 2))
+KEY = jax.random.key(0)
+microbatched = optfn.microbatch(jax.grad(lambda p, rows: jnp.mean(rows @ p)), 1, 2)
+concatenated = optfn.microbatch(
+    lambda rows: rows + 1, 0, 1, accumulator="concat", num_real_microbatches=2
+)
+
+
+def evaluated_and_found():
+    """Before the first update the function is evaluated, and later the state is read."""
+    tx, value_and_grad = EVERY["lbfgs"], optfn.value_and_grad_from_state(lambda p: cases.bowl(p))
+    state = tx.init(PARAMS)
+    value, grad = value_and_grad(PARAMS, state=state)
+    given = {"value": value, "grad": grad, "value_fn": lambda p: cases.bowl(p)}
+    updates, state = tx.update(grad, state, PARAMS, **given)
+    return value_and_grad(optfn.apply_updates(PARAMS, updates), state=state)
+
+
+FUNCTIONS = {
+    "abs_sq": lambda: optfn.abs_sq(MANY),
+    "apply_updates": lambda: optfn.apply_updates(PARAMS, GRADS),
+    "as_arrays": lambda: optfn.as_arrays(TX),
+    "child": None,  # a field
+    "current_loss_scale": lambda: optfn.current_loss_scale(SCALED.init(PARAMS)),
+    "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
+    "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
+    "hyperparameters": lambda: optfn.hyperparameters(TX, STATE),
+    "in_axes": lambda: optfn.in_axes(optfn.stack([TX, TX])),
+    "metrics": lambda: optfn.metrics(SCALED, SCALED.init(PARAMS)),
+    "microbatch": lambda: (microbatched(X, ROWS), concatenated(ROWS)),
+    "minimize": lambda: optfn.minimize(cases.bowl, X).x,
+    "noisy_mean": lambda: optfn.noisy_mean(GRADS, 1.0, 1.0, KEY, 2),
+    "numbers": None,  # a field
+    "per_example_global_norm_clip": lambda: optfn.per_example_global_norm_clip([ROWS], 1.0),
+    "per_example_layer_norm_clip": lambda: optfn.per_example_layer_norm_clip([ROWS], 1.0),
+    "per_leaf": None,  # a field
+    "private_mean": lambda: optfn.private_mean([ROWS], 1.0, 1.0, KEY),
+    "raise_if_gave_up": lambda: optfn.raise_if_gave_up(SCALED.init(PARAMS)),
+    "replace": lambda: optfn.replace(TX, b1=0.8).init(PARAMS),
+    "reset": lambda: optfn.reset(TX, STATE, PARAMS, "scale_by_adam"),
+    "sqrt": lambda: optfn.sqrt(MANY),
+    "stack": lambda: optfn.stack([TX, TX]),
+    "static": None,  # a field
+    "step": lambda: optfn.step(TX, GRADS, STATE, PARAMS),
+    "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
+    "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
+    "value_and_grad_from_state": evaluated_and_found,
+}
+
+
+def gives_a_transform(function):
+    hint = typing.get_type_hints(function).get("return")
+    return isinstance(hint, type) and issubclass(hint, optfn.Transform)
+
+
+def test_every_public_function_is_here():
+    public = {k: v for k, v in vars(optfn).items() if not k.startswith("_")}
+    functions = {k for k, v in public.items() if callable(v) and not inspect.isclass(v)}
+    made = {k for k in functions if gives_a_transform(public[k])}
+    assert functions - made == FUNCTIONS.keys()
+    assert made <= {name.split()[0] for name in EVERY}
+
+
+@pytest.mark.parametrize("name", [name for name, call in FUNCTIONS.items() if call])
+def test_a_function_does_not_compile_again(name):
+    assert programs_of_the_third(FUNCTIONS[name]) == 0
+
+
+def test_a_schedule_does_not_compile_again():
+    public = {x for x in vars(schedules).values() if inspect.isclass(x)}
+    public = {x for x in public if issubclass(x, schedules.Schedule) and x.__name__[0] != "_"}
+    foreign = schedules.custom(optax.constant_schedule(0.1))
+    every = [*test_schedules.CASES, foreign]
+    assert public - {optfn.Schedule} == set(map(type, every))
+    step = 0
+
+    def values():
+        nonlocal step
+        step += 1
+        return [schedule(step) for schedule in every]
+
+    assert programs_of_the_third(values) == 0
