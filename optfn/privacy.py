@@ -13,7 +13,7 @@ import numpy as np
 
 from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import check_floating, to_arrays
-from optfn.core.numerics import norms_along
+from optfn.core.numerics import Norm, joined, norms_along
 from optfn.core.randomness import is_key, leaf_keys
 from optfn.core.tree import PyTree, leaf_paths, location
 
@@ -135,8 +135,7 @@ def per_example_global_norm_clip(grads: PyTree, l2_norm_clip: Any) -> tuple[PyTr
     grads = _gradients(grads)
     _number_of_examples(grads)
     clip = _scalar(l2_norm_clip, "l2_norm_clip")
-    norms = jnp.stack([_norms(g) for g in jax.tree.leaves(grads)], axis=1)
-    return _clipped_sum(grads, norms_along(1, norms)[:, 0], clip)
+    return _clipped_sum(grads, joined([_norms(g) for g in jax.tree.leaves(grads)]), clip)
 
 
 def per_example_layer_norm_clip(
@@ -177,9 +176,9 @@ def per_example_layer_norm_clip(
     return treedef.unflatten(sums), treedef.unflatten(counts)
 
 
-def _clipped_sum(grads: PyTree, norms: jax.Array, clip: jax.Array) -> tuple[PyTree, jax.Array]:
-    within, finite = norms <= clip, jnp.isfinite(norms)
-    divisor = jnp.where(within, 1, norms)
+def _clipped_sum(grads: PyTree, norms: Norm, clip: jax.Array) -> tuple[PyTree, jax.Array]:
+    within, finite = norms.value <= clip, jnp.isfinite(norms.relative)
+    scale, relative = (jnp.where(within, 1, x) for x in norms)
 
     def clipped(g: jax.Array) -> jax.Array:
         def by_row(x):
@@ -187,16 +186,16 @@ def _clipped_sum(grads: PyTree, norms: jax.Array, clip: jax.Array) -> tuple[PyTr
 
         real = real_dtype(g.dtype)
         # Not clip / norm first, which may underflow.
-        shrunk = g / by_row(cast(divisor, real)) * cast(clip, real)
+        shrunk = g / by_row(cast(scale, real)) * by_row(cast(clip / relative, real))
         kept = jnp.where(by_row(within), g, shrunk)
         return jnp.where(by_row(finite), kept, 0).sum(0)
 
     return jax.tree.map(clipped, grads), jnp.sum(~(within & finite), dtype=jnp.int32)
 
 
-def _norms(g: jax.Array) -> jax.Array:
+def _norms(g: jax.Array) -> Norm:
     """The norm of each example."""
-    return norms_along(tuple(range(1, g.ndim)), g).reshape(len(g))
+    return Norm(*(x.reshape(len(g)) for x in norms_along(tuple(range(1, g.ndim)), g)))
 
 
 def _standard_normal(key: jax.Array, x: jax.Array) -> jax.Array:

@@ -100,7 +100,7 @@ class mechanize(Transform):
         reward = b * slots.reward + slots.factors * jnp.clip(h, -slots.largest, slots.largest)
         largest = jnp.maximum(b * slots.largest, jnp.abs(h) + self.eps)
         both = jnp.stack([b * slots.spread, jnp.broadcast_to(h, b.shape)])
-        spread = norms_along(0, both)[0]  # a square of h may overflow
+        spread = norms_along(0, both).value[0]  # a square of h may overflow
         wealth = self.s_init / self.num_betas * largest + jnp.maximum(reward, 0)
         factors = wealth / (spread + self.eps)
 

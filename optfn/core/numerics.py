@@ -1,8 +1,9 @@
 """Arithmetic shared by all rules: finite where the plain formula is not."""
 
+from collections.abc import Sequence
 from functools import partial, reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 
 from optfn.core.control_flow import cond
-from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype, widen
 from optfn.core.inputs import is_inexact
 from optfn.core.tree import PyTree
 
@@ -66,30 +67,58 @@ def global_norm(tree: PyTree) -> jax.Array:
     In float32 entries of 1e25 do not overflow and entries of 1e-25 do not vanish. If an entry is
     not finite, neither is the norm.
     """
-    scale, relative = scaled_norm(tree)
-    return scale * relative
+    return norm_of(tree).value
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
     """sqrt(mean(|x|^2)) of one array, in any range; 0 for an empty one."""
-    scale, relative = scaled_norm(x)
+    scale, relative = norm_of(x)
     return scale * (relative / max(x.size, 1) ** 0.5)
 
 
-def scaled_norm(tree: PyTree) -> tuple[jax.Array, jax.Array]:
-    """The norm as a product of two numbers; the first is 1 or about the largest entry."""
+class Norm(NamedTuple):
+    """A norm as the product of two numbers, since the norm of many entries may be out of range.
+
+    To divide an array by a norm, divide it by `scale` and multiply by the inverse of `relative`: a
+    compiler makes one division by the norm of two.
+
+    Attributes:
+        scale: 1, or about the largest entry.
+        relative: the norm of the entries divided by `scale`.
+    """
+
+    scale: jax.Array
+    relative: jax.Array
+
+    @property
+    def value(self) -> jax.Array:
+        """The norm as one number, infinite if it is out of range."""
+        return self.scale * self.relative
+
+    def at_least(self, least: Any) -> "Norm":
+        """The norm, or a number if that is larger; a NaN stays."""
+        less = self.value < least
+        return Norm(jnp.where(less, least, self.scale), jnp.where(less, 1, self.relative))
+
+    def over_root(self, count: int) -> "Norm":
+        """The norm over the root of a number of entries: their root mean square."""
+        return Norm(self.scale, self.relative / max(count, 1) ** 0.5)
+
+
+def norm_of(tree: PyTree) -> Norm:
+    """The Euclidean norm of all leaves together, in any range."""
     leaves = [_floating(x) for x in map(jnp.asarray, jax.tree.leaves(tree))]
     # Complex arrays are split: a complex division by a tiny scale would give NaN.
     parts = [(x.real, x.imag) if jnp.iscomplexobj(x) else (x,) for x in leaves if x.size]
     parts = [part for pair in parts for part in pair]
     if not parts:
-        return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+        return Norm(jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32))
     traced = any(isinstance(x, Tracer) for x in parts)
-    return (_scaled_norm if traced else _scaled_norm_jitted)(*parts)
+    return (_norm_of_parts if traced else _norm_of_parts_jitted)(*parts)
 
 
-def _scaled_norm(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The scaled norm of real arrays."""
+def _norm_of_parts(*parts: jax.Array) -> Norm:
+    """The norm of real arrays, of which there is at least one."""
     dtype = jnp.result_type(*parts)
     count = sum(x.size for x in parts)
     if count < WORTH_A_BRANCH:
@@ -99,10 +128,10 @@ def _scaled_norm(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Squares below tiny vanish; their sum must be negligible.
     in_range = (square > count * float(info.tiny / info.eps)) & (square < jnp.inf)
     one = jnp.ones((), dtype)
-    return cond(in_range, lambda *_: (one, sqrt(square)), partial(_by_largest, dtype), *parts)
+    return cond(in_range, lambda *_: Norm(one, sqrt(square)), partial(_by_largest, dtype), *parts)
 
 
-_scaled_norm_jitted = jax.jit(_scaled_norm)  # one program instead of many, outside a trace
+_norm_of_parts_jitted = jax.jit(_norm_of_parts)  # one program instead of many, outside a trace
 
 
 def _floating(x: jax.Array) -> jax.Array:
@@ -110,17 +139,38 @@ def _floating(x: jax.Array) -> jax.Array:
     return cast(x, compute_dtype(x.dtype) if inexact else jnp.result_type(float))
 
 
-def norms_along(axis: Any, x: jax.Array) -> jax.Array:
-    """The norm over some axes of one array, kept with length 1; None means all axes."""
+def norms_along(axis: Any, x: jax.Array) -> Norm:
+    """The norms over some axes of one array, kept with length 1; None means all axes."""
     size = jnp.abs(x)
     scale = _room_for_squares(jnp.max(size, axis=axis, keepdims=True, initial=0))
-    return scale * sqrt(jnp.sum(lax.square(size / scale), axis=axis, keepdims=True))
+    return Norm(scale, sqrt(jnp.sum(lax.square(size / scale), axis=axis, keepdims=True)))
 
 
-def _by_largest(dtype: Any, *parts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The scaled norm of real arrays in any range."""
+def joined(norms: Sequence[Norm]) -> Norm:
+    """The norm of some parts together, of the norms of the parts; entry by entry."""
+    scale = reduce(jnp.maximum, (norm.scale for norm in norms))
+    shares = (lax.square(norm.relative * (norm.scale / scale)) for norm in norms)
+    return Norm(scale, sqrt(reduce(add, shares)))
+
+
+def shrunk(updates: PyTree, norm: Norm, limit: Any) -> PyTree:
+    """The updates times min(1, limit / norm), a NaN where the norm is not finite."""
+    within = norm.value <= limit
+    # Where nothing is clipped the divisor is 1, so that a zero gradient has a finite derivative.
+    shrink = limit / jnp.where(within, 1, norm.relative)
+    shrink = jnp.where(jnp.isfinite(norm.relative), shrink, jnp.nan)
+    scale = jnp.where(within, 1, norm.scale)
+
+    def clipped(g):
+        return jnp.where(within, g, cast(widen(g, scale.dtype) / scale * shrink, g.dtype))
+
+    return jax.tree.map(clipped, updates)
+
+
+def _by_largest(dtype: Any, *parts: jax.Array) -> Norm:
+    """The norm of real arrays in any range, which reads them twice."""
     scale = _room_for_squares(jnp.stack([_largest(x).astype(dtype) for x in parts]).max())
-    return scale, sqrt(sum(_sum_of_squares(x.astype(dtype) / scale) for x in parts))
+    return Norm(scale, sqrt(sum(_sum_of_squares(x.astype(dtype) / scale) for x in parts)))
 
 
 def _room_for_squares(largest: jax.Array) -> jax.Array:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import check_within, static
-from optfn.core.dtypes import cast, widen
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import norms_along, scaled_norm
+from optfn.core.numerics import Norm, norm_of, norms_along, shrunk
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -63,7 +62,7 @@ class clip_by_norm(Leafwise):
         check_within(self.max_norm, (0, math.inf), "clip_by_norm(max_norm=...)")
 
     def update_leaf(self, g, slots, param, t):
-        return _shrunk(g, *scaled_norm(g), self.max_norm), slots
+        return shrunk(g, norm_of(g), self.max_norm), slots
 
 
 class clip_by_block_rms(Leafwise):
@@ -82,8 +81,7 @@ class clip_by_block_rms(Leafwise):
     threshold: Any
 
     def update_leaf(self, g, slots, param, t):
-        scale, relative = scaled_norm(g)
-        return _shrunk(g, scale, relative / max(g.size, 1) ** 0.5, self.threshold), slots
+        return shrunk(g, norm_of(g).over_root(g.size), self.threshold), slots
 
 
 class adaptive_grad_clip(Leafwise):
@@ -113,13 +111,13 @@ class adaptive_grad_clip(Leafwise):
     axis: int | tuple[int, ...] | None = static(default=None)
 
     def update_leaf(self, g, slots, param, t):
-        limit = self.clipping * jnp.maximum(self._norms(param), self.eps)
-        norms = self._norms(g)
-        within = norms <= limit
-        shrunk = g * (limit / jnp.where(within, 1, norms))
-        return jnp.where(within, g, shrunk), slots
+        norms, own = self._norms(g), self._norms(param).at_least(self.eps)
+        share = self.clipping * own.relative
+        within = norms.relative * (norms.scale / own.scale) <= share
+        shorter = g / norms.scale * (share / jnp.where(within, 1, norms.relative)) * own.scale
+        return jnp.where(within, g, shorter), slots
 
-    def _norms(self, x: jax.Array) -> jax.Array:
+    def _norms(self, x: jax.Array) -> Norm:
         axis = self.axis
         if axis is None:
             one_unit = sum(n != 1 for n in x.shape) <= 1
@@ -144,18 +142,4 @@ class clip_by_global_norm(Transform):
     max_norm: Any
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        return _shrunk(updates, *scaled_norm(updates), self.max_norm), slots
-
-
-def _shrunk(updates: PyTree, scale: jax.Array, relative: jax.Array, limit: Any) -> PyTree:
-    """The updates times min(1, limit / size), with a size given as the product scale * relative."""
-    within = scale * relative <= limit
-    # Where nothing is clipped the divisor is 1, so that a zero gradient has a finite derivative.
-    shrink = limit / jnp.where(within, 1, relative)
-    shrink = jnp.where(jnp.isfinite(relative), shrink, jnp.nan)
-    scale = jnp.where(within, 1, scale)
-
-    def clipped(g):
-        return jnp.where(within, g, cast(widen(g, scale.dtype) / scale * shrink, g.dtype))
-
-    return jax.tree.map(clipped, updates)
+        return shrunk(updates, norm_of(updates), self.max_norm), slots

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import global_norm, ratio
+from optfn.core.numerics import norm_of, ratio, shrunk
 from optfn.core.tree import PyTree
 
 
@@ -44,7 +44,7 @@ class correct_by_mars(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         c = g + self.gamma * self.b1 / (1 - self.b1) * (g - slots.previous_gradient)
-        return c * (self.max_norm / jnp.maximum(self.max_norm, global_norm(c))), LastGradient(g)
+        return shrunk(c, norm_of(c), self.max_norm), LastGradient(g)
 
 
 class orthogonalize_to_params(Leafwise):
@@ -64,9 +64,11 @@ class orthogonalize_to_params(Leafwise):
     needs_params = True
 
     def update_leaf(self, g, slots, param, t):
-        unit = ratio(param, global_norm(param))
+        p_norm, g_norm = norm_of(param), norm_of(g)
+        unit, g = param / p_norm.scale * ratio(1, p_norm.relative), g / g_norm.scale
         v = g - unit * jnp.sum(unit.conj() * g).real
-        g_norm, v_norm = global_norm(g), global_norm(v)
+        v_norm = norm_of(v).value
         # For a gradient along the params only a rounding error is left.
-        nothing = v_norm <= 8 * jnp.finfo(g.dtype).eps * g_norm
-        return v * jnp.where(nothing, 0, g_norm / jnp.where(nothing, 1, v_norm)), slots
+        nothing = v_norm <= 8 * jnp.finfo(g.dtype).eps * g_norm.relative
+        stretch = jnp.where(nothing, 0, g_norm.relative / jnp.where(nothing, 1, v_norm))
+        return v * stretch * g_norm.scale, slots

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.core.dtypes import cast, widen
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import global_norm, root_mean_square, scaled_norm
+from optfn.core.numerics import Norm, norm_of, root_mean_square
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 
@@ -29,7 +29,8 @@ class scale_by_param_block_norm(Leafwise):
     min_scale: Any = 1e-3
 
     def update_leaf(self, g, slots, param, t):
-        return g * jnp.maximum(global_norm(param), self.min_scale), slots
+        norm = norm_of(param).at_least(self.min_scale)
+        return g * norm.scale * norm.relative, slots
 
 
 class scale_by_param_block_rms(Leafwise):
@@ -66,8 +67,9 @@ class normalize_by_update_norm(Transform):
     eps: Any = 1e-6
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        scale, relative = scaled_norm(updates)
-        return _divided(updates, scale, relative + self.eps / scale, self.scale_factor), slots
+        norm = norm_of(updates)
+        norm = Norm(norm.scale, norm.relative + self.eps / norm.scale)
+        return _divided(updates, norm, self.scale_factor), slots
 
 
 class normalize(Transform):
@@ -77,15 +79,14 @@ class normalize(Transform):
     """
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        scale, relative = scaled_norm(updates)
-        return _divided(updates, scale, jnp.where(relative == 0, 1, relative)), slots
+        scale, relative = norm_of(updates)
+        return _divided(updates, Norm(scale, jnp.where(relative == 0, 1, relative))), slots
 
 
-def _divided(updates: PyTree, scale: jax.Array, relative: jax.Array, factor: Any = 1) -> PyTree:
-    """The updates over the norm scale * relative, divided in the norm's dtype to avoid overflow."""
-    return jax.tree.map(
-        lambda g: cast(widen(g, scale.dtype) / scale / relative * factor, g.dtype), updates
-    )
+def _divided(updates: PyTree, norm: Norm, factor: Any = 1) -> PyTree:
+    """The updates over a norm, divided in the norm's dtype to avoid overflow."""
+    scale, inverse = norm.scale, factor / norm.relative
+    return jax.tree.map(lambda g: cast(widen(g, scale.dtype) / scale * inverse, g.dtype), updates)
 
 
 class centralize(Leafwise):

@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import global_norm, ratio
+from optfn.core.numerics import norm_of, ratio, root_mean_square
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
 
-class StartNorm(NamedTuple):
-    """The norm of each array at the start."""
+class StartSize(NamedTuple):
+    """The root mean square of each array at the start, since its norm may be out of range."""
 
-    norm: PyTree
+    rms: PyTree
 
 
 class hyperball(Leafwise):
@@ -40,15 +40,18 @@ class hyperball(Leafwise):
 
     learning_rate: Any
 
-    Slots = StartNorm
+    Slots = StartSize
 
     def init_leaf(self, param):
-        return StartNorm(global_norm(param))
+        return StartSize(root_mean_square(param))
 
     def update_leaf(self, g, slots, param, t):
-        step = -self.learning_rate * slots.norm * ratio(g, global_norm(g))
-        moved = global_norm(param + step)
-        factor = jnp.where(moved == 0, 1, slots.norm / jnp.where(moved == 0, 1, moved))
+        of_g = norm_of(g)
+        unit = g / of_g.scale * ratio(g.size**0.5, of_g.relative)  # of root mean square 1
+        step = -self.learning_rate * slots.rms * unit
+        moved = root_mean_square(param + step)
+        still = (of_g.relative == 0) | (moved == 0)
+        factor = jnp.where(still, 1, slots.rms / jnp.where(still, 1, moved))
         return factor * step + (factor - 1) * param, slots
 
     def updates_kind(self, incoming: Updates) -> Updates:

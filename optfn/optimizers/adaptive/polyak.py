@@ -10,7 +10,7 @@ from optfn.core.data import static
 from optfn.core.dtypes import own_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
-from optfn.core.numerics import abs_sq, dot, global_norm, ratio, sqrt, tree_scale, tree_sum
+from optfn.core.numerics import abs_sq, dot, norm_of, ratio, sqrt, tree_scale, tree_sum
 from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -46,9 +46,14 @@ class scale_by_polyak(Transform):
         gap = jnp.asarray(ctx.extra_args["value"], own_dtype(updates)) - self.f_min
         if self.variant == "sps+":
             gap = jnp.maximum(gap, 0)
-        square = global_norm(updates) ** 2 + self.eps
-        rate = jnp.minimum(ratio(gap, square), self.max_learning_rate)
-        return tree_scale(rate, updates), slots
+        # The rate for the updates over a scale, since the square of the norm may be out of range.
+        scale, relative = norm_of(updates)
+        inverse = 1 / scale
+        square = relative * relative + self.eps * inverse * inverse
+        rate = ratio(gap * inverse, square)
+        capped = rate * inverse > self.max_learning_rate
+        rate = jnp.where(capped, self.max_learning_rate, rate)
+        return tree_scale(rate, tree_scale(jnp.where(capped, 1, inverse), updates)), slots
 
 
 def polyak_sgd(

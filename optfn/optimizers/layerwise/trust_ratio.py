@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.compose.partition import masked
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import global_norm, sqrt
+from optfn.core.numerics import norm_of, sqrt
 from optfn.core.updates_kind import Updates
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
@@ -40,12 +40,13 @@ class scale_by_trust_ratio(Leafwise):
     eps: Any = 0.0
 
     def update_leaf(self, g, slots, param, t):
-        param_norm = jnp.maximum(global_norm(param), self.min_norm)
-        update_norm = jnp.maximum(global_norm(g), self.min_norm)
-        no_ratio = (param_norm == 0) | (update_norm == 0)
+        own, of_g = (norm_of(x).at_least(self.min_norm) for x in (param, g))
+        no_ratio = (own.relative == 0) | (of_g.relative == 0)
         # The direction first: the ratio of a large norm to a tiny one may overflow.
-        unit = g / jnp.where(no_ratio, 1, update_norm + self.eps)
-        return unit * jnp.where(no_ratio, 1, self.trust_coefficient * param_norm), slots
+        divisor = jnp.where(no_ratio, 1, of_g.relative + self.eps / of_g.scale)
+        share = jnp.where(no_ratio, 1, self.trust_coefficient * own.relative)
+        before, after = (jnp.where(no_ratio, 1, norm.scale) for norm in (of_g, own))
+        return g / before * (share / divisor) * after, slots
 
 
 def lars(
