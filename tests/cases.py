@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 import optfn
 from optfn import schedules
+from optfn.core.dtypes import compute_dtype
 
 
 def decays(path, leaf):
@@ -152,9 +153,7 @@ OPTIMIZERS = {
 def bowl(params):
     """Of any tree, the value in float32 or wider; of a vector the kit's problem."""
     leaves = jax.tree.leaves(params)
-    parts = [
-        jnp.sum(optfn.abs_sq(p.astype(jnp.promote_types(p.dtype, jnp.float32)) - 1)) for p in leaves
-    ]
+    parts = [jnp.sum(optfn.abs_sq(p.astype(compute_dtype(p.dtype)) - 1)) for p in leaves]
     return sum(parts, start=jnp.zeros((), jnp.float32)) / 2
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optfn.compose.finite import check_gradients_arrive
 from optfn.core.control_flow import cond
 from optfn.core.data import child, static
-from optfn.core.dtypes import cast, own_dtype
+from optfn.core.dtypes import cast, like_number, own_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
 from optfn.core.inputs import check_floating
@@ -132,8 +132,8 @@ class accumulate(Transform):
         (plus,) = each_leaf(_plus, terms, slots.sum)
         total = jax.tree.map(added, terms, plus, slots.sum)
         weight = added(weight, slots.weight + weight, slots.weight)
-        count = slots.micro_step + kept
-        due = kept & (count >= jnp.round(self.every))
+        count = slots.micro_step + cast(kept, jnp.int32)
+        due = kept & (like_number(count, self.every) >= jnp.round(self.every))
 
         def run(inner: State) -> tuple[PyTree, State]:
             (mean,) = each_leaf(_over, total, numbers=(weight if self.use_grad_mean else 1,))

@@ -263,7 +263,7 @@ class ema_nesterov(Transform):
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         def behind(y, m):
-            return cast(y - slots.lookahead.astype(m.real.dtype) * m, y.dtype)
+            return cast(cast(y, m.dtype) - slots.lookahead.astype(m.real.dtype) * m, y.dtype)
 
         return jax.tree.map(behind, params, slots.drift)
 

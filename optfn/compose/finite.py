@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.data import child
+from optfn.core.dtypes import like_number
 from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
 from optfn.core.slots import zero_slot
@@ -80,7 +81,7 @@ class Skipping(Transform):
             consecutive=consecutive,
             total=jnp.where(taken, skips.total, count_up(skips.total)),
             skipped=~taken,
-            gave_up=skips.gave_up | (consecutive > max_consecutive),
+            gave_up=skips.gave_up | (like_number(consecutive, max_consecutive) > max_consecutive),
             inner=jax.tree.map(partial(jnp.where, taken), new, skips.inner),
         )
 

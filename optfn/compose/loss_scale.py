@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.compose.finite import Skipping, Skips
+from optfn.core.dtypes import like_number
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import all_finite, tree_scale
 from optfn.core.slots import scalar_slot, zero_slot
@@ -92,7 +93,7 @@ class loss_scale(Skipping):
         steps, skips = self.attempt(grads, slots.skips, ctx, finite, self.max_consecutive)
 
         good_steps = jnp.where(finite, count_up(slots.good_steps), 0)
-        grows = good_steps >= self.growth_interval
+        grows = like_number(good_steps, self.growth_interval) >= self.growth_interval
         larger = jnp.minimum(slots.scale * self.growth_factor, self.max_scale)
         smaller = jnp.maximum(slots.scale * self.backoff_factor, self.min_scale)
         scale = jnp.where(finite, jnp.where(grows, larger, slots.scale), smaller)

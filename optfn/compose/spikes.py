@@ -9,7 +9,7 @@ from jax import lax
 
 from optfn.compose.finite import Skipping, Skips
 from optfn.core.data import static
-from optfn.core.dtypes import own_dtype
+from optfn.core.dtypes import like_number, own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
 from optfn.core.numerics import all_finite, global_norm, sqrt
@@ -93,8 +93,9 @@ class skip_spikes(Skipping):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         x = self._watched(updates, ctx)
         mean, std, weight, seen = slots.level
-        warm = seen >= self.warmup_steps
-        shifted = slots.skips.consecutive >= self.max_consecutive
+        warm = like_number(seen, self.warmup_steps) >= self.warmup_steps
+        in_a_row = like_number(slots.skips.consecutive, self.max_consecutive)
+        shifted = in_a_row >= self.max_consecutive
         spike = x > mean + self.threshold * jnp.maximum(std, self.eps * jnp.abs(mean))
         fit = jnp.isfinite(x) & all_finite(updates) & ~(spike & warm & ~shifted)
         steps, skips = self.attempt(updates, slots.skips, ctx, fit, self.max_consecutive)

@@ -86,4 +86,7 @@ def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
 
 
 def _add(param: jax.Array, update: Any) -> jax.Array:
-    return param if is_float0(update) else cast(param + update, param.dtype)
+    if is_float0(update):
+        return param
+    with jax.numpy_dtype_promotion("standard"):  # on purpose: it is rounded once, into the param
+        return cast(param + update, param.dtype)

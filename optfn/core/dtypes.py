@@ -21,7 +21,7 @@ def compute_dtype(*dtypes: Any) -> np.dtype:
     for dtype in dtypes:
         # 8-bit and 16-bit types fit into float32, and jax does not promote the 8-bit ones.
         if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.finfo(dtype).bits >= 32:
-            wide = jnp.promote_types(wide, dtype)
+            wide = np.promote_types(wide, dtype)  # also where jax refuses to promote
     return wide
 
 
@@ -58,6 +58,11 @@ def widen(x: jax.Array, compute: Any) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
+
+
+def like_number(count: jax.Array, number: Any) -> jax.Array:
+    """A count in the dtype of a hyperparameter, to compare it with."""
+    return cast(count, dtype_of(number))
 
 
 def cast_numbers(tree: PyTree, dtype: Any) -> PyTree:

@@ -99,8 +99,9 @@ def as_arrays(tx: T) -> T:
     """The same optimizer with every number a float32 array.
 
     For functions that trace arrays only and treat Python floats as constants: `eqx.filter_jit`,
-    `nnx.data`. Leaves that are not real numbers, such as the keys and switches of a foreign
-    schedule, are unchanged.
+    `nnx.data`. Also under `jax.transfer_guard("disallow")`, which refuses Python floats as operands
+    of a jitted function, as they go to the device at each call. Leaves that are not real numbers,
+    such as the keys and switches of a foreign schedule, are unchanged.
     """
 
     def as_array(x: Any) -> Any:

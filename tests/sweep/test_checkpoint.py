@@ -239,9 +239,15 @@ def test_if_all_are_damaged_nothing_is_begun_anew(tmp_path):
         run(RATE, trials=8, checkpoint=tmp_path)
 
 
-def test_control_c_ends_with_the_results_so_far(tmp_path):
-    before = signal.getsignal(signal.SIGINT)  # ignored, where a parent ignores it
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def before(request):
+    """The handler of Ctrl-C, which a parent such as `nohup` may have had ignored."""
+    found = signal.signal(signal.SIGINT, request.param)
+    yield request.param
+    signal.signal(signal.SIGINT, found)
 
+
+def test_control_c_ends_with_the_results_so_far(tmp_path, before):
     def press(progress):
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.core.control_flow import cond, while_loop
 from optfn.core.data import static
-from optfn.core.dtypes import cast
+from optfn.core.dtypes import cast, like_number
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
     Line,
@@ -88,7 +88,8 @@ class scale_by_backtracking_linesearch(LineSearch):
         start = Trial(first, zero, line.value, grad, none, none, jnp.zeros((), bool))
 
         def should_continue(trial: Trial) -> jax.Array:
-            return ~trial.accepted & (trial.trials <= self.max_backtracking_steps)
+            most = self.max_backtracking_steps
+            return ~trial.accepted & (like_number(trial.trials, most) <= most)
 
         def tried(old: Trial) -> Trial:
             rate, params = old.rate, line.at(old.rate)
@@ -102,7 +103,7 @@ class scale_by_backtracking_linesearch(LineSearch):
             finite = jnp.isfinite(value)
             enough = line.value + self.slope_rtol * rate * line.slope + slack
             accepted = finite & (value <= enough)
-            last = trials > self.max_backtracking_steps
+            last = like_number(trials, self.max_backtracking_steps) > self.max_backtracking_steps
             lower = accepted | (finite & last & (value < line.value))
             grad, grads = old.grad, old.grads
             if pullback is not None:
@@ -111,7 +112,7 @@ class scale_by_backtracking_linesearch(LineSearch):
                     lambda: uphill(pullback(jnp.ones((), kind))[0], line.grad),
                     lambda: line.grad,
                 )
-                grads = grads + lower
+                grads = grads + cast(lower, jnp.int32)
             value, reached = (jnp.where(lower, *x) for x in ((value, line.value), (rate, zero)))
             return Trial(self.decrease_factor * rate, reached, value, grad, trials, grads, accepted)
 

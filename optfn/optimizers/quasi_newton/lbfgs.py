@@ -135,7 +135,9 @@ def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
     # inverse; dropping its first row and column drops those of its inverse. So no row has to move.
     this = jnp.arange(len(steps)) == row
     rest = jnp.where(this[:, None] | this[None, :], 0, old.inverse)
-    column = (this - jnp.sum(rest * _dot(steps, both[1])[None, :], axis=1)) / product
+    column = (
+        cast(this, product.dtype) - jnp.sum(rest * _dot(steps, both[1])[None, :], axis=1)
+    ) / product
     renewed = jnp.where(this[None, :], column[:, None], rest)
     inverse = jnp.where(kept, renewed, jnp.where(moved, old.inverse, 0))
     scale = jnp.where(kept, product / square, jnp.where(moved, old.scale, 0))

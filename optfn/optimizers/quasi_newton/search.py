@@ -80,7 +80,7 @@ class Line(NamedTuple):
     def at(self, rate: jax.Array) -> PyTree:
         """The params that `apply_updates` will give."""
         moved = tree_scale(rate, self.direction)
-        return jax.tree.map(lambda p, u: cast(p + u, p.dtype), self.params, moved)
+        return jax.tree.map(lambda p, u: cast(cast(p, u.dtype) + u, p.dtype), self.params, moved)
 
     def slope_of(self, grad: PyTree) -> jax.Array:
         return tree_sum(jax.tree.map(dot, grad, self.direction))

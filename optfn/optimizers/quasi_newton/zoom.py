@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optfn.core.control_flow import while_loop
 from optfn.core.data import static
+from optfn.core.dtypes import like_number
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.search import (
     Line,
@@ -129,7 +130,9 @@ class scale_by_zoom_linesearch(LineSearch):
         def should_continue(interval: Interval) -> jax.Array:
             low, high, best = points_of(interval)
             closed = (high.rate - low.rate <= self.stepsize_precision) & (best.rate > 0)
-            return ~interval.accepted & ~closed & (interval.trials < self.max_linesearch_steps)
+            most_trials = self.max_linesearch_steps
+            left = like_number(interval.trials, most_trials) < most_trials
+            return ~interval.accepted & ~closed & left
 
         end = while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
