@@ -14,7 +14,7 @@ from optfn.core.holes import floating, merge, view
 from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
-from optfn.core.placement import like_param
+from optfn.core.placement import place
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.state import count_up
 from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
@@ -159,7 +159,7 @@ class accumulate(Transform):
         dtype = jnp.dtype(self.accumulator_dtype)
         if jnp.iscomplexobj(x):
             dtype = jnp.promote_types(dtype, x.dtype)
-        return like_param(cast(x, dtype), x)
+        return place(cast(x, dtype), x)
 
 
 def _plus(g, before):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import child
+from optfn.core.placement import param_of
 from optfn.core.slots import zero_slot
 from optfn.core.transform import (
     Context,
@@ -13,7 +14,6 @@ from optfn.core.transform import (
     Transform,
     check_state_type,
     check_transform_type,
-    param_of,
 )
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.walk import Place, renew_slots, walk

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from optfn.core import boxes
 from optfn.core.dtypes import cast, cast_numbers, compute_dtype, dtype_of, real_dtype, widen
 from optfn.core.inputs import check_floating
-from optfn.core.placement import like_param
+from optfn.core.placement import Along, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.tracing import traced_once
 from optfn.core.transform import Context, Transform
@@ -76,18 +78,21 @@ class Leafwise(Transform):
                 if value is not None:
                     value.values(params)
             return None
-        leaves, treedef = jax.tree.flatten(params)
-        slots = []
+        leaves = jax.tree.leaves(params)
+        slots, taken = [], [*leaves, *jax.tree.leaves(self)]
         check_floating("the param", params)
         for i, (rule,) in enumerate(_specialise((self.resolve(0),), params, leaves)):
             with _naming((self,), params, i):
-                wide = cast(leaves[i], compute_dtype(leaves[i].dtype))
-                new = rule.init_leaf(wide)
-                _check_slots(rule, "init_leaf", new)
-                slots.append(
-                    [jax.tree.map(lambda x, p=leaves[i]: like_param(x, p), s) for s in new]
-                )
-        return _as_trees(self.Slots, slots, treedef)
+                slots.append(_first_slots(rule, leaves[i], taken))
+        return self._in_boxes(slots, params)
+
+    def _in_boxes(self, slots: list[list], params: PyTree) -> Any:
+        """The slots of every param, as trees like the params."""
+        positions, treedef = jax.tree.flatten(params, is_leaf=boxes.holds_one)
+        columns = zip(*slots, strict=True) if slots else [()] * len(self.Slots._fields)
+        return self.Slots(
+            *(treedef.unflatten(map(boxes.boxed_like, positions, column)) for column in columns)
+        )
 
     @final
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -101,6 +106,47 @@ class Leafwise(Transform):
     @property
     def _computes_itself(self) -> bool:
         return False  # `apply_run` casts both, leaf by leaf
+
+
+def _first_slots(rule: Leafwise, leaf: jax.Array, taken: list) -> list:
+    """The slots of one param, each in a buffer of its own.
+
+    Args:
+        rule: the rule for this leaf.
+        leaf: the param.
+        taken: arrays whose buffers are not for slots; the slots are added to it.
+    """
+    compute = compute_dtype(leaf.dtype)
+    if leaf.dtype != compute and not isinstance(leaf, Tracer):
+        return _first_slots_jitted(rule, leaf)
+    wide = cast(leaf, compute)
+    new = rule.init_leaf(wide)
+    _check_slots(rule, "init_leaf", new)
+    taken.append(wide)
+
+    def placed(slot):
+        slot = Along.of(slot, leaf)
+        if any(slot.value is x for x in taken):
+            slot = replace(slot, value=jnp.copy(slot.value))
+        taken.append(slot.value)
+        return replace(slot, value=place(slot, leaf))
+
+    return [jax.tree.map(placed, slot, is_leaf=is_along) for slot in new]
+
+
+def _first_values(rule: Leafwise, param: jax.Array) -> list:
+    """The slots of one param, without their places."""
+
+    def value(slot):
+        return slot.value if is_along(slot) else slot
+
+    return [jax.tree.map(value, slot, is_leaf=is_along) for slot in rule.init_leaf(param)]
+
+
+@jax.jit
+def _first_slots_jitted(rule: Leafwise, leaf: jax.Array) -> list:
+    """`_first_slots`, without an array for the param in the compute dtype, which few rules read."""
+    return _first_slots(rule, leaf, [])
 
 
 def apply_run(
@@ -148,7 +194,7 @@ def apply_run(
         new_slots.append(slot)
 
     return treedef.unflatten(new_leaves), {
-        rule.name: _as_trees(rule.Slots, [slot[k] for slot in new_slots], treedef)
+        rule.name: _as_trees(slots[rule.name], [slot[k] for slot in new_slots])
         for k, rule in enumerate(rules)
         if rule.stateful
     }
@@ -217,11 +263,11 @@ def _run_jitted(known: _StaticRules, operands: list, *args: Any) -> tuple[jax.Ar
 
 
 def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:
-    """A new slot with the structure and dtypes of the old one."""
+    """A new slot with the structure and dtypes of the old one, and where it lay."""
 
     def store(x, y):
         _check_shape(rule, f"its slot {name}", x, y)
-        return cast(x, y.dtype)
+        return put_like(cast(x, y.dtype), y)
 
     return jax.tree.map(store, new, old)
 
@@ -290,18 +336,19 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
             f"the state's slots for '{rule.name}' are {found}, this optimizer's are "
             f"{rule.Slots.__name__}: was the state made by another optimizer?"
         )
+    like = boxes.structure(updates).unflatten(jax.tree.leaves(updates))
     trees = [
-        flatten_like(tree, updates, f"the slots {rule.name}.{name}", "updates")
+        map(boxes.unboxed, flatten_like(tree, like, f"the slots {rule.name}.{name}", "updates"))
         for name, tree in zip(rule.Slots._fields, slots, strict=True)
     ]
     columns = list(zip(*trees, strict=True))
     for i, (column, leaf) in enumerate(zip(columns, jax.tree.leaves(updates), strict=True)):
         if not all(map(is_leaf, column)):
             expected = jax.eval_shape(
-                own[i].init_leaf, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                partial(_first_values, own[i]), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             )
-            for name, slot, like in zip(rule.Slots._fields, column, expected, strict=True):
-                if jax.tree.structure(slot) != jax.tree.structure(like):
+            for name, slot, form in zip(rule.Slots._fields, column, expected, strict=True):
+                if jax.tree.structure(slot) != jax.tree.structure(form):
                     raise ValueError(
                         f"{leaf_location(updates, i)} updates have an array, the slots "
                         f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
@@ -310,12 +357,15 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
     return columns
 
 
-def _as_trees(slots_type: type | None, per_leaf: list, treedef: Any) -> Any:
-    """The inverse of `_columns`."""
-    if slots_type is None:
-        return None
-    columns = zip(*per_leaf, strict=True) if per_leaf else [()] * len(slots_type._fields)
-    return slots_type(*(treedef.unflatten(column) for column in columns))
+def _as_trees(old: Any, per_leaf: list) -> Any:
+    """The inverse of `_columns`: the new slots in the structure of the old ones."""
+    columns = zip(*per_leaf, strict=True) if per_leaf else [()] * len(old)
+    return type(old)(
+        *(
+            jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(column))
+            for tree, column in zip(old, columns, strict=True)
+        )
+    )
 
 
 def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """Moving averages of gradients, and the correction of their zero initialization."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from optfn.core.dtypes import real_dtype
+from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 
 
@@ -26,7 +29,17 @@ def zero_moments(param: jax.Array) -> Moments:
 
 
 def zeros_like_real(param: jax.Array) -> jax.Array:
-    return jnp.zeros_like(param.real)
+    return full_like_real(param, 0)
+
+
+def full_like_real(param: jax.Array, value: Any) -> jax.Array:
+    return jnp.full_like(param, value, real_dtype(param.dtype))
+
+
+def zeros_along(param: jax.Array, axes: Sequence[int]) -> Along:
+    """A real zero for every position along these axes of the param."""
+    sides = [param.shape[axis] for axis in axes]
+    return Along(jnp.zeros(sides, real_dtype(param.dtype)), tuple(axes))
 
 
 def average(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:

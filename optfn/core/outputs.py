@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optfn.core.dtypes import cast
 from optfn.core.inputs import is_float0
+from optfn.core.placement import put_like
 from optfn.core.tree import PyTree, flatten_like, leaf_location
 
 
@@ -17,7 +18,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
-    """`new` in the dtypes of `old`, or an error that names the stage that changed a shape."""
+    """`new` in the dtypes and places of `old`, or an error that names who changed a shape."""
     leaves, treedef = jax.tree.flatten(old)
     new_leaves = flatten_like(new, old, f"the updates from {name}", "the updates to it")
     out = []
@@ -27,19 +28,19 @@ def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
                 f"{name} {leaf_location(old, i)} turned updates of shape {jnp.shape(y)} into "
                 f"shape {jnp.shape(x)}."
             )
-        out.append(x if is_float0(y) else cast(x, y.dtype))
+        out.append(x if is_float0(y) else put_like(cast(x, y.dtype), y))
     return treedef.unflatten(out)
 
 
 def as_stored(new: Any, old: Any) -> Any:
-    """New slots in the dtypes of the old ones, which wider gradients may have changed."""
+    """New slots in the dtypes and places of the old ones, which the gradients may have changed."""
     if jax.tree.structure(new) != jax.tree.structure(old):
         return new
 
     def stored(x, y):
         dtypes = [getattr(z, "dtype", jnp.int32) for z in (x, y)]
         floating = all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes)
-        return cast(x, y.dtype) if floating else x
+        return put_like(cast(x, y.dtype) if floating else x, y)
 
     return jax.tree.map(stored, new, old)
 

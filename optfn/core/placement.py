@@ -1,25 +1,237 @@
-"""Placement of new arrays: fresh buffers, on the devices of the params they belong to."""
+"""Where arrays lie: a slot along its param, the results of an update where its inputs lay.
 
-from collections.abc import Iterable
+On a mesh with explicit axes an array's sharding is part of its type, also inside a trace. With
+automatic axes only a concrete array has one; inside a trace the compiler chooses, led by what an
+array is computed from.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
-def like_param(slot: Any, param: jax.Array) -> jax.Array:
-    """A slot with a strong type, its own buffer and, where shapes agree, its param's sharding.
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
+@dataclass(frozen=True)
+class Along:
+    """A new slot, and which axis of its param each of its axes is.
 
-    Two slots that share one buffer cannot be donated. Under automatic mesh axes a constant is
-    replicated, also one from `zeros_like`; an expression that depends on the param takes its
-    sharding, and the compiler still turns it into a constant.
+    What `init_leaf` returns for a slot that has not its param's shape, so that the slot is sharded
+    as its param is along the axes they share:
+
+        Along(jnp.zeros(rows), (0,))                    one number per row of a matrix
+        Along(jnp.zeros((m, *p.shape)), (None, 0, 1))   the last m of a matrix
+        Along(jnp.zeros((rows, rows)), (0, None))       a factor, whose columns are whole
+        Along(jnp.zeros((rows, columns // 32)), (0, 1)) a number for every 32 entries of a row
+
+    It is not needed where each axis is as long as the param's in its place, or has length 1: that
+    is clear from the shape.
+
+    Args:
+        value: the slot.
+        axes: for each axis of the slot the number of the param's axis, or None for one of its own.
+            An axis shorter than the param's holds a number for each of its parts, which are
+            equally long. Where the param's sharding would cut a part, that axis is whole.
     """
-    slot = jnp.asarray(slot)
-    slot = jax.lax.convert_element_type(slot, slot.dtype)
-    if slot.shape == param.shape:
-        return jnp.where(param == param, slot, slot)
-    return on_devices_of(jnp.where(jnp.zeros((), bool), slot, slot), [param])
+
+    value: Any
+    axes: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, slot: Any, param: Any) -> "Along":
+        """A slot whose axes are given, or clear from its shape; others are its own."""
+        if not isinstance(slot, cls):
+            shape, axes = jnp.shape(slot), range(jnp.ndim(param))
+            pairs = zip(shape, jnp.shape(param), strict=False)
+            fits = len(shape) == len(axes) and all(n in (1, whole) for n, whole in pairs)
+            return cls(slot, tuple(axes) if fits else (None,) * len(shape))
+        shape, axes = jnp.shape(slot.value), slot.axes
+        given = [axis for axis in axes if axis is not None]
+        known = all(type(axis) is int and 0 <= axis < jnp.ndim(param) for axis in given)
+        if len(axes) != len(shape) or not known:
+            raise ValueError(
+                f"Along(value, axes): axes must name, for each axis of a slot of shape {shape}, an "
+                f"axis of the param of shape {jnp.shape(param)} or None, found {axes}."
+            )
+        return slot
+
+    def shared(self, param: Any, spec: Sequence = (), sizes: Mapping | None = None) -> list:
+        """The slot's axes, with None for those along which it cannot lie as its param does."""
+        shared: list[int | None] = []
+        for n, axis in zip(jnp.shape(self.value), self.axes, strict=True):
+            whole = 0 if axis is None else jnp.shape(param)[axis]
+            parts = _parts(spec[axis], sizes or {}) if axis is not None and axis < len(spec) else 1
+            divides = n and whole and whole % n == 0 and n % parts == 0
+            shared.append(axis if axis not in shared and (n == whole or divides) else None)
+        return shared
+
+
+def is_along(x: Any) -> bool:
+    """Whether it is a slot with its axes, for `is_leaf`."""
+    return isinstance(x, Along)
+
+
+def _parts(names: Any, sizes: Mapping) -> int:
+    """Into how many parts these axes of a mesh cut an axis of an array."""
+    names = names if isinstance(names, tuple) else (names,)
+    return prod(sizes.get(name, 1) for name in names)
+
+
+def place(slot: Any, param: Any) -> jax.Array:
+    """A new slot, strongly typed, where its param lies.
+
+    Args:
+        slot: the slot, or an `Along`.
+        param: the param.
+    """
+    slot = Along.of(slot, param)
+    value = jnp.asarray(slot.value)
+    value = lax.convert_element_type(value, value.dtype)
+    if isinstance(value, Tracer) or isinstance(param, Tracer):
+        placed = _traced_along(slot, value, param)
+    elif isinstance(param, jax.Array) and param.committed:
+        placed = _put(value, sharding_along(slot, param))
+    else:
+        placed = value
+    if (found := _placed.get()) is not None:
+        found[id(placed)] = placed, slot, param
+    return placed
+
+
+def sharding_along(slot: Along, param: Any) -> Any:
+    """The sharding of a slot, given a param that has one."""
+    its = getattr(param, "sharding", None)
+    if not isinstance(its, NamedSharding):
+        return its
+    spec = (*its.spec, *[None] * (jnp.ndim(param) - len(its.spec)))
+    axes = slot.shared(param, spec, its.mesh.shape)
+    return _named(its, [None if axis is None else spec[axis] for axis in axes])
+
+
+def _named(like: NamedSharding, spec: Sequence) -> NamedSharding:
+    """A sharding on a mesh, written as a compiled program writes it; another would compile anew."""
+    if AxisType.Explicit not in like.mesh.axis_types:
+        spec = spec[: max((i + 1 for i, name in enumerate(spec) if name is not None), default=0)]
+    return NamedSharding(like.mesh, PartitionSpec(*spec), memory_kind=like.memory_kind)
+
+
+def _traced_along(slot: Along, value: jax.Array, param: Any) -> jax.Array:
+    """The slot as an expression that depends on the param, whose sharding the compiler gives it.
+
+    A constant is replicated under automatic axes, also one from `zeros_like`; this is none until
+    the compiler has chosen the shardings, and becomes one then. Two such slots share no buffer.
+    """
+    sharding = jax.typeof(param).sharding
+    axes = slot.shared(param, sharding.spec, sharding.mesh.shape)
+    shadow = _shadow(param, jnp.shape(value), axes)
+    value = _retyped(value, jax.typeof(shadow).sharding)
+    return jnp.where(shadow == shadow, value, value)
+
+
+def _shadow(param: jax.Array, shape: tuple, axes: Sequence[int | None]) -> jax.Array:
+    """An array of this shape, computed from the param by the axes they share."""
+    kept = {axis: n for axis, n in zip(axes, shape, strict=True) if axis is not None}
+    x = param.real if jnp.iscomplexobj(param) else param
+    x = lax.reduce_max(x, [axis for axis in range(x.ndim) if axis not in kept])
+    order = sorted(kept)
+    for i, axis in enumerate(order):
+        if x.shape[i] != kept[axis]:
+            parts = (*x.shape[:i], kept[axis], x.shape[i] // kept[axis], *x.shape[i + 1 :])
+            x = lax.reduce_max(lax.reshape(x, parts), [i + 1])
+    x = lax.transpose(x, [order.index(axis) for axis in kept])
+    return lax.broadcast_in_dim(x, shape, [i for i, axis in enumerate(axes) if axis is not None])
+
+
+# The arrays that `place` returned, by identity, with their slots and params, while a state is
+# traced to find where it lies.
+_placed: ContextVar[dict | None] = ContextVar("placed", default=None)
+
+
+def shapes_in_place(init: Callable, params: Any, elsewhere: Callable[[tuple, Any], Any]) -> Any:
+    """`jax.eval_shape(init, params)`, with the sharding of each array that `place` has placed.
+
+    Args:
+        init: a function of the params.
+        params: a tree of `ShapeDtypeStruct`.
+        elsewhere: `(path, shape) -> sharding` of the other arrays.
+    """
+    own, slots, places = jax.tree.leaves(params), {}, []
+
+    def run(params):
+        token = _placed.set(slots)
+        try:
+            state = init(params)
+        finally:
+            _placed.reset(token)
+        by_id = {id(x): param for x, param in zip(jax.tree.leaves(params), own, strict=True)}
+        for x in jax.tree.leaves(state):
+            _, slot, param = slots.get(id(x), (None, None, None))
+            places.append((slot, by_id.get(id(param))))
+        slots.clear()
+        return state
+
+    found, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(run, params))
+    return treedef.unflatten(
+        jax.ShapeDtypeStruct(
+            x.shape,
+            x.dtype,
+            sharding=elsewhere(path, x) if param is None else sharding_along(slot, param),
+        )
+        for (path, x), (slot, param) in zip(found, places, strict=True)
+    )
+
+
+def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
+    """The path of the param that a slot belongs to, found by the slot's path ending and shape."""
+    ends = (path[start:] for start in range(len(path) + 1))
+    return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether an array lies on a mesh: in a trace, whether explicit axes split it."""
+    if isinstance(x, Tracer):
+        return any(jax.typeof(x).sharding.spec)
+    return isinstance(x, jax.Array) and x.committed and isinstance(x.sharding, NamedSharding)
+
+
+def lies_like(x: Any, y: Any) -> bool:
+    """Whether `x` lies where `y` does, as far as a trace can tell."""
+    if isinstance(x, Tracer) or isinstance(y, Tracer):
+        return jax.typeof(x).sharding.spec == jax.typeof(y).sharding.spec
+    if not (isinstance(x, jax.Array) and isinstance(y, jax.Array) and y.committed):
+        return True
+    return x.committed and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+def put_like(x: Any, y: Any) -> Any:
+    """`x` where `y` lies, which has the same shape; inside a trace with automatic axes, `x`."""
+    if lies_like(x, y):
+        return x
+    if isinstance(x, Tracer) or isinstance(y, Tracer):
+        return _retyped(x, jax.typeof(y).sharding)
+    return jax.device_put(x, y.sharding)
+
+
+def _retyped(x: Any, sharding: Any) -> Any:
+    """`x` with the explicit axes of a sharding."""
+    own = jax.typeof(x).sharding
+    if own.spec == sharding.spec:
+        return x
+    if sharding.mesh.empty:
+        sharding = NamedSharding(own.mesh, sharding.spec)
+    return jax.sharding.reshard(x, sharding)
+
+
+def _put(x: jax.Array, sharding: Any) -> jax.Array:
+    return x if x.committed and x.sharding == sharding else jax.device_put(x, sharding)
 
 
 def replicate(x: Any) -> jax.Array:
@@ -30,8 +242,7 @@ def replicate(x: Any) -> jax.Array:
 
 def split_like(x: jax.Array, other: Any) -> jax.Array:
     """The inverse of `replicate`: `x` sharded like `other`, which has the same shape."""
-    sharding = jax.typeof(other).sharding
-    return jax.sharding.reshard(x, sharding) if any(sharding.spec) else x
+    return _retyped(x, jax.typeof(other).sharding)
 
 
 def on_devices_of(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
@@ -40,15 +251,18 @@ def on_devices_of(x: jax.Array, leaves: Iterable[Any]) -> jax.Array:
     if any(isinstance(array, Tracer) for array in arrays):
         return x
     sharding = replicated(array for array in arrays if array.committed)
+    if isinstance(sharding, NamedSharding):
+        sharding = _named(sharding, [None] * x.ndim)
     return x if sharding is None else jax.device_put(x, sharding)
 
 
 def replicated(leaves: Iterable[Any]) -> Any:
-    """A sharding replicated over the devices of the first leaf that has a sharding, or None."""
-    for leaf in leaves:
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, jax.sharding.NamedSharding):
-            return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        if sharding is not None:
-            return sharding
-    return None
+    """A sharding replicated over the devices of all leaves that have one; None if they differ."""
+    found = {_whole(leaf.sharding) for leaf in leaves if getattr(leaf, "sharding", None)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _whole(sharding: Any) -> Any:
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
+from optfn.core.dtypes import compute_dtype, own_dtype, real_dtype
 from optfn.core.inputs import check_floating, is_float0
-from optfn.core.placement import like_param, on_devices_of
+from optfn.core.placement import on_devices_of, place
 from optfn.core.tree import PyTree
 
 
@@ -28,7 +28,7 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
 
     def zeros(p):
         dtype = compute_dtype(p.dtype)
-        return like_param(jnp.zeros_like(p, real_dtype(dtype) if real else dtype), p)
+        return place(jnp.zeros_like(p, real_dtype(dtype) if real else dtype), p)
 
     return jax.tree.map(zeros, params)
 
@@ -36,13 +36,13 @@ def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
 def copy_params(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their own dtypes."""
     check_floating("the param", params)
-    return jax.tree.map(lambda p: like_param(p, p), params)
+    return jax.tree.map(lambda p: place(jnp.copy(p), p), params)
 
 
 def copy_params_wide(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their compute dtypes."""
     check_floating("the param", params)
-    return jax.tree.map(lambda p: like_param(cast(p, compute_dtype(p.dtype)), p), params)
+    return jax.tree.map(lambda p: place(jnp.array(p, compute_dtype(p.dtype)), p), params)
 
 
 def no_updates(updates: PyTree) -> PyTree:

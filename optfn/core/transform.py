@@ -18,9 +18,10 @@ from optfn.core.inputs import (
     to_arrays,
     widened,
 )
+from optfn.core.layout import Layout
 from optfn.core.optax_form import OptaxForm
 from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
-from optfn.core.placement import on_devices_of, replicated
+from optfn.core.placement import on_devices_of, param_of, replicated, shapes_in_place
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.state import Context, State
 from optfn.core.tree import PyTree
@@ -370,11 +371,14 @@ def advance(
     params = None if params is None else to_arrays(params, "the param")
     count = jnp.asarray(state.step, jnp.int32)
     wide = widened(updates, params)
-    extra_args = checked_extra_args(extra_args, tx.declared_extra_args(), wide)
-    ctx = Context(params, count, extra_args)
-    wide, slots = tx.apply_named(wide, state.slots, ctx)
+    kinds = tx.declared_extra_args()
+    extra_args = checked_extra_args(extra_args, kinds, wide)
+    layout = Layout(wide, params, state.slots)
+    params = None if params is None else layout.enter(params)
+    ctx = Context(params, count, layout.enter_extra(extra_args, kinds))
+    wide, slots = tx.apply_named(layout.enter(wide), state.slots, ctx)
     check_slot_names(state.slots, slots)
-    return wide, State(ctx.next_step, slots)
+    return layout.leave(wide), State(ctx.next_step, slots)
 
 
 def advance_inner(
@@ -467,20 +471,13 @@ def transforms_in(value: Any) -> list:
     return list(value) if type(value) in (list, tuple) else [value]
 
 
-def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
-    """The path of the param that a slot belongs to, found by the slot's path ending and shape."""
-    ends = (path[start:] for start in range(len(path) + 1))
-    return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
-
-
 def _abstract_init(tx: Transform, params: PyTree) -> State:
-    """The state's shapes and dtypes; a slot of its param's shape has its param's sharding."""
+    """The state's shapes and dtypes, and where its arrays will lie."""
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-    elsewhere = replicated(by_path.values())
+    whole = replicated(by_path.values())
 
-    def place(path: tuple, slot: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def elsewhere(path: tuple, slot: Any) -> Any:
         own = param_of(path, slot, by_path)
-        sharding = elsewhere if own is None else getattr(by_path[own], "sharding", None)
-        return jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=sharding)
+        return whole if own is None else getattr(by_path[own], "sharding", None)
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+    return shapes_in_place(tx.init, params, elsewhere)

@@ -24,17 +24,19 @@ def leaf_paths(tree: PyTree) -> list[str]:
     A box around a param (Flax's variables and metadata) adds nothing to the path: some calls get
     the box and some its content, and the path must be the same.
     """
-    entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)[0]
+    entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]
     return [path_string(path) for path, box in entries for _ in jax.tree.leaves(box)]
 
 
 def _places(tree: PyTree) -> list[str]:
     """The paths of all leaves and of every None, which marks a leaf that was left out."""
-    entries = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is None or _is_box(x))[0]
+    entries = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is None or is_box(x))[0]
     return [path_string(path) for path, _ in entries]
 
 
-def _is_box(node: PyTree) -> bool:
+def is_box(node: PyTree) -> bool:
+    """Whether a node of a tree is a box: one of Flax's variables, or a param with the names of its
+    axes."""
     return hasattr(node, "get_metadata") or hasattr(node, "unbox")
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
+from optfn.core.moments import zeros_like_real
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.transforms.decay import add_decayed_weights
@@ -50,7 +51,7 @@ class scale_by_cocob(Leafwise):
     Slots = Bets
 
     def init_leaf(self, param):
-        zero = jnp.zeros_like(param.real)
+        zero = zeros_like_real(param)
         return Bets(param, zero + self.eps, zero, jnp.zeros_like(param), zero)
 
     def update_leaf(self, g, slots, param, t):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
+from optfn.core.moments import full_like_real
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
@@ -37,7 +38,7 @@ class scale_by_rss(Leafwise):
     Slots = SumOfSquares
 
     def init_leaf(self, param):
-        return SumOfSquares(jnp.full_like(param.real, self.initial_accumulator_value))
+        return SumOfSquares(full_like_real(param, self.initial_accumulator_value))
 
     def update_leaf(self, g, slots, param, t):
         s = slots.sum_of_squares + abs_sq(g)

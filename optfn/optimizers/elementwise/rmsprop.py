@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.leafwise import Leafwise
-from optfn.core.moments import Moments, average, debias
+from optfn.core.moments import Moments, average, debias, full_like_real
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.momentum import trace
@@ -48,7 +48,7 @@ class scale_by_rms(Leafwise):
     Slots = SecondMoment
 
     def init_leaf(self, param):
-        return SecondMoment(jnp.full_like(param.real, self.initial_scale))
+        return SecondMoment(full_like_real(param, self.initial_scale))
 
     def update_leaf(self, g, slots, param, t):
         nu = average(self.decay, slots.nu, abs_sq(g))
@@ -86,7 +86,7 @@ class scale_by_stddev(Leafwise):
     Slots = Moments
 
     def init_leaf(self, param):
-        return Moments(jnp.zeros_like(param), jnp.full_like(param.real, self.initial_scale))
+        return Moments(jnp.zeros_like(param), full_like_real(param, self.initial_scale))
 
     def update_leaf(self, g, slots, param, t):
         mu = average(self.decay, slots.mu, g)

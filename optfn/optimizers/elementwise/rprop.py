@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
+from optfn.core.moments import full_like_real
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import negate
 
@@ -49,7 +50,7 @@ class scale_by_rprop(Leafwise):
     Slots = StepSizes
 
     def init_leaf(self, param):
-        return StepSizes(jnp.full_like(param.real, self.learning_rate), jnp.zeros_like(param))
+        return StepSizes(full_like_real(param, self.learning_rate), jnp.zeros_like(param))
 
     def update_leaf(self, g, slots, param, t):
         # The product of signs: that of the gradients may vanish or overflow.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
-from optfn.core.moments import Moments, average, debias
+from optfn.core.moments import Moments, average, debias, full_like_real
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -40,7 +40,7 @@ class scale_by_yogi(Leafwise):
 
     def init_leaf(self, param):
         start = self.initial_accumulator_value
-        return Moments(jnp.full_like(param, start), jnp.full_like(param.real, start))
+        return Moments(jnp.full_like(param, start), full_like_real(param, start))
 
     def update_leaf(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)

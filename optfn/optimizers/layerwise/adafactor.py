@@ -8,7 +8,7 @@ import numpy as np
 from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.leafwise import Leafwise
-from optfn.core.moments import average, zeros_like_real
+from optfn.core.moments import average, zeros_along, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
@@ -60,9 +60,8 @@ class scale_by_factored_rms(Leafwise):
         axes = self._factored_axes(param.shape)
         if axes is None:
             return FactoredMoments(None, None, zeros_like_real(param))
-        row, col = (np.delete(param.shape, axis) for axis in axes)
-        dtype = param.real.dtype
-        return FactoredMoments(jnp.zeros(row, dtype), jnp.zeros(col, dtype), None)
+        row, col = (np.delete(range(param.ndim), axis).tolist() for axis in axes)
+        return FactoredMoments(zeros_along(param, row), zeros_along(param, col), None)
 
     def update_leaf(self, g, slots, param, t):
         b = 1 - jnp.maximum(t - self.step_offset, 1) ** -self.decay_rate

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.data import per_leaf
+from optfn.core.dtypes import real_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias
 from optfn.core.numerics import abs_sq, sqrt
@@ -46,7 +47,7 @@ class scale_by_adam_mini(Leafwise):
     def init_leaf(self, param):
         within = self._within(param.ndim)
         blocks = [1 if axis in within else n for axis, n in enumerate(param.shape)]
-        return Moments(jnp.zeros_like(param), jnp.zeros(blocks, param.real.dtype))
+        return Moments(jnp.zeros_like(param), jnp.zeros(blocks, real_dtype(param.dtype)))
 
     def update_leaf(self, g, slots, param, t):
         within = self._within(g.ndim)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
+from optfn.core.dtypes import real_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, sqrt
@@ -50,7 +51,7 @@ class scale_by_novograd(Leafwise):
     Slots = LayerMoments
 
     def init_leaf(self, param):
-        return LayerMoments(jnp.zeros_like(param), jnp.zeros((), param.real.dtype))
+        return LayerMoments(jnp.zeros_like(param), jnp.zeros((), real_dtype(param.dtype)))
 
     def update_leaf(self, g, slots, param, t):
         square = jnp.sum(abs_sq(g))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
-from optfn.core.moments import average
+from optfn.core.moments import average, zeros_along, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
@@ -45,8 +45,8 @@ class scale_by_sm3(Leafwise):
     Slots = CoverMoments
 
     def init_leaf(self, param):
-        sides = param.shape or (1,)
-        return CoverMoments([jnp.zeros(n, param.real.dtype) for n in sides], jnp.zeros_like(param))
+        covers = [zeros_along(param, (axis,)) for axis in range(param.ndim)]
+        return CoverMoments(covers or [zeros_like_real(param).reshape(1)], jnp.zeros_like(param))
 
     def update_leaf(self, g, slots, param, t):
         square = abs_sq(g).reshape(g.shape or (1,))

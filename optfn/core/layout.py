@@ -1,0 +1,67 @@
+"""Where an update is computed: where the state lies, whatever the params and gradients do.
+
+With explicit axes arrays of different shardings do not mix. So before an update everything goes to
+where the slots of its param lie: a sharded state stays sharded, and each device updates its part.
+After it the updates go to where the params lie.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from optfn.core.inputs import is_float0
+from optfn.core.placement import is_sharded, lies_like, param_of, put_like
+from optfn.core.tree import PyTree
+
+
+class Layout:
+    """Where the leaves of an update are computed, and where they belong.
+
+    Args:
+        updates: the gradients.
+        params: the params, or None.
+        slots: the state's slots.
+    """
+
+    def __init__(self, updates: PyTree, params: PyTree | None, slots: Any):
+        home = jax.tree.leaves(updates if params is None else params)
+        work = home
+        if any(map(is_sharded, jax.tree.leaves((updates, params, slots)))):
+            by_path = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
+            found: dict[tuple, Any] = {}
+            for path, slot in jax.tree_util.tree_flatten_with_path(slots)[0]:
+                found.setdefault(param_of(path, slot, by_path), slot)
+            work = [found.get(path, x) for path, x in zip(by_path, home, strict=True)]
+        self._home, self._work = home, work
+        self._moves = not all(map(lies_like, home, work))
+
+    def enter(self, tree: PyTree) -> PyTree:
+        """A tree like the updates, where the state lies."""
+        return _put_all(tree, self._work)
+
+    def leave(self, tree: PyTree) -> PyTree:
+        """A tree like the updates, where the params lie; without params, where the gradients do."""
+        return _put_all(tree, self._home)
+
+    def enter_extra(self, extra_args: Mapping[str, Any], kinds: Mapping[str, str]) -> dict:
+        """The extra arguments for an update that is computed where the state lies."""
+        return {name: self._extra(kinds[name], value) for name, value in extra_args.items()}
+
+    def _extra(self, kind: str, value: Any) -> Any:
+        if kind == "tree":
+            return self.enter(value)
+        if "function" not in kind or not self._moves:
+            return value
+
+        def at_home(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+            result = value(self.leave(params), *args, **kwargs)
+            return self.enter(result) if kind == "tree function" else result
+
+        return at_home
+
+
+def _put_all(tree: PyTree, places: list) -> PyTree:
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(leaves, places, strict=True)
+    return treedef.unflatten([x if is_float0(x) else put_like(x, y) for x, y in pairs])
