@@ -111,6 +111,9 @@ def sharding_along(slot: Along, param: Any) -> Any:
     its = getattr(param, "sharding", None)
     if not isinstance(its, NamedSharding):
         return its
+    alike = jnp.shape(slot.value) == jnp.shape(param) and slot.axes == (*range(jnp.ndim(param)),)
+    if alike and AxisType.Explicit not in its.mesh.axis_types:
+        return its
     spec = (*its.spec, *[None] * (jnp.ndim(param) - len(its.spec)))
     axes = slot.shared(param, spec, its.mesh.shape)
     return _named(its, [None if axis is None else spec[axis] for axis in axes])
@@ -232,6 +235,17 @@ def _retyped(x: Any, sharding: Any) -> Any:
 
 def _put(x: jax.Array, sharding: Any) -> jax.Array:
     return x if x.committed and x.sharding == sharding else jax.device_put(x, sharding)
+
+
+def whole_like(x: Any, ndim: int) -> Any:
+    """The sharding of a whole array on the explicit axes that split `x`; None without such axes.
+
+    For products: where the summed axes are split, they must be told where their result lies.
+    """
+    sharding = jax.typeof(x).sharding
+    return (
+        NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim)) if any(sharding.spec) else None
+    )
 
 
 def replicate(x: Any) -> jax.Array:

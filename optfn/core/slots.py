@@ -1,13 +1,16 @@
 """Initial slots, in the dtype and on the devices of their params."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from optfn.core.boxes import boxed_like, holds_one
 from optfn.core.dtypes import compute_dtype, own_dtype, real_dtype
 from optfn.core.inputs import check_floating, is_float0
-from optfn.core.placement import on_devices_of, place
+from optfn.core.placement import Along, on_devices_of, place
 from optfn.core.tree import PyTree
 
 
@@ -21,28 +24,45 @@ def zero_slot(dtype: Any, params: PyTree) -> jax.Array:
     return on_devices_of(jnp.zeros((), dtype), jax.tree.leaves(params))
 
 
-def zeros_of(params: PyTree, *, real: bool = False) -> PyTree:
-    """Zeros like the params in their compute dtype, or in the real one."""
+def zeros_of(params: PyTree, *, real: bool = False, times: int | None = None) -> PyTree:
+    """Zeros like the params in their compute dtype.
 
+    Args:
+        params: the params.
+        real: whether they are of the real dtype.
+        times: how many for each param, along a new first axis; None for one.
+    """
     check_floating("the param", params)
 
     def zeros(p):
         dtype = compute_dtype(p.dtype)
-        return place(jnp.zeros_like(p, real_dtype(dtype) if real else dtype), p)
+        dtype = real_dtype(dtype) if real else dtype
+        if times is None:
+            return jnp.zeros_like(p, dtype)
+        return Along(jnp.zeros((times, *p.shape), dtype), (None, *range(p.ndim)))
 
-    return jax.tree.map(zeros, params)
+    return placed(zeros, params)
+
+
+def placed(first: Callable[[jax.Array], Any], params: PyTree) -> PyTree:
+    """A tree of new slots, `first(param)`, each where its param lies."""
+    boxes, treedef = jax.tree.flatten(params, is_leaf=holds_one)
+    slots = [Along.of(first(p), p) for p in jax.tree.leaves(params)]
+    leaves = jax.tree.leaves(params)
+    slots = [replace(slot, value=place(slot, p)) for slot, p in zip(slots, leaves, strict=True)]
+    return treedef.unflatten(map(boxed_like, boxes, slots))
 
 
 def copy_params(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their own dtypes."""
     check_floating("the param", params)
-    return jax.tree.map(lambda p: place(jnp.copy(p), p), params)
+    return placed(jnp.copy, params)
 
 
 def copy_params_wide(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their compute dtypes."""
     check_floating("the param", params)
-    return jax.tree.map(lambda p: place(jnp.array(p, compute_dtype(p.dtype)), p), params)
+    return placed(lambda p: jnp.array(p, compute_dtype(p.dtype)), params)
 
 
 def no_updates(updates: PyTree) -> PyTree:

@@ -1,5 +1,7 @@
 """L-BFGS: a quasi-Newton direction from the last steps and the gradient's changes along them."""
 
+from functools import reduce
+from operator import add, or_
 from typing import Any, NamedTuple
 
 import jax
@@ -8,34 +10,37 @@ from jax import lax
 
 from optfn.compose.chain import chain
 from optfn.core.data import check_count, static
-from optfn.core.dtypes import cast, own_dtype, real_dtype, widen
+from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.numerics import global_norm, ratio
-from optfn.core.placement import on_devices_of, replicate, split_like
-from optfn.core.slots import scalar_slot
+from optfn.core.placement import whole_like
+from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot, zeros_of
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch
 from optfn.transforms.scale import negate, scale_by_learning_rate
 
+HIGHEST = lax.Precision.HIGHEST
+
 
 class Memory(NamedTuple):
-    """The last m pairs (s, y), with all leaves together as one vector of n real numbers.
+    """The last m pairs (s, y), in trees like the params.
 
     Attributes:
-        params: the params at the last update, [n].
-        gradient: the gradient there, [n].
-        steps: the steps s, one per row, [m, n]; a new one overwrites the oldest.
-        changes: the changes y of the gradient along these steps, one per row, [m, n].
+        params: the params at the last update, at least float32.
+        gradient: the gradient there.
+        steps: the steps s, one per row, [m, *shape] for each param; a new one overwrites the
+            oldest.
+        changes: the changes y of the gradient along these steps, one per row.
         inverse: the inverse of the triangle of products <s_i, y_j>, i no newer than j, [m, m]; zero
             in the rows and columns that hold no pair.
         scale: <s, y> / <y, y> of the newest pair; 0 without one.
         row: the row to write next, int32; -1 before the first update.
     """
 
-    params: jax.Array
-    gradient: jax.Array
-    steps: jax.Array
-    changes: jax.Array
+    params: PyTree
+    gradient: PyTree
+    steps: PyTree
+    changes: PyTree
     inverse: jax.Array
     scale: jax.Array
     row: jax.Array
@@ -50,15 +55,15 @@ class scale_by_lbfgs(Transform):
 
     H starts as the identity times <s, y> / <y, y> of the newest pair, or times 1 / max(||g||, 1)
     without one. It is never formed: u takes four products of the memory with a vector. All leaves
-    together are one vector, in which a complex number is two.
+    together are one vector, in which a complex number is two, but each is stored in its own shape
+    and sharded as its param is.
 
     A pair without upward curvature, up to rounding, is not stored. If the params have not moved
     since the last update, the line search rejected the direction: all pairs are dropped, and the
     direction is the gradient's.
 
     For functions without noise, followed by a line search; see `lbfgs`. The state has
-    2 * memory_size + 2 numbers for each number of the params, in flat arrays: the compiler chooses
-    their sharding, or, with explicit axes, they are replicated on every device.
+    2 * memory_size + 2 numbers for each number of the params.
 
     Args:
         memory_size: the largest number of pairs, a whole number from 1 on.
@@ -80,28 +85,27 @@ class scale_by_lbfgs(Transform):
         check_count(self.memory_size, "scale_by_lbfgs(memory_size=...)")
 
     def init_slots(self, params: PyTree) -> Memory:
-        start = _vector(params, own_dtype(params))
-        m, n = self.memory_size, start.size
+        m = self.memory_size
         return Memory(
-            params=scalar_slot(start, params),
-            gradient=scalar_slot(jnp.zeros(n), params),
-            steps=scalar_slot(jnp.zeros((m, n)), params),
-            changes=scalar_slot(jnp.zeros((m, n)), params),
+            params=copy_params_wide(params),
+            gradient=zeros_of(params),
+            steps=zeros_of(params, times=m),
+            changes=zeros_of(params, times=m),
             inverse=scalar_slot(jnp.zeros((m, m)), params),
             scale=scalar_slot(0, params),
-            row=on_devices_of(jnp.full((), -1, jnp.int32), jax.tree.leaves(params)),
+            row=zero_slot(jnp.int32, params) - 1,
         )
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        leaves, treedef = jax.tree.flatten(updates)
+        if not leaves:
+            return updates, slots
         dtype = own_dtype(updates)
-        params, grad = _vector(ctx.params, dtype), _vector(updates, dtype)
-        if params.shape != slots.params.shape:
-            raise ValueError(
-                f"the params have {params.size} numbers, the memory of {self.name} "
-                f"{slots.params.size}: does the state belong to params of these shapes?"
-            )
-        memory = jax.tree.map(lambda x: widen(x, dtype), slots)
-        memory = _remember(memory, params, grad)
+        # Lists, as Flax's boxes around the memory are not those around the params.
+        old = Memory(*(jax.tree.leaves(tree) for tree in slots[:4]), *slots[4:])
+        old = jax.tree.map(lambda x: widen(x, dtype), old)
+        memory = _remember(old, self._as_old(ctx.params, old), self._as_old(updates, old))
+        grad = memory.grad
         first = 1 / jnp.maximum(global_norm(grad), 1)
         if self.scale_init_precond:
             scale = jnp.where(memory.scale > 0, memory.scale, first)
@@ -109,78 +113,84 @@ class scale_by_lbfgs(Transform):
             scale = jnp.ones((), dtype)
         u = _newton(memory, grad, scale)
         # H is positive definite, but for rounding.
-        u = jnp.where(_dot(grad, u) > 0, u, first * grad)
-        return _like(u, updates), memory
+        downhill = _products(grad, u) > 0
+        u = [jnp.where(downhill, x, first * g) for x, g in zip(u, grad, strict=True)]
+        new = jax.tree.unflatten(jax.tree.structure(slots), jax.tree.leaves(memory))
+        return treedef.unflatten(u), new
+
+    def _as_old(self, tree: PyTree, old: Memory) -> list[jax.Array]:
+        """The params or the gradient in the dtypes of the memory, whose shapes they must have."""
+        leaves = jax.tree.leaves(tree)
+        found, wanted = ([x.shape for x in xs] for xs in (leaves, old.params))
+        if found != wanted:
+            raise ValueError(
+                f"the params have the shapes {found}, the memory of {self.name} {wanted}: does the "
+                "state belong to these params?"
+            )
+        return [cast(x, y.dtype) for x, y in zip(leaves, old.params, strict=True)]
 
 
-def _remember(old: Memory, params: jax.Array, grad: jax.Array) -> Memory:
+def _remember(old: Memory, params: list, grad: list) -> Memory:
     """The memory with the step to these params, if the function curves upward along it.
 
     A step of length zero means that the line search rejected the direction, and empties the memory.
     """
-    both = jnp.stack([params - old.params, grad - old.gradient])
-    (length, product), (_, square) = _dot(both, both.T)
-    rounding = jnp.finfo(both.dtype).eps * jnp.sqrt(length) * jnp.sqrt(square)
+    s = [new - before for new, before in zip(params, old.params, strict=True)]
+    y = [new - before for new, before in zip(grad, old.gradient, strict=True)]
+    length, product, square = _products(s, s), _products(s, y), _products(y, y)
+    rounding = jnp.finfo(product.dtype).eps * jnp.sqrt(length) * jnp.sqrt(square)
     kept = (old.row >= 0) & (product > rounding) & (product < jnp.inf) & (square < jnp.inf)
     product, square = (jnp.where(kept, x, 1) for x in (product, square))
-    moved = jnp.any(both[0] != 0)
+    moved = reduce(or_, (jnp.any(x != 0) for x in s))
     row = jnp.maximum(old.row, 0)
 
     def written(rows: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.where(kept, new, lax.dynamic_index_in_dim(rows, row, keepdims=False))
         return lax.dynamic_update_index_in_dim(rows, new, row, 0)
 
-    steps, changes = written(old.steps, both[0]), written(old.changes, both[1])
+    steps, changes = list(map(written, old.steps, s)), list(map(written, old.changes, y))
     # Appending the column (b, c) to a triangle appends the column (-inverse b / c, 1 / c) to its
     # inverse; dropping its first row and column drops those of its inverse. So no row has to move.
-    this = jnp.arange(len(steps)) == row
+    m = len(old.inverse)
+    this = jnp.arange(m) == row
     rest = jnp.where(this[:, None] | this[None, :], 0, old.inverse)
-    column = (
-        cast(this, product.dtype) - jnp.sum(rest * _dot(steps, both[1])[None, :], axis=1)
-    ) / product
+    along = jnp.sum(rest * _products(steps, y)[None, :], axis=1)
+    column = (cast(this, product.dtype) - along) / product
     renewed = jnp.where(this[None, :], column[:, None], rest)
     inverse = jnp.where(kept, renewed, jnp.where(moved, old.inverse, 0))
     scale = jnp.where(kept, product / square, jnp.where(moved, old.scale, 0))
-    after = jnp.where(row + 1 < len(steps), row + 1, 0)
+    after = jnp.where(row + 1 < m, row + 1, 0)
     return Memory(params, grad, steps, changes, inverse, scale, jnp.where(kept, after, row))
 
 
-def _newton(memory: Memory, grad: jax.Array, scale: jax.Array) -> jax.Array:
+def _newton(memory: Memory, grad: list, scale: jax.Array) -> list[jax.Array]:
     """The two loops over the memory: each solves a triangle, whose inverse the memory holds."""
     _, _, steps, changes, inverse, _, _ = memory
     triangle = jnp.sum(inverse * jnp.eye(len(inverse), dtype=inverse.dtype), axis=0)
-    along = jnp.sum(inverse * _dot(steps, grad)[None, :], axis=1)
-    rest = scale * (grad - _dot(along, changes))
-    back = jnp.sum((ratio(along, triangle) - _dot(changes, rest))[:, None] * inverse, axis=0)
-    return rest + _dot(back, steps)
+    along = jnp.sum(inverse * _products(steps, grad)[None, :], axis=1)
+    rest = [scale * (g - _combined(along, y)) for g, y in zip(grad, changes, strict=True)]
+    back = jnp.sum((ratio(along, triangle) - _products(changes, rest))[:, None] * inverse, axis=0)
+    return [x + _combined(back, s) for x, s in zip(rest, steps, strict=True)]
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+def _products(rows: list, xs: list) -> jax.Array:
+    """The real inner product of all leaves with as many others, or with each of m rows of them."""
+    return reduce(add, map(_product, rows, xs))
 
 
-def _vector(tree: PyTree, dtype: Any) -> jax.Array:
-    """All leaves in one vector; a complex number is two real ones."""
-    parts = [jnp.zeros(0, dtype)]
-    for x in jax.tree.leaves(tree):
-        x = replicate(x)
-        parts += [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
-    return jnp.concatenate([cast(x, dtype).reshape(-1) for x in parts])
+def _product(rows: jax.Array, x: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return _product(rows.real, x.real) + _product(rows.imag, x.imag)
+    own = rows.ndim - x.ndim
+    axes = tuple(range(own, rows.ndim)), tuple(range(x.ndim))
+    return lax.dot_general(rows, x, (axes, ((), ())), HIGHEST, out_sharding=whole_like(x, own))
 
 
-def _like(vector: jax.Array, tree: PyTree) -> PyTree:
-    """The inverse of `_vector`, in the shapes and dtypes of a tree."""
-    leaves, treedef = jax.tree.flatten(tree)
-    start = 0
-
-    def take(x):
-        nonlocal start
-        part = vector[start : start + x.size].reshape(x.shape)
-        start += x.size
-        return cast(part, real_dtype(x.dtype))
-
-    parts = [lax.complex(take(x), take(x)) if jnp.iscomplexobj(x) else take(x) for x in leaves]
-    return treedef.unflatten(map(split_like, parts, leaves))
+def _combined(coefficients: jax.Array, rows: jax.Array) -> jax.Array:
+    """The sum of the rows times the coefficients."""
+    if jnp.iscomplexobj(rows):
+        return lax.complex(*(_combined(coefficients, x) for x in (rows.real, rows.imag)))
+    return jnp.tensordot(coefficients.astype(rows.dtype), rows, 1, precision=HIGHEST)
 
 
 ZOOM = scale_by_zoom_linesearch(20, increase_factor=4.0, initial_guess_strategy="one")
