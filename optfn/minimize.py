@@ -18,7 +18,7 @@ from optfn.core.control_flow import cond
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
-from optfn.core.transform import State, Transform, check_transform_type
+from optfn.core.transform import State, Transform, check_transform_type, restored_hint
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.search import (
@@ -304,7 +304,8 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
             )
             raise ValueError(
                 "value_and_grad_from_state needs the state of one line search that keeps the "
-                f"gradient (scale_by_zoom_linesearch, or store_grad=True), found {what}."
+                f"gradient (scale_by_zoom_linesearch, or store_grad=True), found {what}"
+                f"{restored_hint(state)}."
             )
         params = to_arrays(params, "the param")
 

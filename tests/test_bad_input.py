@@ -563,6 +563,50 @@ def test_states_that_do_not_fit(call, error, sentence):
     check(call, error, *sentence)
 
 
+TAKING_A_STATE = {
+    "update": lambda state: ADAM.update(GRADS, state, PARAMS),
+    "to_optax": lambda state: optfn.to_optax(ADAM).update(GRADS, state, PARAMS),
+    "step": lambda state: optfn.step(ADAM, grads=GRADS, state=state, params=PARAMS),
+    "metrics": lambda state: optfn.metrics(ADAM, state),
+    "hyperparameters": lambda state: optfn.hyperparameters(ADAM, state),
+    "evaluation_params": lambda state: optfn.evaluation_params(ADAM, state, PARAMS),
+    "reset": lambda state: optfn.reset(ADAM, state, PARAMS, "scale_by_adam"),
+    "raise_if_gave_up": optfn.raise_if_gave_up,
+    "current_loss_scale": optfn.current_loss_scale,
+    "value_and_grad_from_state": lambda state: optfn.value_and_grad_from_state(
+        lambda p: jnp.sum(p["s"])
+    )(PARAMS, state=state),
+}
+
+
+def as_containers(tree):
+    """What a checkpoint gives without a target: dicts in the place of named tuples."""
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    return {k: as_containers(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+@pytest.mark.parametrize("name", TAKING_A_STATE)
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_a_checkpoint_restored_without_a_target(kind, name):
+    restored = as_containers(STATE)
+    restored = restored if kind is dict else kind(restored.values())
+    check(
+        lambda: TAKING_A_STATE[name](restored),
+        (TypeError, ValueError),
+        "restore with tx.init(params) as the target",
+    )
+
+
+def test_a_checkpoint_restored_with_a_state_around_untyped_slots():
+    check(
+        lambda: update(state=optfn.State(**as_containers(STATE))),
+        ValueError,
+        "the state's slots for 'scale_by_adam' are dict",
+        "restore with tx.init(params) as the target",
+    )
+
+
 # Missing and unknown arguments of an update.
 
 MISSING = {

@@ -15,7 +15,7 @@ from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
 from optfn.core.slots import zero_slot
 from optfn.core.state import count_up
-from optfn.core.transform import Context, State, Transform, advance_inner
+from optfn.core.transform import Context, State, Transform, advance_inner, restored_hint
 from optfn.core.tree import PyTree, location_of
 
 
@@ -147,7 +147,7 @@ def raise_if_gave_up(state: PyTree) -> None:
     if not found:
         raise ValueError(
             "raise_if_gave_up(state): the state has no part of a skip_nonfinite, skip_spikes or "
-            "loss_scale."
+            f"loss_scale{restored_hint(state)}."
         )
     if any(isinstance(skips.gave_up, Tracer) for skips in found.values()):
         raise TypeError("raise_if_gave_up(state) reads values: call it outside of jit and vmap.")

@@ -12,7 +12,7 @@ from optfn.core.inputs import is_inexact
 from optfn.core.numerics import all_finite, tree_scale
 from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.state import count_up
-from optfn.core.transform import Context
+from optfn.core.transform import Context, restored_hint
 from optfn.core.tree import PyTree, location_of
 
 
@@ -118,6 +118,6 @@ def current_loss_scale(state: PyTree) -> jax.Array:
         places = ", ".join(location_of(path) for path, _ in found) or "none"
         raise ValueError(
             "current_loss_scale(state): the state must have one loss_scale, found "
-            f"{len(found) or places}{': ' + places if found else ''}."
+            f"{len(found) or places}{': ' + places if found else ''}{restored_hint(state)}."
         )
     return found[0][1].scale

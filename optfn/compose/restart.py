@@ -12,10 +12,10 @@ from optfn.core.transform import (
     Context,
     State,
     Transform,
-    check_state_type,
     check_transform_type,
+    readable_state,
 )
-from optfn.core.tree import PyTree, leaf_paths
+from optfn.core.tree import PyTree, bare, in_form_of, leaf_paths
 from optfn.core.walk import Place, renew_slots, walk
 
 
@@ -73,7 +73,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
             that is not reset does not fit the shapes of the params.
     """
     check_transform_type(tx, "reset(tx, state, params, name): tx")
-    check_state_type(state)
+    given, state, params = state, readable_state(state), bare(params)
     fresh = tx.init(params)
     if jax.tree.structure(fresh) != jax.tree.structure(state):
         raise ValueError(
@@ -97,7 +97,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
                 f"reset(tx, state, params, name): {name!r} leaves the state's '{path}' as it is, "
                 f"of shape {old.shape}, and the params want {new.shape}."
             )
-    return state
+    return in_form_of(state, given)
 
 
 def _with_leaves_of(new: Any, old: Any, every: dict, own: dict) -> Any:

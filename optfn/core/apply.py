@@ -6,8 +6,8 @@ import jax
 
 from optfn.core.dtypes import cast
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
-from optfn.core.transform import State, Transform, advance, check_state_type, check_transform_type
-from optfn.core.tree import PyTree
+from optfn.core.transform import State, Transform, advance, check_transform_type, readable_state
+from optfn.core.tree import PyTree, bare, in_form_of
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
@@ -80,9 +80,10 @@ def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
         A tree like the params, in their dtypes.
     """
     check_transform_type(tx, "evaluation_params(tx, state, params): tx")
-    check_state_type(state)
+    state = readable_state(state)
     params = to_arrays(params, "the param")
-    return tx.evaluation_params_named(params, state.slots, state.step)
+    found = tx.evaluation_params_named(bare(params), state.slots, state.step)
+    return in_form_of(found, params)
 
 
 def _add(param: jax.Array, update: Any) -> jax.Array:

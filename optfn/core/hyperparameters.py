@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
 from optfn.core.randomness import is_key
-from optfn.core.transform import State, Transform, check_state_type, check_transform_type
+from optfn.core.transform import State, Transform, check_transform_type, readable_state
 from optfn.core.walk import replace_stages
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
         jitted step can return it.
     """
     check_transform_type(tx, "hyperparameters(tx, state): tx")
-    check_state_type(state)
+    state = readable_state(state)
     return hyperparameters_at(tx, state.slots, state.step)
 
 

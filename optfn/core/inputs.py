@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optfn.core.dtypes import cast, compute_dtype
-from optfn.core.tree import PyTree, describe, flatten_like, is_leaf, leaf_location
+from optfn.core.tree import (
+    LEAVE_OUT,
+    PyTree,
+    describe,
+    difference_hint,
+    flatten_like,
+    is_leaf,
+    leaf_location,
+)
 
 
 def to_arrays(tree: PyTree, what: str) -> PyTree:
@@ -26,7 +34,7 @@ def to_arrays(tree: PyTree, what: str) -> PyTree:
         except TypeError:
             path = leaf_location(tree, i)
             raise TypeError(
-                f"{what} {path} must be an array, found {type(leaf).__name__}."
+                f"{what} {path} must be an array, found {type(leaf).__name__}. {LEAVE_OUT}."
             ) from None
     return treedef.unflatten(leaves)
 
@@ -38,9 +46,10 @@ def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
         if not is_leaf(x) or jnp.shape(x) != jnp.shape(y):
             found = f"shape {jnp.shape(x)}" if is_leaf(x) else describe(x)
             have = "have" if what.endswith("s") else "has"
+            hint = difference_hint(tree, like)
             raise ValueError(
                 f"{leaf_location(like, i)} {like_what} have shape {jnp.shape(y)}, {what} {have} "
-                f"{found}; they must have the same shape."
+                f"{found}; they must have the same shape{hint}."
             )
     return leaves
 
@@ -105,7 +114,7 @@ def check_floating(what: str, tree: PyTree) -> None:
             name = "float0" if is_float0(leaf) else leaf.dtype
             raise TypeError(
                 f"{what} {leaf_location(tree, i)} has dtype {name}, but only floating point and "
-                "complex leaves can be optimized. Leave such leaves out with freeze(...)."
+                f"complex leaves can be optimized. {LEAVE_OUT}."
             )
 
 

@@ -17,8 +17,8 @@ from optfn.core.inputs import check_floating
 from optfn.core.placement import Along, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.tracing import traced_once
-from optfn.core.transform import Context, Transform
-from optfn.core.tree import PyTree, describe, flatten_like, is_leaf, leaf_location
+from optfn.core.transform import RESTORED, Context, Transform
+from optfn.core.tree import PyTree, describe, difference_hint, flatten_like, is_leaf, leaf_location
 
 
 class Leafwise(Transform):
@@ -332,9 +332,11 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
         return [None] * len(jax.tree.leaves(updates))
     if not isinstance(slots, rule.Slots):
         found = "missing" if slots is None else type(slots).__name__
+        untyped = type(slots) in (dict, list, tuple)
+        hint = RESTORED + "." if untyped else ": was the state made by another optimizer?"
         raise ValueError(
             f"the state's slots for '{rule.name}' are {found}, this optimizer's are "
-            f"{rule.Slots.__name__}: was the state made by another optimizer?"
+            f"{rule.Slots.__name__}{hint}"
         )
     like = boxes.structure(updates).unflatten(jax.tree.leaves(updates))
     trees = [
@@ -347,12 +349,13 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
             expected = jax.eval_shape(
                 partial(_first_values, own[i]), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             )
+            hint = difference_hint(updates, slots[0])
             for name, slot, form in zip(rule.Slots._fields, column, expected, strict=True):
                 if jax.tree.structure(slot) != jax.tree.structure(form):
                     raise ValueError(
                         f"{leaf_location(updates, i)} updates have an array, the slots "
-                        f"{rule.name}.{name} have {describe(slot)}: was the state made from other "
-                        "params?"
+                        f"{rule.name}.{name} have {describe(slot)}"
+                        f"{hint or ': was the state made from other params?'}"
                     )
     return columns
 

@@ -1,7 +1,7 @@
 """Reading the metrics in an optimizer's state."""
 
 from optfn.core.hyperparameters import ByName
-from optfn.core.transform import State, Transform, check_state_type, check_transform_type
+from optfn.core.transform import State, Transform, check_transform_type, readable_state
 from optfn.core.walk import walk
 
 
@@ -33,7 +33,7 @@ def metrics(tx: Transform, state: State) -> Metrics:
         return it. Before the first update every measurement and count is 0.
     """
     check_transform_type(tx, "metrics(tx, state): tx")
-    check_state_type(state)
+    state = readable_state(state)
     return Metrics(
         sorted(
             (".".join((*place.names, quantity)), value)

@@ -24,7 +24,7 @@ from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot
 from optfn.core.placement import on_devices_of, param_of, replicated, shapes_in_place
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.state import Context, State
-from optfn.core.tree import PyTree
+from optfn.core.tree import PyTree, bare
 from optfn.core.updates_kind import Updates, check_root
 
 ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
@@ -417,8 +417,28 @@ def check_state_type(value: Any, hint: str = "") -> None:
     """Refuses a value that is not a `State`."""
     if not isinstance(value, State):
         raise TypeError(
-            f"state must be the State that init returns, found {type(value).__name__}{hint}."
+            f"state must be the State that init returns, found {type(value).__name__}"
+            f"{restored_hint(value) or hint}."
         )
+
+
+def readable_state(value: Any) -> State:
+    """A state to read from: checked, and out of the boxes in which Flax keeps arrays."""
+    check_state_type(value)
+    return bare(value)
+
+
+def restored_hint(value: Any) -> str:
+    """What to do with a state without its types, as checkpoints come back without a target."""
+    fields = value.keys() == set(State._fields) if isinstance(value, Mapping) else None
+    entries = value if type(value) in (list, tuple) and len(value) == 2 else ()
+    return RESTORED if fields or any(isinstance(x, Mapping) for x in entries[1:]) else ""
+
+
+RESTORED = (
+    "; it looks like a checkpoint restored without a target: restore with tx.init(params) as the "
+    "target, which gives the parts their types"
+)
 
 
 def _value_at(schedule: Schedule, step: Any, where: str) -> Any:
@@ -473,6 +493,8 @@ def transforms_in(value: Any) -> list:
 
 def _abstract_init(tx: Transform, params: PyTree) -> State:
     """The state's shapes and dtypes, and where its arrays will lie."""
+    known = jax.tree.map(lambda x: None if isinstance(x, jax.ShapeDtypeStruct) else x, params)
+    to_arrays(known, "the param")
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
     whole = replicated(by_path.values())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from optfn.core.paths import by_path
@@ -40,6 +41,25 @@ def is_box(node: PyTree) -> bool:
     return hasattr(node, "get_metadata") or hasattr(node, "unbox")
 
 
+def bare(tree: PyTree) -> PyTree:
+    """The tree with the content of every box in the box's place.
+
+    Flax's `nnx.Optimizer` gives params in boxes to `init` and bare ones to `update`, so a tree
+    beside the params must fit both.
+    """
+
+    def opened(node: PyTree) -> PyTree:
+        inside = list(_children(node).values()) if _is_box(node) else []
+        return bare(inside[0]) if len(inside) == 1 else node
+
+    return jax.tree.map(opened, tree, is_leaf=_is_box)
+
+
+def in_form_of(tree: PyTree, like: PyTree) -> PyTree:
+    """The leaves of `tree` in the boxes of `like`, a tree of the same structure but for boxes."""
+    return jax.tree.structure(like).unflatten(jax.tree.leaves(tree))
+
+
 def location(path: str) -> str:
     """The place in a message: `at 'a/b'`, or `at the root` for a tree that is one leaf."""
     return f"at '{path}'" if path else "at the root"
@@ -61,7 +81,31 @@ def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
         return jax.tree.structure(like).flatten_up_to(tree)
     except ValueError:
         reason = mismatch(like, tree, like_what, what) or "they differ in static parts"
-        raise ValueError(f"{what} and {like_what} are different trees: {reason}.") from None
+        hint = difference_hint(tree, like)
+        raise ValueError(f"{what} and {like_what} are different trees: {reason}{hint}.") from None
+
+
+def difference_hint(tree: PyTree, like: PyTree) -> str:
+    """What to do where trees differ in boxes alone, or where one holds more than floats."""
+    structures = [jax.tree.structure(x) for x in (tree, like, bare(tree), bare(like))]
+    if structures[0] != structures[1] and structures[2] == structures[3]:
+        return (
+            "; nnx.as_pure(...) takes arrays out of Flax's variables, nn.unbox(...) out of metadata"
+        )
+    whole = [all(map(_is_inexact, jax.tree.leaves(x))) for x in (tree, like)]
+    return "" if all(whole) else f". {LEAVE_OUT}"
+
+
+LEAVE_OUT = (
+    "Leave out what cannot be optimized: integers by freeze(...), whatever else a model holds by "
+    "taking its arrays alone, as eqx.filter(model, eqx.is_inexact_array) does"
+)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return isinstance(leaf, complex | float) or jax.numpy.issubdtype(
+        getattr(leaf, "dtype", object), np.inexact
+    )
 
 
 def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -> str | None:
@@ -131,7 +175,7 @@ class PerLeaf:
         if callable(value) and is_leaf(value):
             return cls(value, (), None, where, kind, _count_arguments(value, where) == 1)
         is_value = _is_tuple_of_values if kind is tuple else None
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(value, is_value)
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(bare(value), is_value)
         values = [_as_static(leaf, f"{where} {location_of(path)}", kind) for path, leaf in leaves]
         return cls(None, tuple(values), treedef, where, kind)
 

@@ -144,3 +144,58 @@ def test_floats_are_constants_to_filter_jit():
     for rate in (0.1, 0.2, 0.3):
         step(optfn.adam(rate))
     assert count() == 3
+
+
+class Counting(eqx.Module):
+    """A model with a leaf that is no param: an integer, a switch, a key, a text, a function."""
+
+    w: jax.Array
+    other: object
+
+
+OTHERS = {
+    "an integer": 3,
+    "an integer array": jnp.arange(3),
+    "a switch": True,
+    "a random key": jax.random.key(0),
+    "a text": "same",
+    "a function": jax.nn.relu,
+    "a jitted function": jnp.tanh,
+    "an object": object(),
+}
+RULES = {
+    "adam": optfn.adam(0.1),
+    "sgd": optfn.sgd(0.1),
+    "dog": optfn.dog(),
+    "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
+    "from_optax": optfn.from_optax(optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_whole_model_is_refused_with_the_way_out(other):
+    model = Counting(jnp.ones(2), OTHERS[other])
+    params = eqx.filter(model, eqx.is_inexact_array)
+    calls = [lambda tx=tx: tx.init(model) for tx in RULES.values()]
+    for tx in RULES.values():
+        state = tx.init(params)
+        calls += [
+            lambda tx=tx, state=state: tx.update(params, state, model),
+            lambda tx=tx, state=state: tx.update(model, state, params),
+            lambda tx=tx, state=state: tx.update(model, state, model),
+        ]
+    calls += [
+        lambda: optfn.apply_updates(model, params),
+        lambda: optfn.minimize(lambda p: jnp.sum(p.w**2), model),
+        lambda: optfn.reset(RULES["adam"], RULES["adam"].init(params), model, "scale_by_adam"),
+    ]
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="'other'") as caught:
+            call()
+        assert "eqx.filter(model, eqx.is_inexact_array)" in str(caught.value)
+
+
+def test_the_shapes_of_a_whole_model_are_refused_with_the_way_out():
+    model = eqx.filter_eval_shape(lambda: eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)))
+    with pytest.raises(TypeError, match=r"eqx\.filter\(model, eqx\.is_inexact_array\)"):
+        optfn.adam(0.1).init(model)

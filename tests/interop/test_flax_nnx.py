@@ -118,6 +118,131 @@ def test_labels_by_the_names_that_the_model_gives_its_params(labels):
     assert_same_params(ours, theirs)
 
 
+def per_leaf(value):
+    """A tree of values as `jax.tree.map` over the model's state makes it: in its variables."""
+    return jax.tree.map(value, nnx.state(Network(), nnx.Param))
+
+
+def is_kernel(x):
+    return x.ndim > 1
+
+
+# Every argument that takes a value for each leaf, with values that differ.
+TAKERS = {
+    "adamw": (lambda v: optfn.adamw(0.1, mask=v), is_kernel),
+    "lion": (lambda v: optfn.lion(0.1, weight_decay=0.1, mask=v), is_kernel),
+    "lamb": (lambda v: optfn.lamb(0.1, weight_decay=0.1, mask=v), is_kernel),
+    "lars": (lambda v: optfn.lars(0.1, 0.1, v, trust_ratio_mask=v), is_kernel),
+    "stable_adamw": (lambda v: optfn.stable_adamw(0.1, weight_decay=0.1, mask=v), is_kernel),
+    "adam_mini": (
+        lambda v: optfn.adam_mini(0.1, block_axes=v),
+        lambda x: (1,) if is_kernel(x) else (),
+    ),
+    "cautious decay": (
+        lambda v: optfn.chain(optfn.add_cautious_decay(0.1, v), optfn.scale_by_learning_rate(0.1)),
+        is_kernel,
+    ),
+    "layer decay": (
+        lambda v: optfn.chain(optfn.sgd(0.1), optfn.scale_by_layer_decay(0.5, v)),
+        lambda x: 1 if is_kernel(x) else 2,
+    ),
+    "freeze": (lambda v: optfn.freeze(optfn.adam(0.1), v), is_kernel),
+    "masked": (
+        lambda v: optfn.chain(
+            optfn.masked(optfn.scale_by_adam(), v), optfn.scale_by_learning_rate(0.1)
+        ),
+        is_kernel,
+    ),
+    "partition": (
+        lambda v: optfn.partition({"a": optfn.adam(0.1), "b": optfn.sgd(0.1)}, v),
+        lambda x: "a" if is_kernel(x) else "b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_values_per_leaf_may_be_in_variables(name):
+    """In `nnx.Optimizer`, which inits with variables and updates without; and in loops of both."""
+    make, value = TAKERS[name]
+    boxed = make(per_leaf(value))
+    assert repr(boxed) == repr(make(nnx.as_pure(per_leaf(value))))
+    expected = make(lambda path, leaf: value(leaf))
+
+    model, reference = Network(), Network()
+    for net, tx in ((model, boxed), (reference, expected)):
+        optimizer = nnx.Optimizer(net, tx, wrt=nnx.Param)
+        for _ in range(2):
+            optimizer.update(net, nnx.grad(loss)(net))
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), params_of(reference))
+
+    params = nnx.state(Network(), nnx.Param)
+    for p in (params, nnx.as_pure(params)):
+        new, _ = optfn.step(boxed, grads=p, state=boxed.init(p), params=p)
+        old, _ = optfn.step(expected, grads=p, state=expected.init(p), params=p)
+        jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+READERS = {
+    "schedule_free": optfn.schedule_free_sgd(0.1),
+    "ema_of_params": optfn.ema_of_params(optfn.adam(0.1), 0.5),
+    "lookahead": optfn.lookahead(optfn.sgd(0.1), 3, 0.5),
+    "partition": optfn.partition(
+        {"kernel": optfn.schedule_free_sgd(0.1), "rest": optfn.sgd(0.1)}, label
+    ),
+    "skipping": optfn.skip_nonfinite(optfn.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_reads_the_state_reads_it_in_and_out_of_variables(name):
+    tx, model = READERS[name], Network()
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for _ in range(2):
+        optimizer.update(model, nnx.grad(loss)(model))
+    params, state = nnx.state(model, nnx.Param), optimizer.opt_state
+    bare_params, bare_state = nnx.as_pure(params), nnx.as_pure(state)
+    expected = optfn.evaluation_params(tx, bare_state, bare_params)
+    stage = next(iter(bare_state.slots))
+    fresh = optfn.reset(tx, bare_state, bare_params, stage)
+    for s in (state, bare_state):
+        assert optfn.hyperparameters(tx, s) == optfn.hyperparameters(tx, bare_state)
+        assert optfn.metrics(tx, s) == optfn.metrics(tx, bare_state)
+        for p in (params, bare_params):
+            found = optfn.evaluation_params(tx, s, p)
+            assert jax.tree.structure(found) == jax.tree.structure(p)
+            jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(found), expected)
+            found = optfn.reset(tx, s, p, stage)
+            assert jax.tree.structure(found) == jax.tree.structure(s)
+            jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(found), fresh)
+
+
+def test_variables_beside_bare_arrays_are_refused_with_the_way_out():
+    tx, boxed = optfn.adamw(0.1), nnx.state(Network(), nnx.Param)
+    bare = nnx.as_pure(boxed)
+    calls = [
+        lambda: tx.update(bare, tx.init(boxed), bare),
+        lambda: optfn.adam(0.1).update(bare, optfn.adam(0.1).init(boxed)),
+        lambda: tx.update(bare, tx.init(bare), boxed),
+        lambda: tx.update(boxed, tx.init(bare), boxed),
+        lambda: optfn.step(tx, grads=boxed, state=tx.init(boxed), params=bare),
+        lambda: optfn.apply_updates(boxed, bare),
+        lambda: optfn.apply_updates(bare, boxed),
+        lambda: optfn.schedule_free_sgd(0.1).update(
+            bare, optfn.schedule_free_sgd(0.1).init(boxed), bare
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"nnx\.as_pure\(\.\.\.\)"):
+            call()
+
+
+def test_a_minimum_has_the_variables_of_its_start():
+    start = nnx.state(Network(), nnx.Param)
+    result = optfn.minimize(lambda p: sum(jnp.sum((x - 1) ** 2) for x in jax.tree.leaves(p)), start)
+    assert jax.tree.structure(result.x) == jax.tree.structure(start)
+    assert result.converged
+
+
 class Training(nnx.Pytree):
     """A model with its optimizer and the optimizer's state, all of them data."""
 
