@@ -56,7 +56,8 @@ class accumulate(Transform):
         accumulate(adamw(1e-3), every=8)
 
     A micro-gradient with an entry or a weight that is not finite is skipped: it is neither added
-    nor counted, so that every step has `every` gradients. The optimizer gets the extra arguments of
+    nor counted, so that every step has `every` gradients; for
+    single NaNs put `zero_nans` before it. The optimizer gets the extra arguments of
     the call in which it runs, which belong to the last micro-batch: a line search would see that
     one alone. The slots, an `Accumulation`, hold the sum, the number of skipped gradients and
     whether the last call was a step.
@@ -77,7 +78,8 @@ class accumulate(Transform):
 
     Raises:
         TypeError: `accumulator_dtype` is not a floating point dtype with the range of float32.
-        ValueError: a `loss_scale` is inside, where it would not see overflowing gradients.
+        ValueError: a `loss_scale` or `zero_nans` is inside, where the gradients that are not
+            finite would not reach it.
     """
 
     transform: Transform = child()

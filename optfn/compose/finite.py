@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from optfn.compose.chain import chain
+from optfn.compose.interop import from_optax
 from optfn.core.data import child
 from optfn.core.dtypes import like_number
 from optfn.core.inputs import is_float0
@@ -98,7 +100,8 @@ class skip_nonfinite(Skipping):
 
     Put it around a whole optimizer. Because the update is checked too, the old state is kept until
     the new one is known, even where it is donated. A state that overflows is noticed only when an
-    update does. For entries that are NaN now and then by nature use `zero_nans`.
+    update does. For entries that are NaN now and then by nature put `zero_nans`
+    before it: `chain(zero_nans(), skip_nonfinite(...))`; inside it is refused.
 
     Args:
         transform: the optimizer.
@@ -115,15 +118,27 @@ class skip_nonfinite(Skipping):
 
 
 def check_gradients_arrive(transform: Transform, wrapper: str) -> None:
-    """Refuses a `loss_scale` inside `wrapper`, which would hide overflowing gradients from it."""
+    """Refuses what is there for gradients that are not finite, which `wrapper` leaves out.
+
+    A stage of another maker may give NaNs itself, so what follows it in a chain is not refused.
+    """
     if getattr(type(transform), "needs_every_gradient", False):
         name = type(transform).__name__
+        place = "around" if transform.contents else "before"
         raise ValueError(
-            f"{name} inside of {wrapper} would never see the gradients that overflow: put {name} "
-            "outside."
+            f"{name} inside of {wrapper} would never see the gradients that are not finite, since "
+            f"{wrapper} leaves them out: put {name} {place} {wrapper}."
         )
     for inner in transform.contents:
         check_gradients_arrive(inner, wrapper)
+        if isinstance(transform, chain) and _may_give_nans(inner):
+            break
+
+
+def _may_give_nans(transform: Transform) -> bool:
+    is_ours = type(transform).__module__.startswith("optfn.")
+    is_foreign = isinstance(transform, from_optax) or not is_ours
+    return is_foreign or any(map(_may_give_nans, transform.contents))
 
 
 def raise_if_gave_up(state: PyTree) -> None:

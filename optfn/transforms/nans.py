@@ -1,6 +1,6 @@
 """Replacing NaNs by zeros."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
@@ -22,10 +22,14 @@ class zero_nans(Leafwise):
     `state.slots["zero_nans"].found_nan` marks the leaves with a NaN at the last step. A complex
     number with a NaN in one part is replaced as a whole. Infinities remain, because after an
     overflow the other entries are wrong too.
+
+    Put it before `accumulate` and the wrappers that skip: inside they would skip the whole gradient
+    first, so there it is refused.
     """
 
     elementwise = True
     elementary = True
+    needs_every_gradient: ClassVar[bool] = True
 
     Slots = FoundNan
 

@@ -428,7 +428,7 @@ def test_a_sum_has_the_range_of_float32():
 )
 def test_a_loss_scale_that_would_not_see_what_overflows_is_refused(wrap):
     inside = optfn.chain(optfn.clip(1.0), optfn.loss_scale(optfn.adam(0.1)))
-    with pytest.raises(ValueError, match=r"loss_scale inside of .* put loss_scale outside"):
+    with pytest.raises(ValueError, match=r"loss_scale inside of .* put loss_scale around"):
         wrap(inside)
     optfn.loss_scale(wrap(optfn.adam(0.1)))
 

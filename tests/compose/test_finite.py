@@ -376,3 +376,64 @@ def test_a_nan_on_one_device_skips_the_step_on_all(wrap):
     assert all(x.sharding.is_equivalent_to(spec, 2) for x in slots)
     updates, state = update(params, state, params)
     np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-3)
+
+
+# What is there for gradients that are not finite must get them.
+
+LEAVING_OUT = {
+    "accumulate": lambda tx: optfn.accumulate(tx, 2),
+    "skip_nonfinite": optfn.skip_nonfinite,
+    "skip_spikes": optfn.skip_spikes,
+    "skip_spikes by value": lambda tx: optfn.skip_spikes(tx, watch="value"),
+    "loss_scale": optfn.loss_scale,
+}
+BEYOND_REACH = {
+    "first": lambda: optfn.chain(optfn.zero_nans(), optfn.sgd(0.1)),
+    "behind a clip": lambda: optfn.chain(optfn.clip(1.0), optfn.zero_nans(), optfn.sgd(0.1)),
+    "behind moments": lambda: optfn.chain(
+        optfn.scale_by_adam(), optfn.zero_nans(), optfn.scale_by_learning_rate(0.1)
+    ),
+    "in a group": lambda: optfn.partition(
+        {"a": optfn.chain(optfn.zero_nans(), optfn.sgd(0.1)), "b": optfn.sgd(0.1)}, "b"
+    ),
+    "in a wrapper": lambda: optfn.lookahead(optfn.chain(optfn.zero_nans(), optfn.sgd(0.1)), 2, 0.5),
+    "with a name": lambda: optfn.chain(optfn.zero_nans().named("clean"), optfn.sgd(0.1)),
+}
+
+
+class divide_by_itself(optfn.Leafwise):
+    """A rule as users write them: 0 / 0 is NaN."""
+
+    def update_leaf(self, g, slots, param, t):
+        return g / g, slots
+
+
+@pytest.mark.parametrize("wrapper", LEAVING_OUT)
+def test_zero_nans_where_no_nan_arrives_is_refused(wrapper):
+    wrap = LEAVING_OUT[wrapper]
+    name = wrapper.partition(" ")[0]
+    for make in BEYOND_REACH.values():
+        inside = make()
+        with pytest.raises(ValueError, match=f"zero_nans inside of {name} would never see the"):
+            wrap(inside)
+
+
+@pytest.mark.parametrize("maker", [divide_by_itself, lambda: optfn.from_optax(optax.clip(1.0))])
+@pytest.mark.parametrize("wrapper", LEAVING_OUT)
+def test_zero_nans_behind_a_stage_that_may_give_nans_is_allowed(wrapper, maker):
+    LEAVING_OUT[wrapper](optfn.chain(maker(), optfn.zero_nans(), optfn.sgd(0.1)))
+
+
+def test_zero_nans_before_the_wrapper_saves_the_other_entries():
+    grads = jnp.asarray([[1.0, np.nan], [3.0, 1.0]])
+    params = jnp.zeros(2)
+    for wrapped, expected in (
+        (optfn.skip_nonfinite(optfn.sgd(1.0)), [-4.0, -1.0]),
+        (optfn.accumulate(optfn.sgd(1.0), 2), [-2.0, -0.5]),
+    ):
+        tx, p = optfn.chain(optfn.zero_nans(), wrapped), params
+        state = tx.init(p)
+        for g in grads:
+            p, state = optfn.step(tx, grads=g, state=state, params=p)
+        np.testing.assert_array_equal(p, expected)
+        assert optfn.metrics(tx, state)["skipped"] == 0
