@@ -18,7 +18,6 @@ import numpy as np
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
-from optfn.sweep.policies.policy import Scores
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -284,10 +283,9 @@ def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.nd
     scheduler.exhausted = host["exhausted"] and more <= 0
     table = np.array(host["scores"], float).reshape(-1, len(scheduler.scores.ages))
     segments = np.array(host["segments_of_scores"], int).reshape(table.shape)
-    scheduler.scores = Scores(
-        scheduler.scores.ages,
-        np.pad(table, ((0, max(more, 0)), (0, 0)), constant_values=np.nan),
-        np.pad(segments, ((0, max(more, 0)), (0, 0)), constant_values=-1),
+    scheduler.scores = scheduler.scores._replace(
+        table=np.pad(table, ((0, max(more, 0)), (0, 0)), constant_values=np.nan),
+        segments=np.pad(segments, ((0, max(more, 0)), (0, 0)), constant_values=-1),
     )
     scheduler.enter(trials[host["entered"]])
     executor.state = executor.to_devices(_filled(executor.state, arrays, "lanes"))

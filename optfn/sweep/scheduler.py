@@ -63,7 +63,7 @@ class Scheduler:
         self.judge = policy.start(plan, self.session.trials)
         rungs = tuple(policy.rungs(plan.steps, plan.segment))
         policy.check_rungs(rungs, plan)
-        self.scores = Scores.start(rungs, plan.steps, self.session.trials)
+        self.scores = Scores.start(rungs, plan.steps, self.session.trials, plan.task.sign)
         self.structures = Structures()
         work = self.session.trials * self.runs * plan.steps * policy.expected_share
         self.executor = Executor(plan, self.runs, self.mode, work)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from copy import copy
 
 import hypothesis
 import numpy as np
@@ -29,15 +30,15 @@ class Run:
     stood: list  # for each segment, a dict of (trial, rung) and the verdict
 
 
-def sweep(policy, curves, lanes, segment=1, restart=False, rng=None):
+def sweep(policy, curves, lanes, segment=1, restart=False, rng=None, sign=1):
     """Lanes, a queue and a pool of those that wait, around a policy.
 
-    `curves` has the score of each trial after each segment; from its first that is not finite on, a
-    trial has diverged.
+    `curves` has the score of each trial after each segment, the lower the better; from its first
+    that is not finite on, a trial has diverged.
     """
     trials, count = curves.shape
     steps = count * segment
-    scores = Scores.start(policy.rungs(steps, segment), steps, trials)
+    scores = Scores.start(policy.rungs(steps, segment), steps, trials, sign)
     queue, ready, waiting, alive = list(range(trials)), [], {}, {}
     age = np.zeros(trials, int)
     run = Run(scores, 0, 0, [])
@@ -73,7 +74,7 @@ def sweep(policy, curves, lanes, segment=1, restart=False, rng=None):
             alive.pop(trial, None)
         run.most_paused = max(run.most_paused, len(waiting) + len(ready))
         if restart:  # nothing but data goes on
-            policy, scores = restart(), Scores(scores.ages, *map(np.copy, scores[1:]))
+            policy, scores = restart(), Scores(*map(copy, scores))
             run.scores = scores
     return run
 
@@ -404,18 +405,23 @@ PRUNERS = {
     "halving_dense": lambda: optuna.pruners.SuccessiveHalvingPruner(1, 2),
     "halving_auto": lambda: optuna.pruners.SuccessiveHalvingPruner(),
     "hyperband": lambda: optuna.pruners.HyperbandPruner(10, 120, 3),
+    "patient": lambda: optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(3), 1),
+    "wilcoxon": lambda: optuna.pruners.WilcoxonPruner(p_threshold=0.3),
+    "below": lambda: optuna.pruners.ThresholdPruner(lower=-0.5),
+    "above": lambda: optuna.pruners.ThresholdPruner(upper=0.5),
 }
 
 
 def asked_directly(pruner, run, trials):
-    """Optuna's own objects and calls, in the order of the sweep."""
-    study = optuna.create_study(study_name="sweep", pruner=pruner)
+    """Optuna's own objects and calls, in the order of the sweep, with the task's own scores."""
+    direction = "minimize" if run.scores.sign > 0 else "maximize"
+    study = optuna.create_study(study_name="sweep", pruner=pruner, direction=direction)
     asked = [study.ask() for _ in range(trials)]
     verdicts = []
     for segment in range(len(run.stood)):
         now = [(int(i), int(c)) for i, c in np.argwhere(run.scores.segments == segment)]
         for trial, column in now:
-            score = run.scores.table[trial, column]
+            score = run.scores.sign * run.scores.table[trial, column]
             asked[trial].report(score, run.scores.ages[column])
             if not np.isfinite(score):
                 study.tell(asked[trial], state=optuna.trial.TrialState.FAIL)
@@ -431,19 +437,28 @@ def asked_directly(pruner, run, trials):
     return verdicts
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("sign", [1, -1], ids=["minimize", "maximize"])
 @pytest.mark.parametrize("name", PRUNERS)
-def test_optunas_pruners_answer_as_in_optuna(name):
+def test_optunas_pruners_answer_as_in_optuna(name, sign):
     curves, policy = random_curves(4, 40, 12, diverging=0.15), from_optuna(PRUNERS[name]())
-    run = sweep(policy, curves, lanes=7, segment=10)
+    run = sweep(policy, curves, lanes=7, segment=10, sign=sign)
     assert run.stood == asked_directly(PRUNERS[name](), run, 40)
     stopped = [v is STOP for stood in run.stood for v in stood.values()]
     assert 0 < sum(stopped) < len(stopped)
     rng = np.random.default_rng(0)
-    restarted = sweep(
-        policy, curves, 7, segment=10, restart=lambda: from_optuna(PRUNERS[name]()), rng=rng
-    )
-    again = sweep(policy, curves, 7, segment=10)  # with the policy of another run
+    again = sweep(policy, curves, 7, segment=10, sign=sign)  # with the policy of another run
+    restart = lambda: from_optuna(PRUNERS[name]())  # noqa: E731
+    restarted = sweep(policy, curves, 7, segment=10, restart=restart, rng=rng, sign=sign)
     assert run.stood == restarted.stood == again.stood
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["minimize", "maximize"])
+def test_a_threshold_applies_to_the_scores_that_the_user_sees(sign):
+    """The accuracies .1 to .9, or losses."""
+    curves = sign * np.repeat(np.arange(1, 10)[:, None] / 10, 4, axis=1)
+    run = sweep(from_optuna(optuna.pruners.ThresholdPruner(lower=0.45)), curves, 3, sign=sign)
+    assert went(run, 0) == {4, 5, 6, 7, 8}
 
 
 def test_optuna_is_never_asked_about_the_diverged():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optuna
 import pytest
 from sweep.problem import (
     BATCH,
@@ -112,6 +113,18 @@ def test_a_diverged_trial_never_wins(direction):
     result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd)
     assert result.best().values["learning_rate"] == (0.2 if direction == "minimize" else 1e-3)
     assert result.top(3)[-1].status == "diverged"
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_threshold_of_optunas_applies_to_the_score_that_the_task_names(direction):
+    """A rate of zero keeps the distance of the start, which is larger than after training."""
+    task = sweep.Task(
+        init, loss, data=(X, Y), batch_size=16, evaluate=evaluate, **{direction: "distance"}
+    )
+    policy = sweep.from_optuna(optuna.pruners.ThresholdPruner(lower=1.0), every=5)
+    rates = {"learning_rate": [0.0, 0.1]}
+    result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd, policy=policy, steps=40)
+    assert [result.trial(i).status for i in range(2)] == ["ok", "pruned"]
 
 
 def test_if_all_diverge_the_error_says_what_was_tried():

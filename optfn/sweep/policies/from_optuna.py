@@ -25,17 +25,18 @@ class from_optuna(Policy):
     """An Optuna pruner, asked about every trial at its rungs.
 
     For the rules that optfn lacks: `MedianPruner`, `PercentilePruner`, `PatientPruner`,
-    `ThresholdPruner`, `WilcoxonPruner` and your own. The pruner sees a study in memory that
-    minimizes. All scores of a segment are reported before it is asked about the first trial, in the
-    order of the trials' numbers, with training steps as Optuna's steps. A trial that reached its
-    end is complete; one that diverged has failed, and the pruner is not asked about it.
+    `ThresholdPruner`, `WilcoxonPruner` and your own. The pruner sees a study in memory of the
+    task's own scores, which it minimizes or maximizes as the task does. All scores of a segment are
+    reported before it is asked about the first trial, in the order of the trials' numbers, with
+    training steps as Optuna's steps. A trial that reached its end is complete; one that diverged
+    has failed, and the pruner is not asked about it.
 
     Nothing is written to a storage. After a restart the study is rebuilt from the scores, with the
     same questions, so a pruner must give the same answers each time. It is copied, never changed.
 
     Args:
-        pruner: an `optuna.pruners.BasePruner`. Its thresholds apply to scores as the sweep
-            minimizes them.
+        pruner: an `optuna.pruners.BasePruner`. Its thresholds apply to the task's own scores:
+            `ThresholdPruner(lower=0.5)` stops a trial whose accuracy is below a half.
         every: steps between two questions, rounded up to whole segments; 1 asks at each segment.
 
     Raises:
@@ -77,18 +78,21 @@ class _Replay:
 
     def __init__(self, pruner: Any):
         self.pruner = pruner
-        self._begin((), 0)
+        self._begin((), 0, 1)
 
-    def _begin(self, ages: tuple[int, ...], trials: int) -> None:
+    def _begin(self, ages: tuple[int, ...], trials: int, sign: int) -> None:
         with quiet_optuna() as optuna:
             storage = optuna.storages.InMemoryStorage()
             self.study = optuna.create_study(
-                storage=storage, study_name="sweep", pruner=deepcopy(self.pruner)
+                storage=storage,
+                study_name="sweep",
+                pruner=deepcopy(self.pruner),
+                direction="minimize" if sign > 0 else "maximize",
             )
         number = storage.get_study_id_from_name("sweep")
         self.ids = [storage.create_new_trial(number) for _ in range(trials)]
         self.storage, self.states = storage, optuna.trial.TrialState
-        self.ages, self.seen, self.verdicts = ages, np.empty((0, 4)), {}
+        self.ages, self.sign, self.seen, self.verdicts = ages, sign, np.empty((0, 4)), {}
 
     def follow(self, scores: Scores) -> None:
         """Reports the new scores, segment by segment, and asks about their trials."""
@@ -97,15 +101,18 @@ class _Replay:
         events = np.stack([segments, trials, columns, values], axis=1)
         events = events[np.lexsort((columns, trials, segments))]
         known = np.array_equal(events[: len(self.seen)], self.seen)
-        if not known or (scores.ages, len(scores.table)) != (self.ages, len(self.ids)):
-            self._begin(scores.ages, len(scores.table))
+        frame = scores.ages, len(scores.table), scores.sign
+        if not known or frame != (self.ages, len(self.ids), self.sign):
+            self._begin(*frame)
         new = events[len(self.seen) :]
         self.seen = events
         for segment in np.unique(new[:, 0]):
             self._segment(new[new[:, 0] == segment, 1:])
 
     def _segment(self, arrived: np.ndarray) -> None:
-        rows = [(int(trial), int(column), float(score)) for trial, column, score in arrived]
+        rows = [
+            (int(trial), int(column), float(self.sign * score)) for trial, column, score in arrived
+        ]
         for trial, column, score in rows:
             number, states = self.ids[trial], self.states
             self.storage.set_trial_intermediate_value(number, self.ages[column], score)

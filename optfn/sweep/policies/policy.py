@@ -81,24 +81,28 @@ class Scores(NamedTuple):
             has a row, even before it starts.
         segments: int64 `[trials, ages]`, the number of the segment at whose end the score was
             recorded, -1 where there is none.
+        sign: -1 if the task maximizes its score, so that `sign * table` is what the user sees; a
+            policy that compares scores with each other does not need it.
     """
 
     ages: tuple[int, ...]
     table: np.ndarray
     segments: np.ndarray
+    sign: int = 1
 
     @classmethod
-    def start(cls, rungs: Sequence[int], steps: int, trials: int) -> Self:
+    def start(cls, rungs: Sequence[int], steps: int, trials: int, sign: int = 1) -> Self:
         """A table without scores.
 
         Args:
             rungs: the policy's rungs.
             steps: the steps of a whole run.
             trials: the trials of the whole sweep.
+            sign: -1 if the task maximizes its score.
         """
         ages = (*rungs, steps)
         shape = trials, len(ages)
-        return cls(ages, np.full(shape, np.nan), np.full(shape, -1))
+        return cls(ages, np.full(shape, np.nan), np.full(shape, -1), sign)
 
     def record(
         self, trial: int, age: int, score: float, segment: int, *, diverged: bool = False
