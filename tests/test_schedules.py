@@ -940,7 +940,7 @@ BAD = [
     ),
     (
         TypeError,
-        "scale_by_learning_rate(learning_rate=...) must be a number",
+        "sgd(learning_rate=...) must be a number",
         lambda: optfn.sgd(optfn.adam(0.1)),
     ),
 ]

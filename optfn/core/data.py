@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from optfn.core.arguments import Argument
 from optfn.core.tree import PerLeaf
 
 MISSING = dataclasses.MISSING
@@ -93,19 +94,21 @@ class Data:
     def __post_init__(self):
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
-            where = f"{type(self).__name__}({field.name}=...)"
+            where = Argument(f"{type(self).__name__}({field.name}=...)", value)
             object.__setattr__(self, field.name, self._normalise(value, field, where))
 
-    def _normalise(self, value: Any, field: dataclasses.Field, where: str) -> Any:
+    def _normalise(self, value: Any, field: dataclasses.Field, where: Argument) -> Any:
         match kind_of(field):
             case "static":
                 return _check_static(value, field, where)
             case "per_leaf":
-                return value if value is None else PerLeaf.of(value, where, field.metadata["of"])
+                return (
+                    value if value is None else PerLeaf.of(value, str(where), field.metadata["of"])
+                )
             case "numbers":
                 if isinstance(value, (list, tuple)):
                     return tuple(
-                        as_number(v, f"{where}, element {i},") for i, v in enumerate(value)
+                        as_number(v, f"{where.where}, element {i},") for i, v in enumerate(value)
                     )
                 return _as_vector(value, where)
             case "child":
@@ -115,7 +118,7 @@ class Data:
             case _:
                 return self._as_number(value, where)
 
-    def _as_number(self, value: Any, where: str) -> Any:
+    def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
 
     def rebuilt(self, **changes: Any) -> Self:
@@ -200,7 +203,7 @@ def _getter(names: tuple[str, ...]):
     return lambda self: (get(self),)
 
 
-def as_number(value: Any, where: str) -> Any:
+def as_number(value: Any, where: Any) -> Any:
     """A hyperparameter leaf: Python and NumPy scalars become floats, arrays stay arrays.
 
     Counts become floats too: an int leaf would break `jax.grad`, and floats are exact to 2**24.
@@ -221,7 +224,7 @@ def as_number(value: Any, where: str) -> Any:
     raise TypeError(f"{where} must be a number or an array, found {_describe(value)}.")
 
 
-def _as_vector(value: Any, where: str) -> Any:
+def _as_vector(value: Any, where: Any) -> Any:
     value = as_number(value, where)
     if np.ndim(value) < 1:
         raise TypeError(f"{where} must be a sequence of numbers, found {_describe(value)}.")
@@ -253,7 +256,8 @@ def batch_shape(value: Any) -> tuple[int, ...]:
 def check_count(value: Any, where: str) -> None:
     """Refuses a value that is not a positive whole number."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{where} must be a whole number above 0, found {value!r}.")
+        argument = Argument(where, value)
+        raise ValueError(f"{argument} must be a whole number above 0, found {value!r}.")
 
 
 def check_within(value: Any, limits: tuple[float, float], where: str) -> None:
@@ -261,19 +265,24 @@ def check_within(value: Any, limits: tuple[float, float], where: str) -> None:
     least, most = limits
     if isinstance(value, float) and not least <= value <= most:
         wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise ValueError(f"{where} must be {wanted}, found {show(value)}.")
+        argument = Argument(where, value)
+        raise ValueError(f"{argument} must be {wanted}, found {show(value)}.")
 
 
-def _check_static(value: Any, field: dataclasses.Field, where: str) -> Any:
+def as_switch(value: Any, where: Any) -> bool:
+    """A bool that is known when the program is traced."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(
+        f"{where} is a switch that changes the program: it must be True or False, found "
+        f"{_describe(value)}."
+    )
+
+
+def _check_static(value: Any, field: dataclasses.Field, where: Any) -> Any:
     choices = field.metadata.get("choices")
     if isinstance(field.default, bool):
-        if isinstance(value, np.bool_):
-            value = bool(value)
-        if not isinstance(value, bool):
-            raise TypeError(
-                f"{where} is a switch that changes the program: it must be True or False, found "
-                f"{_describe(value)}."
-            )
+        value = as_switch(value, where)
     elif choices and not (isinstance(value, type(choices[0])) and value in choices):
         raise ValueError(f"{where} must be one of {choices}, found {_describe(value)}.")
     elif isinstance(value, (jax.Array, np.ndarray, Data)):

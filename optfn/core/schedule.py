@@ -41,10 +41,12 @@ class Schedule(Data):
         }
         return self.rebuilt(**changes)
 
-    def _normalise(self, value: Any, field: Any, where: str) -> Any:
+    def _normalise(self, value: Any, field: Any, where: Any) -> Any:
         if kind_of(field) == "child":
             if isinstance(value, (list, tuple)):
-                return tuple(as_schedule(v, f"{where}, element {i},") for i, v in enumerate(value))
+                return tuple(
+                    as_schedule(v, f"{where.where}, element {i},") for i, v in enumerate(value)
+                )
             return as_schedule(value, where)
         return super()._normalise(value, field, where)
 
@@ -86,7 +88,7 @@ class custom(Schedule):
         return f"schedules.custom({show(function)})"
 
 
-def as_schedule(value: Any, where: str) -> Schedule:
+def as_schedule(value: Any, where: Any) -> Schedule:
     """`value` itself if it is a schedule; a callable becomes `custom`."""
     if isinstance(value, Schedule):
         return value

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optfn.core.arguments import Argument
 from optfn.core.data import Data, as_number, batch_shape, kind_of, static
 from optfn.core.dtypes import cast_numbers, own_dtype
 from optfn.core.holes import merge, seen_in
@@ -346,12 +347,12 @@ class Transform(Data, OptaxForm):
                     "run many values at once, vmap over the optimizer with in_axes(tx)."
                 )
 
-    def _as_number(self, value: Any, where: str) -> Any:
+    def _as_number(self, value: Any, where: Any) -> Any:
         if callable(value) and not isinstance(value, Transform):
             return as_schedule(value, where)
         return as_number(value, where)
 
-    def _normalise(self, value: Any, field: Any, where: str) -> Any:
+    def _normalise(self, value: Any, field: Any, where: Any) -> Any:
         if kind_of(field) != "child":
             return super()._normalise(value, field, where)
         if isinstance(value, Mapping):
@@ -390,7 +391,7 @@ def advance_inner(
 
 
 @singledispatch
-def as_transform(value: Any, where: str) -> Transform:
+def as_transform(value: Any, where: Any) -> Transform:
     """A transform from what users put in the place of one; `where` names it in errors.
 
     Modules that know another kind of optimizer register its conversion.
@@ -399,7 +400,7 @@ def as_transform(value: Any, where: str) -> Transform:
     return value
 
 
-def check_transform_type(value: Any, where: str) -> None:
+def check_transform_type(value: Any, where: Any) -> None:
     """Refuses a value that is not an optfn transform, and says how to convert it."""
     if isinstance(value, Transform):
         return
@@ -410,6 +411,7 @@ def check_transform_type(value: Any, where: str) -> None:
         found, hint = f"{found} {value.__name__}", f"; call it, as in {value.__name__}(...)"
     elif hasattr(value, "init") and hasattr(value, "update"):
         hint = "; optax.GradientTransformation(init, update) makes a pair of functions one"
+    where = Argument(str(where), value)
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,13 +88,18 @@ def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
 
 def difference_hint(tree: PyTree, like: PyTree) -> str:
     """What to do where trees differ in boxes alone, or where one holds more than floats."""
-    structures = [jax.tree.structure(x) for x in (tree, like, bare(tree), bare(like))]
-    if structures[0] != structures[1] and structures[2] == structures[3]:
+
+    def agree(form: Callable) -> bool:
+        return jax.tree.structure(form(tree)) == jax.tree.structure(form(like))
+
+    if agree(lambda x: x):
+        return ""
+    if agree(bare):
         return (
             "; nnx.as_pure(...) takes arrays out of Flax's variables, nn.unbox(...) out of metadata"
         )
-    whole = [all(map(_is_inexact, jax.tree.leaves(x))) for x in (tree, like)]
-    return "" if all(whole) else f". {LEAVE_OUT}"
+    floats_agree = agree(partial(jax.tree.map, lambda x: x if _is_inexact(x) else None))
+    return f". {LEAVE_OUT}" if floats_agree else ""
 
 
 LEAVE_OUT = (

@@ -290,5 +290,5 @@ def test_bad_input_of_evaluation_params():
     params = jnp.ones(2)
     with pytest.raises(TypeError, match="state must be the State"):
         optfn.evaluation_params(tx, params, tx.init(params))
-    with pytest.raises(TypeError, match="tx must be an optfn transform"):
+    with pytest.raises(TypeError, match=r"\(tx=\.\.\.\) must be an optfn transform"):
         optfn.evaluation_params(optax.sgd(0.1), tx.init(params), params)

@@ -2,6 +2,8 @@
 
 import inspect
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import test_sizes
 from algorithms import CASES, STAGES, in_optax
@@ -136,3 +138,55 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"reduce_on_plateau"}  # compose/test_plateau
     inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
     assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()
+
+
+# Bad values of each argument: the message names what the user wrote, not what a stage calls it.
+BAD_VALUES = {
+    "a text": "text",
+    "an object": object(),
+    "NaN": float("nan"),
+    "a complex number": 1j,
+    "a class": optfn.schedules.linear,
+    "an array of texts": np.array(["a"]),
+    "a list": [1, 2],
+    "a negative number": -1.0,
+    "a number": 2.0,
+    "a switch": True,
+    "None": None,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS | defined_in("transforms"))
+def test_an_error_names_the_argument_that_the_user_wrote(name):
+    function = PUBLIC[name]
+    parameters = inspect.signature(function).parameters
+    required = {k: 0.1 for k, p in parameters.items() if p.default is EMPTY}
+    if name == "scale_by_layer_decay":
+        required["layers_above"] = 1
+    # Without these, others have no use.
+    required |= {
+        k: 0.1 for k in ("weight_decay", "weight_decay_rate", "momentum") if k in parameters
+    }
+    function(**required)
+    refused = set()
+    for argument in parameters:
+        for value in BAD_VALUES.values():
+            try:
+                function(**required | {argument: value})
+            except (TypeError, ValueError) as error:
+                assert f"{name}({argument}=" in str(error), (argument, value, str(error))
+                refused.add(argument)
+    assert refused == set(parameters), set(parameters) - refused
+
+
+def test_an_error_of_a_function_of_the_user_s_own_names_the_call_inside():
+    def mine(rate):
+        return optfn.chain(optfn.clip(1.0), optfn.sgd(rate, momentum="much"))
+
+    with pytest.raises(TypeError, match=r"^sgd\(momentum=\.\.\.\) must be a number"):
+        mine(0.1)
+
+
+def test_a_mask_that_does_not_fit_is_called_as_the_user_called_it():
+    with pytest.raises(ValueError, match=r"^lars\(weight_decay_mask=\.\.\.\) does not fit"):
+        optfn.lars(0.1, weight_decay_mask={"a": True}).init({"b": jnp.ones(2)})

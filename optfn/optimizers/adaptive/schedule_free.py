@@ -5,6 +5,7 @@ from typing import Any
 from optfn import schedules
 from optfn.compose.averaging import schedule_free
 from optfn.compose.chain import chain
+from optfn.core.arguments import Argument
 from optfn.core.data import as_number
 from optfn.core.transform import Transform
 from optfn.optimizers.elementwise.rmsprop import scale_by_rms
@@ -90,5 +91,5 @@ def _warmed_up(learning_rate: Any, warmup_steps: Any) -> Any:
             "warmup_steps is for a learning_rate that is a number; a schedule has its own warm-up."
         )
     for name, value in (("learning_rate", learning_rate), ("warmup_steps", warmup_steps)):
-        as_number(value, f"schedule_free({name}=...)")
+        as_number(value, Argument(f"schedule_free({name}=...)", value))
     return schedules.warmup_constant(learning_rate, warmup_steps)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
-from optfn.core.data import static
+from optfn.core.data import as_switch, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias, full_like_real
 from optfn.core.numerics import abs_sq, sqrt
@@ -136,6 +136,7 @@ def rmsprop(
     """
     if nesterov and momentum is None:
         raise ValueError("rmsprop(nesterov=True) needs a momentum, as in momentum=0.9.")
+    centered = as_switch(centered, "rmsprop(centered=...)")
     direction = scale_by_stddev if centered else scale_by_rms
     return chain(
         direction(decay, eps, initial_scale, eps_in_sqrt, bias_correction),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optfn.compose.chain import chain
-from optfn.core.data import static
+from optfn.core.data import as_switch, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_along, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
@@ -131,7 +131,7 @@ def adafactor(
         stages.append(clip_by_block_rms(clipping_threshold))
     if learning_rate is not None:
         stages.append(scale_by_learning_rate(learning_rate, flip_sign=False))
-    if multiply_by_parameter_scale:
+    if as_switch(multiply_by_parameter_scale, "adafactor(multiply_by_parameter_scale=...)"):
         stages.append(scale_by_param_block_rms())
     if momentum is not None:
         stages.append(ema(momentum, debias=False))
