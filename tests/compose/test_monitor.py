@@ -482,7 +482,7 @@ WRONG = {
     "an optimizer that is none": (
         lambda: optfn.metrics(optax.adam(0.1), ADAM.init(PARAMS)),
         TypeError,
-        "metrics(tx, state): tx must be an optfn transform",
+        "metrics(tx=...) must be an optfn transform",
     ),
     "a metric that is none": (
         lambda: names_of(optfn.monitor(ADAM))["grad_nrm"],

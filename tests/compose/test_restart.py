@@ -252,7 +252,7 @@ def test_a_label_with_a_dot_is_given_whole():
         (
             lambda: optfn.reset("adam", None, PARAMS, "x"),
             TypeError,
-            "tx must be an optfn transform",
+            "reset(tx=...) must be an optfn transform",
         ),
     ],
 )
