@@ -48,8 +48,8 @@ class mechanize(Transform):
         s_b <- (s_init / num_betas * m + max(r, 0)) / (sqrt(v) + eps)        s = sum of the s_b
         p <- p_start - s * (q - inner step)
 
-    Put it around an optimizer with its schedule, at a rate of 1 or any other. Stages before the
-    optimizer, such as a clip, belong inside.
+    Its metric is s. Put it around an optimizer with its schedule, at a rate of 1 or any other.
+    Stages before the optimizer, such as a clip, belong inside.
 
     Args:
         base_optimizer: the optimizer.
@@ -88,6 +88,9 @@ class mechanize(Transform):
             start=copy_params(params),
             inner=self.base_optimizer.init_named(params),
         )
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"effective_learning_rate": jnp.sum(slots.factors, -1)}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, inner = self.base_optimizer.apply_named(updates, slots.inner, ctx)

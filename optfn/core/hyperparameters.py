@@ -55,6 +55,9 @@ class Hyperparameters(ByName):
 def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
     """The values that the next update will use, with every schedule evaluated.
 
+    These are what the user sets. What an optimizer finds itself, such as the rate of `prodigy`, is
+    in `metrics(tx, state)`.
+
     Args:
         tx: an optimizer.
         state: its state; schedules in a wrapper with its own inner state use that state's step.

@@ -12,7 +12,7 @@ class Metrics(ByName):
 
 
 def metrics(tx: Transform, state: State) -> Metrics:
-    """The metrics of the last update: the values of every `monitor`, and the skipped steps.
+    """The metrics of the last update: what a `monitor` measures, skipped steps, rates found.
 
         params, state = optfn.step(tx, params, grads, state)
         print(optfn.metrics(tx, state)["grad_norm"])
@@ -20,7 +20,18 @@ def metrics(tx: Transform, state: State) -> Metrics:
     The docstring of `monitor` lists what it measures. Without a monitor there are only the values
     that the state holds anyway: `skipped`, the steps or micro-gradients that `skip_nonfinite`,
     `skip_spikes`, `loss_scale` and `accumulate` left out; the `scale` of `loss_scale`; and the
-    `scale`, `best_value` and `plateau_count` of `reduce_on_plateau`.
+    `scale`, `best_value` and `plateau_count` of `reduce_on_plateau`. Optimizers that find their
+    rate say what they found:
+
+        effective_learning_rate    the factor of the last update: what the stage multiplied its
+                                   direction by (`polyak_sgd`, `dog`, `dowg`, `momo`, `momo_adam`,
+                                   `prodigy`, line searches), the newest gradient
+                                   (`dadapt_adamw`), or the steps inside (`mechanize`)
+        estimated_distance         the distance to the solution, as far as it is known after the
+                                   update (`prodigy`, `dadapt_adamw`, `dog`, `dowg`)
+
+    The factor is the stage's own: a `scale_by_learning_rate` behind it, as in `dog(0.5)`, comes on
+    top. Layer-wise DoG has a rate for each array, in its slots.
 
     Args:
         tx: an optimizer.
@@ -30,7 +41,8 @@ def metrics(tx: Transform, state: State) -> Metrics:
         A dict from qualified names like `"accumulate.monitor.grad_norm"`, formed as in
         `hyperparameters`, to scalars; `[n]` from the state of n runs. A short name works as a
         key where it is unique. It is a pytree, so a jitted step or the body of a `scan` can
-        return it. Before the first update every measurement and count is 0.
+        return it. Before the first update every measurement and count is 0, what an optimizer
+        estimates its initial value.
     """
     check_transform_type(tx, "metrics(tx, state): tx")
     state = readable_state(state)

@@ -18,13 +18,14 @@ from optfn.core.updates_kind import Updates
 
 
 class Estimate(NamedTuple):
-    """Adam's moments, a weighted sum of the gradients, the distance and its numerator."""
+    """Adam's moments, a weighted sum of the gradients, the distance and its numerator, the rate."""
 
     mu: PyTree
     nu: PyTree
     grad_sum: PyTree
     distance: jax.Array
     numerator: jax.Array
+    rate: jax.Array
 
 
 class ProdigyEstimate(NamedTuple):
@@ -35,6 +36,7 @@ class ProdigyEstimate(NamedTuple):
     grad_sum: PyTree
     distance: jax.Array
     numerator: jax.Array
+    rate: jax.Array
     start: PyTree
 
 
@@ -45,7 +47,12 @@ def _zero_estimate(params: PyTree, distance: Any) -> Estimate:
         zeros_of(params),
         scalar_slot(distance, params),
         scalar_slot(0, params),
+        scalar_slot(0, params),
     )
+
+
+def _found(slots: Any) -> dict[str, jax.Array]:
+    return {"estimated_distance": slots.distance, "effective_learning_rate": slots.rate}
 
 
 def _correction(b1: Any, b2: Any, t: jax.Array) -> jax.Array:
@@ -64,7 +71,7 @@ class scale_by_prodigy(Transform):
         p <- p - w * (mu / (sqrt(nu) + d * eps) + weight_decay * p)
 
     The update is the step itself: no stage that needs a direction may follow. While all gradients
-    are zero, d does not change.
+    are zero, d does not change. Its metrics are d and w.
 
     Args:
         learning_rate: a factor on d, a number or a schedule.
@@ -100,6 +107,9 @@ class scale_by_prodigy(Transform):
             *_zero_estimate(params, self.resolve(0).estim_lr0), copy_params(params)
         )
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return _found(slots)
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         d, t = slots.distance, ctx.next_step.astype(own_dtype(updates))
         b3 = sqrt(self.b2) if self.b3 is None else self.b3
@@ -120,7 +130,7 @@ class scale_by_prodigy(Transform):
             *(ctx.params, mu, nu),
             numbers=(w, w * self.weight_decay, new_d * self.eps),
         )
-        return steps, ProdigyEstimate(mu, nu, s, new_d, n, slots.start)
+        return steps, ProdigyEstimate(mu, nu, s, new_d, n, w, slots.start)
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming.turned()
@@ -184,7 +194,7 @@ class scale_by_dadapt_adamw(Transform):
         p <- p - mu / (sqrt(nu) + eps) - w * weight_decay * p
 
     The update is the step itself: no stage that needs a direction may follow. While all gradients
-    are zero, d does not change.
+    are zero, d does not change. Its metrics are d and w.
 
     Args:
         learning_rate: a factor on d, a number or a schedule.
@@ -212,6 +222,9 @@ class scale_by_dadapt_adamw(Transform):
     def init_slots(self, params: PyTree) -> Estimate:
         return _zero_estimate(params, self.resolve(0).estim_lr0)
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return _found(slots)
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         d, t = slots.distance, ctx.next_step.astype(own_dtype(updates))
         b = sqrt(self.b2)
@@ -225,7 +238,7 @@ class scale_by_dadapt_adamw(Transform):
         )
         n = average(b, slots.numerator, w * tree_sum(along))
         new_d = jnp.maximum(d, ratio(n, (1 - b) * tree_sum(size)))
-        return steps, Estimate(mu, nu, s, new_d, n)
+        return steps, Estimate(mu, nu, s, new_d, n, w)
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming.turned()

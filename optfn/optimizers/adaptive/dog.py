@@ -26,6 +26,26 @@ class DistanceState(NamedTuple):
     start: PyTree
 
 
+class DistanceRate(NamedTuple):
+    """`DistanceState` of all arrays together, with the last rate."""
+
+    max_distance: jax.Array
+    gradient_norm: jax.Array
+    start: PyTree
+    rate: jax.Array
+
+
+def _started(distance: Any, params: PyTree) -> DistanceRate:
+    zeros = (scalar_slot(0, params) for _ in range(2))
+    return DistanceRate(
+        scalar_slot(distance, params), next(zeros), copy_params(params), next(zeros)
+    )
+
+
+def _found(slots: DistanceRate) -> dict[str, jax.Array]:
+    return {"estimated_distance": slots.max_distance, "effective_learning_rate": slots.rate}
+
+
 def _distance(params: PyTree, start: PyTree) -> jax.Array:
     """The distance between the params and their initial values.
 
@@ -84,7 +104,7 @@ class scale_by_dog(Transform):
         object.__setattr__(self, "eps", eps)
         self.__post_init__()
 
-    def init_slots(self, params: PyTree) -> DistanceState:
+    def init_slots(self, params: PyTree) -> DistanceRate:
         value = self.resolve(0).init_step_value
         match self.init_step_kind:
             case "distance":
@@ -93,7 +113,10 @@ class scale_by_dog(Transform):
                 r = value * (1 + global_norm(params))
             case _:
                 r = 0.0
-        return DistanceState(scalar_slot(r, params), scalar_slot(0, params), copy_params(params))
+        return _started(r, params)
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return _found(slots)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
@@ -101,7 +124,7 @@ class scale_by_dog(Transform):
         rate = ratio(r, _gather(norm, sqrt(self.eps)))
         if self.init_step_kind == "learning_rate":
             rate = jnp.where(r == 0, self.init_step_value, rate)
-        return tree_scale(rate, updates), DistanceState(r, norm, slots.start)
+        return tree_scale(rate, updates), DistanceRate(r, norm, slots.start, rate)
 
     def _arguments(self) -> list[str]:
         init_step = self.init_step_kind, self.init_step_value
@@ -163,17 +186,19 @@ class scale_by_dowg(Transform):
     init_estim_sq_dist: Any = None
     eps: Any = 1e-4
 
-    def init_slots(self, params: PyTree) -> DistanceState:
+    def init_slots(self, params: PyTree) -> DistanceRate:
         own = self.resolve(0)
         square = own.eps if own.init_estim_sq_dist is None else own.init_estim_sq_dist
-        r = sqrt(scalar_slot(square, params))
-        return DistanceState(r, scalar_slot(0, params), copy_params(params))
+        return _started(sqrt(scalar_slot(square, params)), params)
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return _found(slots)
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
         norm = _gather(slots.gradient_norm, r * global_norm(updates))
         rate = ratio(r, norm + self.eps) * r
-        return tree_scale(rate, updates), DistanceState(r, norm, slots.start)
+        return tree_scale(rate, updates), DistanceRate(r, norm, slots.start, rate)
 
 
 def dowg(

@@ -18,12 +18,19 @@ from optfn.core.updates_kind import Updates
 from optfn.transforms.scale import scale_by_learning_rate
 
 
+class PolyakRate(NamedTuple):
+    """The last rate."""
+
+    rate: jax.Array
+
+
 class scale_by_polyak(Transform):
     """Polyak's step, to where the loss's tangent along the gradient reaches the lower bound.
 
         u = g * min((value - f_min) / (||g||^2 + eps), max_learning_rate)
 
     `update` takes the loss as the keyword argument `value`. A zero gradient gives zero updates.
+    Its metric is the rate.
 
     Args:
         f_min: a lower bound of the loss, a number or a schedule.
@@ -42,6 +49,12 @@ class scale_by_polyak(Transform):
     eps: Any = 0.0
     variant: str = static(default="sps", choices=("sps", "sps+"))
 
+    def init_slots(self, params: PyTree) -> PolyakRate:
+        return PolyakRate(scalar_slot(0, params))
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"effective_learning_rate": slots.rate}
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         gap = jnp.asarray(ctx.extra_args["value"], own_dtype(updates)) - self.f_min
         if self.variant == "sps+":
@@ -52,8 +65,10 @@ class scale_by_polyak(Transform):
         square = relative * relative + self.eps * inverse * inverse
         rate = ratio(gap * inverse, square)
         capped = rate * inverse > self.max_learning_rate
+        whole = jnp.where(capped, self.max_learning_rate, rate * inverse)
         rate = jnp.where(capped, self.max_learning_rate, rate)
-        return tree_scale(rate, tree_scale(jnp.where(capped, 1, inverse), updates)), slots
+        updates = tree_scale(rate, tree_scale(jnp.where(capped, 1, inverse), updates))
+        return updates, PolyakRate(whole)
 
 
 def polyak_sgd(
@@ -83,12 +98,13 @@ def polyak_sgd(
 
 
 class Model(NamedTuple):
-    """The averages of the gradient, of the loss and of <g, p>, and a lower bound of the loss."""
+    """The averages of the gradient, the loss and <g, p>, a lower bound of the loss, the rate."""
 
     mu: PyTree
     value: jax.Array
     along: jax.Array
     lower_bound: jax.Array
+    rate: jax.Array
 
 
 class AdamModel(NamedTuple):
@@ -99,6 +115,7 @@ class AdamModel(NamedTuple):
     value: jax.Array
     along: jax.Array
     lower_bound: jax.Array
+    rate: jax.Array
 
 
 class scale_by_momo(Transform):
@@ -110,7 +127,7 @@ class scale_by_momo(Transform):
         p <- p / k - tau * mu
 
     At the first step beta is 0. `update` takes the loss as the keyword argument `value`. The update
-    is the step itself: no stage that needs a direction may follow.
+    is the step itself: no stage that needs a direction may follow. Its metric is tau.
 
     Args:
         learning_rate: the largest rate, a number or a schedule.
@@ -136,7 +153,11 @@ class scale_by_momo(Transform):
 
     def init_slots(self, params: PyTree) -> Model:
         bound = scalar_slot(self.resolve(0).lower_bound, params)
-        return Model(zeros_of(params), scalar_slot(0, params), scalar_slot(0, params), bound)
+        zeros = (scalar_slot(0, params) for _ in range(3))
+        return Model(zeros_of(params), next(zeros), next(zeros), bound, next(zeros))
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"effective_learning_rate": slots.rate}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         beta = jnp.where(ctx.step == 0, 0, self.beta)
@@ -146,8 +167,9 @@ class scale_by_momo(Transform):
         value = average(beta, slots.value, ctx.extra_args["value"])
         along = average(beta, slots.along, tree_sum(along))
         line = _Line(value - along, tree_sum(inner), tree_sum(square), 1)
-        steps, bound = _step_to_bound(self, updates, ctx.params, mu, line, slots.lower_bound)
-        return steps, Model(mu, value, along, bound)
+        bound = slots.lower_bound
+        steps, bound, rate = _step_to_bound(self, updates, ctx.params, mu, line, bound)
+        return steps, Model(mu, value, along, bound, rate)
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming.turned()
@@ -162,7 +184,7 @@ class scale_by_momo_adam(Transform):
         p <- p / k - tau * mu / D
 
     `update` takes the loss as the keyword argument `value`. The update is the step itself: no stage
-    that needs a direction may follow.
+    that needs a direction may follow. Its metric is tau.
 
     Args:
         learning_rate: the largest rate, a number or a schedule.
@@ -192,8 +214,12 @@ class scale_by_momo_adam(Transform):
 
     def init_slots(self, params: PyTree) -> AdamModel:
         bound = scalar_slot(self.resolve(0).lower_bound, params)
-        zero = scalar_slot(0, params), scalar_slot(0, params)
-        return AdamModel(zeros_of(params), zeros_of(params, real=True), *zero, bound)
+        zeros = (scalar_slot(0, params) for _ in range(3))
+        moments = zeros_of(params), zeros_of(params, real=True)
+        return AdamModel(*moments, next(zeros), next(zeros), bound, next(zeros))
+
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"effective_learning_rate": slots.rate}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         t = ctx.next_step.astype(own_dtype(updates))
@@ -207,8 +233,8 @@ class scale_by_momo_adam(Transform):
         along = average(self.b1, slots.along, tree_sum(along))
         line = _Line(value - along, tree_sum(inner), tree_sum(square), 1 - self.b1**t)
         bound = slots.lower_bound
-        steps, bound = _step_to_bound(self, updates, ctx.params, direction, line, bound)
-        return steps, AdamModel(mu, nu, value, along, bound)
+        steps, bound, rate = _step_to_bound(self, updates, ctx.params, direction, line, bound)
+        return steps, AdamModel(mu, nu, value, along, bound, rate)
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming.turned()
@@ -232,8 +258,8 @@ class _Line(NamedTuple):
 
 def _step_to_bound(
     stage: Any, updates: PyTree, params: PyTree, direction: PyTree, line: _Line, bound: jax.Array
-) -> tuple[PyTree, jax.Array]:
-    """The step that takes the line down to the bound, decay included, and the next bound."""
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """The step that takes the line down to the bound, decay included, the next bound, the rate."""
     decay = stage.learning_rate * stage.weight_decay
     growth = 1 + decay
     here = growth * line.height + line.inner
@@ -248,7 +274,7 @@ def _step_to_bound(
         reached = line.height + line.inner - jnp.minimum(longest * line.square, gap) / 2
         bound = jnp.maximum(reached / line.weight, stage.lower_bound)
     numbers = tau, decay / growth
-    return each_leaf(_step_along, updates, params, direction, numbers=numbers)[0], bound
+    return each_leaf(_step_along, updates, params, direction, numbers=numbers)[0], bound, tau
 
 
 def _average_line(g, p, mu, beta):

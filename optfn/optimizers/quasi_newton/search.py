@@ -116,6 +116,9 @@ class LineSearch(Transform):
             ),
         )
 
+    def measurements(self, slots: Any) -> dict[str, jax.Array]:
+        return {"effective_learning_rate": slots.learning_rate}
+
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         dtype = own_dtype(updates)
         grad = cast_like(ctx.extra_args["grad"], updates)
