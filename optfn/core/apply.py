@@ -6,7 +6,14 @@ import jax
 
 from optfn.core.dtypes import cast
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
-from optfn.core.transform import State, Transform, advance, check_transform_type, readable_state
+from optfn.core.state import State
+from optfn.core.transform import (
+    Transform,
+    advance,
+    check_state_type,
+    check_transform_type,
+    readable_state,
+)
 from optfn.core.tree import PyTree, bare, in_form_of
 
 

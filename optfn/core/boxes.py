@@ -24,13 +24,6 @@ def structure(tree: PyTree) -> Any:
     return jax.tree.structure(tree, is_leaf=holds_one)
 
 
-def unboxed(tree: PyTree) -> PyTree:
-    """The tree with the arrays in the place of their boxes."""
-    return jax.tree.map(
-        lambda x: jax.tree.leaves(x)[0] if holds_one(x) else x, tree, is_leaf=holds_one
-    )
-
-
 def boxed_like(box: Any, slots: PyTree) -> PyTree:
     """The arrays of a param's slots in boxes like the param's, which name the axes they share.
 

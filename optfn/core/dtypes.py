@@ -46,7 +46,7 @@ def cast(x: Any, dtype: Any) -> jax.Array:
 
     A real target for a complex value is an error: the imaginary part would be lost silently.
     """
-    if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+    if isinstance(x, jax.Array) and x.dtype == dtype and not getattr(x, "weak_type", False):
         return x
     if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"a complex value cannot be stored as {jnp.dtype(dtype).name}.")

@@ -18,7 +18,15 @@ from optfn.core.placement import Along, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.tracing import traced_once
 from optfn.core.transform import RESTORED, Context, Transform
-from optfn.core.tree import PyTree, describe, difference_hint, flatten_like, is_leaf, leaf_location
+from optfn.core.tree import (
+    PyTree,
+    bare,
+    describe,
+    difference_hint,
+    flatten_like,
+    is_leaf,
+    leaf_location,
+)
 
 
 class Leafwise(Transform):
@@ -340,7 +348,7 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
         )
     like = boxes.structure(updates).unflatten(jax.tree.leaves(updates))
     trees = [
-        map(boxes.unboxed, flatten_like(tree, like, f"the slots {rule.name}.{name}", "updates"))
+        map(bare, flatten_like(tree, like, f"the slots {rule.name}.{name}", "updates"))
         for name, tree in zip(rule.Slots._fields, slots, strict=True)
     ]
     columns = list(zip(*trees, strict=True))

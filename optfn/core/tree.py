@@ -50,10 +50,10 @@ def bare(tree: PyTree) -> PyTree:
     """
 
     def opened(node: PyTree) -> PyTree:
-        inside = list(_children(node).values()) if _is_box(node) else []
+        inside = list(_children(node).values()) if is_box(node) else []
         return bare(inside[0]) if len(inside) == 1 else node
 
-    return jax.tree.map(opened, tree, is_leaf=_is_box)
+    return jax.tree.map(opened, tree, is_leaf=is_box)
 
 
 def in_form_of(tree: PyTree, like: PyTree) -> PyTree:

@@ -559,7 +559,7 @@ def test_an_error_in_a_per_leaf_function_carries_field_and_path():
     with pytest.raises(KeyError) as error:
         tx.update(params, tx.init(params), params)
     notes = " ".join(getattr(error.value, "__notes__", ()))
-    assert re.search(r"add_decayed_weights.*mask.*'b'", notes), notes
+    assert re.search(r"adamw.*mask.*'b'", notes), notes
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ SAME_CHECKPOINT = {
 def test_what_has_no_state_leaves_no_trace_in_the_checkpoint(name):
     expected = form(optfn.scale_by_adam().init(PARAMS))
     assert [path for path, _, _ in expected] == [
-        ".step",
+        ".count",
         ".slots['scale_by_adam'].mu['b']",
         ".slots['scale_by_adam'].mu['layer']['w']",
         ".slots['scale_by_adam'].nu['b']",
@@ -100,7 +100,7 @@ WRAPPERS = {
 def test_inside_every_wrapper_the_slots_are_keyed_by_stage_name_too(name):
     wrap, place = WRAPPERS[name]
     expected = form(wrap(optfn.scale_by_adam()).init(PARAMS))
-    slots = [path for path, _, _ in expected if not path.endswith(".step")]
+    slots = [path for path, _, _ in expected if not path.endswith(".count")]
     bare = [path for path, _, _ in form(optfn.scale_by_adam().init(PARAMS).slots)]
     assert slots == [place + path for path in bare]
     for tx in SAME_CHECKPOINT.values():

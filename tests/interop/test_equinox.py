@@ -167,7 +167,9 @@ RULES = {
     "adam": optfn.adam(0.1),
     "sgd": optfn.sgd(0.1),
     "dog": optfn.dog(),
-    "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
+    "accumulate": optfn.accumulate(
+        optfn.adam(0.1), 1
+    ),  # else it would wait for the second gradient
     "from_optax": optfn.from_optax(optax.adam(0.1)),
 }
 

@@ -113,7 +113,7 @@ def test_a_checkpoint_without_its_optimizer_is_a_dict_of_names(tmp_path):
     save(tmp_path / "state", matrices_and_rest().init(PARAMS))
     found = jax.tree.leaves_with_path(restore(tmp_path / "state"))
     assert {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found} == {
-        "step",
+        "count",
         "slots/partition/matrices/scale_by_adam/mu/w",
         "slots/partition/matrices/scale_by_adam/nu/w",
         "slots/partition/rest/trace/trace/b",

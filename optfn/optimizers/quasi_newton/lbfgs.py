@@ -105,7 +105,7 @@ class scale_by_lbfgs(Transform):
         old = Memory(*(jax.tree.leaves(tree) for tree in slots[:4]), *slots[4:])
         old = jax.tree.map(lambda x: widen(x, dtype), old)
         memory = _remember(old, self._as_old(ctx.params, old), self._as_old(updates, old))
-        grad = memory.grad
+        grad = memory.gradient
         first = 1 / jnp.maximum(global_norm(grad), 1)
         if self.scale_init_precond:
             scale = jnp.where(memory.scale > 0, memory.scale, first)
