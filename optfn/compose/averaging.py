@@ -186,20 +186,21 @@ def _averaged(
     """The updates of y, and the next z and x.
 
     If x is not kept, it is the solution of y = b * x + (1 - b) * z. Where b does not change, the
-    next y needs no division by b: it is y + (1 - b * (1 - c)) * step + c * (z - y).
+    next y needs no division by b: it is y + (1 - b) * (1 - c) * step + c * (z - y) with the next z.
+    (With the old z, y and z would each need the other's old value, and one donated buffer a copy.)
     """
     change = ratio(share - slots.share, slots.share)
     pull = c - (1 - c) * change
-    numbers = rate, c, share, 1 - share * (1 - c), pull
+    numbers = rate, c, share, (1 - c) * (1 - share + change), pull
     trees = steps, ctx.params, slots.z
     return each_leaf(_averaged_leaf, *trees, optional=(slots.x,), numbers=numbers)
 
 
 def _averaged_leaf(step, y, z, x, rate, c, share, along, pull):
     step = rate * step
-    if x is None:
-        return along * step + pull * (z - y), z + step, None
     z = z + step
+    if x is None:
+        return along * step + pull * (z - y), z, None
     x = x + c * (z - x)
     return z + share * (x - z) - y, z, x
 

@@ -292,3 +292,16 @@ def test_bad_input_of_evaluation_params():
         optfn.evaluation_params(tx, params, tx.init(params))
     with pytest.raises(TypeError, match=r"\(tx=\.\.\.\) must be an optfn transform"):
         optfn.evaluation_params(optax.sgd(0.1), tx.init(params), params)
+
+
+@pytest.mark.parametrize("tx", [optfn.schedule_free_sgd(), optfn.schedule_free_adamw()])
+def test_a_donated_step_copies_no_array(tx):
+    params = {"w": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+
+    def step(params, grads, state):
+        updates, state = tx.update(grads, state, params)
+        return optfn.apply_updates(params, updates), state
+
+    text = jax.jit(step, donate_argnums=(0, 2)).lower(params, params, state).compile().as_text()
+    assert not [line for line in text.splitlines() if " copy(" in line and "f32[64,64]" in line]
