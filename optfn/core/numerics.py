@@ -51,7 +51,7 @@ def propagate_nan(u: jax.Array, x: jax.Array) -> jax.Array:
     return u + 0 * x
 
 
-def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+def ratio(a: Any, b: jax.Array) -> jax.Array:
     """a / b, but 0 where b is 0."""
     nothing = b == 0
     return jnp.where(nothing, 0, a / jnp.where(nothing, 1, b))
