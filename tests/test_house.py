@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -120,3 +121,12 @@ GONE += ("check_finished", "check_nothing_last")
 def test_one_algebra_is_in_the_place_of_the_guards():
     for path in FILES:
         assert not re.findall(rf"\b({'|'.join(GONE)})\b", path.read_text()), path
+
+
+def test_the_oldest_versions_that_are_claimed_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = [claim.replace(">=", "==") for claim in project["dependencies"]]
+    assert project["optional-dependencies"]["test-oldest"][: len(oldest)] == oldest
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for claim in project["dependencies"]:
+        assert claim.startswith("jaxlib") or claim.replace(">=", " ") in text

@@ -15,12 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import experimental
 
 from optfn.core.hyperparameters import in_axes, unstack
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.schedules import Schedule, constant
 from optfn.testing import problems as problem_set
+
+# In jax 0.7 it is experimental still.
+enable_x64 = (jax if hasattr(jax, "enable_x64") else experimental).enable_x64
 
 
 class NotApplicableError(Exception):
@@ -214,7 +218,7 @@ def check_fixed_point(subject: Subject) -> None:
 
 def check_double_precision(subject: Subject) -> None:
     """The fixed point holds with x64 enabled, for float64 and float32 trees."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):
             name = f"{jnp.dtype(dtype)} under x64"
             _check_fixed_point(subject, name, example_params(dtype), dtype)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from core.stages import add_noise, newton
-from jax.extend.core import jaxprs_in_params
 
 import optfn
 from optfn import schedules
@@ -240,8 +239,8 @@ def avals(jaxpr):
     """Every value of a program, inner ones too."""
     for eqn in jaxpr.eqns:
         yield from (v.aval for v in (*eqn.invars, *eqn.outvars))
-        for inner in jaxprs_in_params(eqn.params):
-            yield from avals(inner)
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            yield from avals(inner) if hasattr(inner, "eqns") else ()
 
 
 def program_of(tx, params, extra_args=None):

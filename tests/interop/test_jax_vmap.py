@@ -58,8 +58,8 @@ SWEEPS = {
         ]
     ],
     "the leaves of a schedule": [
-        optfn.adam(schedules.warmup_cosine(*values))
-        for values in [(0.1, 0, 10), (0.1, 3, 4), (0.3, 2, 6, 0.2, 0.1)]
+        optfn.adam(schedules.warmup_cosine(*values, init_value=start, end_value=end))
+        for *values, start, end in [(0.1, 0, 10, 0, 0), (0.1, 3, 4, 0, 0), (0.3, 2, 6, 0.2, 0.1)]
     ],
     "counts in a schedule": [
         optfn.sgd(schedules.per_epoch(schedules.piecewise_constant([0.05, 0.01], [at]), per))

@@ -5,7 +5,7 @@ import pytest
 
 import optfn
 from optfn.core.transform import transforms_in
-from optfn.testing import check_transform
+from optfn.testing import check_transform, checks
 from optfn.testing.checks import CHECKS
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
@@ -41,6 +41,21 @@ NOT_APPLICABLE = {
     "hypergradients": {*SEARCHES, "centralize"},
 }
 
+# In `pytest -m oldest`, which must be quick: one dtype, without the checks that compile most.
+COSTLY = (
+    *("hypergradients", "hyperparameters_vmap", "vmap_equals_loop", "jit_equals_eager"),
+    *("low_precision", "odd_leaves"),
+)
+
+
+@pytest.fixture
+def costly(request, monkeypatch):
+    """The checks to leave out for want of time, each with the reason."""
+    if request.config.option.markexpr != "oldest":
+        return {}
+    monkeypatch.setattr(checks, "DTYPES", {"float32": checks.DTYPES["float32"]})
+    return dict.fromkeys(COSTLY, "the newest jax is tested with it")
+
 
 # They are there for others: an optax transformation, and a tree among the extra arguments.
 NOT_ALONE = {"from_optax", "given_hessian_diagonal"}
@@ -61,10 +76,10 @@ def test_every_public_transform_is_among_the_cases():
 
 
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
-def test_optimizer_passes(name):
-    skip, extra_args = SKIPPED.get(name), cases.EXTRA_ARGS.get(name)
+def test_optimizer_passes(name, costly):
+    skip, extra_args = costly | SKIPPED.get(name, {}), cases.EXTRA_ARGS.get(name)
     outcome = check_transform(cases.OPTIMIZERS[name], extra_args=extra_args, skip=skip)
-    _check_all(name, outcome)
+    _check_all(name, outcome, costly)
 
 
 @pytest.mark.parametrize("name", cases.STAGES)
@@ -73,7 +88,8 @@ def test_stage_passes(name):
     _check_all(name, check_transform(cases.STAGES[name], learning_rate=0.05, skip=skip))
 
 
-def _check_all(name, outcome):
+def _check_all(name, outcome, costly=()):
     assert outcome.keys() == CHECKS.keys()
     left_out = {check for check, result in outcome.items() if result != "passed"}
-    assert left_out == {check for check, names in NOT_APPLICABLE.items() if name in names}
+    not_applicable = {check for check, names in NOT_APPLICABLE.items() if name in names}
+    assert left_out == not_applicable.union(costly)
