@@ -135,7 +135,9 @@ def _traced_along(slot: Along, value: jax.Array, param: Any) -> jax.Array:
     sharding = jax.typeof(param).sharding
     axes = slot.shared(param, sharding.spec, sharding.mesh.shape)
     shadow = _shadow(param, jnp.shape(value), axes)
-    value = _retyped(value, jax.typeof(shadow).sharding)
+    its = jax.typeof(shadow).sharding
+    if AxisType.Explicit in its.mesh.axis_types and jax.typeof(value).sharding != its:
+        value = jax.sharding.reshard(value, its)
     return jnp.where(shadow == shadow, value, value)
 
 

@@ -22,6 +22,7 @@ from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.schedules import Schedule, constant
 from optfn.testing import problems as problem_set
+from optfn.testing import sharding
 
 # In jax 0.7 it is experimental still.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else experimental).enable_x64
@@ -443,29 +444,16 @@ def check_abstract_init(subject: Subject) -> None:
 
 
 def check_sharding(subject: Subject) -> None:
-    """Slots are sharded like their params, eagerly, under `jit` and after an update."""
+    """On meshes of one and two dimensions the state keeps its places, and costs no compilation.
+
+    Its slots lie where their params do, after `init` called eagerly, under `jit` and on
+    `ShapeDtypeStruct`s, and after updates. With explicit axes its types are a fixed point, as the
+    carry of a scan must be, and the updates have the types of the params, also where only some of
+    state, params and gradients are split. With automatic axes one compiled step serves all steps.
+    """
     if jax.device_count() < 2:
         raise NotApplicableError("it needs two devices")
-    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(_AUTO,))
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    params = {"w": jax.device_put(jnp.ones((4, 6)), spec)}
-    slots = jax.tree.leaves(jax.eval_shape(subject.tx.init, params))
-    if all(slot.shape != (4, 6) for slot in slots):
-        raise NotApplicableError("it has no slots shaped like the params")
-    state = subject.tx.init(params)
-    for how, s in (
-        ("eagerly", state),
-        ("under jit(init)", jax.jit(subject.tx.init)(params)),
-        ("after an update", subject.compiled_update(params, state, params)[1]),
-    ):
-        for path, leaf in zip(leaf_paths(s), jax.tree.leaves(s), strict=True):
-            if leaf.shape == (4, 6) and not leaf.sharding.is_equivalent_to(spec, 2):
-                raise AssertionError(
-                    f"{how}, slot '{path}' has sharding {leaf.sharding} and its param {spec}"
-                )
-
-
-_AUTO = jax.sharding.AxisType.Auto
+    sharding.check(subject)
 
 
 def check_donation(subject: Subject) -> None:

@@ -126,7 +126,7 @@ FAULTS = {
     ),
     "sharding": (
         summing(lambda p: jnp.zeros(p.shape, p.dtype)),
-        "eagerly, slot 'w' has sharding",
+        "after an update the state's 'matrix' lies as ('x', None), not ()",
     ),
     "donation": (
         optax.GradientTransformation(one_buffer_for_two, lambda g, s, p=None: (g, s)),
