@@ -17,7 +17,7 @@ from optfn.core.outputs import cast_like
 from optfn.core.placement import place
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.state import count_up
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner
+from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner, as_transform
 from optfn.core.tree import PyTree, flatten_like
 
 
@@ -82,7 +82,7 @@ class accumulate(Transform):
             finite would not reach it.
     """
 
-    transform: Transform = child()
+    transform: Transform = child(converter=as_transform)
     every: Any
     use_grad_mean: bool = static(default=True, kw_only=True)
     weighted: bool = static(default=False, kw_only=True)

@@ -14,7 +14,7 @@ from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import ratio
 from optfn.core.slots import copy_params_wide, scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_side_known, check_steps, makes_steps
 
@@ -84,7 +84,7 @@ class schedule_free(Transform):
     elementwise = True
     needs_params = True
 
-    base_optimizer: Transform = child()
+    base_optimizer: Transform = child(converter=as_transform)
     learning_rate: Any
     b1: Any = 0.9
     weight_lr_power: Any = 2.0
@@ -141,7 +141,7 @@ class primal_averaging(Transform):
     elementwise = True
     needs_params = True
 
-    optimizer: Transform = child()
+    optimizer: Transform = child(converter=as_transform)
     mu_x: Any
     mu_y: Any
     keep_average: bool = static(default=False, kw_only=True)
@@ -244,7 +244,7 @@ class ema_nesterov(Transform):
 
     elementwise = True
 
-    optimizer: Transform = child()
+    optimizer: Transform = child(converter=as_transform)
     decay: Any
     lookahead: Any
 

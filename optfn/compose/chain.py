@@ -4,6 +4,8 @@ from collections import Counter
 from itertools import groupby, pairwise
 from typing import Any, cast
 
+import optax
+
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
 from optfn.core.transform import Context, Transform, as_transform
@@ -31,7 +33,7 @@ class chain(Transform):
 
     stages: tuple[Transform, ...] = child()
 
-    def __init__(self, *stages: Transform):
+    def __init__(self, *stages: optax.GradientTransformation):
         flat = []
         for i, stage in enumerate(stages):
             stage = as_transform(stage, f"chain(...), stage {i},")

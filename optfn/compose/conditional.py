@@ -10,7 +10,7 @@ from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.control_flow import cond
 from optfn.core.data import child, static
 from optfn.core.slots import no_updates, zero_slot
-from optfn.core.transform import Context, ExtraKind, State, Transform
+from optfn.core.transform import Context, ExtraKind, State, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, either, partly
 
@@ -18,7 +18,7 @@ from optfn.core.updates_kind import Updates, either, partly
 class _Conditional(Transform):
     """A transform that runs only at the steps where a function of the step is True."""
 
-    transform: Transform = child(also_called="inner")
+    transform: Transform = child(also_called="inner", converter=as_transform)
     should_transform_fn: Callable = static()
     forward_extra_args: Any = static(default=())
 

@@ -17,7 +17,14 @@ from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
 from optfn.core.slots import zero_slot
 from optfn.core.state import count_up
-from optfn.core.transform import Context, State, Transform, advance_inner, restored_hint
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    advance_inner,
+    as_transform,
+    restored_hint,
+)
 from optfn.core.tree import PyTree, location_of
 
 
@@ -42,7 +49,7 @@ class Skips(NamedTuple):
 class Skipping(Transform):
     """An optimizer whose steps are taken or skipped; a subclass decides which gradients are fit."""
 
-    transform: Transform = child()
+    transform: Transform = child(converter=as_transform)
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,7 @@ import optax
 from optfn.core.data import static
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.state import Context
-from optfn.core.transform import ExtraKind, Transform, as_transform, check_transform_type
+from optfn.core.transform import ExtraKind, Transform, check_transform_type, converted
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
@@ -112,7 +112,7 @@ class from_optax(Transform):
             raise
 
 
-@as_transform.register(optax.GradientTransformation)
+@converted.register(optax.GradientTransformation)
 def _(value: optax.GradientTransformation, where: str) -> Transform:
     return value if isinstance(value, Transform) else from_optax(value)
 

@@ -13,7 +13,15 @@ from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import whole
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide
-from optfn.core.transform import Context, State, Transform, advance_inner, inner_of, with_inner_of
+from optfn.core.transform import (
+    Context,
+    State,
+    Transform,
+    advance_inner,
+    as_transform,
+    inner_of,
+    with_inner_of,
+)
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
 
@@ -61,7 +69,7 @@ class lookahead(Transform):
     elementwise = True
     needs_params = True
 
-    fast_optimizer: Transform = child()
+    fast_optimizer: Transform = child(converter=as_transform)
     sync_period: Any
     slow_step_size: Any
     reset_state: bool = static(default=False)

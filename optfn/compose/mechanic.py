@@ -10,7 +10,7 @@ from optfn.core.data import check_count, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import dot, global_norm, norms_along, tree_sum
 from optfn.core.slots import copy_params, scalar_slot
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import check_steps
 
@@ -66,7 +66,7 @@ class mechanize(Transform):
 
     needs_params = True
 
-    base_optimizer: Transform = child()
+    base_optimizer: Transform = child(converter=as_transform)
     weight_decay: Any = 1e-2
     eps: Any = 1e-8
     s_init: Any = 1e-6

@@ -16,7 +16,7 @@ from optfn.core.inputs import is_inexact
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.state import count_up
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (
     adaptive_grad_clip,
@@ -94,7 +94,7 @@ class monitor(Transform):
 
     needs_params = True
 
-    transform: Transform = child()
+    transform: Transform = child(converter=as_transform)
     metrics: Any = static(default=())
     norms: bool = static(default=True, kw_only=True)
 

@@ -14,7 +14,7 @@ from optfn.core.numerics import ratio, whole
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot
 from optfn.core.state import count_up
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
@@ -40,7 +40,7 @@ class _ParamAverage(Transform):
 
     needs_params = True
 
-    transform: Transform = child()
+    transform: Transform = child(converter=as_transform)
 
     def init_slots(self, params: PyTree) -> ParamAverage:
         inner = self.transform.init_named(params)

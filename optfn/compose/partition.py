@@ -8,14 +8,28 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+import optax
+
 from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
 from optfn.core.holes import merge, view
 from optfn.core.slots import no_updates
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.updates_kind import Updates, either, partly
 from optfn.core.wrapper import Wrapper
+
+
+def _by_text(
+    transforms: Mapping[Any, optax.GradientTransformation],
+    where: str = "partition(transforms=...)",
+) -> dict[str, Transform]:
+    if not isinstance(transforms, Mapping) or not transforms:
+        raise TypeError(f"{where} must be a dict {{label: transform}}.")
+    by_text = {_text(label): as_transform(tx, where) for label, tx in transforms.items()}
+    if len(by_text) < len(transforms):
+        raise ValueError(f"{where}: two labels read the same in {list(transforms)}.")
+    return by_text
 
 
 class partition(Transform):
@@ -39,20 +53,12 @@ class partition(Transform):
 
     elementwise = True
 
-    transforms: Mapping[str, Transform] = child()
+    transforms: Mapping[str, Transform] = child(converter=_by_text)
     labels: Any = per_leaf(also_called="param_labels")
 
     def __post_init__(self):
-        if not isinstance(self.transforms, Mapping) or not self.transforms:
-            raise TypeError("partition(transforms=...) must be a dict {label: transform}.")
         if self.labels is None:
             raise TypeError("partition(labels=...) must be a tree or a function, found None.")
-        by_text = {_text(label): tx for label, tx in self.transforms.items()}
-        if len(by_text) < len(self.transforms):
-            raise ValueError(
-                f"partition(transforms=...): two labels read the same in {list(self.transforms)}."
-            )
-        object.__setattr__(self, "transforms", by_text)
         super().__post_init__()
 
     @property

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optfn.core.data import child
 from optfn.core.placement import param_of
@@ -12,6 +13,7 @@ from optfn.core.transform import (
     Context,
     State,
     Transform,
+    as_transform,
     check_transform_type,
     readable_state,
 )
@@ -31,7 +33,7 @@ class own_step(Transform):
 
     elementwise = True
 
-    transform: Transform = child()
+    transform: Transform = child(converter=as_transform)
 
     def init_slots(self, params: PyTree) -> State:
         step = zero_slot(jnp.int32, params)
@@ -43,7 +45,9 @@ class own_step(Transform):
         return updates, State(own.next_step, new)
 
 
-def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
+def reset(
+    tx: optax.GradientTransformation, state: optax.OptState, params: PyTree, name: str
+) -> State:
     """The state with one group or stage re-initialized, and the rest unchanged.
 
         state = reset(tx, state, params, "head")
@@ -72,7 +76,7 @@ def reset(tx: Transform, state: State, params: PyTree, name: str) -> State:
         ValueError: the name is unknown or ambiguous; the state is another optimizer's; or a slot
             that is not reset does not fit the shapes of the params.
     """
-    check_transform_type(tx, "reset(tx, state, params, name): tx")
+    tx = check_transform_type(tx, "reset(tx, state, params, name): tx")
     given, state, params = state, readable_state(state), bare(params)
     fresh = tx.init(params)
     if jax.tree.structure(fresh) != jax.tree.structure(state):

@@ -19,6 +19,7 @@ from optfn.core.transform import (
     State,
     Transform,
     advance_inner,
+    as_transform,
     inner_of,
     with_inner_of,
 )
@@ -69,8 +70,8 @@ class sam(Transform):
     elementwise = True
     needs_params = True
 
-    optimizer: Transform = child()
-    adv_optimizer: Transform = child()
+    optimizer: Transform = child(converter=as_transform)
+    adv_optimizer: Transform = child(converter=as_transform)
     sync_period: int = static(default=2)
     reset_state: bool = static(default=True)
     opaque_mode: bool = static(default=False)

@@ -3,17 +3,12 @@
 from typing import Any
 
 import jax
+import optax
 
 from optfn.core.dtypes import cast
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
 from optfn.core.state import State
-from optfn.core.transform import (
-    Transform,
-    advance,
-    check_state_type,
-    check_transform_type,
-    readable_state,
-)
+from optfn.core.transform import advance, check_state_type, check_transform_type, readable_state
 from optfn.core.tree import PyTree, bare, in_form_of
 
 
@@ -35,7 +30,11 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def step(
-    tx: Transform, params: PyTree, grads: PyTree, state: State, **extra_args: Any
+    tx: optax.GradientTransformation,
+    params: PyTree,
+    grads: PyTree,
+    state: optax.OptState,
+    **extra_args: Any,
 ) -> tuple[PyTree, State]:
     """One step of an optimizer: gradients in, new params and state out.
 
@@ -65,13 +64,15 @@ def step(
         TypeError: `state` is not a `State`, as in another order of the arguments.
     """
     order = "step(tx, params, grads, state)"
-    check_transform_type(tx, f"{order}: tx")
-    check_state_type(state, f"; the order is {order}")
+    tx = check_transform_type(tx, f"{order}: tx")
+    state = check_state_type(state, f"; the order is {order}")
     updates, state = advance(tx, grads, state, params, extra_args)
     return apply_updates(params, updates), state
 
 
-def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
+def evaluation_params(
+    tx: optax.GradientTransformation, state: optax.OptState, params: PyTree
+) -> PyTree:
     """The params to evaluate a model at, or to save as the result of a run.
 
     For an optimizer that averages (`schedule_free`, `primal_averaging`, `ema_nesterov`,
@@ -86,7 +87,7 @@ def evaluation_params(tx: Transform, state: State, params: PyTree) -> PyTree:
     Returns:
         A tree like the params, in their dtypes.
     """
-    check_transform_type(tx, "evaluation_params(tx, state, params): tx")
+    tx = check_transform_type(tx, "evaluation_params(tx, state, params): tx")
     state = readable_state(state)
     params = to_arrays(params, "the param")
     found = tx.evaluation_params_named(bare(params), state.slots, state.step)

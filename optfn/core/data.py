@@ -8,7 +8,7 @@ unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything in
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, Self, dataclass_transform
 
@@ -60,9 +60,25 @@ def per_leaf(
     return _field("per_leaf", default, kw_only, of=of, also_called=also_called)
 
 
-def child(*, default: Any = MISSING, kw_only: bool = False, also_called: str | None = None) -> Any:
-    """Declares a field that holds inner transforms, or inner schedules."""
-    return _field("child", default, kw_only, also_called=also_called)
+def child(
+    *,
+    default: Any = MISSING,
+    kw_only: bool = False,
+    also_called: str | None = None,
+    converter: Callable[..., Any] | None = None,
+) -> Any:
+    """Declares a field that holds inner transforms, or inner schedules.
+
+    Args:
+        default: the value when none is given.
+        kw_only: whether the field must be given by keyword.
+        also_called: another keyword for it, such as optax's.
+        converter: `(value, where) -> value` makes what the field holds of what users give, and
+            type checkers read what they may give from it; `where` names the field in errors. By
+            default optax transformations become transforms and functions schedules, each alone, in
+            a sequence or in a dict.
+    """
+    return _field("child", default, kw_only, also_called=also_called, converter=converter)
 
 
 def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
@@ -112,7 +128,7 @@ class Data:
                     )
                 return _as_vector(value, where)
             case "child":
-                return value
+                return (field.metadata["converter"] or self._as_child)(value, where)
             case _ if value is None and field.default is None:
                 return None
             case _:
@@ -120,6 +136,9 @@ class Data:
 
     def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
+
+    def _as_child(self, value: Any, where: str) -> Any:
+        return value
 
     def rebuilt(self, **changes: Any) -> Self:
         """A copy with these attributes, unchecked."""
@@ -153,8 +172,8 @@ class Data:
 
 def _take_other_names(cls: type) -> None:
     """Lets the constructor take the fields that are `also_called` something by that keyword."""
-    others = {f.metadata.get("also_called"): f.name for f in dataclasses.fields(cls)}
-    others.pop(None, None)
+    called = ((f.metadata.get("also_called"), f.name) for f in dataclasses.fields(cls))
+    others = {other: name for other, name in called if other}
     init = cls.__init__
     if not others or "__init__" not in vars(cls):
         return
@@ -171,7 +190,7 @@ def _take_other_names(cls: type) -> None:
     cls.__init__ = taking
 
 
-def _register(cls: type) -> None:
+def _register(cls: Any) -> None:
     fields = dataclasses.fields(cls)
     leaves = tuple(f.name for f in fields if kind_of(f) not in ("static", "per_leaf"))
     fixed = tuple(f.name for f in fields if kind_of(f) in ("static", "per_leaf"))

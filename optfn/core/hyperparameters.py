@@ -8,11 +8,12 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
 from optfn.core.randomness import is_key
-from optfn.core.transform import State, Transform, check_transform_type, readable_state
+from optfn.core.transform import Transform, check_transform_type, readable_state
 from optfn.core.walk import replace_stages
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class Hyperparameters(ByName):
     what = "hyperparameter"
 
 
-def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
+def hyperparameters(tx: optax.GradientTransformation, state: optax.OptState) -> Hyperparameters:
     """The values that the next update will use, with every schedule evaluated.
 
     These are what the user sets. What an optimizer finds itself, such as the rate of `prodigy`, is
@@ -67,7 +68,7 @@ def hyperparameters(tx: Transform, state: State) -> Hyperparameters:
         key where it is unique: `hyperparameters(tx, state)["learning_rate"]`. It is a pytree, so a
         jitted step can return it.
     """
-    check_transform_type(tx, "hyperparameters(tx, state): tx")
+    tx = check_transform_type(tx, "hyperparameters(tx, state): tx")
     state = readable_state(state)
     return hyperparameters_at(tx, state.slots, state.step)
 

@@ -1,7 +1,9 @@
 """Reading the metrics in an optimizer's state."""
 
+import optax
+
 from optfn.core.hyperparameters import ByName
-from optfn.core.transform import State, Transform, check_transform_type, readable_state
+from optfn.core.transform import check_transform_type, readable_state
 from optfn.core.walk import walk
 
 
@@ -11,7 +13,7 @@ class Metrics(ByName):
     what = "metric"
 
 
-def metrics(tx: Transform, state: State) -> Metrics:
+def metrics(tx: optax.GradientTransformation, state: optax.OptState) -> Metrics:
     """The metrics of the last update: what a `monitor` measures, skipped steps, rates found.
 
         params, state = optfn.step(tx, params, grads, state)
@@ -44,7 +46,7 @@ def metrics(tx: Transform, state: State) -> Metrics:
         return it. Before the first update every measurement and count is 0, what an optimizer
         estimates its initial value.
     """
-    check_transform_type(tx, "metrics(tx, state): tx")
+    tx = check_transform_type(tx, "metrics(tx, state): tx")
     state = readable_state(state)
     return Metrics(
         sorted(

@@ -33,5 +33,8 @@ class OptaxForm(optax.GradientTransformationExtraArgs):
     def __getnewargs__(self) -> tuple:
         return ()
 
-    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
-    __lt__, __le__, __gt__, __ge__ = object.__lt__, object.__le__, object.__gt__, object.__ge__
+    by_identity: Any = object
+    __eq__, __ne__, __hash__ = by_identity.__eq__, by_identity.__ne__, by_identity.__hash__
+    __lt__, __le__ = by_identity.__lt__, by_identity.__le__
+    __gt__, __ge__ = by_identity.__gt__, by_identity.__ge__
+    del by_identity

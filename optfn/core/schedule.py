@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.data import Data, child, kind_of, show
+from optfn.core.data import Data, child, show
 
 
 class Schedule(Data):
@@ -41,14 +41,12 @@ class Schedule(Data):
         }
         return self.rebuilt(**changes)
 
-    def _normalise(self, value: Any, field: Any, where: Any) -> Any:
-        if kind_of(field) == "child":
-            if isinstance(value, (list, tuple)):
-                return tuple(
-                    as_schedule(v, f"{where.where}, element {i},") for i, v in enumerate(value)
-                )
-            return as_schedule(value, where)
-        return super()._normalise(value, field, where)
+    def _as_child(self, value: Any, where: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return tuple(
+                as_schedule(v, f"{where.where}, element {i},") for i, v in enumerate(value)
+            )
+        return as_schedule(value, where)
 
     def _repr_name(self) -> str:
         module = type(self).__module__

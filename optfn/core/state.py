@@ -1,7 +1,7 @@
 """What passes between an optimizer and its caller, and between a stage and the optimizer."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ class OtherNameError(AttributeError, KeyError):
 
 
 class _Fields(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     slots: dict[str, Any]
 
 
@@ -67,18 +67,22 @@ class State(_Fields):
     def step(self) -> jax.Array:
         return self.count
 
-    def _replace(self, **changes: Any) -> Self:
+    def _replace(self, **changes: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         if "step" in changes:
             changes["count"] = changes.pop("step")
         return super()._replace(**changes)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        place = place_of(name, self.slots)
-        if place is None:
-            raise AttributeError(f"the state has no '{name}'.")
-        raise OtherNameError(f"the state has no '{name}': what optax calls so is here '{place}'.")
+    if not TYPE_CHECKING:  # type checkers would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            place = place_of(name, self.slots)
+            if place is None:
+                raise AttributeError(f"the state has no '{name}'.")
+            raise OtherNameError(
+                f"the state has no '{name}': what optax calls so is here '{place}'."
+            )
 
 
 class Context(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optfn.core.arguments import Argument
-from optfn.core.data import Data, as_number, batch_shape, kind_of, static
+from optfn.core.data import Data, as_number, batch_shape, static
 from optfn.core.dtypes import cast_numbers, own_dtype
 from optfn.core.holes import merge, seen_in
 from optfn.core.inputs import (
@@ -165,7 +165,7 @@ class Transform(Data, OptaxForm):
     # What a user calls.
 
     @final
-    def init(self, params: PyTree) -> State:
+    def init(self, params: PyTree) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state before the first update.
 
         Args:
@@ -180,8 +180,12 @@ class Transform(Data, OptaxForm):
         return State(on_devices_of(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
 
     @final
-    def update(
-        self, updates: PyTree, state: State, params: PyTree | None = None, **extra_args: Any
+    def update(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+        updates: PyTree,
+        state: optax.OptState,
+        params: PyTree | None = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, State]:
         """Turns gradients into updates to be added to the params.
 
@@ -352,9 +356,7 @@ class Transform(Data, OptaxForm):
             return as_schedule(value, where)
         return as_number(value, where)
 
-    def _normalise(self, value: Any, field: Any, where: Any) -> Any:
-        if kind_of(field) != "child":
-            return super()._normalise(value, field, where)
+    def _as_child(self, value: Any, where: Any) -> Any:
         if isinstance(value, Mapping):
             return {label: as_transform(inner, where) for label, inner in value.items()}
         if type(value) in (list, tuple):
@@ -363,11 +365,11 @@ class Transform(Data, OptaxForm):
 
 
 def advance(
-    tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: dict
+    tx: Transform, updates: PyTree, state: optax.OptState, params: PyTree | None, extra_args: dict
 ) -> tuple[PyTree, State]:
     """One update; the result stays in the compute dtype."""
     check_root(tx)
-    check_state_type(state, "; the order is update(grads, state, params)")
+    state = check_state_type(state, "; the order is update(grads, state, params)")
     updates = to_arrays(updates, "the gradient")
     params = None if params is None else to_arrays(params, "the param")
     count = jnp.asarray(state.step, jnp.int32)
@@ -390,20 +392,21 @@ def advance_inner(
     return advance(tx, updates, state, params, own)
 
 
+def as_transform(value: optax.GradientTransformation, where: str = "the optimizer") -> Transform:
+    """A transform from what users put in the place of one; `where` names it in errors."""
+    return converted(value, where)
+
+
 @singledispatch
-def as_transform(value: Any, where: Any) -> Transform:
-    """A transform from what users put in the place of one; `where` names it in errors.
-
-    Modules that know another kind of optimizer register its conversion.
-    """
-    check_transform_type(value, where)
-    return value
+def converted(value: Any, where: Any) -> Transform:
+    """`as_transform`; modules that know another kind of optimizer register its conversion."""
+    return check_transform_type(value, where)
 
 
-def check_transform_type(value: Any, where: Any) -> None:
-    """Refuses a value that is not an optfn transform, and says how to convert it."""
+def check_transform_type(value: Any, where: Any) -> Transform:
+    """The value, if it is an optfn transform; else an error that says how to convert it."""
     if isinstance(value, Transform):
-        return
+        return value
     found, hint = type(value).__name__, ""
     if isinstance(value, optax.GradientTransformation):
         hint = "; use from_optax(...) for an optax transformation"
@@ -415,13 +418,14 @@ def check_transform_type(value: Any, where: Any) -> None:
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
 
-def check_state_type(value: Any, hint: str = "") -> None:
-    """Refuses a value that is not a `State`."""
+def check_state_type(value: Any, hint: str = "") -> State:
+    """The value, if it is a `State`."""
     if not isinstance(value, State):
         raise TypeError(
             f"state must be the State that init returns, found {type(value).__name__}"
             f"{restored_hint(value) or hint}."
         )
+    return value
 
 
 def readable_state(value: Any) -> State:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from optfn.core.data import child
-from optfn.core.transform import Transform
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 
 
@@ -22,7 +22,7 @@ class Wrapper(Transform):
         transform: the inner transform.
     """
 
-    transform: Transform = child(also_called="inner")
+    transform: Transform = child(also_called="inner", converter=as_transform)
 
     @property
     def stateful(self) -> bool:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from optfn.compose.chain import chain
@@ -15,7 +16,7 @@ from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.slots import zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.transform import Context, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.transforms.clip import clip_entries
@@ -131,7 +132,7 @@ class scale_by_sophia(Transform):
     gamma: Any = 0.01
     clip_threshold: Any = 1.0
     update_interval: Any = 10
-    hessian_diagonal_fn: Transform = child(default=HUTCHINSON)
+    hessian_diagonal_fn: Transform = child(default=HUTCHINSON, converter=as_transform)
 
     def init_slots(self, params: PyTree) -> Curvature:
         estimator = self.hessian_diagonal_fn.init_named(params)
@@ -182,7 +183,7 @@ def sophia(
     gamma: Any = 0.01,
     clip_threshold: Any = 1.0,
     update_interval: Any = 10,
-    hessian_diagonal_fn: Transform = HUTCHINSON,
+    hessian_diagonal_fn: optax.GradientTransformation = HUTCHINSON,
 ) -> chain:
     """Sophia: clipped Newton steps on the diagonal of the Hessian, for language models.
 
