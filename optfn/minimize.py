@@ -25,6 +25,7 @@ from optfn.optimizers.quasi_newton.search import (
     Evaluations,
     LineSearch,
     LineSearchState,
+    conj,
     largest,
     searches_in,
     value_and_grad,
@@ -241,7 +242,7 @@ def _run(
                 found.info.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
             )
         if found is not None and found.grad is not None:
-            point = _Point(x, found.value, found.grad, largest(found.grad))
+            point = _Point(x, found.value, conj(found.grad), largest(found.grad))
         else:
             point = evaluated(x)
             evaluations.append(once)
@@ -288,8 +289,9 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
         value_fn: `value_fn(params, *args, **kwargs)` returns a real scalar.
 
     Returns:
-        A function `(params, *args, state, **kwargs) -> (value, grad)`, in the compute dtype. For a
-        complex param the gradient points uphill; it is the conjugate of jax's.
+        A function `(params, *args, state, **kwargs) -> (value, grad)`, in the compute dtype. As
+        with `jax.value_and_grad`, the gradient of a complex param is the conjugate of the direction
+        uphill, which `update` takes: give it `jax.tree.map(jnp.conj, grad)`.
 
     Raises:
         ValueError: when called, if the state does not hold exactly one line search that keeps the
@@ -311,7 +313,8 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
 
         def evaluate():
             like = copy_params_wide(params)
-            return value_and_grad(lambda p: value_fn(p, *args, **kwargs), params, like)
+            value, grad = value_and_grad(lambda p: value_fn(p, *args, **kwargs), params, like)
+            return value, conj(grad)
 
         (last,) = found
         if jax.tree.structure(last.grad) != jax.tree.structure(params):

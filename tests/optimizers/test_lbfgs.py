@@ -40,6 +40,7 @@ def searched(tx, f, params, steps):
         def step(carry, _):
             params, state = carry
             value, grad = value_and_grad(params, state=state)
+            grad = optax.tree.conj(grad)
             given = {"value": value, "grad": grad, "value_fn": f}
             params, state = optfn.step(tx, params, grad, state, **given)
             return (params, state), found(state).info.failed
@@ -421,3 +422,53 @@ def test_bad_input():
     without = optfn.chain(optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(5))
     with pytest.raises(ValueError, match="found one that keeps no gradient"):
         from_state(x, state=without.init(x))
+
+
+COMPLEX = {
+    "lbfgs": lambda library: library.lbfgs(),
+    "backtracking": lambda library: library.chain(
+        library.sgd(0.02), library.scale_by_backtracking_linesearch(30, store_grad=True)
+    ),
+    "zoom": lambda library: library.chain(library.sgd(1.0), library.scale_by_zoom_linesearch(20)),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_a_loop_over_complex_params_is_written_as_for_optax(name):
+    """The gradient from the state is jax's, at every step; `update` takes its conjugate."""
+    matrix = jnp.asarray([[1, -2], [3, 4], [-4 + 2j, 5 - 3j], [-2 - 2j, 6]], jnp.complex64)
+    target = jnp.asarray([1, 2j, -1, 1 + 1j], jnp.complex64)
+
+    def f(z):
+        return jnp.sum(optfn.abs_sq(matrix @ z["z"] - target)) + jnp.sum((z["x"] - 2.0) ** 2)
+
+    start = {"z": jnp.asarray([1 - 1j, 1j], jnp.complex64), "x": jnp.ones(2)}
+    ends = []
+    for library in (optfn, optax):
+        tx, value_and_grad = COMPLEX[name](library), library.value_and_grad_from_state(f)
+
+        def step(carry, _, tx=tx, value_and_grad=value_and_grad, library=library):
+            z, state = carry
+            value, grad = value_and_grad(z, state=state)
+            up = optax.tree.conj(grad)
+            # optax's backtracking alone takes jax's own gradient as the argument.
+            shown = grad if library is optax and name == "backtracking" else up
+            updates, state = tx.update(up, state, z, value=value, grad=shown, value_fn=f)
+            return (library.apply_updates(z, updates), state), (z, value, grad)
+
+        run = jax.jit(lambda z, tx=tx, step=step: jax.lax.scan(step, (z, tx.init(z)), length=6))
+        (end, _), (seen, values, grads) = run(start)
+        there = jax.vmap(jax.grad(f))(seen)
+        jax.tree.map(
+            lambda g, h: np.testing.assert_allclose(g, h, rtol=1e-3, atol=1e-4), grads, there
+        )
+        assert values[-1] < values[0] / 2
+        ends.append((end, values))
+    jax.tree.map(lambda g, h: np.testing.assert_allclose(g, h, rtol=2e-3, atol=1e-3), *ends)
+
+
+def test_minimize_needs_no_conjugates():
+    f = lambda z: optfn.abs_sq(z - (1 + 2j)) + optfn.abs_sq(z**2 - (1 + 2j) ** 2)  # noqa: E731
+    result = optfn.minimize(f, jnp.complex64(0.5 - 0.5j))
+    assert result.converged
+    np.testing.assert_allclose(result.x, 1 + 2j, atol=1e-4)

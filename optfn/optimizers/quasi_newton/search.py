@@ -48,7 +48,8 @@ class LineSearchState(NamedTuple):
     Attributes:
         learning_rate: the factor on the direction; 0 if no step was good.
         value: the function's value at the new params; infinite before the first update.
-        grad: the uphill gradient there, in the compute dtype; None if it is not kept.
+        grad: the gradient there as jax gives it, for complex params the conjugate of the direction
+            uphill, in the compute dtype; None if it is not kept.
         info: what became of the last search.
     """
 
@@ -90,8 +91,8 @@ class LineSearch(Transform):
     """A stage that finds how far to go along the updates, which point downhill.
 
     `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
-    `grad`, its value and gradient at the params. If the updates point uphill, the search follows
-    the negative gradient, with no entry larger than 1; if they are zero, the params stay.
+    `grad`, its value and uphill gradient at the params. If the updates point uphill, the search
+    follows the negative gradient, with no entry larger than 1; if they are zero, the params stay.
     """
 
     needs_params = True
@@ -126,7 +127,7 @@ class LineSearch(Transform):
         direction, slope = _downhill(updates, grad)
         line = Line(ctx.extra_args["value_fn"], ctx.params, direction, value, grad, slope)
         found = self.search(line, cast(slots.learning_rate, dtype))
-        return tree_scale(found.learning_rate, direction), found
+        return tree_scale(found.learning_rate, direction), found._replace(grad=conj(found.grad))
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming if incoming.is_mixed else Updates.STEP
@@ -157,9 +158,12 @@ def value_and_grad(value_fn: Callable, params: PyTree, like: PyTree) -> tuple[ja
 
 def uphill(grad: PyTree, like: PyTree) -> PyTree:
     """The direction uphill: jax's gradient, or its conjugate for complex params."""
-    return jax.tree.map(
-        lambda g, y: cast(g.conj() if jnp.iscomplexobj(g) else g, y.dtype), grad, like
-    )
+    return cast_like(conj(grad), like)
+
+
+def conj(tree: PyTree) -> PyTree:
+    """The conjugate: what jax calls the gradient of the direction uphill, and the reverse."""
+    return jax.tree.map(lambda x: x.conj() if jnp.iscomplexobj(x) else x, tree)
 
 
 def searches_in(state: Any) -> list[LineSearchState]:
