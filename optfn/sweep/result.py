@@ -165,7 +165,11 @@ class Result:
         return np.lexsort((np.arange(len(self)), losses, kind))
 
     def trial(self, number: int) -> TrialResult:
-        """One trial by its number."""
+        """One trial by its number, from 0."""
+        if number not in range(len(self)):
+            raise IndexError(
+                f"result.trial(number={number!r}): there are {len(self)} trials, numbered from 0."
+            )
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         several = len(scores) > 1 and bool(np.isfinite(scores).all())

@@ -125,6 +125,9 @@ def test_a_threshold_of_optunas_applies_to_the_score_that_the_task_names(directi
     rates = {"learning_rate": [0.0, 0.1]}
     result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd, policy=policy, steps=40)
     assert [result.trial(i).status for i in range(2)] == ["ok", "pruned"]
+    for number in (2, -1):
+        with pytest.raises(IndexError, match=rf"number={number}\): there are 2 trials"):
+            result.trial(number)
 
 
 def test_if_all_diverge_the_error_says_what_was_tried():
