@@ -130,7 +130,7 @@ FUNCTIONS = {
     "sqrt": lambda: optfn.sqrt(MANY),
     "stack": lambda: optfn.stack([TX, TX]),
     "static": None,  # a field
-    "step": lambda: optfn.step(TX, GRADS, STATE, PARAMS),
+    "step": lambda: optfn.step(TX, PARAMS, GRADS, STATE),
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
     "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
     "value_and_grad_from_state": evaluated_and_found,

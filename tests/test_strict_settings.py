@@ -25,7 +25,7 @@ def test_strict_promotion_of_dtypes(name):
             for _ in range(2):
                 updates, state = tx.update(grads, state, params, **given)
                 params = optfn.apply_updates(params, updates)
-            params, state = optfn.step(tx, grads, state, params, **given)
+            params, state = optfn.step(tx, params, grads, state, **given)
             optfn.evaluation_params(tx, state, params)
             optfn.metrics(tx, state)
             optfn.hyperparameters(tx, state)
@@ -46,6 +46,6 @@ def test_a_step_of_an_optimizer_of_arrays_transfers_nothing():
     state, grads = tx.init(params), {"w": jnp.ones((3, 2))}
     step = jax.jit(optfn.step)
     with jax.transfer_guard("disallow"):
-        step(tx, grads, state, params)
+        step(tx, params, grads, state)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            step(EVERY["adamw"], grads, state, params)
+            step(EVERY["adamw"], params, grads, state)

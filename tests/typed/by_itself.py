@@ -41,7 +41,7 @@ def with_optaxs_state(
 def compiled(
     tx: optfn.Transform, grads: Params, state: optfn.State, params: Params
 ) -> tuple[Params, optfn.State]:
-    params, state = optfn.step(tx, grads, state, params)
+    params, state = optfn.step(tx, params, grads, state)
     return params, state
 
 
