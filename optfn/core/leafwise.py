@@ -411,4 +411,6 @@ def _naming(rules: Sequence[Leafwise], tree: PyTree, i: int) -> Iterator[None]:
     except Exception as error:
         names = " then ".join(str(rule.name) for rule in rules)
         error.add_note(f"This was in {names}, {leaf_location(tree, i)}.")
+        if "NoneType" in str(error) and not all(rule.needs_params for rule in rules):
+            error.add_note("A rule gets its param only if its class says needs_params = True.")
         raise

@@ -549,6 +549,19 @@ def test_an_error_in_init_leaf_carries_them_too():
     assert error.value.__notes__ == ["This was in fails_at_init, at 'a/b'."]
 
 
+def test_a_rule_that_forgot_to_ask_for_its_param_is_told():
+    class shrink(optfn.Leafwise):
+        def update_leaf(self, g, slots, param, t):
+            return g - 0.1 * param, slots
+
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(TypeError) as error:
+        shrink().update(params, shrink().init(params), params)
+    assert error.value.__notes__[-1] == (
+        "A rule gets its param only if its class says needs_params = True."
+    )
+
+
 def test_an_error_in_a_per_leaf_function_carries_field_and_path():
     def mask(path, leaf):
         return {"a": True}[path]
