@@ -137,7 +137,7 @@ class Data:
     def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
 
-    def _as_child(self, value: Any, where: str) -> Any:
+    def _as_child(self, value: Any, where: Any) -> Any:
         return value
 
     def rebuilt(self, **changes: Any) -> Self:

@@ -29,7 +29,7 @@ class Layout:
         work = home
         if any(map(is_sharded, jax.tree.leaves((updates, params, slots)))):
             by_path = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
-            found: dict[tuple, Any] = {}
+            found: dict[tuple | None, Any] = {}
             for path, slot in jax.tree_util.tree_flatten_with_path(slots)[0]:
                 found.setdefault(param_of(path, slot, by_path), slot)
             work = [found.get(path, x) for path, x in zip(by_path, home, strict=True)]

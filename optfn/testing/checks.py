@@ -25,7 +25,7 @@ from optfn.testing import problems as problem_set
 from optfn.testing import sharding
 
 # In jax 0.7 it is experimental still.
-enable_x64 = (jax if hasattr(jax, "enable_x64") else experimental).enable_x64
+enable_x64 = (jax if hasattr(jax, "enable_x64") else experimental).enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class NotApplicableError(Exception):

@@ -102,7 +102,7 @@ class scale_by_lbfgs(Transform):
             return updates, slots
         dtype = own_dtype(updates)
         # Lists, as Flax's boxes around the memory are not those around the params.
-        old = Memory(*(jax.tree.leaves(tree) for tree in slots[:4]), *slots[4:])
+        old = Memory._make([*map(jax.tree.leaves, slots[:4]), *slots[4:]])
         old = jax.tree.map(lambda x: widen(x, dtype), old)
         memory = _remember(old, self._as_old(ctx.params, old), self._as_old(updates, old))
         grad = memory.gradient
