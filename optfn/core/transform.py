@@ -414,6 +414,8 @@ def check_transform_type(value: Any, where: Any) -> Transform:
         found, hint = f"{found} {value.__name__}", f"; call it, as in {value.__name__}(...)"
     elif hasattr(value, "init") and hasattr(value, "update"):
         hint = "; optax.GradientTransformation(init, update) makes a pair of functions one"
+    elif found == "DictConfig":
+        hint = ": Hydra took an optimizer apart, which _convert_: all prevents"
     where = Argument(str(where), value)
     raise TypeError(f"{where} must be an optfn transform, found {found}{hint}.")
 
