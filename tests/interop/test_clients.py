@@ -6,7 +6,6 @@ The oracle is the same program with optax's optimizer.
 import warnings
 
 import beartype
-import blackjax
 import flowjax.train
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,8 @@ import optfn
 from optfn import schedules
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore")
+    import blackjax
     import jaxopt
 
 PAIRS = {
