@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optfn.core.placement import Along, is_along, sharding_along
-from optfn.core.tree import PyTree, is_box
+from optfn.core.tree import PyTree, bare, flatten_like, is_box
 
 # Where an nnx variable keeps the names, in the versions of Flax.
 NAMES = ("out_sharding", "sharding_names", "sharding", "optimizer_sharding")
@@ -19,9 +19,17 @@ def holds_one(node: Any) -> bool:
     return is_box(node) and jax.tree.structure(node).num_leaves == 1
 
 
-def structure(tree: PyTree) -> Any:
-    """The structure of a tree in which an array and its box are one leaf."""
-    return jax.tree.structure(tree, is_leaf=holds_one)
+def contents_like(tree: PyTree, updates: PyTree, what: str) -> list:
+    """The slots at each leaf of the updates, out of their boxes if the updates are in some."""
+    boxes, treedef = jax.tree.flatten(updates, is_leaf=holds_one)
+    if not any(map(holds_one, boxes)):
+        return flatten_like(tree, updates, what, "updates")
+    found = flatten_like(tree, treedef.unflatten(jax.tree.leaves(updates)), what, "updates")
+    for box, slots in zip(boxes, found, strict=True):
+        inside = jax.tree.leaves(slots, is_leaf=holds_one)
+        if holds_one(box) and not all(map(holds_one, inside)):
+            flatten_like(tree, updates, what, "updates")  # which raises
+    return list(map(bare, found))
 
 
 def boxed_like(box: Any, slots: PyTree) -> PyTree:

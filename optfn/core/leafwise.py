@@ -20,7 +20,6 @@ from optfn.core.tracing import traced_once
 from optfn.core.transform import RESTORED, Context, Transform
 from optfn.core.tree import (
     PyTree,
-    bare,
     describe,
     difference_hint,
     flatten_like,
@@ -346,9 +345,8 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
             f"the state's slots for '{rule.name}' are {found}, this optimizer's are "
             f"{rule.Slots.__name__}{hint}"
         )
-    like = boxes.structure(updates).unflatten(jax.tree.leaves(updates))
     trees = [
-        map(bare, flatten_like(tree, like, f"the slots {rule.name}.{name}", "updates"))
+        boxes.contents_like(tree, updates, f"the slots {rule.name}.{name}")
         for name, tree in zip(rule.Slots._fields, slots, strict=True)
     ]
     columns = list(zip(*trees, strict=True))
