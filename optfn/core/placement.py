@@ -69,7 +69,7 @@ class Along:
         for n, axis in zip(jnp.shape(self.value), self.axes, strict=True):
             whole = 0 if axis is None else jnp.shape(param)[axis]
             parts = _parts(spec[axis], sizes or {}) if axis is not None and axis < len(spec) else 1
-            divides = n and whole and whole % n == 0 and n % parts == 0
+            divides = n > 1 and whole % n == 0 and n % parts == 0
             shared.append(axis if axis not in shared and (n == whole or divides) else None)
         return shared
 
