@@ -1,5 +1,6 @@
 """Wrappers that run a transform at some steps only."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,10 @@ class _Conditional(Transform):
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         declared = super().declared_extra_args()
-        for name in () if self.forward_extra_args is True else self.forward_extra_args:
+        if self.forward_extra_args is True:
+            needed = _needed_by(self.should_transform_fn)
+            return {name: KNOWN_KINDS.get(name, "scalar") for name in needed} | declared
+        for name in self.forward_extra_args:
             if name in declared:
                 continue
             if name not in KNOWN_KINDS:
@@ -81,6 +85,16 @@ class _Conditional(Transform):
         raise NotImplementedError
 
 
+def _needed_by(function: Callable) -> list[str]:
+    """The arguments without defaults that a function of the step takes beside it."""
+    try:
+        _, *others = inspect.signature(function).parameters.values()
+    except ValueError:  # builtins may have no signature
+        return []
+    starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [x.name for x in others if x.default is x.empty and x.kind not in starred]
+
+
 class conditionally_transform(_Conditional):
     """Runs a stage at some steps only and passes the updates on unchanged at the others.
 
@@ -94,7 +108,8 @@ class conditionally_transform(_Conditional):
         transform: the stage.
         should_transform_fn: a function `step -> bool`; the step is int32, 0 at the first update.
         forward_extra_args: the names of the extra arguments of `update` to pass to the function as
-            keyword arguments, as in `("value",)`; True for all that the transform declares.
+            keyword arguments, as in `("value",)`; True for all that the transform declares, and
+            those that the function names, which are scalars if their kind is not known.
 
     Raises:
         TypeError: the function does not return one bool.

@@ -121,6 +121,30 @@ def test_lanes_run_each_at_their_steps():
     np.testing.assert_array_equal(updates["b"].any(-1), [True, False])
 
 
+def large(step, loss, *, least=1.0, **others):
+    return loss > least
+
+
+@pytest.mark.parametrize("name", ["conditionally_transform", "conditionally_mask"])
+def test_the_function_gets_the_arguments_that_it_names(name):
+    here, there = (
+        getattr(library, name)(library.trace(0.9), large, forward_extra_args=True)
+        for library in (optfn, optax)
+    )
+    assert here.declared_extra_args() == {"loss": "scalar"}
+
+    def updates(tx):
+        update, state = jax.jit(tx.update), tx.init(PARAMS)
+        for loss in (2.0, 0.5, 3.0):
+            found, state = update(GRADS, state, PARAMS, loss=loss, whatever=1.0)
+            yield found
+
+    for ours, theirs in zip(updates(here), updates(there), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), ours, theirs)
+    with pytest.raises(TypeError, match="misses the extra argument 'loss'"):
+        here.update(GRADS, here.init(PARAMS), PARAMS)
+
+
 def test_an_optimizer_that_hands_on_raw_gradients_is_refused():
     """In optax 0.2.8 they become updates, uphill."""
     there = optax.conditionally_transform(optax.sgd(0.1), every_third)
