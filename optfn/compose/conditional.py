@@ -43,8 +43,9 @@ class _Conditional(Transform):
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         declared = super().declared_extra_args()
         if self.forward_extra_args is True:
-            needed = _needed_by(self.should_transform_fn)
-            return {name: KNOWN_KINDS.get(name, "scalar") for name in needed} | declared
+            for name in _needed_by(self.should_transform_fn):
+                declared.setdefault(name, KNOWN_KINDS.get(name, "scalar"))
+            return declared
         for name in self.forward_extra_args:
             if name in declared:
                 continue
