@@ -14,7 +14,7 @@ from jax.core import Tracer
 from optfn.core import boxes
 from optfn.core.dtypes import cast, cast_numbers, compute_dtype, dtype_of, real_dtype, widen
 from optfn.core.inputs import check_floating
-from optfn.core.placement import Along, is_along, place, put_like
+from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.tracing import traced_once
 from optfn.core.transform import RESTORED, Context, Transform
@@ -134,7 +134,7 @@ def _first_slots(rule: Leafwise, leaf: jax.Array, taken: list) -> list:
     def placed(slot):
         slot = Along.of(slot, leaf)
         if any(slot.value is x for x in taken):
-            slot = replace(slot, value=jnp.copy(slot.value))
+            slot = replace(slot, value=fresh(slot.value))
         taken.append(slot.value)
         return replace(slot, value=place(slot, leaf))
 

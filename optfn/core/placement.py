@@ -106,6 +106,11 @@ def place(slot: Any, param: Any) -> jax.Array:
     return placed
 
 
+def fresh(x: Any) -> jax.Array:
+    """A copy in a buffer of its own; outside a trace no program is compiled for it."""
+    return jnp.copy(x) if isinstance(x, Tracer) else jax.device_put(x, may_alias=False)
+
+
 def sharding_along(slot: Along, param: Any) -> Any:
     """The sharding of a slot, given a param that has one."""
     its = getattr(param, "sharding", None)

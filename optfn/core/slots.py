@@ -6,22 +6,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from optfn.core.boxes import boxed_like, holds_one
-from optfn.core.dtypes import compute_dtype, own_dtype, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
 from optfn.core.inputs import check_floating, is_float0
-from optfn.core.placement import Along, on_devices_of, place
+from optfn.core.placement import Along, fresh, on_devices_of, place
 from optfn.core.tree import PyTree
 
 
 def scalar_slot(value: Any, params: PyTree) -> jax.Array:
-    """A scalar of the state, in the dtype and on the devices of its params."""
-    return on_devices_of(jnp.asarray(value, own_dtype(params)) + 0, jax.tree.leaves(params))
+    """A number of the state, in the dtype and on the devices of its params."""
+    return _slot(value, own_dtype(params), params)
 
 
 def zero_slot(dtype: Any, params: PyTree) -> jax.Array:
     """A count or a flag of the state, 0 or False, on the devices of its params."""
-    return on_devices_of(jnp.zeros((), dtype), jax.tree.leaves(params))
+    return _slot(0, dtype, params)
+
+
+def _slot(value: Any, dtype: Any, params: PyTree) -> jax.Array:
+    leaves = jax.tree.leaves(params)
+    if any(isinstance(x, Tracer) for x in (value, *leaves)):
+        return jnp.copy(cast(value, dtype))
+    known = cast(value, dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)
+    return on_devices_of(fresh(known), leaves)
 
 
 def zeros_of(params: PyTree, *, real: bool = False, times: int | None = None) -> PyTree:
@@ -56,13 +66,18 @@ def placed(first: Callable[[jax.Array], Any], params: PyTree) -> PyTree:
 def copy_params(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their own dtypes."""
     check_floating("the param", params)
-    return placed(jnp.copy, params)
+    return placed(fresh, params)
 
 
 def copy_params_wide(params: PyTree) -> PyTree:
     """A copy of the params in fresh buffers, in their compute dtypes."""
     check_floating("the param", params)
-    return placed(lambda p: jnp.array(p, compute_dtype(p.dtype)), params)
+
+    def wide(p):
+        dtype = compute_dtype(p.dtype)
+        return fresh(p) if p.dtype == dtype else cast(p, dtype)
+
+    return placed(wide, params)
 
 
 def no_updates(updates: PyTree) -> PyTree:

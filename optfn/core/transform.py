@@ -22,8 +22,9 @@ from optfn.core.inputs import (
 from optfn.core.layout import Layout
 from optfn.core.optax_form import OptaxForm
 from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
-from optfn.core.placement import on_devices_of, param_of, replicated, shapes_in_place
+from optfn.core.placement import param_of, replicated, shapes_in_place
 from optfn.core.schedule import Schedule, as_schedule
+from optfn.core.slots import zero_slot
 from optfn.core.state import Context, State
 from optfn.core.tree import PyTree, bare
 from optfn.core.updates_kind import Updates, check_root
@@ -177,7 +178,7 @@ class Transform(Data, OptaxForm):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
         params = to_arrays(params, "the param")
-        return State(on_devices_of(jnp.zeros((), jnp.int32), leaves), self.init_named(params))
+        return State(zero_slot(jnp.int32, params), self.init_named(params))
 
     @final
     def update(  # pyright: ignore[reportIncompatibleVariableOverride]
