@@ -2,8 +2,11 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from algorithms import CASES, OPTAX, in_optax
+
+import optfn
 
 SHARED = {
     case.algorithm: case
