@@ -166,10 +166,7 @@ class Result:
 
     def trial(self, number: int) -> TrialResult:
         """One trial by its number, from 0."""
-        if number not in range(len(self)):
-            raise IndexError(
-                f"result.trial(number={number!r}): there are {len(self)} trials, numbered from 0."
-            )
+        _check_trial(number, len(self))
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         several = len(scores) > 1 and bool(np.isfinite(scores).all())
@@ -354,6 +351,13 @@ class Result:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _check_trial(number: int, trials: int) -> None:
+    if number not in range(trials):
+        raise IndexError(
+            f"result.trial(number={number!r}): there are {trials} trials, numbered from 0."
+        )
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
