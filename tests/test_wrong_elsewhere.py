@@ -147,19 +147,6 @@ def test_a_mask_function_is_not_taken_for_a_schedule():
         optfn.adamw(0.1, mask=kernels)
 
 
-def test_a_misspelled_extra_argument_is_refused():
-    try:
-        theirs = run(optax.chain(optax.adam(0.1)), PARAMS, GRADS, vaule=1.0)
-    except TypeError:
-        theirs = None
-    wrong_in_optax(theirs is not None)
-    declared = optfn.from_optax(optax.polyak_sgd(), ["value"])
-    with pytest.raises(TypeError, match=r"'vaule', which no stage declares; declared: value"):
-        run(declared, PARAMS, GRADS, vaule=1.0)
-    with pytest.raises(TypeError, match=r"'vaule', which no stage declares; declared: none"):
-        run(optfn.adam(0.1), PARAMS, GRADS, vaule=1.0)
-
-
 def test_leaves_that_are_not_selected_do_not_climb():
     mask = {"w": True, "b": False}
     theirs, _ = run(optax.masked(optax.sgd(0.1), mask), PARAMS, GRADS)

@@ -247,7 +247,7 @@ def test_bad_input_of_raise_if_gave_up():
     with pytest.raises(TypeError, match=r"call it outside of jit and vmap"):
         jax.jit(optfn.raise_if_gave_up)(gone())
     with pytest.raises(TypeError, match=r"skip_nonfinite\(transform=...\) must be an optfn trans"):
-        optfn.skip_nonfinite(optax.sgd(0.1))
+        optfn.skip_nonfinite(optax.sgd)
 
 
 # Where it stands.

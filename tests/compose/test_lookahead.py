@@ -178,7 +178,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"lookahead\(sync_period=...\) must be at least 1, found"):
         optfn.lookahead(optfn.sgd(0.1), 0, 0.5)
     with pytest.raises(TypeError, match=r"lookahead\(fast_optimizer=...\) must be an optfn transf"):
-        optfn.lookahead(optax.sgd(0.1), 2, 0.5)
+        optfn.lookahead(optax.sgd, 2, 0.5)
     tx = optfn.lookahead(optfn.sgd(0.1), 2, 0.5)
     with pytest.raises(
         ValueError, match=r"chain\(...\): scale would change the updates of lookahead"

@@ -325,7 +325,7 @@ def test_bad_input():
         with pytest.raises(
             TypeError, match=r"of_params\(transform=...\) must be an optfn transform"
         ):
-            make(optax.sgd(0.1))
+            make(optax.sgd)
         tx = make(SGD)
         with pytest.raises(ValueError, match="of_params needs the params"):
             tx.update(START, tx.init(START))

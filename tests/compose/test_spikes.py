@@ -193,5 +193,4 @@ def test_bad_input():
     with pytest.raises(TypeError, match="misses the extra argument 'value'"):
         tx.update(g, tx.init(g))
     tx = optfn.skip_spikes(optfn.sgd(0.1))
-    with pytest.raises(TypeError, match="'value', which no stage declares"):
-        tx.update(g, tx.init(g), value=1.0)
+    tx.update(g, tx.init(g), value="not its own")

@@ -151,8 +151,6 @@ def test_extra_args_pass_through_an_optax_wrapper(wrapper):
 DROPPING = {
     # It hands on no extra argument to any transformation.
     "lookahead": (WRAPPERS["lookahead"][0], OURS_BY_VALUE, {}),
-    # It hands them on to optax's own type only, which `to_optax` makes.
-    "chain": (optax.chain, optfn.chain(OURS, scale_by_value()), {"value": np.ones(STEPS)}),
 }
 
 

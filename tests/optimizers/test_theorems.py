@@ -174,7 +174,7 @@ def test_a_variance_below_zero_is_none(eps_in_sqrt):
     )
     eps = 1e-3**0.5 if eps_in_sqrt else 1e-3
     # What is left of the variance is a few roundings of the square.
-    slowest = abs(grads) * RATE / (eps + 2**-10 * abs(grads))
+    slowest = abs(grads) * RATE / (eps + 2**-9 * abs(grads))
     sizes = abs(updates_of(rmsprop, grads))
     assert (slowest <= sizes).all()
     assert (sizes <= abs(grads) * RATE / eps * (1 + 1e-6)).all()

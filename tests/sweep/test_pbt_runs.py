@@ -51,8 +51,8 @@ def test_a_member_is_the_run_by_the_schedule_it_found(mode):
     assert len(line) > 1
     tx = optfn.adam(**{name: followed(line, name) for name in SPACE})
     alone = run(lambda: tx, {}, mode, trials=1, policy=sweep.run_all(), seeds=2)
-    # The same program but for the reading of the schedules, which is exact.
-    np.testing.assert_array_equal(alone.scores[0], population.scores[best.trial])
+    # The reading of the schedules is exact, but makes it another program, which rounds otherwise.
+    np.testing.assert_allclose(alone.scores[0], population.scores[best.trial], rtol=2e-6)
 
 
 def test_the_past_of_members_and_whom_they_copied_make_their_lines():
