@@ -104,7 +104,8 @@ def test_no_training_step_copies_what_it_donates(monkeypatch):
         digits.train_epoch.lower(*epoch_arguments(digits, optfn.adam(0.001)))
     assert len(jitted) == len(ways.WAYS) + 2
     for step in jitted:
-        step.check()
+        # Params that the backward pass still reads XLA copies, whatever the optimizer.
+        step.check("state")
 
 
 # train_digits
