@@ -25,6 +25,7 @@ from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
 from optfn.core.optax_names import missing as _missing
 from optfn.core.paths import by_path as by_path
+from optfn.core.placement import Along as Along
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.state import Context as Context
 from optfn.core.state import State as State
@@ -34,6 +35,7 @@ from optfn.core.wrapper import Wrapper as Wrapper
 
 # Composition.
 from optfn.compose.accumulate import accumulate as accumulate
+from optfn.compose.across import across as across
 from optfn.compose.averaging import ema_nesterov as ema_nesterov
 from optfn.compose.averaging import primal_averaging as primal_averaging
 from optfn.compose.averaging import schedule_free as schedule_free

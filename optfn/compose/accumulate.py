@@ -82,6 +82,8 @@ class accumulate(Transform):
             finite would not reach it.
     """
 
+    splittable = True
+
     transform: Transform = child(converter=as_transform)
     every: Any
     use_grad_mean: bool = static(default=True, kw_only=True)

@@ -117,6 +117,8 @@ class conditionally_transform(_Conditional):
         ValueError: the kind of an extra argument is not known.
     """
 
+    splittable = True
+
     def updates_kind(self, incoming: Updates) -> Updates:
         inner = super().updates_kind(incoming)
         kind = partly(inner, incoming)
@@ -140,6 +142,8 @@ class conditionally_mask(_Conditional):
         TypeError: as in `conditionally_transform`.
         ValueError: as in `conditionally_transform`.
     """
+
+    splittable = True
 
     def _elsewhere(self, updates: PyTree) -> PyTree:
         return no_updates(updates)

@@ -115,6 +115,8 @@ class skip_nonfinite(Skipping):
         max_consecutive: a number or a schedule; `float("inf")` never gives up.
     """
 
+    splittable = True
+
     max_consecutive: Any = 5
 
     def init_slots(self, params: PyTree) -> Skips:

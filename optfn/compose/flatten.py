@@ -39,6 +39,7 @@ class flatten(Wrapper):
     """
 
     elementwise = True
+    splittable = False  # one vector of parts and whole leaves
     needs_params = True
 
     def __post_init__(self):

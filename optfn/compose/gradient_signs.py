@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optfn.core.mapped import entries, total
 from optfn.core.transform import Context
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import check_side_known, makes_steps
@@ -50,11 +51,14 @@ class cautious(_Signed):
     Source: Liang et al. 2024.
     """
 
+    splittable = True
+
     min_share: Any = 1e-3
 
     def _signed(self, u: jax.Array, g: jax.Array) -> jax.Array:
         opposed = (jnp.sign(u) * jnp.sign(g).conj()).real <= 0  # NaN is not, and stays visible
-        share = jnp.maximum(jnp.mean(~opposed, dtype=u.real.dtype), self.min_share)
+        kept = total((~opposed).astype(u.real.dtype)) / entries(u)
+        share = jnp.maximum(kept, self.min_share)
         return jnp.where(opposed, 0, u / share.astype(u.real.dtype))
 
 

@@ -68,6 +68,8 @@ class loss_scale(Skipping):
     starts at 2^16, which is infinite in float16).
     """
 
+    splittable = True
+
     needs_every_gradient: ClassVar[bool] = True
 
     init_scale: Any = 2.0**15

@@ -64,6 +64,8 @@ class mechanize(Transform):
     Source: Cutkosky et al. 2023.
     """
 
+    splittable = True
+
     needs_params = True
 
     base_optimizer: Transform = child(converter=as_transform)

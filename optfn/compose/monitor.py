@@ -13,6 +13,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import child, static
 from optfn.core.hyperparameters import hyperparameters_at, tags
 from optfn.core.inputs import is_inexact
+from optfn.core.mapped import everywhere
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.state import count_up
@@ -92,6 +93,8 @@ class monitor(Transform):
             or the state was made with other metrics.
     """
 
+    splittable = True
+
     needs_params = True
 
     transform: Transform = child(converter=as_transform)
@@ -153,7 +156,7 @@ def _norm(tree: PyTree) -> jax.Array:
 
 def _clipping(name: str, before: PyTree, after: PyTree, old: Mapping[str, Any]) -> dict[str, Any]:
     # The norms alone may differ by rounding where nothing was clipped.
-    differ = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.any(x != y), before, after))
+    differ = jax.tree.leaves(jax.tree.map(lambda x, y: ~everywhere(x == y), before, after))
     changed = reduce(jnp.logical_or, differ, jnp.asarray(False))
     norm, hits = _norm(before), old[f"{name}.hits"]
     return {

@@ -74,6 +74,8 @@ class skip_spikes(Skipping):
     al. 2025); the averages instead of a window, those of ZClip (Kumar et al. 2025).
     """
 
+    splittable = True
+
     threshold: Any = 6.0
     decay: Any = 0.985
     warmup_steps: Any = 64

@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from optfn.core.dtypes import cast, own_dtype, real_dtype, widen
 from optfn.core.inputs import matched
+from optfn.core.mapped import part_axes
 from optfn.core.tracing import traced_once
 from optfn.core.tree import PyTree, flatten_like
 
@@ -49,7 +50,7 @@ def each_leaf(
     traced = any(isinstance(x, Tracer) for x in leaves)
     results = []
     for row, once in zip(rows, traced_once(kinds, traced), strict=True):
-        call = partial(_jitted, rule) if once else rule
+        call = partial(_jitted, rule, part_axes()) if once else rule
         results.append(call(*row, *own[real_dtype(row[0].dtype)]))
     if not results:
         like = jnp.zeros((), own_dtype(updates))
@@ -66,6 +67,6 @@ def _matched_or_none(tree: PyTree, updates: PyTree) -> list:
     return [next(found) if own else None for own in there]
 
 
-@partial(jax.jit, static_argnums=0)
-def _jitted(rule: Callable, *args: Any) -> tuple:
+@partial(jax.jit, static_argnums=(0, 1))
+def _jitted(rule: Callable, axes: tuple, *args: Any) -> tuple:
     return rule(*args)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from optfn.core import boxes
 from optfn.core.dtypes import cast, cast_numbers, compute_dtype, dtype_of, real_dtype, widen
 from optfn.core.inputs import check_floating
+from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.tracing import traced_once
@@ -196,7 +197,9 @@ def apply_run(
         slot = [column[i] for column in columns]
         args = leaf, slot, param, count[real_dtype(leaf.dtype)], [extra[i] for extra in extras]
         with _naming(rules, updates, i):
-            leaf, slot = _run_jitted(*split[id(own)], *args) if once[i] else _run(own, *args)
+            leaf, slot = (
+                _run_jitted(part_axes(), *split[id(own)], *args) if once[i] else _run(own, *args)
+            )
         new_leaves.append(leaf)
         new_slots.append(slot)
 
@@ -264,8 +267,10 @@ class _StaticRules:
         return self._hash
 
 
-@partial(jax.jit, static_argnums=0)
-def _run_jitted(known: _StaticRules, operands: list, *args: Any) -> tuple[jax.Array, list]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_jitted(
+    axes: tuple, known: _StaticRules, operands: list, *args: Any
+) -> tuple[jax.Array, list]:
     return _run(known.rules(operands), *args)
 
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from optfn.core.control_flow import cond
 from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype, widen
 from optfn.core.inputs import is_inexact
+from optfn.core.mapped import entries, everywhere, largest, parts_over, total
 from optfn.core.tree import PyTree
 
 
@@ -61,19 +62,29 @@ def ratio(a: Any, b: jax.Array) -> jax.Array:
 WORTH_A_BRANCH = 2**11
 
 
-def global_norm(tree: PyTree) -> jax.Array:
+def global_norm(tree: PyTree, axis_name: Any = ()) -> jax.Array:
     """The Euclidean norm of all leaves together; an empty tree has norm 0.
 
     In float32 entries of 1e25 do not overflow and entries of 1e-25 do not vanish. If an entry is
     not finite, neither is the norm.
+
+    Args:
+        tree: the arrays.
+        axis_name: inside `shard_map`, the name of the axis, or a tuple of names, over which arrays
+            are in parts: the norm is of the whole arrays. By default it is of this device's parts.
+            A leaf that does not vary over an axis is whole.
+
+    Raises:
+        ValueError: the `shard_map` does not track what varies (`check_vma=False`).
     """
-    return norm_of(tree).value
+    with parts_over(axis_name):
+        return norm_of(tree).value
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
     """sqrt(mean(|x|^2)) of one array, in any range; 0 for an empty one."""
     scale, relative = norm_of(x)
-    return scale * (relative / max(x.size, 1) ** 0.5)
+    return scale * (relative / max(entries(x), 1) ** 0.5)
 
 
 class Norm(NamedTuple):
@@ -120,10 +131,10 @@ def norm_of(tree: PyTree) -> Norm:
 def _norm_of_parts(*parts: jax.Array) -> Norm:
     """The norm of real arrays, of which there is at least one."""
     dtype = jnp.result_type(*parts)
-    count = sum(x.size for x in parts)
+    count = sum(map(entries, parts))
     if count < WORTH_A_BRANCH:
         return _by_largest(dtype, *parts)
-    square = sum(_sum_of_squares(x).astype(dtype) for x in parts)
+    square = sum(total(lax.square(x)).astype(dtype) for x in parts)
     info = jnp.finfo(dtype)
     # Squares below tiny vanish; their sum must be negligible.
     in_range = (square > count * float(info.tiny / info.eps)) & (square < jnp.inf)
@@ -169,8 +180,8 @@ def shrunk(updates: PyTree, norm: Norm, limit: Any) -> PyTree:
 
 def _by_largest(dtype: Any, *parts: jax.Array) -> Norm:
     """The norm of real arrays in any range, which reads them twice."""
-    scale = _room_for_squares(jnp.stack([_largest(x).astype(dtype) for x in parts]).max())
-    return Norm(scale, sqrt(sum(_sum_of_squares(x.astype(dtype) / scale) for x in parts)))
+    scale = _room_for_squares(jnp.stack([largest(lax.abs(x)).astype(dtype) for x in parts]).max())
+    return Norm(scale, sqrt(sum(total(lax.square(x.astype(dtype) / scale)) for x in parts)))
 
 
 def _room_for_squares(largest: jax.Array) -> jax.Array:
@@ -181,14 +192,6 @@ def _room_for_squares(largest: jax.Array) -> jax.Array:
     """
     tiny = float(jnp.finfo(largest.dtype).tiny)
     return lax.stop_gradient(jnp.clip(largest, tiny**0.5, tiny**-0.8))
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    return lax.reduce_max(lax.abs(x), range(x.ndim))
-
-
-def _sum_of_squares(x: jax.Array) -> jax.Array:
-    return lax.reduce_sum(lax.square(x), range(x.ndim))
 
 
 def tree_sum(tree: PyTree) -> jax.Array:
@@ -204,11 +207,11 @@ def tree_scale(number: jax.Array, tree: PyTree) -> PyTree:
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     """The real part of the inner product <x, y> of two arrays."""
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
-        return jnp.sum((x.conj() * y).real)
-    return jnp.sum(x * y)
+        return total((x.conj() * y).real)
+    return total(x * y)
 
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry is finite, as entries of integer leaves always are."""
     leaves = [x for x in jax.tree.leaves(tree) if is_inexact(x)]
-    return reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in leaves), jnp.asarray(True))
+    return reduce(jnp.logical_and, (everywhere(jnp.isfinite(x)) for x in leaves), jnp.asarray(True))

@@ -18,6 +18,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from optfn.core.mapped import largest
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def _traced_along(slot: Along, value: jax.Array, param: Any) -> jax.Array:
     sharding = jax.typeof(param).sharding
     axes = slot.shared(param, sharding.spec, sharding.mesh.shape)
     shadow = _shadow(param, jnp.shape(value), axes)
+    if jnp.ndim(shadow) == 0:
+        shadow = largest(shadow)
     its = jax.typeof(shadow).sharding
     if AxisType.Explicit in its.mesh.axis_types and jax.typeof(value).sharding != its:
         value = jax.sharding.reshard(value, its)

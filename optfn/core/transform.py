@@ -76,9 +76,14 @@ class Transform(Data, OptaxForm):
             the same position, in the same way in every leaf, provided that the inner transforms are
             elementwise and each per-leaf value is the same for all leaves. `flatten` requires it. A
             subclass does not inherit it.
+        splittable: whether inside `across` it computes from parts of arrays what it does from whole
+            ones, provided that the inner transforms do: each sum or maximum over a leaf or the tree
+            is taken by `global_norm` or another of the library's functions. Whatever is
+            elementwise is splittable. A subclass does not inherit it.
     """
 
     elementwise: ClassVar[bool] = False
+    splittable: ClassVar[bool] = False
     extra_args: ClassVar[Mapping[str, ExtraKind]] = {}
     needs_params: ClassVar[bool] = False
     _given_name: str | None = static(default=None, init=False)

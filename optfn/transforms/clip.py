@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optfn.core.data import check_within, static
 from optfn.core.leafwise import Leafwise
+from optfn.core.mapped import entries
 from optfn.core.numerics import Norm, norm_of, norms_along, shrunk
 from optfn.core.transform import Context, Transform
 from optfn.core.tree import PyTree
@@ -55,6 +56,8 @@ class clip_by_norm(Leafwise):
     Source: Pascanu et al. 2012, by layer.
     """
 
+    splittable = True
+
     max_norm: Any
 
     def __post_init__(self):
@@ -78,10 +81,12 @@ class clip_by_block_rms(Leafwise):
     Source: Shazeer and Stern 2018.
     """
 
+    splittable = True
+
     threshold: Any
 
     def update_leaf(self, g, slots, param, t):
-        return shrunk(g, norm_of(g).over_root(g.size), self.threshold), slots
+        return shrunk(g, norm_of(g).over_root(entries(g)), self.threshold), slots
 
 
 class adaptive_grad_clip(Leafwise):
@@ -138,6 +143,8 @@ class clip_by_global_norm(Transform):
 
     Source: Pascanu et al. 2012.
     """
+
+    splittable = True
 
     max_norm: Any
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
-from optfn.core.numerics import norm_of, ratio, shrunk
+from optfn.core.numerics import dot, norm_of, ratio, shrunk
 from optfn.core.tree import PyTree
 
 
@@ -32,6 +32,8 @@ class correct_by_mars(Leafwise):
 
     Source: Yuan et al. 2024.
     """
+
+    splittable = True
 
     gamma: Any = 0.025
     b1: Any = 0.95
@@ -61,12 +63,14 @@ class orthogonalize_to_params(Leafwise):
     Source: Prieto et al. 2025.
     """
 
+    splittable = True
+
     needs_params = True
 
     def update_leaf(self, g, slots, param, t):
         p_norm, g_norm = norm_of(param), norm_of(g)
         unit, g = param / p_norm.scale * ratio(1, p_norm.relative), g / g_norm.scale
-        v = g - unit * jnp.sum(unit.conj() * g).real
+        v = g - unit * dot(unit, g)
         v_norm = norm_of(v).value
         # For a gradient along the params only a rounding error is left.
         nothing = v_norm <= 8 * jnp.finfo(g.dtype).eps * g_norm.relative

@@ -24,6 +24,8 @@ class scale_by_param_block_norm(Leafwise):
         ValueError: `update` was not given the params.
     """
 
+    splittable = True
+
     needs_params = True
 
     min_scale: Any = 1e-3
@@ -47,6 +49,8 @@ class scale_by_param_block_rms(Leafwise):
     Source: Shazeer and Stern 2018.
     """
 
+    splittable = True
+
     needs_params = True
 
     min_scale: Any = 1e-3
@@ -63,6 +67,8 @@ class normalize_by_update_norm(Transform):
         eps: added to the norm.
     """
 
+    splittable = True
+
     scale_factor: Any = 1.0
     eps: Any = 1e-6
 
@@ -77,6 +83,8 @@ class normalize(Transform):
 
     For steps of a fixed length, like those of the adversary of `sam`.
     """
+
+    splittable = True
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         scale, relative = norm_of(updates)

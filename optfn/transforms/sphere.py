@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
+from optfn.core.mapped import entries
 from optfn.core.numerics import norm_of, ratio, root_mean_square
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
@@ -36,6 +37,8 @@ class hyperball(Leafwise):
     Source: Wen et al. 2025.
     """
 
+    splittable = True
+
     needs_params = True
 
     learning_rate: Any
@@ -47,7 +50,7 @@ class hyperball(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         of_g = norm_of(g)
-        unit = g / of_g.scale * ratio(g.size**0.5, of_g.relative)  # of root mean square 1
+        unit = g / of_g.scale * ratio(entries(g) ** 0.5, of_g.relative)  # of root mean square 1
         step = -self.learning_rate * slots.rms * unit
         moved = root_mean_square(param + step)
         still = (of_g.relative == 0) | (moved == 0)

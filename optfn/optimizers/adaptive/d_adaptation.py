@@ -9,6 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.dtypes import own_dtype
 from optfn.core.each_leaf import each_leaf
+from optfn.core.mapped import total
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, dot, ratio, sqrt, tree_sum
 from optfn.core.slots import copy_params, scalar_slot, zeros_of
@@ -90,6 +91,8 @@ class scale_by_prodigy(Transform):
     Source: Mishchenko and Defazio 2024, in the order of the authors' code.
     """
 
+    splittable = True
+
     needs_params = True
 
     learning_rate: Any = 1.0
@@ -139,7 +142,7 @@ class scale_by_prodigy(Transform):
 def _prodigy_sums(g, p, mu, nu, s, start, d, weight, b1, b2, b3):
     mu, nu = average(b1, mu, d * g), average(b2, nu, abs_sq(d * g))
     s = b3 * s + weight * g
-    return mu, nu, s, dot(g, start - p), jnp.sum(jnp.abs(s))
+    return mu, nu, s, dot(g, start - p), total(jnp.abs(s))
 
 
 def _decayed_adam(g, p, mu, nu, rate, decay, eps):
@@ -210,6 +213,8 @@ class scale_by_dadapt_adamw(Transform):
     Source: Defazio and Mishchenko 2023.
     """
 
+    splittable = True
+
     needs_params = True
 
     learning_rate: Any = 1.0
@@ -249,7 +254,7 @@ def _dadapt_adamw(g, p, mu, nu, s, w, decay, b1, b2, b, eps):
     mu, nu = average(b1, mu, w * g), average(b2, nu, abs_sq(g))
     s = average(b, s, w * g)
     (step,) = _decayed_adam(g, p, mu, nu, 1, decay, eps)
-    return step, mu, nu, s, along, jnp.sum(jnp.abs(s))
+    return step, mu, nu, s, along, total(jnp.abs(s))
 
 
 def dadapt_adamw(

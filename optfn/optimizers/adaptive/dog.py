@@ -10,6 +10,7 @@ from optfn.core.data import show, static
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.leafwise import Leafwise
+from optfn.core.mapped import total
 from optfn.core.numerics import abs_sq, global_norm, ratio, sqrt, tree_scale, tree_sum
 from optfn.core.slots import copy_params, scalar_slot
 from optfn.core.transform import Context, Transform
@@ -58,7 +59,7 @@ def _distance(params: PyTree, start: PyTree) -> jax.Array:
 
 def _squared_distance(p, start):
     wide = cast(p, compute_dtype(p.dtype))
-    return (jnp.sum(abs_sq(wide - start)),)
+    return (total(abs_sq(wide - start)),)
 
 
 def _gather(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -86,6 +87,8 @@ class scale_by_dog(Transform):
 
     Source: Ivgi et al. 2023.
     """
+
+    splittable = True
 
     needs_params = True
 
@@ -181,6 +184,8 @@ class scale_by_dowg(Transform):
     Source: Khaled et al. 2023.
     """
 
+    splittable = True
+
     needs_params = True
 
     init_estim_sq_dist: Any = None
@@ -246,6 +251,8 @@ class scale_by_distance_over_gradients(Leafwise):
 
     Source: Ivgi et al. 2023.
     """
+
+    splittable = True
 
     needs_params = True
 

@@ -9,6 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.data import static
 from optfn.core.dtypes import own_dtype
 from optfn.core.each_leaf import each_leaf
+from optfn.core.mapped import total
 from optfn.core.moments import average, debias
 from optfn.core.numerics import abs_sq, dot, norm_of, ratio, sqrt, tree_scale, tree_sum
 from optfn.core.slots import scalar_slot, zeros_of
@@ -41,6 +42,8 @@ class scale_by_polyak(Transform):
 
     Source: Loizou et al. 2021; `"sps+"`: Garrigos et al. 2023.
     """
+
+    splittable = True
 
     extra_args: ClassVar = {"value": "scalar"}
 
@@ -142,6 +145,8 @@ class scale_by_momo(Transform):
     Source: Schaipp et al. 2024.
     """
 
+    splittable = True
+
     needs_params = True
     extra_args: ClassVar = {"value": "scalar"}
 
@@ -200,6 +205,8 @@ class scale_by_momo_adam(Transform):
 
     Source: Schaipp et al. 2024.
     """
+
+    splittable = True
 
     needs_params = True
     extra_args: ClassVar = {"value": "scalar"}
@@ -279,7 +286,7 @@ def _step_to_bound(
 
 def _average_line(g, p, mu, beta):
     mu = average(beta, mu, g)
-    return mu, dot(g, p), dot(mu, p), jnp.sum(abs_sq(mu))
+    return mu, dot(g, p), dot(mu, p), total(abs_sq(mu))
 
 
 def _average_adam_line(g, p, mu, nu, b1, b2, eps, t):

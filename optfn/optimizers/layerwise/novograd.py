@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.core.dtypes import real_dtype
 from optfn.core.leafwise import Leafwise
+from optfn.core.mapped import total
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, sqrt
 from optfn.core.tree import PyTree
@@ -40,6 +41,8 @@ class scale_by_novograd(Leafwise):
     Source: Ginsburg et al. 2019.
     """
 
+    splittable = True
+
     needs_params = True
 
     b1: Any = 0.9
@@ -54,7 +57,7 @@ class scale_by_novograd(Leafwise):
         return LayerMoments(jnp.zeros_like(param), jnp.zeros((), real_dtype(param.dtype)))
 
     def update_leaf(self, g, slots, param, t):
-        square = jnp.sum(abs_sq(g))
+        square = total(abs_sq(g))
         nu = jnp.where(t == 1, square, average(self.b2, slots.nu, square))
         normalized = g / (sqrt(nu + self.eps_root) + self.eps)
         mu = self.b1 * slots.mu + normalized + self.weight_decay * param

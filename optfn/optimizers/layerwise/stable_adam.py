@@ -34,6 +34,8 @@ class scale_by_stable_adamw(Leafwise):
     Source: Wortsman et al. 2023.
     """
 
+    splittable = True
+
     needs_params = True
 
     b1: Any = 0.9

@@ -33,6 +33,8 @@ class scale_by_trust_ratio(Leafwise):
     Source: You et al. 2017.
     """
 
+    splittable = True
+
     needs_params = True
 
     min_norm: Any = 0.0
