@@ -56,6 +56,7 @@ WRAPPERS = {
     "mean_of_params": optfn.mean_of_params,
     "mechanize": lambda tx: optfn.mechanize(tx, s_init=0.1),
     "monitor": optfn.monitor,
+    "across": lambda tx: optfn.across(tx, "x"),
     "own_step": optfn.own_step,
     "partition": lambda tx: optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
     "partition one": lambda tx: optfn.partition({"x": tx}, "x"),
