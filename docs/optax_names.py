@@ -47,6 +47,7 @@ OTHER_ARGUMENTS = {
         "the estimator is a transform; nothing is printed",
     ),
     "hutchinson_estimator_diag_hessian": ("random_seed", "a number, not a key"),
+    "global_norm": ("axis_name", "an addition, for arrays in parts inside `shard_map`"),
     "noisy_sgd": ("key seed", "`seed`, a number that can be swept"),
     "add_noise": ("key seed", "`seed`, a number that can be swept"),
     "schedule_free": (

@@ -444,13 +444,7 @@ def check_abstract_init(subject: Subject) -> None:
 
 
 def check_sharding(subject: Subject) -> None:
-    """On meshes of one and two dimensions the state keeps its places, and costs no compilation.
-
-    Its slots lie where their params do, after `init` called eagerly, under `jit` and on
-    `ShapeDtypeStruct`s, and after updates. With explicit axes its types are a fixed point, as the
-    carry of a scan must be, and the updates have the types of the params, also where only some of
-    state, params and gradients are split. With automatic axes one compiled step serves all steps.
-    """
+    """Slots lie where their params do and stay there, with explicit and with automatic axes."""
     if jax.device_count() < 2:
         raise NotApplicableError("it needs two devices")
     sharding.check(subject)

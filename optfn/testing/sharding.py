@@ -27,7 +27,14 @@ SPLIT = {
 
 
 def check(subject: Any) -> None:
-    """Everything that `check_sharding` says, on as many meshes as there are devices for."""
+    """Runs `tx` on meshes of one and of two dimensions, as far as there are devices for them.
+
+    Slots lie where their params do, after `init` called eagerly, under `jit` and on
+    `ShapeDtypeStruct`s, and after updates. With explicit axes the state's types are a fixed point,
+    as the carry of a scan must be, and the updates have the types of the params, also where only
+    some of state, params and gradients are split. With automatic axes one compiled step serves all
+    steps.
+    """
     for name, (sides, specs) in MESHES.items():
         if jax.device_count() < jnp.prod(jnp.asarray(sides)):
             continue
