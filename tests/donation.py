@@ -39,6 +39,8 @@ class Donating:
 
 def _shape(x: Any) -> Any:
     """Of an array; numbers and whatever is static stay as they are."""
+    if isinstance(x, jax.Array) and isinstance(x.sharding, jax.sharding.NamedSharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     return jax.typeof(x).update(sharding=None) if isinstance(x, jax.Array) else x
 
 
