@@ -1,4 +1,4 @@
-"""Every optimizer inside of every wrapper that, set so, leaves it as it is."""
+"""Every optimizer inside of wrappers that, set so, leave it as it is: each in a third of them."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import optfn
-from optfn.testing.checks import Subject, _check_fixed_point, example_grads, example_params
+from optfn.testing.checks import Subject, _check_fixed_point, example_grads
 
 
 def always(step, **extra_args):
@@ -46,13 +46,26 @@ REFUSED = {wrapper: {"loss_scale"} for wrapper in KEEPS_GRADIENTS}
 REFUSED["lookahead"] = {"lookahead", "ema_of_params", "mean_of_params"}
 
 
+SHARES = 3
+
+
+def params_in(dtype=jnp.float32):
+    return {"w": jnp.asarray([[1.0, -2.0], [0.5, 0.25], [-1.5, 3.0]], dtype), "s": dtype(2)}
+
+
+def inside(wrapper):
+    """A share of the optimizers, of every kind; the next wrapper gets the next share."""
+    first = list(WRAPPERS).index(wrapper) % SHARES
+    return sorted(cases.OPTIMIZERS)[first::SHARES]
+
+
 def subject(name, wrap=lambda tx: tx):
     return Subject(wrap(cases.OPTIMIZERS[name]), cases.EXTRA_ARGS.get(name, {}))
 
 
 def end(one, seeds):
     """Params and state after steps with the gradients of these seeds; None is a gradient of NaN."""
-    params = example_params()
+    params = params_in()
     state = one.tx.init(params)
     for seed in seeds:
         grads = example_grads(params, seed or 0)
@@ -74,7 +87,9 @@ def alone(name):
 def test_what_is_inside_is_as_it_is_alone(wrapper):
     """Two steps, bit for bit, and for what skips a step between them with a gradient of NaN."""
     seeds = (0, None, 1) if wrapper in KEEPS_GRADIENTS else (0, 1)
-    for name in cases.OPTIMIZERS.keys() - REFUSED.get(wrapper, set()):
+    for name in inside(wrapper):
+        if name in REFUSED.get(wrapper, set()):
+            continue
         one = subject(name, WRAPPERS[wrapper])
         with jax.disable_jit():
             found = end(one, seeds)
@@ -82,4 +97,4 @@ def test_what_is_inside_is_as_it_is_alone(wrapper):
         if wrapper in EVALUATES_ELSEWHERE:
             expected = expected[0], expected[0]
         jax.tree.map(lambda x, y, n=name: np.testing.assert_array_equal(x, y, n), found, expected)
-        _check_fixed_point(one, f"{name}, bfloat16", example_params(jnp.bfloat16), jnp.bfloat16)
+        _check_fixed_point(one, f"{name}, bfloat16", params_in(jnp.bfloat16), jnp.bfloat16)
