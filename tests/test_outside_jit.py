@@ -1,7 +1,6 @@
 """Outside of `jit` no public call compiles anew when it is called again."""
 
 import inspect
-import typing
 
 import cases
 import jax
@@ -138,7 +137,7 @@ FUNCTIONS = {
 
 
 def gives_a_transform(function):
-    hint = typing.get_type_hints(function).get("return")
+    hint = getattr(function, "__annotations__", {}).get("return")
     return isinstance(hint, type) and issubclass(hint, optfn.Transform)
 
 
