@@ -18,7 +18,8 @@ from optfn.core.control_flow import cond
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
-from optfn.core.transform import State, Transform, check_transform_type, restored_hint
+from optfn.core.state import State
+from optfn.core.transform import Transform, check_transform_type, restored_hint
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.search import (

@@ -151,6 +151,12 @@ OPTIMIZERS = {
 }
 
 
+def gives_a_transform(function):
+    """Whether a function is annotated to return an optimizer or a stage."""
+    hint = getattr(function, "__annotations__", {}).get("return")
+    return isinstance(hint, type) and issubclass(hint, optfn.Transform)
+
+
 def bowl(params):
     """Of any tree, the value in float32 or wider; of a vector the kit's problem."""
     leaves = jax.tree.leaves(params)

@@ -136,15 +136,10 @@ FUNCTIONS = {
 }
 
 
-def gives_a_transform(function):
-    hint = getattr(function, "__annotations__", {}).get("return")
-    return isinstance(hint, type) and issubclass(hint, optfn.Transform)
-
-
 def test_every_public_function_is_here():
     public = {k: v for k, v in vars(optfn).items() if not k.startswith("_")}
     functions = {k for k, v in public.items() if callable(v) and not inspect.isclass(v)}
-    made = {k for k in functions if gives_a_transform(public[k])}
+    made = {k for k in functions if cases.gives_a_transform(public[k])}
     assert functions - made == FUNCTIONS.keys()
     assert made <= {name.split()[0] for name in EVERY}
 

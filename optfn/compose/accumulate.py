@@ -16,8 +16,8 @@ from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
 from optfn.core.placement import place
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
-from optfn.core.state import count_up
-from optfn.core.transform import Context, ExtraKind, State, Transform, advance_inner, as_transform
+from optfn.core.state import Context, State, count_up
+from optfn.core.transform import ExtraKind, Transform, advance, as_transform
 from optfn.core.tree import PyTree, flatten_like
 
 
@@ -56,11 +56,10 @@ class accumulate(Transform):
         accumulate(adamw(1e-3), every=8)
 
     A micro-gradient with an entry or a weight that is not finite is skipped: it is neither added
-    nor counted, so that every step has `every` gradients; for
-    single NaNs put `zero_nans` before it. The optimizer gets the extra arguments of
-    the call in which it runs, which belong to the last micro-batch: a line search would see that
-    one alone. The slots, an `Accumulation`, hold the sum, the number of skipped gradients and
-    whether the last call was a step.
+    nor counted, so that every step has `every` gradients; for single NaNs put `zero_nans` before
+    it. The optimizer gets the extra arguments of the call in which it runs, which belong to the
+    last micro-batch: a line search would see that one alone. The slots, an `Accumulation`, hold the
+    sum, the number of skipped gradients and whether the last call was a step.
 
     For gradients that come one by one. For one batch that is too large for the memory use
     `microbatch`, which needs no state.
@@ -142,7 +141,7 @@ class accumulate(Transform):
         def run(inner: State) -> tuple[PyTree, State]:
             (mean,) = each_leaf(_over, total, numbers=(weight if self.use_grad_mean else 1,))
             whole = merge(cast_like(mean, grads), updates, summed)
-            return advance_inner(self.transform, whole, inner, ctx.params, ctx.extra_args)
+            return advance(self.transform, whole, inner, ctx.params, ctx.extra_args)
 
         def hold(inner: State) -> tuple[PyTree, State]:
             return jax.tree.map(jnp.zeros_like, updates), inner

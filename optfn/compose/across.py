@@ -4,7 +4,8 @@ from typing import Any
 
 from optfn.core.data import static
 from optfn.core.mapped import names_of, parts_over
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.wrapper import Wrapper
 

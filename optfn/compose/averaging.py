@@ -14,7 +14,8 @@ from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import ratio
 from optfn.core.slots import copy_params_wide, scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_side_known, check_steps, makes_steps
 

@@ -8,7 +8,8 @@ import optax
 
 from optfn.core.data import child
 from optfn.core.leafwise import Leafwise, apply_run
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
 

@@ -11,7 +11,8 @@ from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.control_flow import cond
 from optfn.core.data import child, static
 from optfn.core.slots import no_updates, zero_slot
-from optfn.core.transform import Context, ExtraKind, State, Transform, as_transform
+from optfn.core.state import Context, State
+from optfn.core.transform import ExtraKind, Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, either, partly
 

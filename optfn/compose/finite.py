@@ -16,15 +16,8 @@ from optfn.core.dtypes import like_number
 from optfn.core.inputs import is_float0
 from optfn.core.numerics import all_finite
 from optfn.core.slots import zero_slot
-from optfn.core.state import count_up
-from optfn.core.transform import (
-    Context,
-    State,
-    Transform,
-    advance_inner,
-    as_transform,
-    restored_hint,
-)
+from optfn.core.state import Context, State, count_up
+from optfn.core.transform import Transform, advance, as_transform, restored_hint
 from optfn.core.tree import PyTree, location_of
 
 
@@ -83,7 +76,7 @@ class Skipping(Transform):
         # The gradient is selected too: the inner optimizer sees zeros instead of an unfit gradient,
         # so that its loops and decompositions get no NaN.
         shown = _or_zeros(fit, grads)
-        steps, new = advance_inner(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
+        steps, new = advance(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
         taken = fit & all_finite(steps)
         consecutive = jnp.where(taken, 0, count_up(skips.consecutive))
         return _or_zeros(taken, steps), Skips(
@@ -107,8 +100,8 @@ class skip_nonfinite(Skipping):
 
     Put it around a whole optimizer. Because the update is checked too, the old state is kept until
     the new one is known, even where it is donated. A state that overflows is noticed only when an
-    update does. For entries that are NaN now and then by nature put `zero_nans`
-    before it: `chain(zero_nans(), skip_nonfinite(...))`; inside it is refused.
+    update does. For entries that are NaN now and then by nature put `zero_nans` before it:
+    `chain(zero_nans(), skip_nonfinite(...))`; inside it is refused.
 
     Args:
         transform: the optimizer.

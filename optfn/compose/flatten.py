@@ -8,7 +8,8 @@ from jax import lax
 
 from optfn.core.inputs import check_floating
 from optfn.core.placement import replicate, split_like
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.wrapper import Wrapper
 

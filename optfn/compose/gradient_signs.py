@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.mapped import entries, total
-from optfn.core.transform import Context
+from optfn.core.state import Context
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import check_side_known, makes_steps
 from optfn.core.wrapper import Wrapper

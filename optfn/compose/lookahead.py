@@ -13,15 +13,8 @@ from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import whole
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide
-from optfn.core.transform import (
-    Context,
-    State,
-    Transform,
-    advance_inner,
-    as_transform,
-    inner_of,
-    with_inner_of,
-)
+from optfn.core.state import Context, State
+from optfn.core.transform import Transform, advance, as_transform, inner_of, with_inner_of
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
 
@@ -94,9 +87,7 @@ class lookahead(Transform):
         return slots._replace(fast=with_inner_of(slots.fast, new))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        steps, fast = advance_inner(
-            self.fast_optimizer, updates, slots.fast, ctx.params, ctx.extra_args
-        )
+        steps, fast = advance(self.fast_optimizer, updates, slots.fast, ctx.params, ctx.extra_args)
         synced = ctx.next_step % jnp.maximum(whole(self.sync_period), 1) == 0
         numbers = synced, self.slow_step_size
         mine = floating(ctx.params)

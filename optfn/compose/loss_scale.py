@@ -11,8 +11,8 @@ from optfn.core.dtypes import like_number
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import all_finite, tree_scale
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.state import count_up
-from optfn.core.transform import Context, restored_hint
+from optfn.core.state import Context, count_up
+from optfn.core.transform import restored_hint
 from optfn.core.tree import PyTree, location_of
 
 

@@ -10,7 +10,8 @@ from optfn.core.data import check_count, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import dot, global_norm, norms_along, tree_sum
 from optfn.core.slots import copy_params, scalar_slot
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import check_steps
 

@@ -16,8 +16,8 @@ from optfn.core.inputs import is_inexact
 from optfn.core.mapped import everywhere
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.state import count_up
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context, count_up
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree, describe, is_leaf
 from optfn.transforms.clip import (
     adaptive_grad_clip,

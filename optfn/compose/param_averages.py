@@ -13,8 +13,8 @@ from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import ratio, whole
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot
-from optfn.core.state import count_up
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context, count_up
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 

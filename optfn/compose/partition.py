@@ -14,7 +14,8 @@ from optfn.compose.chain import chain
 from optfn.core.data import child, per_leaf
 from optfn.core.holes import merge, view
 from optfn.core.slots import no_updates
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.updates_kind import Updates, either, partly
 from optfn.core.wrapper import Wrapper
@@ -103,8 +104,8 @@ class partition(Transform):
         labels = list(map(_text, given))
         unknown = {
             path: label
-            for path, label in zip(leaf_paths(tree), given, strict=True)
-            if _text(label) not in self.transforms
+            for path, label, text in zip(leaf_paths(tree), given, labels, strict=True)
+            if text not in self.transforms
         }
         if unknown:
             first = ", ".join(f"'{path}' is {label!r}" for path, label in list(unknown.items())[:5])

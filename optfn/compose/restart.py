@@ -9,14 +9,8 @@ import optax
 from optfn.core.data import child
 from optfn.core.placement import param_of
 from optfn.core.slots import zero_slot
-from optfn.core.transform import (
-    Context,
-    State,
-    Transform,
-    as_transform,
-    check_transform_type,
-    readable_state,
-)
+from optfn.core.state import Context, State
+from optfn.core.transform import Transform, as_transform, check_transform_type, readable_state
 from optfn.core.tree import PyTree, bare, in_form_of, leaf_paths
 from optfn.core.walk import Place, renew_slots, walk
 

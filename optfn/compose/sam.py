@@ -13,12 +13,11 @@ from optfn.core.dtypes import cast
 from optfn.core.each_leaf import each_leaf
 from optfn.core.inputs import matched, to_arrays
 from optfn.core.slots import copy_params
+from optfn.core.state import Context, State
 from optfn.core.transform import (
-    Context,
     ExtraKind,
-    State,
     Transform,
-    advance_inner,
+    advance,
     as_transform,
     inner_of,
     with_inner_of,
@@ -117,11 +116,11 @@ class sam(Transform):
         return cond(last, down, up, updates, slots, ctx.params)
 
     def _up(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
-        steps, adversary = advance_inner(self.adv_optimizer, grads, slots.adversary, params, extra)
+        steps, adversary = advance(self.adv_optimizer, grads, slots.adversary, params, extra)
         return jax.tree.map(jnp.negative, steps), slots._replace(adversary=adversary)
 
     def _down(self, grads: PyTree, slots: Rounds, params: PyTree, extra: Any) -> tuple[PyTree, Any]:
-        steps, state = advance_inner(self.optimizer, grads, slots.optimizer, slots.cache, extra)
+        steps, state = advance(self.optimizer, grads, slots.optimizer, slots.cache, extra)
         (steps,) = each_leaf(_from_the_start, steps, slots.cache, params)
         return steps, Rounds(state, self._adversary_after(slots, slots.cache), slots.cache)
 
@@ -140,7 +139,7 @@ class sam(Transform):
                 new = lax.pmean(new, self.batch_axis_name)
             old = jax.tree.leaves(grads)
             grads = treedef.unflatten([cast(x, y.dtype) for x, y in zip(new, old, strict=True)])
-        steps, state = advance_inner(self.optimizer, grads, slots.optimizer, ctx.params, extra)
+        steps, state = advance(self.optimizer, grads, slots.optimizer, ctx.params, extra)
         return steps, Rounds(state, self._adversary_after(slots, ctx.params), None)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:

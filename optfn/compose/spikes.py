@@ -14,8 +14,8 @@ from optfn.core.inputs import is_inexact
 from optfn.core.moments import average
 from optfn.core.numerics import all_finite, global_norm, sqrt
 from optfn.core.slots import scalar_slot, zero_slot
-from optfn.core.state import count_up
-from optfn.core.transform import Context, ExtraKind
+from optfn.core.state import Context, count_up
+from optfn.core.transform import ExtraKind
 from optfn.core.tree import PyTree
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from optfn.core.inputs import is_float0
 from optfn.core.placement import is_sharded, lies_like, param_of, put_like
@@ -27,22 +28,26 @@ class Layout:
     def __init__(self, updates: PyTree, params: PyTree | None, slots: Any):
         home = jax.tree.leaves(updates if params is None else params)
         work = home
-        if any(map(is_sharded, jax.tree.leaves((updates, params, slots)))):
+        arrays = jax.tree.leaves((updates, params, slots))
+        sharded = any(map(is_sharded, arrays))
+        # A trace without explicit axes has no places.
+        self._is_idle = not sharded and all(isinstance(x, Tracer) for x in arrays)
+        if sharded:
             by_path = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
             found: dict[tuple | None, Any] = {}
             for path, slot in jax.tree_util.tree_flatten_with_path(slots)[0]:
                 found.setdefault(param_of(path, slot, by_path), slot)
             work = [found.get(path, x) for path, x in zip(by_path, home, strict=True)]
         self._home, self._work = home, work
-        self._moves = not all(map(lies_like, home, work))
+        self._moves = sharded and not all(map(lies_like, home, work))
 
     def enter(self, tree: PyTree) -> PyTree:
         """A tree like the updates, where the state lies."""
-        return _put_all(tree, self._work)
+        return tree if self._is_idle else _put_all(tree, self._work)
 
     def leave(self, tree: PyTree) -> PyTree:
         """A tree like the updates, where the params lie; without params, where the gradients do."""
-        return _put_all(tree, self._home)
+        return tree if self._is_idle else _put_all(tree, self._home)
 
     def enter_extra(self, extra_args: Mapping[str, Any], kinds: Mapping[str, str]) -> dict:
         """The extra arguments for an update that is computed where the state lies."""
@@ -50,7 +55,7 @@ class Layout:
 
     def _extra(self, kind: str, value: Any) -> Any:
         if kind == "tree":
-            return self.enter(value)
+            return _put_all(value, self._work)
         if "function" not in kind or not self._moves:
             return value
 

@@ -17,8 +17,9 @@ from optfn.core.inputs import check_floating
 from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
+from optfn.core.state import Context
 from optfn.core.tracing import traced_once
-from optfn.core.transform import RESTORED, Context, Transform
+from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
     PyTree,
     describe,

@@ -57,8 +57,8 @@ def zeros_of(params: PyTree, *, real: bool = False, times: int | None = None) ->
 def placed(first: Callable[[jax.Array], Any], params: PyTree) -> PyTree:
     """A tree of new slots, `first(param)`, each where its param lies."""
     boxes, treedef = jax.tree.flatten(params, is_leaf=holds_one)
-    slots = [Along.of(first(p), p) for p in jax.tree.leaves(params)]
     leaves = jax.tree.leaves(params)
+    slots = [Along.of(first(p), p) for p in leaves]
     slots = [replace(slot, value=place(slot, p)) for slot, p in zip(slots, leaves, strict=True)]
     return treedef.unflatten(map(boxed_like, boxes, slots))
 

@@ -371,9 +371,13 @@ class Transform(Data, OptaxForm):
 
 
 def advance(
-    tx: Transform, updates: PyTree, state: optax.OptState, params: PyTree | None, extra_args: dict
+    tx: Transform,
+    updates: PyTree,
+    state: optax.OptState,
+    params: PyTree | None,
+    extra_args: Mapping[str, Any],
 ) -> tuple[PyTree, State]:
-    """One update; the result stays in the compute dtype."""
+    """`update`, but the result stays in the compute dtype, as a wrapper or `step` needs it."""
     check_root(tx)
     state = check_state_type(state, "; the order is update(grads, state, params)")
     updates = to_arrays(updates, "the gradient")
@@ -388,14 +392,6 @@ def advance(
     wide, slots = tx.apply_named(layout.enter(wide), state.slots, ctx)
     check_slot_names(state.slots, slots)
     return layout.leave(wide), State(ctx.next_step, slots)
-
-
-def advance_inner(
-    tx: Transform, updates: PyTree, state: State, params: PyTree | None, extra_args: Mapping
-) -> tuple[PyTree, State]:
-    """`advance` of an inner optimizer, with only the extra arguments that it declares."""
-    own = {name: extra_args[name] for name in tx.declared_extra_args()}
-    return advance(tx, updates, state, params, own)
 
 
 def as_transform(value: optax.GradientTransformation, where: str = "the optimizer") -> Transform:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from optfn.core.data import child, numbers
 from optfn.core.hyperparameters import stack_values
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 History = Sequence[tuple[int, Mapping[str, Any]]]

@@ -10,7 +10,8 @@ from optfn.core.data import check_within, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.mapped import entries
 from optfn.core.numerics import Norm, norm_of, norms_along, shrunk
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 

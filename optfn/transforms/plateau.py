@@ -10,7 +10,8 @@ from optfn.core.data import check_within, static
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import tree_scale
 from optfn.core.slots import scalar_slot
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from optfn.core.dtypes import cast, widen
 from optfn.core.leafwise import Leafwise
 from optfn.core.numerics import Norm, norm_of, root_mean_square
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 
 

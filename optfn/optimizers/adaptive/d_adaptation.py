@@ -13,7 +13,8 @@ from optfn.core.mapped import total
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, dot, ratio, sqrt, tree_sum
 from optfn.core.slots import copy_params, scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 

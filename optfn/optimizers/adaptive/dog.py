@@ -13,7 +13,8 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.mapped import total
 from optfn.core.numerics import abs_sq, global_norm, ratio, sqrt, tree_scale, tree_sum
 from optfn.core.slots import copy_params, scalar_slot
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate

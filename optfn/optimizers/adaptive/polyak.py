@@ -13,7 +13,8 @@ from optfn.core.mapped import total
 from optfn.core.moments import average, debias
 from optfn.core.numerics import abs_sq, dot, norm_of, ratio, sqrt, tree_scale, tree_sum
 from optfn.core.slots import scalar_slot, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.transforms.scale import scale_by_learning_rate

@@ -16,7 +16,8 @@ from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.slots import zeros_of
-from optfn.core.transform import Context, Transform, as_transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.transforms.clip import clip_entries

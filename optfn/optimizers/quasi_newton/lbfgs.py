@@ -14,7 +14,8 @@ from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.numerics import global_norm, ratio
 from optfn.core.placement import whole_like
 from optfn.core.slots import copy_params_wide, scalar_slot, zero_slot, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.optimizers.quasi_newton.zoom import scale_by_zoom_linesearch
 from optfn.transforms.scale import negate, scale_by_learning_rate

@@ -11,7 +11,8 @@ from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import dot, tree_scale, tree_sum
 from optfn.core.outputs import cast_like
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
-from optfn.core.transform import Context, Transform
+from optfn.core.state import Context
+from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
