@@ -18,7 +18,7 @@ from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.state import Context
-from optfn.core.tracing import traced_once
+from optfn.core.tracing import common, traced_once
 from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
     PyTree,
@@ -88,11 +88,19 @@ class Leafwise(Transform):
                     value.values(params)
             return None
         leaves = jax.tree.leaves(params)
-        slots, taken = [], [*leaves, *jax.tree.leaves(self)]
+        slots, taken = [], {id(x): x for x in (*leaves, *jax.tree.leaves(self))}
         check_floating("the param", params)
-        for i, (rule,) in enumerate(_specialise((self.resolve(0),), params, leaves)):
+        rules = [rule for (rule,) in _specialise((self.resolve(0),), params, leaves)]
+        often = common([(id(r), x.shape, x.dtype) for r, x in zip(rules, leaves, strict=True)])
+        for i, (rule, leaf) in enumerate(zip(rules, leaves, strict=True)):
+            # A program for the slots of a leaf of low precision makes no wide copy of it; one for a
+            # rare shape would be compiled beside those for zeros that other stages use too.
+            low = leaf.dtype != compute_dtype(leaf.dtype)
+            at_once = (often[i] or low) and not isinstance(leaf, Tracer)
             with _naming((self,), params, i):
-                slots.append(_first_slots(rule, leaves[i], taken))
+                slots.append(
+                    _first_slots_jitted(rule, leaf) if at_once else _first_slots(rule, leaf, taken)
+                )
         return self._in_boxes(slots, params)
 
     def _in_boxes(self, slots: list[list], params: PyTree) -> Any:
@@ -117,27 +125,24 @@ class Leafwise(Transform):
         return False  # `apply_run` casts both, leaf by leaf
 
 
-def _first_slots(rule: Leafwise, leaf: jax.Array, taken: list) -> list:
+def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:
     """The slots of one param, each in a buffer of its own.
 
     Args:
         rule: the rule for this leaf.
         leaf: the param.
-        taken: arrays whose buffers are not for slots; the slots are added to it.
+        taken: arrays whose buffers are not for slots, by identity; the slots are added to it.
     """
-    compute = compute_dtype(leaf.dtype)
-    if leaf.dtype != compute and not isinstance(leaf, Tracer):
-        return _first_slots_jitted(rule, leaf)
-    wide = cast(leaf, compute)
+    wide = cast(leaf, compute_dtype(leaf.dtype))
     new = rule.init_leaf(wide)
     _check_slots(rule, "init_leaf", new)
-    taken.append(wide)
+    taken[id(wide)] = wide
 
     def placed(slot):
         slot = Along.of(slot, leaf)
-        if any(slot.value is x for x in taken):
+        if id(slot.value) in taken:
             slot = replace(slot, value=fresh(slot.value))
-        taken.append(slot.value)
+        taken[id(slot.value)] = slot.value
         return replace(slot, value=place(slot, leaf))
 
     return [jax.tree.map(placed, slot, is_leaf=is_along) for slot in new]
@@ -154,8 +159,8 @@ def _first_values(rule: Leafwise, param: jax.Array) -> list:
 
 @jax.jit
 def _first_slots_jitted(rule: Leafwise, leaf: jax.Array) -> list:
-    """`_first_slots`, without an array for the param in the compute dtype, which few rules read."""
-    return _first_slots(rule, leaf, [])
+    """`_first_slots` in one program."""
+    return _first_slots(rule, leaf, {})
 
 
 def apply_run(

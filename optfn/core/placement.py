@@ -96,7 +96,8 @@ def place(slot: Any, param: Any) -> jax.Array:
     """
     slot = Along.of(slot, param)
     value = jnp.asarray(slot.value)
-    value = lax.convert_element_type(value, value.dtype)
+    if value.weak_type:
+        value = lax.convert_element_type(value, value.dtype)
     if isinstance(value, Tracer) or isinstance(param, Tracer):
         placed = _traced_along(slot, value, param)
     elif isinstance(param, jax.Array) and param.committed:

@@ -17,5 +17,10 @@ def traced_once(kinds: Sequence[Hashable], traced: bool) -> list[bool]:
         kinds: the kind of each leaf.
         traced: whether the leaves are inside a trace.
     """
+    return [not traced or often for often in common(kinds)]
+
+
+def common(kinds: Sequence[Hashable]) -> list[bool]:
+    """For each leaf, whether there are several of its kind."""
     count = Counter(kinds)
-    return [not traced or count[kind] >= COMMON for kind in kinds]
+    return [count[kind] >= COMMON for kind in kinds]
