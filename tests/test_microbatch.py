@@ -357,11 +357,6 @@ WRONG = {
         ValueError,
         r"microbatch\(accumulator=\.\.\.\) must be one of .*, found 'median'",
     ),
-    "optax's accumulator": (
-        lambda: microbatch(two, 0, 2, AccumulationType.MEAN),
-        TypeError,
-        r"microbatch\(accumulator=\.\.\.\) at the root must be a str, found <AccumulationType.MEAN",
-    ),
     "a batch that does not divide": (
         lambda: microbatch(jnp.mean, 0, 4)(X),
         ValueError,

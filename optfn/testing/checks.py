@@ -269,8 +269,7 @@ def check_jit_equals_eager(subject: Subject) -> None:
         with jax.disable_jit():
             eager_updates, eager = subject.update(grads, eager, params)
         jitted_updates, jitted = subject.compiled_update(grads, jitted, params)
-        _close(eager_updates, jitted_updates, 1e-5, "the updates")
-        _close(eager, jitted, 1e-5, "the state")
+        _close_runs((eager_updates, eager), (jitted_updates, jitted), params, "compiled")
 
 
 def check_vmap_equals_loop(subject: Subject) -> None:
@@ -285,7 +284,7 @@ def check_vmap_equals_loop(subject: Subject) -> None:
     expected = _stacked([run(subject.compiled_update, grads) for grads in runs])
     with jax.disable_jit():
         got = jax.vmap(functools.partial(run, subject.update))(_stacked(runs))
-    _close(expected, got, 1e-5, "the batch")
+    _close_runs(expected, got, params, "of the batch")
 
 
 def check_one_trace(subject: Subject) -> None:
@@ -336,7 +335,7 @@ def check_hyperparameters_vmap(subject: Subject) -> None:
     with jax.disable_jit():
         expected = _stacked([run(one) for one in unstack(batch)])
         got = jax.vmap(run, in_axes=(in_axes(batch),))(batch)
-    _close(expected, got, 1e-5, "the batch")
+    _close_runs(expected, got, params, "of the batch")
 
 
 def check_hypergradients(subject: Subject) -> None:
@@ -559,13 +558,27 @@ def _form(x: Any) -> str:
     return f"{'weak ' if x.weak_type else ''}{x.dtype}{list(x.shape)}"
 
 
-def _close(expected: PyTree, got: PyTree, rtol: float, what: str, atol: float = 1e-12) -> None:
+def _close_runs(expected: tuple, got: tuple, params: PyTree, which: str) -> None:
+    """Updates and states are equal but for the order of roundings.
+
+    Updates are added to params, so that what is below a unit in their last place is none.
+    """
+    units = [float(jnp.finfo(p.dtype).eps * jnp.abs(p).max()) for p in jax.tree.leaves(params)]
+    _close(expected[0], got[0], 1e-5, f"the updates {which}", units)
+    _close(expected[1], got[1], 1e-5, f"the state {which}")
+
+
+def _close(
+    expected: PyTree, got: PyTree, rtol: float, what: str, atol: float | Sequence[float] = 1e-12
+) -> None:
+    """Leaves are equal up to `rtol` or `atol`, which may be one for each leaf; 0 is to the bit."""
     paths = leaf_paths(expected)
-    pairs = zip(paths, jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
-    for path, a, b in pairs:
+    bounds = [atol] * len(paths) if isinstance(atol, float) else atol
+    leaves = jax.tree.leaves(expected), jax.tree.leaves(got)
+    for path, a, b, bound in zip(paths, *leaves, bounds, strict=True):
         a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))
         with np.errstate(invalid="ignore"):  # inf - inf; equal infinities pass
-            scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (atol if rtol else 0)
+            scale = np.maximum(np.abs(a), np.abs(b)) * rtol + (bound if rtol else 0)
             near = (np.abs(a - b) <= scale) & np.isfinite(a) & np.isfinite(b)
             off = ~near & ~(np.isnan(a) & np.isnan(b)) & ~(a == b)
         if off.any():

@@ -31,12 +31,14 @@ def starts(problem):
 
     @jax.jit
     @jax.vmap
-    def evaluate(key):
-        params = problem.init(key)
-        return params, problem.value(params), *jax.value_and_grad(problem.loss)(params, key)
+    def evaluate(params, key):
+        return problem.value(params), *jax.value_and_grad(problem.loss)(params, key)
 
     with jax.enable_x64(False):
-        return evaluate(jax.random.split(jax.random.key(0), 64))
+        keys = jax.random.split(jax.random.key(0), 64)
+        # Inside the other program the compiler would compute them twice, and round them otherwise.
+        params = jax.jit(jax.vmap(problem.init))(keys)
+        return params, *evaluate(params, keys)
 
 
 def negate(problem, optimizer, steps, seeds=8):
