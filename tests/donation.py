@@ -47,7 +47,7 @@ def _shape(x: Any) -> Any:
 
 @contextmanager
 def watched(monkeypatch) -> Iterator[list[Donating]]:
-    """Collects the functions that are jitted with donated arguments, but for what the library jits."""
+    """Collects what is jitted with donated arguments, but not by the library itself."""
     found, jit = [], jax.jit
 
     def noting(fun=None, **kwargs):
