@@ -2,6 +2,8 @@
 
 import typing as _typing
 
+from optfn import linalg as linalg
+
 # The core: what an optimizer is.
 from optfn.core.apply import apply_updates as apply_updates
 from optfn.core.apply import evaluation_params as evaluation_params
@@ -21,6 +23,10 @@ from optfn.core.hyperparameters import replace as replace
 from optfn.core.hyperparameters import stack as stack
 from optfn.core.hyperparameters import unstack as unstack
 from optfn.core.leafwise import Leafwise as Leafwise
+from optfn.core.matrix_axes import NO_MATRIX as NO_MATRIX
+from optfn.core.matrix_axes import MatrixAxes as MatrixAxes
+from optfn.core.matrix_axes import matrices as matrices
+from optfn.core.matrixwise import Matrixwise as Matrixwise
 from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
 from optfn.core.optax_names import missing as _missing
@@ -60,6 +66,8 @@ from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
 from optfn.compose.partition import set_to_zero as set_to_zero
+from optfn.compose.partition_matrices import matrix_labels as matrix_labels
+from optfn.compose.partition_matrices import partition_matrices as partition_matrices
 from optfn.compose.restart import own_step as own_step
 from optfn.compose.restart import reset as reset
 from optfn.compose.sam import sam as sam
@@ -88,6 +96,8 @@ from optfn.transforms.decay import (
 from optfn.transforms.decay import (
     descend_with_independent_decay as descend_with_independent_decay,
 )
+from optfn.transforms.matrices import newton_schulz as newton_schulz
+from optfn.transforms.matrices import scale_by_matrix_shape as scale_by_matrix_shape
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
 from optfn.transforms.nans import zero_nans as zero_nans
@@ -216,6 +226,8 @@ from optfn.optimizers.layerwise.trust_ratio import (
     retract_by_learning_rate as retract_by_learning_rate,
 )
 from optfn.optimizers.layerwise.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from optfn.optimizers.matrix.muon import muon as muon
+from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )

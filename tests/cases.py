@@ -116,6 +116,7 @@ OPTIMIZERS = {
     "stable_adamw": optfn.stable_adamw(0.1, mask=decays),
     "adam_mini": optfn.adam_mini(0.1, weight_decay=0.01),
     "hyperball": optfn.chain(optfn.scale_by_adam(), optfn.hyperball(0.01)),
+    "muon": optfn.muon(0.05, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -192,6 +193,8 @@ STAGES = {
     "adaptive_grad_clip": optfn.adaptive_grad_clip(0.1),
     "normalize_by_update_norm": optfn.normalize_by_update_norm(),
     "centralize": optfn.centralize(),
+    "newton_schulz": optfn.newton_schulz(),
+    "scale_by_matrix_shape": optfn.scale_by_matrix_shape("rms"),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),
     "scale_by_trust_ratio": optfn.scale_by_trust_ratio(),

@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "optfn").rglob("*.py"))
 # From the ground up; a layer imports itself and those before it.
 LAYERS = (
     ("core",),
+    ("linalg",),
     ("schedules", "transforms", "microbatching", "privacy"),
     ("compose",),
     ("optimizers",),

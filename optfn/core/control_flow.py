@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.custom_batching import custom_vmap
 
 from optfn.core.tree import PyTree
 
@@ -20,6 +22,32 @@ def cond(pred: Any, on_true: Callable, on_false: Callable, *operands: Any) -> An
     if isinstance(pred, Tracer):
         return lax.cond(pred, on_true, on_false, *operands)
     return (on_true if _is_true(pred) else on_false)(*operands)
+
+
+def refreshed(due: Any, renew: Callable, old: PyTree) -> PyTree:
+    """`renew()` where it is due, else `old`: for what is costly and done every few steps.
+
+    Under `vmap` it runs if any lane is due, and the others keep what they have. A `lax.cond` on the
+    predicate of a lane would become a select, which runs both branches at every step.
+    """
+    if not isinstance(due, Tracer):
+        return renew() if _is_true(due) else old
+    return lax.cond(
+        _any_lane(due),
+        lambda: jax.tree.map(lambda new, kept: jnp.where(due, new, kept), renew(), old),
+        lambda: old,
+    )
+
+
+@custom_vmap
+def _any_lane(due: jax.Array) -> jax.Array:
+    """Whether it is due in any lane of all `vmap`s around, one answer for all."""
+    return due
+
+
+@_any_lane.def_vmap
+def _any_lane_of_batch(size: int, batched: list, due: jax.Array) -> tuple[jax.Array, bool]:
+    return _any_lane(jnp.any(due)), False
 
 
 def while_loop(should_continue: Callable, body: Callable, carry: PyTree) -> PyTree:

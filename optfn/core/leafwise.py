@@ -73,10 +73,9 @@ class Leafwise(Transform):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if cls.Slots is None and cls.init_leaf is not Leafwise.init_leaf:
-            raise TypeError(
-                f"{cls.__name__} defines init_leaf, so it must name the type of its Slots."
-            )
+        is_lift = getattr(cls.init_leaf, "__final__", False)
+        if not is_lift:
+            check_names_slots(cls, "init_leaf", Leafwise)
         if cls.random and "key" in cls.extra_args:
             raise TypeError(f"{cls.__name__} is random: it gets its key without declaring one.")
 
@@ -123,6 +122,12 @@ class Leafwise(Transform):
     @property
     def _computes_itself(self) -> bool:
         return False  # `apply_run` casts both, leaf by leaf
+
+
+def check_names_slots(cls: type[Leafwise], method: str, base: type) -> None:
+    """Refuses a rule that defines how its slots start without naming their type."""
+    if cls.Slots is None and getattr(cls, method) is not getattr(base, method):
+        raise TypeError(f"{cls.__name__} defines {method}, so it must name the type of its Slots.")
 
 
 def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:

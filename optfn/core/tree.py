@@ -179,7 +179,7 @@ class PerLeaf:
         if isinstance(value, PerLeaf):
             return value
         if callable(value) and is_leaf(value):
-            return cls(value, (), None, where, kind, _count_arguments(value, where) == 1)
+            return cls(value, (), None, where, kind, count_arguments(value, where) == 1)
         is_value = _is_tuple_of_values if kind is tuple else None
         leaves, treedef = jax.tree_util.tree_flatten_with_path(bare(value), is_value)
         values = [_as_static(leaf, f"{where} {location_of(path)}", kind) for path, leaf in leaves]
@@ -307,7 +307,7 @@ def _call(function: Callable, args: tuple, where: str) -> Any:
         raise
 
 
-def _count_arguments(function: Callable, where: str) -> int:
+def count_arguments(function: Callable, where: str) -> int:
     """2 for a function of a path and a leaf, 1 for a function of the params."""
     try:
         signature = inspect.signature(function)

@@ -306,10 +306,10 @@ def check_one_trace(subject: Subject) -> None:
 
 
 def check_schedule_equals_constant(subject: Subject) -> None:
-    """Replacing every number by a constant schedule changes neither state nor updates."""
+    """Constant schedules in the place of numbers change neither state nor updates."""
     tx = _as_data(subject)
     scheduled = jax.tree.map(
-        lambda x: x if isinstance(x, Schedule) else constant(x),
+        lambda x: x if isinstance(x, Schedule) or np.ndim(x) else constant(x),
         tx,
         is_leaf=lambda x: isinstance(x, Schedule),
     )
@@ -325,7 +325,9 @@ def check_schedule_equals_constant(subject: Subject) -> None:
 def check_hyperparameters_vmap(subject: Subject) -> None:
     """`vmap` over all hyperparameters at once equals a loop over optimizers."""
     tx = _as_data(subject)
-    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) * jnp.asarray([1.0, 0.5, 0.9]), tx)
+    batch = jax.tree.map(
+        lambda x: jnp.multiply.outer(jnp.asarray([1.0, 0.5, 0.9]), jnp.asarray(x, jnp.float32)), tx
+    )
     params = example_params()
     grads = example_grads(params)
 

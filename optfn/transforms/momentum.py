@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from optfn.core.data import static
 from optfn.core.leafwise import Leafwise
-from optfn.core.moments import average, debias
+from optfn.core.moments import average, debias, look_ahead
 from optfn.core.tree import PyTree
 
 
@@ -56,18 +56,22 @@ class ema(Leafwise):
 
         v <- decay * v + (1 - decay) * g        u = v / (1 - decay^t)  with debias,  else  v
 
-    `trace` is the sum without the factor 1 - decay.
+    `trace` is the sum without the factor 1 - decay. With `nesterov` it looks ahead by one more step
+    with the same gradient: u = decay * v + (1 - decay) * g, with debias v / (1 - decay^(t+1)) and
+    g / (1 - decay^t) in the place of v and g.
 
     Args:
         decay: the share of the average that is kept, a number or a schedule.
         debias: divide by the sum of the weights of the gradients so far (exact for a constant
             decay).
+        nesterov: look ahead.
     """
 
     elementwise = True
 
     decay: Any
     debias: bool = static(default=True)
+    nesterov: bool = static(default=False, kw_only=True)
 
     Slots = Ema
 
@@ -76,4 +80,7 @@ class ema(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         v = average(self.decay, slots.ema, g)
+        if self.nesterov:
+            biased = average(self.decay, v, g)
+            return (look_ahead(v, g, self.decay, t) if self.debias else biased), Ema(v)
         return (debias(v, self.decay, t) if self.debias else v), Ema(v)

@@ -1,0 +1,125 @@
+"""The lift of a rule for one matrix to all matrices of all leaves."""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import per_leaf
+from optfn.core.leafwise import Leafwise, check_names_slots
+from optfn.core.matrix_axes import MatrixAxes, matrices
+from optfn.core.placement import Along, is_along, replicate, split_like
+
+
+class Matrixwise(Leafwise):
+    """A rule about one matrix, applied to every matrix in every leaf.
+
+    A subclass lists its hyperparameters as fields and defines `update_matrix` and, if it has state,
+    `Slots` and `init_matrix`, as a `Leafwise` does for arrays. A matrix has the outputs of a layer
+    as rows and its inputs as columns. Leaves that are no matrices pass unchanged and have no slots.
+
+    A slot like the matrix is stored as an array like the param. Another one is returned as an
+    `Along`, with 0 for the rows and 1 for the columns, and stored with the stack's axes in front.
+
+    Args:
+        views: how each leaf is a matrix or a stack of them: a `MatrixAxes` per leaf, as a tree (a
+            prefix is enough), a function `(path, leaf) -> MatrixAxes` or a function
+            `params -> tree`; `matrices({pattern: MatrixAxes})` says it by path, and reads names and
+            shapes for the rest.
+    """
+
+    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_names_slots(cls, "init_matrix", Matrixwise)
+
+    def init_matrix(self, param: jax.Array) -> Any:
+        """The `Slots` for one matrix."""
+        raise NotImplementedError(f"{type(self).__name__} has Slots and must define init_matrix.")
+
+    def update_matrix(
+        self, g: jax.Array, slots: Any, param: Any, t: jax.Array, /
+    ) -> tuple[jax.Array, Any]:
+        """The new update and slots of one matrix; the arguments are as in `update_leaf`."""
+        raise NotImplementedError(f"{type(self).__name__} must define update_matrix.")
+
+    @final
+    def init_leaf(self, param: jax.Array) -> Any:
+        if not self.views.is_matrix:
+            return self.Slots(*[None] * len(self.Slots._fields))
+        stack = self.views.split(param)
+        made = _over_stack(self._init_along, stack.ndim - 2)(stack)
+
+        def stored(slot):
+            if _is_like_matrix(slot, stack.shape[-2:]):
+                return self.views.join(slot.value, param.shape)
+            return Along(slot.value, self.views.along(slot.axes, param.shape))
+
+        return _map_slots(stored, made)
+
+    @final
+    def update_leaf(self, g, slots, param, t, **extra):
+        if not self.views.is_matrix or not g.size:
+            return g, slots
+        stack = self.views.split(replicate(g))
+        form = slots
+        if self.Slots is not None:
+            one = jax.ShapeDtypeStruct(stack.shape[-2:], stack.dtype)
+            form = jax.eval_shape(self._init_along, one)
+
+        def seen(slot, stored):
+            like = _is_like_matrix(slot, stack.shape[-2:])
+            return self.views.split(replicate(stored)) if like else replicate(stored)
+
+        def stored(slot, new):
+            like = _is_like_matrix(slot, stack.shape[-2:])
+            return self.views.join(new, g.shape) if like else new
+
+        param = None if param is None else self.views.split(replicate(param))
+        own = {k: v for k, v in extra.items() if self.extra_args.get(k) != "function"}
+        shared = {k: v for k, v in extra.items() if k not in own}
+
+        def rule(g, slots, param, own):
+            update_matrix: Any = self.update_matrix
+            return update_matrix(g, slots, param, t, **own, **shared)
+
+        own = self._split_extra(own, stack.shape[:-2])
+        slots = _map_slots(seen, form, slots)
+        u, new = _over_stack(rule, stack.ndim - 2)(stack, slots, param, own)
+        return split_like(self.views.join(u, g.shape), g), _map_slots(stored, form, new)
+
+    def _init_along(self, param: jax.Array) -> Any:
+        """The slots of one matrix, each with its axes."""
+        made = self.init_matrix(param)
+        return jax.tree.map(lambda slot: Along.of(slot, param), made, is_leaf=is_along)
+
+    def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
+        """The keyword arguments of each matrix of a stack of this shape."""
+
+        def per_matrix(name, value):
+            match self.extra_args.get(name, "key"):
+                case "tree":
+                    return self.views.split(replicate(value))
+                case "scalar":
+                    return jnp.broadcast_to(value, stack)
+                case _:
+                    return jax.random.split(value, stack) if stack else value
+
+        return {name: per_matrix(name, value) for name, value in extra.items()}
+
+
+def _over_stack(rule: Callable, depth: int) -> Callable:
+    """A rule for one matrix, over the axes of a stack in front."""
+    return reduce(lambda inner, _: jax.vmap(inner), range(depth), rule)
+
+
+def _is_like_matrix(slot: Along, sides: tuple[int, ...]) -> bool:
+    """Whether a slot, of one matrix or stacked, has an entry for every entry of a matrix."""
+    return slot.axes == (0, 1) and slot.value.shape[-2:] == tuple(sides)
+
+
+def _map_slots(function: Callable, form: Any, *others: Any) -> Any:
+    return jax.tree.map(function, form, *others, is_leaf=is_along)

@@ -1,0 +1,17 @@
+"""Linear algebra of matrix optimizers, batched over leading axes."""
+
+from optfn.linalg.orthogonal import (
+    POLYNOMIALS as POLYNOMIALS,
+)
+from optfn.linalg.orthogonal import (
+    adjoint as adjoint,
+)
+from optfn.linalg.orthogonal import (
+    orthogonalize as orthogonalize,
+)
+from optfn.linalg.orthogonal import (
+    polar as polar,
+)
+from optfn.linalg.orthogonal import (
+    polynomials as polynomials,
+)

@@ -1,0 +1,135 @@
+"""Muon: momentum, orthogonalized."""
+
+from typing import Any
+
+import optax
+
+from optfn.compose.chain import chain
+from optfn.compose.partition import partition
+from optfn.compose.partition_matrices import partition_matrices
+from optfn.core.matrix_axes import matrices
+from optfn.linalg import polynomials
+from optfn.optimizers.elementwise.adam import adamw
+from optfn.transforms.decay import add_decayed_weights
+from optfn.transforms.matrices import newton_schulz, scale_by_matrix_shape
+from optfn.transforms.momentum import ema
+from optfn.transforms.scale import scale_by_learning_rate
+
+
+def scale_by_muon(
+    ns_coeffs: Any = "keller_jordan",
+    ns_steps: int | None = None,
+    beta: Any = 0.95,
+    eps: Any = 1e-7,
+    *,
+    nesterov: bool = True,
+    debias: bool = False,
+    preconditioning: str = "frobenius",
+    dtype: str | None = None,
+    views: Any = matrices(),
+) -> chain:
+    """The direction of Muon: the average gradient of each matrix, orthogonalized.
+
+        chain(ema(beta, debias, nesterov=nesterov), newton_schulz(ns_coeffs, eps))
+
+    Args:
+        ns_coeffs, ns_steps: the polynomials, as `linalg.polynomials` takes them.
+        beta: the share of the average that is kept, a number or a schedule.
+        eps: added to the norm that is divided out.
+        nesterov: look ahead by one more step.
+        debias: correct the average for its zero start, as optax does: with `nesterov` that weighs
+            the gradient otherwise during the first steps.
+        preconditioning: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`.
+        dtype: the dtype of the products; at least float32 by default.
+        views: how each leaf is a matrix; see `matrices`.
+    """
+    return chain(
+        ema(beta, debias, nesterov=nesterov),
+        newton_schulz(
+            polynomials(ns_coeffs, ns_steps),
+            eps,
+            normalization=preconditioning,
+            dtype=dtype,
+            views=views,
+        ),
+    )
+
+
+def muon(
+    learning_rate: Any,
+    ns_coeffs: Any = "keller_jordan",
+    ns_steps: int | None = None,
+    beta: Any = 0.95,
+    eps: Any = 1e-7,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    *,
+    nesterov: bool = True,
+    debias: bool = False,
+    preconditioning: str = "frobenius",
+    dtype: str | None = None,
+    shape_scale: str = "width",
+    consistent_rms: Any = None,
+    views: Any = matrices(),
+    rest: optax.GradientTransformation | None = None,
+) -> partition:
+    """Muon: steps whose singular values are all alike, from orthogonalized momentum.
+
+    For the hidden matrices of a network; everything else (biases, norms, embeddings, the head) has
+    an optimizer of its own, `rest`. It reaches AdamW's loss in fewer steps and keeps one average
+    instead of two. Not for fine-tuning a model that was trained with AdamW.
+
+        v <- beta * v + (1 - beta) * g                g' = beta * v + (1 - beta) * g  with nesterov
+        u = factor * orthogonalize(g')                singular values about 1, by Newton-Schulz
+        p <- p - learning_rate * (u + weight_decay * p)
+
+    Args:
+        learning_rate: of the matrices, a number or a schedule: about 0.02, or AdamW's with
+            `consistent_rms=0.2`.
+        ns_coeffs: the polynomials, as `linalg.polynomials` takes them. They are leaves, so tables
+            of the same number of rows run in one program.
+        ns_steps: how often to take one row, or how many rows there shall be.
+        beta: the share of the average that is kept, a number or a schedule.
+        eps: added to the norm that is divided out, though never more than the norm itself.
+        weight_decay: decoupled, times the learning rate, of the matrices only.
+        weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        nesterov: look ahead by one more step.
+        debias: correct the average for its zero start, as optax does.
+        preconditioning: what is divided out before: "frobenius", "schatten4" or "rows".
+        dtype: the dtype of the products: at least float32 by default; "bfloat16" is usual on
+            accelerators.
+        shape_scale: the factor, "width" or "spectral"; see `scale_by_matrix_shape`.
+        consistent_rms: the root mean square of a step, in the place of `shape_scale`; 0.2 is that
+            of AdamW's, whose rate and decay can then be kept.
+        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        rest: the optimizer of all other leaves; by default that of Jordan et al.,
+            `adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)`.
+
+    Raises:
+        ValueError: at `init`, if an array of three or more axes is not described by `views`.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et
+    al. 2025 for the factor "rms".
+    """
+    by_rms = consistent_rms is not None
+    convention, factor = ("rms", consistent_rms) if by_rms else (shape_scale, 1.0)
+    return partition_matrices(
+        chain(
+            scale_by_muon(
+                ns_coeffs,
+                ns_steps,
+                beta,
+                eps,
+                nesterov=nesterov,
+                debias=debias,
+                preconditioning=preconditioning,
+                dtype=dtype,
+                views=views,
+            ),
+            scale_by_matrix_shape(convention, factor, views=views),
+            add_decayed_weights(weight_decay, weight_decay_mask),
+            scale_by_learning_rate(learning_rate),
+        ),
+        adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0) if rest is None else rest,
+        views,
+    )

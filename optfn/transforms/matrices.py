@@ -1,0 +1,81 @@
+"""Stages for matrices that are not algorithms: orthogonalization and factors of their shape."""
+
+from typing import Any
+
+from optfn.core.data import numbers, static
+from optfn.core.matrixwise import Matrixwise
+from optfn.linalg import orthogonalize, polynomials
+
+# By what the orthogonal factor of a matrix of r rows and c columns is multiplied.
+SHAPE_FACTORS = {
+    "width": lambda r, c: max(1, r / c) ** 0.5,
+    "spectral": lambda r, c: (r / c) ** 0.5,
+    "rms": lambda r, c: max(r, c) ** 0.5,
+}
+
+
+class scale_by_matrix_shape(Matrixwise):
+    """Multiplies each matrix by a factor of its numbers of rows r (fan-out) and columns c (fan-in).
+
+        u = factor * g * sqrt(max(1, r / c))    "width": Jordan et al. 2024
+        u = factor * g * sqrt(r / c)            "spectral": a rate that stays right over widths
+        u = factor * g * sqrt(max(r, c))        "rms": every update has about the root mean square
+                                                factor; 0.2 is that of AdamW's (Liu et al. 2025)
+
+    After `newton_schulz`, whose updates have singular values about 1. Leaves that are no matrices
+    pass unchanged.
+
+    Args:
+        convention: "width", "spectral" or "rms".
+        factor: a number or a schedule.
+        views: how each leaf is a matrix; see `matrices`.
+    """
+
+    elementary = True
+
+    convention: str = static(default="width", choices=tuple(SHAPE_FACTORS))
+    factor: Any = 1.0
+
+    def update_matrix(self, g, slots, param, t):
+        return g * (self.factor * SHAPE_FACTORS[self.convention](*g.shape)), slots
+
+
+class newton_schulz(Matrixwise):
+    """Orthogonalizes each matrix: its singular vectors stay, its singular values become about 1.
+
+        u = orthogonalize(g)        near U V^T, if g = U S V^T
+
+    The direction of steepest descent in the spectral norm. After momentum it is Muon's; see `muon`.
+    Leaves that are no matrices pass unchanged.
+
+    Args:
+        coefficients: the polynomials, as `linalg.polynomials` takes them: a name, a row or rows.
+            They are leaves: tables of the same number of rows run in one program.
+        eps: added to the norm that is divided out, though never more than the norm itself.
+        normalization: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`.
+        dtype: the dtype of the products; at least float32 by default.
+        views: how each leaf is a matrix; see `matrices`.
+
+    Source: Bernstein and Newhouse 2024; Jordan et al. 2024.
+    """
+
+    coefficients: Any = numbers(default="keller_jordan")
+    eps: Any = 1e-7
+    normalization: str = static(
+        default="frobenius", choices=("frobenius", "schatten4", "rows"), kw_only=True
+    )
+    dtype: str | None = static(default=None, kw_only=True)
+
+    def __post_init__(self):
+        object.__setattr__(self, "coefficients", polynomials(self.coefficients))
+        super().__post_init__()
+
+    def update_matrix(self, g, slots, param, t):
+        u = orthogonalize(
+            g,
+            self.coefficients,
+            eps=self.eps,
+            normalization=self.normalization,
+            dtype=self.dtype,
+        )
+        return u, slots

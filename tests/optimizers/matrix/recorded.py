@@ -1,0 +1,47 @@
+"""The recorded paths of the authors' own code, and optfn's on the same gradients.
+
+`golden/matrix.npz` holds 25 steps in double precision; its `meta` names the calls. A matrix there
+has the outputs as rows; here it is a kernel `(in, out)`, as in Flax.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import optfn
+
+with np.load(Path(__file__).parents[2] / "golden" / "matrix.npz") as recorded:
+    GOLDEN = dict(recorded)
+CALLS = json.loads(GOLDEN.pop("meta").item())
+SHAPES = ("6x4", "4x6", "5x5")
+
+
+def problem(shape):
+    """The first matrix and the gradients of all steps."""
+    return GOLDEN[f"p0/{shape}"], GOLDEN[f"grads/{shape}"]
+
+
+def path(tx, p0, grads):
+    """The matrix after each step of an optimizer, which is an argument of the program."""
+    return np.asarray(_path(tx, jnp.asarray(p0), jnp.asarray(grads)))
+
+
+@partial(jax.jit)
+def _path(tx, p0, grads):
+    def step(carry, g):
+        params, state = optfn.step(tx, carry[0], {"kernel": g.T}, carry[1])
+        return (params, state), params["kernel"].T
+
+    params = {"kernel": p0.T}
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+
+
+def assert_on_path(found, wanted, p0, tolerance=1e-11):
+    """Within a share of the length of the path, which is the sum of all that was rounded on it."""
+    steps = abs(np.diff(wanted, axis=0, prepend=p0[None]))
+    bound = tolerance * (abs(p0) + np.cumsum(steps, axis=0))
+    np.testing.assert_array_less(abs(found - wanted), bound)
