@@ -152,8 +152,8 @@ def orthogonalize(
             orthogonalized too.
         normalization: "frobenius" divides by the Frobenius norm. "schatten4" divides by the root of
             that of X X^T, which is nearer to the largest singular value and worth about a step.
-            "rows" then divides each row by the root of its row sum of \\|X X^T\\|, which changes the
-            singular vectors (Boissin et al. 2025).
+            "rows" then divides each row by the root of the sum of its row of |X X^T|, which changes
+            the singular vectors (Boissin et al. 2025).
         gram: whether to use the Gram form; None uses it from twice as many columns as rows on.
         dtype: the dtype of the products: at least float32 by default; "bfloat16" is usual on
             accelerators. The norm is computed in at least float32.
