@@ -1,6 +1,7 @@
 """`chain`: stages in sequence."""
 
 from collections import Counter
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any, cast
 
@@ -65,7 +66,7 @@ class chain(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         old, new = slots or {}, {}
-        for is_leafwise, group in groupby(self.stages, lambda s: isinstance(s, Leafwise)):
+        for is_leafwise, group in groupby(self.stages, partial(_is_in_a_run, updates)):
             if is_leafwise:
                 updates, renewed = apply_run(
                     cast(tuple[Leafwise, ...], tuple(group)), updates, old, ctx
@@ -84,3 +85,7 @@ class chain(Transform):
 
     def _arguments(self) -> list[str]:
         return list(map(repr, self.stages))
+
+
+def _is_in_a_run(updates: PyTree, stage: Transform) -> bool:
+    return isinstance(stage, Leafwise) and not stage.runs_alone(updates)

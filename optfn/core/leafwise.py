@@ -110,6 +110,19 @@ class Leafwise(Transform):
             *(treedef.unflatten(map(boxes.boxed_like, positions, column)) for column in columns)
         )
 
+    def runs_alone(self, updates: PyTree) -> bool:
+        """Whether it is not traced together with the rules beside it."""
+        return False
+
+    def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
+        """What a lift does for several leaves at once: by leaf the new update and slots of `run`.
+
+        Args:
+            own_rules: this rule for each leaf, alone in a tuple.
+            args: the other arguments of `run` for each leaf.
+        """
+        return {}
+
     @final
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         updates, new = apply_run((self,), updates, {self.name: slots}, ctx)
@@ -181,7 +194,7 @@ def apply_run(
     """
     rules = tuple(rule.resolved_at(ctx) for rule in rules)
     leaves, treedef = jax.tree.flatten(updates)
-    params = [None] * len(leaves)
+    params: list = [None] * len(leaves)
     if any(rule.needs_params for rule in rules):
         params = flatten_like(ctx.params, updates, "params", "updates")
     check_floating("the gradient", updates)
@@ -200,17 +213,28 @@ def apply_run(
     traced = isinstance(ctx.step, Tracer)
     once = [not elementary and often for often in traced_once(kinds, traced)]
     distinct = {id(own): own for own in own_rules}
-    split = {key: _StaticRules.split(own, traced) for key, own in distinct.items()}
+    split = {key: StaticRules.split(own, traced) for key, own in distinct.items()}
 
+    args = [
+        (
+            leaf,
+            [c[i] for c in columns],
+            params[i],
+            count[real_dtype(leaf.dtype)],
+            [e[i] for e in extras],
+        )
+        for i, leaf in enumerate(leaves)
+    ]
+    done = rules[0].run_together(own_rules, args) if len(rules) == 1 else {}
     new_leaves, new_slots = [], []
-    for i, (leaf, param) in enumerate(zip(leaves, params, strict=True)):
-        own = own_rules[i]
-        slot = [column[i] for column in columns]
-        args = leaf, slot, param, count[real_dtype(leaf.dtype)], [extra[i] for extra in extras]
+    for i, own in enumerate(own_rules):
         with _naming(rules, updates, i):
-            leaf, slot = (
-                _run_jitted(part_axes(), *split[id(own)], *args) if once[i] else _run(own, *args)
-            )
+            if i in done:
+                leaf, slot = done[i]
+            elif once[i]:
+                leaf, slot = _run_jitted(part_axes(), *split[id(own)], *args[i])
+            else:
+                leaf, slot = run(own, *args[i])
         new_leaves.append(leaf)
         new_slots.append(slot)
 
@@ -221,7 +245,7 @@ def apply_run(
     }
 
 
-def _run(
+def run(
     rules: Sequence[Leafwise], update: jax.Array, slots: list, param: Any, t: Any, extras: list
 ) -> tuple[jax.Array, list]:
     """All the rules on one leaf."""
@@ -244,7 +268,7 @@ def _run(
     return update, new
 
 
-class _StaticRules:
+class StaticRules:
     """The static part of rules for `_run_jitted`: their treedef and the numbers known to it.
 
     Inside a trace, known numbers become constants of the outer program anyway; as constants of the
@@ -257,7 +281,7 @@ class _StaticRules:
         self._hash = hash((treedef, numbers))
 
     @classmethod
-    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["_StaticRules", list]:
+    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["StaticRules", list]:
         leaves, treedef = jax.tree.flatten(rules)
         known = [traced and isinstance(x, np.generic) for x in leaves]
         numbers = tuple(x if k else None for x, k in zip(leaves, known, strict=True))
@@ -270,7 +294,7 @@ class _StaticRules:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, _StaticRules)
+            isinstance(other, StaticRules)
             and (self.treedef, self.numbers) == (other.treedef, other.numbers)
         )
 
@@ -280,9 +304,9 @@ class _StaticRules:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run_jitted(
-    axes: tuple, known: _StaticRules, operands: list, *args: Any
+    axes: tuple, known: StaticRules, operands: list, *args: Any
 ) -> tuple[jax.Array, list]:
-    return _run(known.rules(operands), *args)
+    return run(known.rules(operands), *args)
 
 
 def _store(rule: Leafwise, name: str, new: Any, old: Any) -> Any:

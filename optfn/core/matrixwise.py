@@ -1,6 +1,6 @@
 """The lift of a rule for one matrix to all matrices of all leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, final
 
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import per_leaf
-from optfn.core.leafwise import Leafwise, check_names_slots
+from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.placement import Along, is_along, replicate, split_like
+from optfn.core.tree import PyTree
+from optfn.core.whole_matrices import Split, are_split, item_view, on_whole_matrices
 
 
 class Matrixwise(Leafwise):
@@ -95,6 +97,64 @@ class Matrixwise(Leafwise):
         """The slots of one matrix, each with its axes."""
         made = self.init_matrix(param)
         return jax.tree.map(lambda slot: Along.of(slot, param), made, is_leaf=is_along)
+
+    @final
+    def runs_alone(self, updates: PyTree) -> bool:
+        if self.random:  # a key is for a leaf, not for a part of a stack
+            return False
+        views, leaves = self.views.values(updates), jax.tree.leaves(updates)
+        return any(map(are_split, leaves, views))
+
+    @final
+    def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
+        if self.random:
+            return {}
+        kinds: dict[Any, list[int]] = {}
+        for i, ((own,), leaf_args) in enumerate(zip(own_rules, args, strict=True)):
+            if are_split(leaf_args[0], own.views) and (kind := own._kind_of_split(leaf_args)):
+                kinds.setdefault((id(own), kind), []).append(i)
+        done = {}
+        for (_, (form, splits)), leaves in kinds.items():
+            own = own_rules[leaves[0]][0]
+            new = own._spread([args[i] for i in leaves], form, splits)
+            done |= dict(zip(leaves, new, strict=True))
+        return done
+
+    def _kind_of_split(self, args: tuple) -> tuple | None:
+        """The form and the splits of what leaves on a mesh share to be stacked; None to gather."""
+        g, (slots,), param, _, (extra,) = args
+        arrays, treedef = jax.tree.flatten((g, slots, param, extra))
+        depth = len(self.views.axes(g.shape)[0])
+        splits = tuple(Split.of(x, self._stack_axes(x, g.shape, depth)) for x in arrays)
+        if len({tuple(split.names[axis] for axis in split.stack) for split in splits}) > 1:
+            return None
+        return (treedef, tuple((x.shape, x.dtype) for x in arrays)), splits
+
+    def _stack_axes(self, x: jax.Array, shape: tuple[int, ...], depth: int) -> Sequence[int]:
+        return self.views.axes(shape)[0] if x.shape == shape else range(depth)
+
+    def _spread(self, args: Sequence[tuple], form: tuple, splits: Sequence[Split]) -> list[tuple]:
+        """The new updates and slots of leaves of one kind, each device doing a share of them."""
+        treedef, _ = form
+        rows = [
+            jax.tree.leaves((g, slots, param, extra)) for g, (slots,), param, _, (extra,) in args
+        ]
+        inside = self.rebuilt(views=item_view(self.views, args[0][0].ndim))
+
+        def rule(shared, *stacks):
+            known, t = shared
+            (own,) = inside_split.rules(known)
+            g, slots, param, extra = treedef.unflatten(stacks)
+            u, (new,) = run((own,), g, [slots], param, t, [extra])
+            return jax.tree.leaves((u, new))
+
+        inside_split, operands = StaticRules.split((inside,), True)
+        results = range(1 + len(jax.tree.leaves(args[0][1])))
+        new = on_whole_matrices(
+            rule, list(zip(*rows, strict=True)), splits, results, (operands, args[0][3])
+        )
+        slots_def = jax.tree.structure(args[0][1][0])
+        return [(u, [slots_def.unflatten(slots)]) for u, *slots in zip(*new, strict=True)]
 
     def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
         """The keyword arguments of each matrix of a stack of this shape."""

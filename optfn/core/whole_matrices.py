@@ -1,0 +1,153 @@
+"""Rules for matrices on a mesh: every device gets whole matrices of its own, by all-to-all.
+
+A matrix that is split over devices is no use to a rule that needs it whole, and to gather it on all
+of them moves and computes everything everywhere. So matrices of one shape are stacked, and the
+stack is split over the devices instead: one all-to-all makes whole matrices of parts, each device
+applies the rule to its share of the stack, and another one puts the results where they were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import PartitionSpec
+
+from optfn.core.matrix_axes import MatrixAxes
+
+
+class Split(NamedTuple):
+    """How arrays of one kind are split.
+
+    Attributes:
+        stack: the axes that count matrices.
+        names: for each axis, the names of the axes of the mesh that split it.
+    """
+
+    stack: tuple[int, ...]
+    names: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, x: Any, stack: Sequence[int]) -> "Split":
+        return cls(tuple(stack), names_along(x))
+
+    @property
+    def spec(self) -> PartitionSpec:
+        return PartitionSpec(*self.names)
+
+    @property
+    def across(self) -> dict[str, int]:
+        """The axes of the mesh that split matrices, each with the axis it splits of `flat`."""
+        own = [names for axis, names in enumerate(self.names) if axis not in self.stack]
+        return {name: 1 + axis for axis, names in enumerate(own) for name in names}
+
+    def flat(self, x: jax.Array) -> jax.Array:
+        """A part with the stack as its first axis."""
+        x = jnp.moveaxis(x, self.stack, range(len(self.stack)))
+        return x.reshape(-1, *x.shape[len(self.stack) :])
+
+    def unflat(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        """The inverse of `flat`."""
+        sides = [like.shape[axis] for axis in self.stack]
+        return jnp.moveaxis(x.reshape(*sides, *x.shape[1:]), range(len(self.stack)), self.stack)
+
+
+def names_along(x: Any) -> tuple[tuple[str, ...], ...]:
+    """For each axis of a traced array the explicit axes of the mesh that split it."""
+    spec = (*jax.typeof(x).sharding.spec, *[None] * jnp.ndim(x))[: jnp.ndim(x)]
+    return tuple(names if isinstance(names, tuple) else (names,) if names else () for names in spec)
+
+
+def are_split(x: Any, view: MatrixAxes) -> bool:
+    """Whether devices have parts of the matrices of a traced array."""
+    if not isinstance(x, Tracer) or not view.is_matrix or not x.size:
+        return False
+    split = Split.of(x, view.axes(x.shape)[0])
+    order = jax.typeof(x).sharding.mesh.axis_names
+    in_order = all(sorted(names, key=order.index) == list(names) for names in split.names)
+    return in_order and bool(split.across)
+
+
+def item_view(view: MatrixAxes, ndim: int) -> MatrixAxes:
+    """The view of an array whose stack's axes are one, the first."""
+    stack, rows, columns = view.axes((1,) * ndim)
+    order = [axis for axis in range(ndim) if axis not in stack]
+    return replace(
+        view,
+        rows=tuple(1 + order.index(axis) for axis in rows),
+        columns=tuple(1 + order.index(axis) for axis in columns),
+    )
+
+
+def on_whole_matrices(
+    rule: Any,
+    columns: Sequence[Sequence[jax.Array]],
+    splits: Sequence[Split],
+    results: Sequence[int],
+    shared: Any,
+) -> list[list[jax.Array]]:
+    """`rule(shared, *stacks) -> results` with stacks of whole matrices, spread over the mesh.
+
+    Args:
+        rule: takes one stack for each column and returns new ones for some of them.
+        columns: arrays of one kind, one for each leaf.
+        splits: how the arrays of each column are split.
+        results: the columns whose form the results have.
+        shared: numbers, the same everywhere.
+    """
+    mesh = jax.typeof(columns[0][0]).sharding.mesh
+    across = set().union(*(split.across for split in splits))
+    # Of several names that split one axis the last is the innermost, whose parts join first.
+    names = tuple(name for name in reversed(mesh.axis_names) if name in across)
+    parts = prod(mesh.shape[name] for name in names)
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), [[split.spec] * len(c) for c, split in zip(columns, splits)]),
+        out_specs=[[splits[k].spec] * len(columns[k]) for k in results],
+        check_vma=False,
+    )
+    def on_parts(shared, columns):
+        stacks = []
+        for column, split in zip(columns, splits, strict=True):
+            stack = jnp.concatenate([split.flat(x) for x in column])
+            count = len(stack)
+            missing = [(0, -count % parts)] + [(0, 0)] * (stack.ndim - 1)
+            stacks.append(_spread(jnp.pad(stack, missing), split, names))
+        new = []
+        for k, stack in zip(results, rule(shared, *stacks), strict=True):
+            split, column = splits[k], columns[k]
+            stack = _gathered(stack, split, names)[:count]
+            ends = [prod(x.shape[axis] for axis in split.stack) for x in column]
+            pieces = jnp.split(stack, [sum(ends[: i + 1]) for i in range(len(ends) - 1)])
+            new.append([split.unflat(y, x) for y, x in zip(pieces, column, strict=True)])
+        return new
+
+    return on_parts(shared, [list(column) for column in columns])
+
+
+def _spread(stack: jax.Array, split: Split, names: Sequence[str]) -> jax.Array:
+    """Whole matrices, a share of the stack on each device."""
+    for name in names:
+        if name in split.across:
+            stack = lax.all_to_all(stack, name, 0, split.across[name], tiled=True)
+        else:
+            share = len(stack) // lax.axis_size(name)
+            stack = lax.dynamic_slice_in_dim(stack, lax.axis_index(name) * share, share)
+    return stack
+
+
+def _gathered(stack: jax.Array, split: Split, names: Sequence[str]) -> jax.Array:
+    """The inverse of `_spread`."""
+    for name in reversed(names):
+        if name in split.across:
+            stack = lax.all_to_all(stack, name, split.across[name], 0, tiled=True)
+        else:
+            stack = lax.all_gather(stack, name, tiled=True)
+    return stack
