@@ -12,7 +12,7 @@ from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.placement import Along, is_along, replicate, split_like
 from optfn.core.tree import PyTree
-from optfn.core.whole_matrices import Split, are_split, item_view, on_whole_matrices
+from optfn.core.whole_matrices import Split, are_split, of_stack, on_whole_matrices
 
 
 class Matrixwise(Leafwise):
@@ -107,54 +107,53 @@ class Matrixwise(Leafwise):
 
     @final
     def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
-        if self.random:
-            return {}
         kinds: dict[Any, list[int]] = {}
         for i, ((own,), leaf_args) in enumerate(zip(own_rules, args, strict=True)):
-            if are_split(leaf_args[0], own.views) and (kind := own._kind_of_split(leaf_args)):
-                kinds.setdefault((id(own), kind), []).append(i)
+            if not self.random and are_split(leaf_args[0], own.views) and own._lie_alike(leaf_args):
+                kinds.setdefault((id(own), own._kind(leaf_args)), []).append(i)
         done = {}
-        for (_, (form, splits)), leaves in kinds.items():
+        for leaves in kinds.values():
             own = own_rules[leaves[0]][0]
-            new = own._spread([args[i] for i in leaves], form, splits)
+            new = own._spread([args[i] for i in leaves])
             done |= dict(zip(leaves, new, strict=True))
         return done
 
-    def _kind_of_split(self, args: tuple) -> tuple | None:
-        """The form and the splits of what leaves on a mesh share to be stacked; None to gather."""
-        g, (slots,), param, _, (extra,) = args
-        arrays, treedef = jax.tree.flatten((g, slots, param, extra))
-        depth = len(self.views.axes(g.shape)[0])
-        splits = tuple(Split.of(x, self._stack_axes(x, g.shape, depth)) for x in arrays)
-        if len({tuple(split.names[axis] for axis in split.stack) for split in splits}) > 1:
-            return None
-        return (treedef, tuple((x.shape, x.dtype) for x in arrays)), splits
+    def _kind(self, args: tuple) -> tuple:
+        """The form of a leaf's arrays, and how they are split."""
+        arrays, treedef = jax.tree.flatten(_arrays(args))
+        return treedef, self._splits(args), tuple((x.shape, x.dtype) for x in arrays)
 
-    def _stack_axes(self, x: jax.Array, shape: tuple[int, ...], depth: int) -> Sequence[int]:
-        return self.views.axes(shape)[0] if x.shape == shape else range(depth)
+    def _lie_alike(self, args: tuple) -> bool:
+        """Whether each device has the same matrices of the stack of every array."""
+        return len({split.of_stack for split in self._splits(args)}) == 1
 
-    def _spread(self, args: Sequence[tuple], form: tuple, splits: Sequence[Split]) -> list[tuple]:
+    def _splits(self, args: tuple) -> tuple[Split, ...]:
+        shape = args[0].shape
+        stack, _, _ = self.views.axes(shape)
+        return tuple(
+            Split.of(x, stack if x.shape == shape else range(len(stack)))
+            for x in jax.tree.leaves(_arrays(args))
+        )
+
+    def _spread(self, leaves: Sequence[tuple]) -> list[tuple]:
         """The new updates and slots of leaves of one kind, each device doing a share of them."""
-        treedef, _ = form
-        rows = [
-            jax.tree.leaves((g, slots, param, extra)) for g, (slots,), param, _, (extra,) in args
-        ]
-        inside = self.rebuilt(views=item_view(self.views, args[0][0].ndim))
+        g, slots, *_ = first = leaves[0]
+        treedef = jax.tree.structure(_arrays(first))
+        stacked = self.rebuilt(views=of_stack(self.views, g.ndim))
+        static, numbers = StaticRules.split((stacked,), True)
 
         def rule(shared, *stacks):
-            known, t = shared
-            (own,) = inside_split.rules(known)
+            numbers, t = shared
             g, slots, param, extra = treedef.unflatten(stacks)
-            u, (new,) = run((own,), g, [slots], param, t, [extra])
-            return jax.tree.leaves((u, new))
+            return jax.tree.leaves(run(static.rules(numbers), g, slots, param, t, extra))
 
-        inside_split, operands = StaticRules.split((inside,), True)
-        results = range(1 + len(jax.tree.leaves(args[0][1])))
-        new = on_whole_matrices(
-            rule, list(zip(*rows, strict=True)), splits, results, (operands, args[0][3])
-        )
-        slots_def = jax.tree.structure(args[0][1][0])
-        return [(u, [slots_def.unflatten(slots)]) for u, *slots in zip(*new, strict=True)]
+        columns = list(zip(*(jax.tree.leaves(_arrays(args)) for args in leaves), strict=True))
+        results = 1 + len(jax.tree.leaves(slots))  # the update and the slots
+        new = on_whole_matrices(rule, columns, self._splits(first), results, (numbers, first[3]))
+        return [
+            (u, jax.tree.unflatten(jax.tree.structure(slots), own))
+            for u, *own in zip(*new, strict=True)
+        ]
 
     def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
         """The keyword arguments of each matrix of a stack of this shape."""
@@ -183,3 +182,9 @@ def _is_like_matrix(slot: Along, sides: tuple[int, ...]) -> bool:
 
 def _map_slots(function: Callable, form: Any, *others: Any) -> Any:
     return jax.tree.map(function, form, *others, is_leaf=is_along)
+
+
+def _arrays(args: tuple) -> tuple:
+    """What a leaf has of its own, beside the number of the update, which is the same for all."""
+    g, slots, param, _, extra = args
+    return g, slots, param, extra

@@ -6,9 +6,8 @@ stack is split over the devices instead: one all-to-all makes whole matrices of 
 applies the rule to its share of the stack, and another one puts the results where they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -39,6 +38,11 @@ class Split(NamedTuple):
     @property
     def spec(self) -> PartitionSpec:
         return PartitionSpec(*self.names)
+
+    @property
+    def of_stack(self) -> tuple[tuple[str, ...], ...]:
+        """The axes of the mesh that split the stack."""
+        return tuple(self.names[axis] for axis in self.stack)
 
     @property
     def across(self) -> dict[str, int]:
@@ -73,8 +77,8 @@ def are_split(x: Any, view: MatrixAxes) -> bool:
     return in_order and bool(split.across)
 
 
-def item_view(view: MatrixAxes, ndim: int) -> MatrixAxes:
-    """The view of an array whose stack's axes are one, the first."""
+def of_stack(view: MatrixAxes, ndim: int) -> MatrixAxes:
+    """The view of an array whose stack has one axis, the first."""
     stack, rows, columns = view.axes((1,) * ndim)
     order = [axis for axis in range(ndim) if axis not in stack]
     return replace(
@@ -85,51 +89,61 @@ def item_view(view: MatrixAxes, ndim: int) -> MatrixAxes:
 
 
 def on_whole_matrices(
-    rule: Any,
+    rule: Callable,
     columns: Sequence[Sequence[jax.Array]],
     splits: Sequence[Split],
-    results: Sequence[int],
+    results: int,
     shared: Any,
 ) -> list[list[jax.Array]]:
-    """`rule(shared, *stacks) -> results` with stacks of whole matrices, spread over the mesh.
+    """`rule(shared, *stacks)` on stacks of whole matrices, which are spread over the mesh.
 
     Args:
-        rule: takes one stack for each column and returns new ones for some of them.
-        columns: arrays of one kind, one for each leaf.
+        rule: takes the numbers and a stack for each column.
+        columns: for each argument the arrays of all leaves, which are of one shape.
         splits: how the arrays of each column are split.
-        results: the columns whose form the results have.
+        results: the number of arrays that the rule returns, which are like the first columns.
         shared: numbers, the same everywhere.
+
+    Returns:
+        For each result the arrays of all leaves, split as they were.
     """
     mesh = jax.typeof(columns[0][0]).sharding.mesh
     across = set().union(*(split.across for split in splits))
     # Of several names that split one axis the last is the innermost, whose parts join first.
     names = tuple(name for name in reversed(mesh.axis_names) if name in across)
-    parts = prod(mesh.shape[name] for name in names)
+    shares = prod(mesh.shape[name] for name in names)
+    specs = [[split.spec] * len(columns[0]) for split in splits]
 
-    @partial(
-        jax.shard_map,
+    def on_parts(shared, columns):
+        number = sum(prod(x.shape[axis] for axis in splits[0].stack) for x in columns[0])
+        stacks = [
+            _spread(_stacked(column, split, shares), split, names)
+            for column, split in zip(columns, splits, strict=True)
+        ]
+        return [
+            _unstacked(_gathered(stack, split, names)[:number], column, split)
+            for stack, column, split in zip(rule(shared, *stacks), columns, splits, strict=False)
+        ]
+
+    spread = jax.shard_map(
+        on_parts,
         mesh=mesh,
-        in_specs=(PartitionSpec(), [[split.spec] * len(c) for c, split in zip(columns, splits)]),
-        out_specs=[[splits[k].spec] * len(columns[k]) for k in results],
+        in_specs=(PartitionSpec(), specs),
+        out_specs=specs[:results],
         check_vma=False,
     )
-    def on_parts(shared, columns):
-        stacks = []
-        for column, split in zip(columns, splits, strict=True):
-            stack = jnp.concatenate([split.flat(x) for x in column])
-            count = len(stack)
-            missing = [(0, -count % parts)] + [(0, 0)] * (stack.ndim - 1)
-            stacks.append(_spread(jnp.pad(stack, missing), split, names))
-        new = []
-        for k, stack in zip(results, rule(shared, *stacks), strict=True):
-            split, column = splits[k], columns[k]
-            stack = _gathered(stack, split, names)[:count]
-            ends = [prod(x.shape[axis] for axis in split.stack) for x in column]
-            pieces = jnp.split(stack, [sum(ends[: i + 1]) for i in range(len(ends) - 1)])
-            new.append([split.unflat(y, x) for y, x in zip(pieces, column, strict=True)])
-        return new
+    return spread(shared, [list(column) for column in columns])
 
-    return on_parts(shared, [list(column) for column in columns])
+
+def _stacked(column: Sequence[jax.Array], split: Split, shares: int) -> jax.Array:
+    """Parts of matrices, in a number that `shares` divides."""
+    stack = jnp.concatenate([split.flat(x) for x in column])
+    return jnp.pad(stack, [(0, -len(stack) % shares)] + [(0, 0)] * (stack.ndim - 1))
+
+
+def _unstacked(stack: jax.Array, column: Sequence[jax.Array], split: Split) -> list[jax.Array]:
+    pieces = jnp.split(stack, len(column))
+    return [split.unflat(piece, x) for piece, x in zip(pieces, column, strict=True)]
 
 
 def _spread(stack: jax.Array, split: Split, names: Sequence[str]) -> jax.Array:
