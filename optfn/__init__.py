@@ -60,6 +60,7 @@ from optfn.compose.loss_scale import loss_scale as loss_scale
 from optfn.compose.mechanic import mechanize as mechanize
 from optfn.compose.monitor import monitor as monitor
 from optfn.compose.flatten import flatten as flatten
+from optfn.compose.on_mesh import on_mesh as on_mesh
 from optfn.compose.param_averages import ema_of_params as ema_of_params
 from optfn.compose.param_averages import mean_of_params as mean_of_params
 from optfn.compose.partition import freeze as freeze

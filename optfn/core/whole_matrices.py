@@ -68,13 +68,13 @@ def names_along(x: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def are_split(x: Any, view: MatrixAxes) -> bool:
-    """Whether devices have parts of the matrices of a traced array."""
+    """Whether devices have parts of a traced array of matrices."""
     if not isinstance(x, Tracer) or not view.is_matrix or not x.size:
         return False
     split = Split.of(x, view.axes(x.shape)[0])
     order = jax.typeof(x).sharding.mesh.axis_names
     in_order = all(sorted(names, key=order.index) == list(names) for names in split.names)
-    return in_order and bool(split.across)
+    return in_order and any(split.names)
 
 
 def of_stack(view: MatrixAxes, ndim: int) -> MatrixAxes:
