@@ -64,6 +64,9 @@ TREES: dict[str, Callable[[], Any]] = {
     "many_16": lambda: many([(16,)] * 4000),
     "distinct": lambda: many([(i, 16) for i in range(1, 401)]),
     "gpt2": gpt2,
+    "24 of 256x256": lambda: many([(256, 256)] * 24),
+    "8 of 256x1024": lambda: many([(256, 1024)] * 8),
+    "48 layers": lambda: many([(64, 64), (64, 256), (256, 64)] * 48),
     "tiny": lambda: many([(8, 8), (8,)] * 3),
     "one_8": lambda: {"kernel": leaf(8)},
 }

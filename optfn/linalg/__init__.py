@@ -1,6 +1,9 @@
 """Linear algebra of matrix optimizers, batched over leading axes."""
 
 from optfn.linalg.orthogonal import (
+    OBLONG as OBLONG,
+)
+from optfn.linalg.orthogonal import (
     POLYNOMIALS as POLYNOMIALS,
 )
 from optfn.linalg.orthogonal import (

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from optfn.core.data import numbers, static
+from optfn.core.data import numbers, per_leaf, static
+from optfn.core.leafwise import Leafwise
+from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.linalg import orthogonalize, polynomials
 
@@ -14,7 +16,7 @@ SHAPE_FACTORS = {
 }
 
 
-class scale_by_matrix_shape(Matrixwise):
+class scale_by_matrix_shape(Leafwise):
     """Multiplies each matrix by a factor of its numbers of rows r (fan-out) and columns c (fan-in).
 
         u = factor * g * sqrt(max(1, r / c))    "width": Jordan et al. 2024
@@ -35,9 +37,13 @@ class scale_by_matrix_shape(Matrixwise):
 
     convention: str = static(default="width", choices=tuple(SHAPE_FACTORS))
     factor: Any = 1.0
+    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
-    def update_matrix(self, g, slots, param, t):
-        return g * (self.factor * SHAPE_FACTORS[self.convention](*g.shape)), slots
+    def update_leaf(self, g, slots, param, t):
+        if not self.views.is_matrix or not g.size:
+            return g, slots
+        rows, columns = self.views.sides(g.shape)
+        return g * (self.factor * SHAPE_FACTORS[self.convention](rows, columns)), slots
 
 
 class newton_schulz(Matrixwise):
