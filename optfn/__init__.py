@@ -69,6 +69,7 @@ from optfn.compose.partition import partition as partition
 from optfn.compose.partition import set_to_zero as set_to_zero
 from optfn.compose.partition_matrices import matrix_labels as matrix_labels
 from optfn.compose.partition_matrices import partition_matrices as partition_matrices
+from optfn.compose.qk_clip import qk_clip as qk_clip
 from optfn.compose.restart import own_step as own_step
 from optfn.compose.restart import reset as reset
 from optfn.compose.sam import sam as sam
@@ -99,6 +100,9 @@ from optfn.transforms.decay import (
 )
 from optfn.transforms.matrices import newton_schulz as newton_schulz
 from optfn.transforms.matrices import scale_by_matrix_shape as scale_by_matrix_shape
+from optfn.transforms.matrix_norms import equalize_rows as equalize_rows
+from optfn.transforms.matrix_norms import normalize_matrices as normalize_matrices
+from optfn.transforms.matrix_norms import scale_by_row_moment as scale_by_row_moment
 from optfn.transforms.momentum import ema as ema
 from optfn.transforms.momentum import trace as trace
 from optfn.transforms.nans import zero_nans as zero_nans
@@ -229,6 +233,12 @@ from optfn.optimizers.layerwise.trust_ratio import (
 from optfn.optimizers.layerwise.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
+from optfn.optimizers.matrix.adamuon import adamuon as adamuon
+from optfn.optimizers.matrix.muon_clip import muon_clip as muon_clip
+from optfn.optimizers.matrix.normuon import normuon as normuon
+from optfn.optimizers.matrix.scion import scale_by_lmo as scale_by_lmo
+from optfn.optimizers.matrix.scion import scion as scion
+from optfn.optimizers.matrix.scion import start_on_sphere as start_on_sphere
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )

@@ -20,7 +20,8 @@ class Matrixwise(Leafwise):
 
     A subclass lists its hyperparameters as fields and defines `update_matrix` and, if it has state,
     `Slots` and `init_matrix`, as a `Leafwise` does for arrays. A matrix has the outputs of a layer
-    as rows and its inputs as columns. Leaves that are no matrices pass unchanged and have no slots.
+    as rows and its inputs as columns. Leaves that are no matrices have no slots and pass unchanged,
+    unless it defines `update_rest`.
 
     A slot like the matrix is stored as an array like the param. Another one is returned as an
     `Along`, with 0 for the rows and 1 for the columns, and stored with the stack's axes in front.
@@ -48,6 +49,10 @@ class Matrixwise(Leafwise):
         """The new update and slots of one matrix; the arguments are as in `update_leaf`."""
         raise NotImplementedError(f"{type(self).__name__} must define update_matrix.")
 
+    def update_rest(self, g: jax.Array) -> jax.Array:
+        """The new update of a leaf that is no matrix."""
+        return g
+
     @final
     def init_leaf(self, param: jax.Array) -> Any:
         if not self.views.is_matrix:
@@ -64,8 +69,10 @@ class Matrixwise(Leafwise):
 
     @final
     def update_leaf(self, g, slots, param, t, **extra):
-        if not self.views.is_matrix or not g.size:
+        if not g.size:
             return g, slots
+        if not self.views.is_matrix:
+            return self.update_rest(g), slots
         stack = self.views.split(replicate(g))
         form = slots
         if self.Slots is not None:

@@ -29,7 +29,7 @@ from optfn.core.state import Context, State
 from optfn.core.tree import PyTree, bare
 from optfn.core.updates_kind import Updates, check_root
 
-ExtraKind = Literal["scalar", "tree", "function", "tree function", "key"]
+ExtraKind = Literal["scalar", "tree", "function", "tree function", "key", "any"]
 
 
 class Inner(NamedTuple):
@@ -70,7 +70,7 @@ class Transform(Data, OptaxForm):
     Class attributes a subclass may set:
         extra_args: the keyword arguments of `update` that the stage needs, each with its kind:
             `"scalar"`, `"tree"` (like the params), `"function"` (of the params), `"tree function"`
-            (of the params, to a tree like them) or `"key"`.
+            (of the params, to a tree like them), `"key"` or `"any"`, which the stage checks itself.
         needs_params: whether `update` must be given the params.
         elementwise: whether each entry of the updates depends only on scalars and on the entries at
             the same position, in the same way in every leaf, provided that the inner transforms are

@@ -111,8 +111,6 @@ def muon(
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et
     al. 2025 for the factor "rms".
     """
-    by_rms = consistent_rms is not None
-    convention, factor = ("rms", consistent_rms) if by_rms else (shape_scale, 1.0)
     return partition_matrices(
         chain(
             scale_by_muon(
@@ -126,10 +124,22 @@ def muon(
                 dtype=dtype,
                 views=views,
             ),
-            scale_by_matrix_shape(convention, factor, views=views),
+            scaled_to_shape(shape_scale, consistent_rms, views),
             add_decayed_weights(weight_decay, weight_decay_mask),
             scale_by_learning_rate(learning_rate),
         ),
-        adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0) if rest is None else rest,
+        adam_of_muon() if rest is None else rest,
         views,
     )
+
+
+def scaled_to_shape(shape_scale: str, consistent_rms: Any, views: Any) -> scale_by_matrix_shape:
+    """The factor of a matrix: that of `shape_scale`, or the root mean square of a step if given."""
+    if consistent_rms is None:
+        return scale_by_matrix_shape(shape_scale, views=views)
+    return scale_by_matrix_shape("rms", consistent_rms, views=views)
+
+
+def adam_of_muon() -> chain:
+    """The optimizer of Jordan et al. for what is no matrix."""
+    return adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)
