@@ -77,7 +77,8 @@ class scale_by_row_moment(Matrixwise):
 
     Args:
         b2: decay of the average, a number or a schedule.
-        eps: added to the roots and to the norm.
+        eps: added to the roots and to the norm; for factors that are orthogonal. Take 0 for a
+            direction of any other size.
         side: "rows" keeps one number for each row, "columns" one for each column, and "longer" one
             for each row of a tall or square matrix and each column of a wide one.
         views: how each leaf is a matrix; see `matrices`.

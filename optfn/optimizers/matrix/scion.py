@@ -99,8 +99,8 @@ FARTHEST = {
 
 
 def _over(g: jax.Array, norm: Norm) -> jax.Array:
-    """g over its norms and the authors' 1e-8, though never more than the norms themselves."""
-    divisor = norm.relative + jnp.minimum(1e-8 / norm.scale, norm.relative)
+    """g over its norms and the authors' 1e-8, which is no part of a tiny norm worth mention."""
+    divisor = norm.relative + jnp.minimum(1e-8 / norm.scale, 1e-3 * norm.relative)
     return g / norm.scale * ratio(1, divisor)
 
 
