@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optfn
 from optfn import schedules
 from optfn.core.dtypes import compute_dtype
+from optfn.core.tree import leaf_paths
 
 
 def decays(path, leaf):
@@ -117,6 +118,15 @@ OPTIMIZERS = {
     "adam_mini": optfn.adam_mini(0.1, weight_decay=0.01),
     "hyperball": optfn.chain(optfn.scale_by_adam(), optfn.hyperball(0.01)),
     "muon": optfn.muon(0.05, rest=optfn.adam(0.1)),
+    "normuon": optfn.normuon(0.05, weight_decay=0.1, rest=optfn.adam(0.1)),
+    "adamuon": optfn.adamuon(0.05, rest=optfn.adam(0.1)),
+    "scion": optfn.scion(0.05, radius=2.0),
+    "scion of columns": optfn.scion(0.05, "column", 2.0, weight_decay=0.0),
+    "muon on the hyperball": optfn.partition_matrices(
+        optfn.chain(optfn.scale_by_muon(), optfn.hyperball(0.05, views=optfn.matrices())),
+        optfn.adam(0.1),
+    ),
+    "muon_clip": optfn.muon_clip(0.05, 1.5, query="w", key="b", head_axis=-1),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -171,11 +181,24 @@ def searched(grads, params):
     return {"value": value, "grad": jax.tree.map(jnp.conj, grad), "value_fn": bowl}
 
 
+def largest_logits(grads, params):
+    """Of the kit's weights as queries and its biases as keys, a head for each output."""
+    by_path = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
+    blocks = [path[: -len("/w")] for path in by_path if f"/{path}".endswith("/w")]
+    largest = {
+        block: jnp.arange(1.0, 1.0 + by_path[f"{block}/b"].shape[-1])
+        for block in blocks
+        if f"{block}/b" in by_path
+    }
+    return {"max_logits": largest}
+
+
 # What `update` must be given, for those that need more than the gradients.
 EXTRA_ARGS = (
     {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam", "reduce_on_plateau")}
     | {"sophia": {"obj_fn": loss}, "accumulate weighted": {"weight": 3.0}}
     | dict.fromkeys(("lbfgs", "backtracking"), searched)
+    | {"muon_clip": largest_logits}
 )
 
 STAGES = {
@@ -195,6 +218,10 @@ STAGES = {
     "centralize": optfn.centralize(),
     "newton_schulz": optfn.newton_schulz(),
     "scale_by_matrix_shape": optfn.scale_by_matrix_shape("rms"),
+    "scale_by_lmo": optfn.scale_by_lmo("row"),
+    "scale_by_row_moment": optfn.scale_by_row_moment(eps=1e-3, side="longer"),
+    "normalize_matrices": optfn.normalize_matrices(1e-3),
+    "equalize_rows": optfn.chain(optfn.equalize_rows(), optfn.scale(2.0)),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),
     "scale_by_trust_ratio": optfn.scale_by_trust_ratio(),
