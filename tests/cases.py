@@ -118,13 +118,13 @@ OPTIMIZERS = {
     "adam_mini": optfn.adam_mini(0.1, weight_decay=0.01),
     "hyperball": optfn.chain(optfn.scale_by_adam(), optfn.hyperball(0.01)),
     "muon": optfn.muon(0.05, rest=optfn.adam(0.1)),
-    "normuon": optfn.normuon(0.05, weight_decay=0.1, rest=optfn.adam(0.1)),
-    "adamuon": optfn.adamuon(0.05, rest=optfn.adam(0.1)),
+    "normuon": optfn.normuon(0.05, weight_decay=0.1, rest=optfn.sign_sgd(0.03)),
+    "adamuon": optfn.adamuon(0.05, rest=optfn.sign_sgd(0.03)),
     "scion": optfn.scion(0.05, radius=2.0),
     "scion of columns": optfn.scion(0.05, "column", 2.0, weight_decay=0.0),
     "muon on the hyperball": optfn.partition_matrices(
         optfn.chain(optfn.scale_by_muon(), optfn.hyperball(0.05, views=optfn.matrices())),
-        optfn.adam(0.1),
+        optfn.sign_sgd(0.03),
     ),
     "muon_clip": optfn.muon_clip(0.05, 1.5, query="w", key="b", head_axis=-1),
     "cautious decay": optfn.chain(

@@ -37,6 +37,8 @@ NOT_IN_OPTAX = {
     *("stable_adamw", "scale_by_stable_adamw", "adam_mini", "scale_by_adam_mini"),
     *("add_cautious_decay", "descend_with_corrected_decay", "descend_with_independent_decay"),
     *("clip_by_norm", "scale_by_layer_decay"),
+    *("normuon", "adamuon", "scion", "muon_clip", "start_on_sphere", "scale_by_lmo"),
+    *("scale_by_row_moment", "normalize_matrices", "equalize_rows"),
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
 
@@ -55,6 +57,9 @@ NOT_THE_STAGE_S = {
     ("lamb", "eps"),
     ("novograd", "eps"),
     ("optimistic_adam_v2", "nesterov"),
+    # Momentum's, not that of the Adam for the rest.
+    *((name, "nesterov") for name in ("normuon", "adamuon", "muon_clip")),
+    ("scion", "radius"),
 }
 
 
