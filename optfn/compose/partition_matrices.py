@@ -8,6 +8,7 @@ import jax
 import optax
 
 from optfn.compose.partition import partition
+from optfn.core.arguments import Argument
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.tree import PyTree, count_arguments
 
@@ -36,6 +37,11 @@ def matrix_labels(views: Any = matrices()) -> Any:
     Args:
         views: a tree or a function, as a matrix optimizer takes it; see `matrices`.
     """
+    if views is None:
+        raise TypeError(
+            f"{Argument('matrix_labels(views=...)', views)} must be a MatrixAxes per leaf, as a tree "
+            "or a function, found None."
+        )
     if not callable(views):
         return _labels_of(views)
     return _LabelsOfParams(views) if count_arguments(views, "views=...") == 1 else _Labels(views)

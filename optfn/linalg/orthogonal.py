@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from optfn.core.arguments import Argument
 from optfn.core.dtypes import compute_dtype
 from optfn.core.numerics import Norm, norms_along
 
@@ -84,21 +85,28 @@ def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -
     Raises:
         ValueError: there is no such name, or the rows have not three entries.
     """
+    where = Argument("polynomials(coefficients=...)", coefficients)
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise TypeError(
+            f"{Argument('polynomials(steps=...)', steps)} must be a whole number, found {steps!r}."
+        )
     if isinstance(coefficients, str):
         if coefficients not in POLYNOMIALS:
             raise ValueError(
-                f"coefficients={coefficients!r} is none of the tables {', '.join(POLYNOMIALS)}."
+                f"{where} must be rows or one of {', '.join(POLYNOMIALS)}, found {coefficients!r}."
             )
         table = np.asarray(POLYNOMIALS[coefficients])
         if coefficients == "polar_express":
             table = _widened(table, 1.02)
     else:
-        is_array = isinstance(coefficients, jax.Array)
-        table = coefficients if is_array else np.asarray(coefficients, float)
+        table = coefficients
+        if not isinstance(table, jax.Array):
+            try:
+                table = np.asarray(table, float)
+            except (TypeError, ValueError):
+                raise TypeError(f"{where} must be rows (a, b, c), found {table!r}.") from None
     if table.ndim == 0 or table.shape[-1] != 3:
-        raise ValueError(
-            f"coefficients must be rows (a, b, c), found an array of shape {table.shape}."
-        )
+        raise ValueError(f"{where} must be rows (a, b, c), found an array of shape {table.shape}.")
     if table.ndim == 1:
         return (
             jnp.stack([table] * (steps or 5))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_sizes
 from algorithms import CASES, STAGES, in_optax
+from cases import gives_a_transform
 from optax_names import OTHER_ARGUMENTS, OTHER_DEFAULTS
 
 import optfn
@@ -20,7 +21,9 @@ def defined_in(*packages):
     return {
         name: value
         for name, value in vars(optfn).items()
-        if callable(value) and value.__module__.startswith(tuple(f"optfn.{p}." for p in packages))
+        if callable(value)
+        and value.__module__.startswith(tuple(f"optfn.{p}." for p in packages))
+        and (inspect.isclass(value) or gives_a_transform(value))
     }
 
 
@@ -37,7 +40,7 @@ NOT_IN_OPTAX = {
     *("stable_adamw", "scale_by_stable_adamw", "adam_mini", "scale_by_adam_mini"),
     *("add_cautious_decay", "descend_with_corrected_decay", "descend_with_independent_decay"),
     *("clip_by_norm", "scale_by_layer_decay"),
-    *("normuon", "adamuon", "scion", "muon_clip", "start_on_sphere", "scale_by_lmo"),
+    *("normuon", "adamuon", "scion", "muon_clip", "scale_by_lmo"),
     *("scale_by_row_moment", "normalize_matrices", "equalize_rows"),
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
@@ -59,6 +62,7 @@ NOT_THE_STAGE_S = {
     ("optimistic_adam_v2", "nesterov"),
     # Momentum's, not that of the Adam for the rest.
     *((name, "nesterov") for name in ("normuon", "adamuon", "muon_clip")),
+    *(("normuon", name) for name in ("b2", "eps")),
     ("scion", "radius"),
 }
 
