@@ -39,8 +39,8 @@ def matrix_labels(views: Any = matrices()) -> Any:
     """
     if views is None:
         raise TypeError(
-            f"{Argument('matrix_labels(views=...)', views)} must be a MatrixAxes per leaf, as a tree "
-            "or a function, found None."
+            f"{Argument('matrix_labels(views=...)', views)} must be a MatrixAxes per leaf, as a "
+            "tree or a function, found None."
         )
     if not callable(views):
         return _labels_of(views)
