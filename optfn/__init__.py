@@ -92,6 +92,7 @@ from optfn.transforms.corrections import correct_by_mars as correct_by_mars
 from optfn.transforms.corrections import orthogonalize_to_params as orthogonalize_to_params
 from optfn.transforms.decay import add_decayed_weights as add_decayed_weights
 from optfn.transforms.decay import add_cautious_decay as add_cautious_decay
+from optfn.transforms.decay import descend_then_decay as descend_then_decay
 from optfn.transforms.decay import (
     descend_with_corrected_decay as descend_with_corrected_decay,
 )
@@ -231,6 +232,10 @@ from optfn.optimizers.layerwise.trust_ratio import (
     retract_by_learning_rate as retract_by_learning_rate,
 )
 from optfn.optimizers.layerwise.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from optfn.optimizers.matrix.kl import kl_shampoo as kl_shampoo
+from optfn.optimizers.matrix.kl import kl_soap as kl_soap
+from optfn.optimizers.matrix.kl import scale_by_kl_shampoo as scale_by_kl_shampoo
+from optfn.optimizers.matrix.kl import scale_by_kl_soap as scale_by_kl_soap
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.matrix.adamuon import adamuon as adamuon
@@ -239,6 +244,8 @@ from optfn.optimizers.matrix.normuon import normuon as normuon
 from optfn.optimizers.matrix.scion import scale_by_lmo as scale_by_lmo
 from optfn.optimizers.matrix.scion import scion as scion
 from optfn.optimizers.matrix.scion import start_on_sphere as start_on_sphere
+from optfn.optimizers.matrix.soap import scale_by_soap as scale_by_soap
+from optfn.optimizers.matrix.soap import soap as soap
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )

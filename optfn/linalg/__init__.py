@@ -1,5 +1,14 @@
 """Linear algebra of matrix optimizers, batched over leading axes."""
 
+from optfn.linalg.eigenbasis import (
+    eigenbasis as eigenbasis,
+)
+from optfn.linalg.eigenbasis import (
+    power_step as power_step,
+)
+from optfn.linalg.eigenbasis import (
+    refined_eigenbasis as refined_eigenbasis,
+)
 from optfn.linalg.orthogonal import (
     OBLONG as OBLONG,
 )

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optfn.core.data import per_leaf
+from optfn.core.data import per_leaf, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.schedule import Schedule
 from optfn.core.updates_kind import Updates
@@ -168,3 +168,43 @@ class descend_with_independent_decay(_DecayingStep):
 
     def _decay(self) -> Any:
         return self.learning_rate / self.max_learning_rate * self.weight_decay
+
+
+class descend_then_decay(Leafwise):
+    """The learning rate, and a decay of the params that the step leads to.
+
+        p <- (1 - learning_rate * weight_decay) * (p - learning_rate * u)
+
+    Instead of `add_decayed_weights` and `scale_by_learning_rate`, after any direction. From these
+    it differs by a term of the order of the rate's square; SOAP and its kin are defined by it.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay: a number or a schedule.
+        mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        start: the number of updates before the first that decays, for directions that need as many
+            before they move the params.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Vyas et al. 2025, the authors' code.
+    """
+
+    elementwise = True
+    needs_params = True
+
+    learning_rate: Any
+    weight_decay: Any = 0.0
+    mask: Any = per_leaf(default=None, of=bool)
+    start: int = static(default=0, kw_only=True)
+
+    def update_leaf(self, g, slots, param, t):
+        step = -self.learning_rate * g
+        if not decays(self.mask):
+            return step, slots
+        decay = jnp.where(t > self.start, self.learning_rate * self.weight_decay, 0)
+        return step - decay * (param + step), slots
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()

@@ -1,0 +1,147 @@
+"""Eigenvectors of symmetric matrices: exactly, or followed by a step of power iteration."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optfn.core.dtypes import compute_dtype
+from optfn.linalg.orthogonal import adjoint
+
+
+@jax.jit
+def eigenbasis(a: jax.Array) -> jax.Array:
+    """The eigenvectors of symmetric matrices as columns, the largest eigenvalue first.
+
+    Always an orthonormal basis, of zero and of singular matrices too. Its derivative is that of the
+    eigenvectors where they are determined; between eigenvalues that rounding cannot tell apart it
+    is zero instead of infinite.
+
+    Args:
+        a: `[..., n, n]`, symmetric or Hermitian, one matrix or a stack, of any scale.
+
+    Returns:
+        An array like `a`.
+    """
+    _check_square(a, "eigenbasis(a)")
+    if not a.size:
+        return a
+    wide = _of_common_scale(a)
+    return _eigenvectors(wide).astype(a.dtype)
+
+
+@jax.jit
+def power_step(a: jax.Array, q: jax.Array) -> jax.Array:
+    """A basis nearer to the eigenvectors of symmetric matrices: the orthogonal factor of `a @ q`.
+
+    One step of orthogonal iteration, which costs a product and a QR decomposition. Repeated, it
+    converges to the eigenvectors in the order of their eigenvalues; see `refined_eigenbasis` for
+    matrices in which that order changes.
+
+    Args:
+        a: `[..., n, n]`, symmetric or Hermitian, one matrix or a stack, of any scale.
+        q: `[..., n, n]`, orthonormal bases.
+
+    Returns:
+        An array like `q`, orthonormal even where `a` is singular.
+    """
+    _check_square(a, "power_step(a, q)")
+    if not a.size:
+        return q
+    wide = q.astype(compute_dtype(q.dtype))
+    return _orthonormal(_of_common_scale(a) @ wide).astype(q.dtype)
+
+
+@jax.jit
+def refined_eigenbasis(a: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A `power_step` whose basis is first put into the order of the eigenvalues it estimates.
+
+        order = by the diagonal of q^T a q, the largest first
+        q <- the orthogonal factor of a @ q[:, order]
+
+    For matrices that change slowly, whose eigenvectors are then followed much more cheaply than
+    computed.
+
+    Args:
+        a: `[..., n, n]`, symmetric or Hermitian, one matrix or a stack, of any scale.
+        q: `[..., n, n]`, orthonormal bases, such as those of earlier matrices.
+
+    Returns:
+        The new bases, like `q` and orthonormal even where `a` is singular, and the order, an
+        integer array `[..., n]`: column i continues column `order[i]` of `q`, so what is kept for
+        each column is permuted by it.
+
+    Source: Vyas et al. 2025 (SOAP).
+    """
+    _check_square(a, "refined_eigenbasis(a, q)")
+    if not a.size:
+        return q, jnp.zeros(a.shape[:-1], int)
+    wide = q.astype(compute_dtype(q.dtype))
+    product = _of_common_scale(a) @ wide
+    estimates = jnp.sum((wide.conj() * product).real, axis=-2)
+    order = jnp.argsort(estimates, axis=-1, descending=True)
+    product = jnp.take_along_axis(product, order[..., None, :], axis=-1)
+    return _orthonormal(product).astype(q.dtype), order
+
+
+def _check_square(a: jax.Array, call: str) -> None:
+    if a.ndim < 2 or a.shape[-2] != a.shape[-1]:
+        raise ValueError(f"{call} needs square matrices, found an array of shape {a.shape}.")
+
+
+def _of_common_scale(a: jax.Array) -> jax.Array:
+    """Each matrix with a largest entry of about 1, so that no product of two leaves the range."""
+    wide = a.astype(compute_dtype(a.dtype))
+    largest = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
+    # A power of two, which changes no bit of a mantissa.
+    _, exponent = jnp.frexp(lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 1)))
+    half = exponent // 2
+    one = jnp.ones_like(largest)
+    return wide * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponent)
+
+
+@jax.custom_jvp
+def _eigenvectors(a: jax.Array) -> jax.Array:
+    return jnp.flip(jnp.linalg.eigh(a)[1], axis=-1)
+
+
+@_eigenvectors.defjvp
+def _eigenvectors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (a,), (da,) = primals, tangents
+    v = _eigenvectors(a)
+    w = jnp.sum((v.conj() * (a @ v)).real, axis=-2)
+    gaps = w[..., None, :] - w[..., :, None]
+    known = jnp.abs(gaps) > _rounding(a) * jnp.max(jnp.abs(w), axis=-1)[..., None, None]
+    inverse = jnp.where(known, 1 / jnp.where(known, gaps, 1), 0)
+    da = (da + adjoint(da)) / 2
+    return v, v @ (inverse * (adjoint(v) @ da @ v))
+
+
+@jax.custom_jvp
+def _orthonormal(x: jax.Array) -> jax.Array:
+    """The orthogonal factor of square matrices."""
+    return jnp.linalg.qr(x)[0]
+
+
+@_orthonormal.defjvp
+def _orthonormal_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    q = _orthonormal(x)
+    r = jnp.triu(adjoint(q) @ x)
+    pivots = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+    # A column that depends on those before it has no derivative; it is taken for fixed.
+    known = pivots > _rounding(x) * jnp.max(pivots, axis=-1, keepdims=True)
+    eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+    r = jnp.where(known[..., :, None], r, eye)
+    change = lax.linalg.triangular_solve(r, adjoint(q) @ dx)
+    change = jnp.where(known[..., None, :], change, 0)
+    below = jnp.tril(change, -1)
+    skew = below - adjoint(below)
+    if jnp.iscomplexobj(x):
+        skew = skew + 1j * (eye * change).imag
+    return q, q @ skew
+
+
+def _rounding(x: jax.Array) -> Any:
+    return x.shape[-1] * jnp.finfo(x.dtype).eps
