@@ -127,12 +127,19 @@ OPTIMIZERS = {
         optfn.sign_sgd(0.03),
     ),
     "muon_clip": optfn.muon_clip(0.05, 1.5, query="w", key="b", head_axis=-1),
+    # The kit gives a gradient twice; where it has no entries, eps must be above what rounds.
+    "soap": optfn.soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
+    "kl_shampoo": optfn.kl_shampoo(0.05, precondition_frequency=1, rest=optfn.adam(0.1)),
+    "kl_soap": optfn.kl_soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
     "corrected decay": optfn.chain(
         optfn.scale_by_adam(),
         optfn.descend_with_corrected_decay(schedules.linear(0.1, 0.01, 20), 0.1, 0.1),
+    ),
+    "decay after the step": optfn.chain(
+        optfn.scale_by_adam(), optfn.descend_then_decay(0.1, 0.1, start=1)
     ),
     "independent decay": optfn.chain(
         optfn.scale_by_adam(),
@@ -216,6 +223,9 @@ STAGES = {
     "adaptive_grad_clip": optfn.adaptive_grad_clip(0.1),
     "normalize_by_update_norm": optfn.normalize_by_update_norm(),
     "centralize": optfn.centralize(),
+    "scale_by_soap": optfn.scale_by_soap(eps=0.1, precondition_frequency=1),
+    "scale_by_kl_shampoo": optfn.scale_by_kl_shampoo(),
+    "scale_by_kl_soap": optfn.scale_by_kl_soap(eps=0.1),
     "newton_schulz": optfn.newton_schulz(),
     "scale_by_matrix_shape": optfn.scale_by_matrix_shape("rms"),
     "scale_by_lmo": optfn.scale_by_lmo("row"),

@@ -78,7 +78,7 @@ class _KLFactors(Matrixwise):
         is_first, (rows, columns) = t == 1, g.shape
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
         bases = slots.left_basis, slots.right_basis
-        left_scale, right_scale = slots.left_scale[:, None], slots.right_scale
+        left_scale, right_scale = slots.left_scale[:, None], slots.right_scale[None]
 
         by_left = jnp.where(is_first, g, adjoint(bases[0]) @ g * left_scale)
         by_right = jnp.where(is_first, g, g @ bases[1] * right_scale)
@@ -150,7 +150,7 @@ class scale_by_kl_shampoo(_KLFactors):
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
         mu = jnp.where(is_first, slots.mu, average(self.b1, slots.mu, g))
-        whitening = slots.left_scale[:, None] * slots.right_scale
+        whitening = slots.left_scale[:, None] * slots.right_scale[None]
         u = rotated_back(rotated(mu, bases) * (whitening / (1 + whitening * self.eps)), bases)
         u = jnp.where(is_first, propagate_nan(jnp.zeros_like(g), g), u)
         return u, KLShampooSlots(mu, *self._next_factors(g, slots, t))
