@@ -132,7 +132,8 @@ class scale_by_kl_shampoo(_KLFactors):
         shampoo_beta: what decays them if not b2.
         precondition_frequency: the steps from one refresh to the next, a number or a schedule. A
             refresh costs two QR decompositions, and other steps none, in lanes of `vmap` too.
-        init_factor: all eigenvalues at first.
+        init_factor: all eigenvalues at first; its square stands for the mean square of an entry of
+            the gradient. The first moving update is M over it, whatever the size of the gradients.
         max_clamp_value: an eigenvalue is taken for at least one over the square of this, or of the
             length of its side if that is smaller, though never of less than 10.
         views: how each leaf is a matrix; see `matrices`.
