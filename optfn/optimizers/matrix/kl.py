@@ -1,5 +1,6 @@
 """KL-Shampoo and KL-SOAP: Kronecker factors that are each whitened by the other."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -243,15 +244,10 @@ def kl_shampoo(
         max_clamp_value,
         views=views,
     )
-    decay = weight_decay, weight_decay_mask
-    rest = (
-        chain(scale_by_adam(b1, b2, eps), descend_then_decay(learning_rate, *decay))
-        if rest is None
-        else rest
-    )
-    return partition_matrices(
-        chain(direction, descend_then_decay(learning_rate, *decay, start=1)), rest, views
-    )
+    descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
+    if rest is None:
+        rest = chain(scale_by_adam(b1, b2, eps), descent())
+    return partition_matrices(chain(direction, descent(start=1)), rest, views)
 
 
 def kl_soap(
@@ -308,12 +304,7 @@ def kl_soap(
         max_clamp_value,
         views=views,
     )
-    decay = weight_decay, weight_decay_mask
-    rest = (
-        chain(scale_by_adam(b1, b2, eps), descend_then_decay(learning_rate, *decay))
-        if rest is None
-        else rest
-    )
-    return partition_matrices(
-        chain(direction, descend_then_decay(learning_rate, *decay, start=1)), rest, views
-    )
+    descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
+    if rest is None:
+        rest = chain(scale_by_adam(b1, b2, eps), descent())
+    return partition_matrices(chain(direction, descent(start=1)), rest, views)

@@ -1,5 +1,6 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -174,15 +175,7 @@ def soap(
     direction = scale_by_soap(
         b1, b2, eps, shampoo_beta, precondition_frequency, max_precond_dim, views=views
     )
+    descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
     if rest is None:
-        rest = chain(
-            scale_by_adam(b1, b2, eps),
-            descend_then_decay(learning_rate, weight_decay, weight_decay_mask),
-        )
-    return partition_matrices(
-        chain(
-            direction, descend_then_decay(learning_rate, weight_decay, weight_decay_mask, start=1)
-        ),
-        rest,
-        views,
-    )
+        rest = chain(scale_by_adam(b1, b2, eps), descent())
+    return partition_matrices(chain(direction, descent(start=1)), rest, views)
