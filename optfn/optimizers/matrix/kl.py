@@ -168,7 +168,17 @@ class scale_by_kl_soap(_KLFactors):
     it; the first gradient only gives the bases, and its update is zero. Leaves that are no matrices
     pass unchanged.
 
-    Args: as for `scale_by_kl_shampoo`; `b2` decays V too.
+    Gradients whose squares would leave the range are scaled down, as there.
+
+    Args:
+        b1: decay of the first moment, a number or a schedule.
+        b2: decay of the second moment, the factors and the eigenvalues, a number or a schedule.
+        eps: added to the root.
+        shampoo_beta: what decays the factors and the eigenvalues if not b2.
+        precondition_frequency: the steps from one refresh to the next, a number or a schedule.
+        init_factor: all eigenvalues at first, by which each factor starts to whiten the other.
+        max_clamp_value: bounds eigenvalues from below; see `scale_by_kl_shampoo`.
+        views: how each leaf is a matrix; see `matrices`.
 
     Source: Lin et al. 2025, and the authors' code.
     """
