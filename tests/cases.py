@@ -131,6 +131,8 @@ OPTIMIZERS = {
     "soap": optfn.soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
     "kl_shampoo": optfn.kl_shampoo(0.05, precondition_frequency=1, rest=optfn.adam(0.1)),
     "kl_soap": optfn.kl_soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
+    "galore": optfn.galore(0.1, rank=1, update_proj_gap=2, weight_decay=0.01),
+    "apollo": optfn.apollo(0.05, rank=1, update_proj_gap=2, max_growth=10.0),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -227,6 +229,7 @@ STAGES = {
     "scale_by_kl_shampoo": optfn.scale_by_kl_shampoo(),
     "scale_by_kl_soap": optfn.scale_by_kl_soap(eps=0.1),
     "newton_schulz": optfn.newton_schulz(),
+    "scale_by_apollo": optfn.scale_by_apollo(2, proj="svd", max_growth=10.0),
     "scale_by_matrix_shape": optfn.scale_by_matrix_shape("rms"),
     "scale_by_lmo": optfn.scale_by_lmo("row"),
     "scale_by_row_moment": optfn.scale_by_row_moment(eps=1e-3, side="longer"),

@@ -71,6 +71,10 @@ class Leafwise(Transform):
         """
         raise NotImplementedError(f"{type(self).__name__} must define update_leaf.")
 
+    def draws_at(self, step: jax.Array) -> jax.Array:
+        """The step whose key a random rule gets: an earlier one draws again what was drawn then."""
+        return step
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         is_lift = getattr(cls.init_leaf, "__final__", False)
@@ -435,7 +439,7 @@ def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any
     keys = {k: value for k, (kind, value) in args.items() if kind == "key"}
     if rule.random:
         seed: Any = getattr(rule, "seed")  # noqa: B009
-        keys["key"] = key_at(seed, ctx.step, f"{rule.name}.seed")
+        keys["key"] = key_at(seed, rule.draws_at(ctx.step), f"{rule.name}.seed")
     for k, key in keys.items():
         split[k] = leaf_keys(key, rule.name, updates)
     return [whole | {k: values[i] for k, values in split.items()} for i in range(len(leaves))]

@@ -188,19 +188,26 @@ def shapes_in_place(init: Callable, params: Any, elsewhere: Callable[[tuple, Any
             _placed.reset(token)
         by_id = {id(x): param for x, param in zip(jax.tree.leaves(params), own, strict=True)}
         for x in jax.tree.leaves(state):
-            _, slot, param = slots.get(id(x), (None, None, None))
-            places.append((slot, by_id.get(id(param))))
+            between = []  # slots of slots, as of an optimizer that runs on projections
+            while id(x) in slots:
+                _, slot, x = slots[id(x)]
+                between.append(slot)
+            places.append((between[::-1], by_id.get(id(x))))
         slots.clear()
         return state
 
+    def where(path: tuple, x: Any, between: list[Along], param: Any) -> Any:
+        if param is None or not between:
+            return elsewhere(path, x)
+        for slot in between:
+            its = sharding_along(slot, param)
+            param = jax.ShapeDtypeStruct(jnp.shape(slot.value), param.dtype, sharding=its)
+        return param.sharding
+
     found, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(run, params))
     return treedef.unflatten(
-        jax.ShapeDtypeStruct(
-            x.shape,
-            x.dtype,
-            sharding=elsewhere(path, x) if param is None else sharding_along(slot, param),
-        )
-        for (path, x), (slot, param) in zip(found, places, strict=True)
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(path, x, *place))
+        for (path, x), place in zip(found, places, strict=True)
     )
 
 

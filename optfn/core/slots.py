@@ -55,12 +55,15 @@ def zeros_of(params: PyTree, *, real: bool = False, times: int | None = None) ->
 
 
 def placed(first: Callable[[jax.Array], Any], params: PyTree) -> PyTree:
-    """A tree of new slots, `first(param)`, each where its param lies."""
+    """A tree of new slots, `first(param)`, each where its param lies; None stays None."""
     boxes, treedef = jax.tree.flatten(params, is_leaf=holds_one)
-    leaves = jax.tree.leaves(params)
-    slots = [Along.of(first(p), p) for p in leaves]
-    slots = [replace(slot, value=place(slot, p)) for slot, p in zip(slots, leaves, strict=True)]
-    return treedef.unflatten(map(boxed_like, boxes, slots))
+
+    def at(p: jax.Array) -> Any:
+        slot = first(p)
+        slot = None if slot is None else Along.of(slot, p)
+        return slot and replace(slot, value=place(slot, p))
+
+    return treedef.unflatten(map(boxed_like, boxes, map(at, jax.tree.leaves(params))))
 
 
 def copy_params(params: PyTree) -> PyTree:

@@ -17,6 +17,7 @@ AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
 SKIPPED = {
     "noisy_sgd": {"tree_layout": "the noise depends on the path"},
     "muon_clip": {"tree_layout": "queries and keys are found by their names"},
+    "apollo": {"tree_layout": "the projection depends on the path"},
 } | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
@@ -31,6 +32,7 @@ OF_NUMBERS = ("one_trace", "schedule_equals_constant", "hyperparameters_vmap", "
 NOT_APPLICABLE = {
     **{check: {"centralize"} for check in OF_NUMBERS},  # has none
     "tree_layout": {"noisy_sgd", "muon_clip"},
+    "tree_layout": {"noisy_sgd", "apollo"},
     "sharding": {"flatten"},  # interop/test_jax_sharding.py
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
