@@ -35,6 +35,8 @@ from optfn.core.placement import Along as Along
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.state import Context as Context
 from optfn.core.state import State as State
+from optfn.core.summary import Summary as Summary
+from optfn.core.summary import summary as summary
 from optfn.core.transform import Transform as Transform
 from optfn.core.updates_kind import Updates as Updates
 from optfn.core.wrapper import Wrapper as Wrapper
@@ -241,6 +243,11 @@ from optfn.optimizers.matrix.low_rank import apollo_mini as apollo_mini
 from optfn.optimizers.matrix.low_rank import galore as galore
 from optfn.optimizers.matrix.low_rank import scale_by_apollo as scale_by_apollo
 from optfn.optimizers.matrix.low_rank import scale_by_galore as scale_by_galore
+from optfn.optimizers.matrix.apollo import apollo as apollo
+from optfn.optimizers.matrix.apollo import apollo_mini as apollo_mini
+from optfn.optimizers.matrix.galore import galore as galore
+from optfn.optimizers.matrix.apollo import scale_by_apollo as scale_by_apollo
+from optfn.optimizers.matrix.galore import scale_by_galore as scale_by_galore
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.matrix.adamuon import adamuon as adamuon

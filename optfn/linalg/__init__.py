@@ -27,3 +27,4 @@ from optfn.linalg.orthogonal import (
 from optfn.linalg.orthogonal import (
     polynomials as polynomials,
 )
+from optfn.linalg.singular import leading_vectors as leading_vectors

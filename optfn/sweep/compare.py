@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Transform
 from optfn.sweep.result import Result, TrialResult
 from optfn.sweep.run import run
 from optfn.sweep.task import Training
-from optfn.sweep.text_table import in_columns, number
 
 NEAR = 0.1
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.sweep.join_optimizers import optimizer_of_history
@@ -15,7 +16,6 @@ from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import TrialStatus, listed
 from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.task import Training
-from optfn.sweep.text_table import in_columns, number
 from optfn.sweep.trial import History
 
 STATUSES = *get_args(TrialStatus), "stopped"
