@@ -166,7 +166,7 @@ def summary(
     """
     tx = as_transform(tx, "summary(tx, params): tx")
     params = jax.eval_shape(lambda tree: tree, bare(params))
-    state = jax.eval_shape(tx.init, params) if state is None else readable_state(state)
+    state = readable_state(jax.eval_shape(tx.init, params) if state is None else state)
     visits: list[_Visit] = []
 
     def look(params: PyTree) -> None:
@@ -182,7 +182,7 @@ def summary(
             leaf.shape,
             np.dtype(leaf.dtype),
             next((view for v in acting[path] if (view := v.leaves[path].view)), None),
-            tuple(v.leaves[path].shown for v in acting[path] if v.leaves[path].shown),
+            tuple(shown for v in acting[path] if (shown := v.leaves[path].shown)),
             _numbers("learning_rate", acting[path], path),
             _numbers("weight_decay", acting[path], path),
             slots.get(path, {}),

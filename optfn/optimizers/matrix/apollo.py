@@ -124,7 +124,7 @@ class scale_by_apollo(Matrixwise):
         u = v * (sqrt(self.scale) * sqrt(1 - self.b2**t) / (1 - self.b1**t))
         return transposed(u, rows), ScaledMoments(mu, nu, size, basis)
 
-    def _form(self, shape: tuple[int, int]) -> tuple[bool, tuple[int, int], int]:
+    def _form(self, shape: tuple[int, ...]) -> tuple[bool, tuple[int, ...], int]:
         """Whether rows are projected, the side that is and the other one, and the rank."""
         rows = PROJECTS_ROWS[self.side](*shape)
         side, other = shape if rows else shape[::-1]

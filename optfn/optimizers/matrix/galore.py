@@ -11,7 +11,7 @@ from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.boxes import contents_like
 from optfn.core.control_flow import refreshed
 from optfn.core.data import check_count, child, per_leaf, static
-from optfn.core.dtypes import cast, compute_dtype, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.numerics import whole
 from optfn.core.placement import Along, place, replicate, split_like
@@ -90,7 +90,9 @@ class _Projection:
         return self.low(jnp.zeros((*self.stack, self.rank, self.other), dtype))
 
 
-def _gradient_only(value: Any, where: Any) -> Transform:
+def _gradient_only(
+    value: optax.GradientTransformation | None, where: str = "scale_by_galore(base_optimizer=...)"
+) -> Transform:
     """The optimizer in the low-rank space, Adam's direction by default."""
     tx = as_transform(scale_by_adam() if value is None else value, where)
 
@@ -166,27 +168,18 @@ class scale_by_galore(Transform):
         own = self._projections(updates if ctx.params is None else ctx.params)
         due = ctx.step % jnp.maximum(whole(self.update_proj_gap), 1) == 0
         old = contents_like(slots.basis, updates, f"the slots {self.name}.basis")
-        bases = [
-            b if by is None else refreshed(due, lambda x=g, b=b, by=by: _renewed(by, x, b), b)
-            for by, g, b in zip(own, grads, old, strict=True)
-        ]
-        low = [
-            g if by is None else _project(by, g, b)
-            for by, g, b in zip(own, grads, bases, strict=True)
-        ]
+        bases = refreshed(due, lambda: list(map(_renewed, own, grads, old)), old)
+        low = list(map(_project, own, grads, bases))
         low, inner = self.base_optimizer.apply_named(
             treedef.unflatten(low), slots.inner, ctx._replace(params=None)
         )
+        scale = cast(self.scale, own_dtype(updates))
         steps = [
-            u if by is None else self._project_back(by, u, b, g)
+            u if by is None else _project_back(by, u, b, g, scale)
             for by, u, b, g in zip(own, jax.tree.leaves(low), bases, grads, strict=True)
         ]
         kept = jax.tree.structure(slots.basis).unflatten(jax.tree.leaves(bases))
         return treedef.unflatten(steps), Projected(kept, inner)
-
-    def _project_back(self, own: _Projection, u: jax.Array, basis: jax.Array, g: jax.Array) -> Any:
-        steps = own.join(jnp.matmul(replicate(basis), replicate(u)))
-        return split_like(steps * cast(self.scale, real_dtype(g.dtype)), g)
 
     def _projections(self, tree: PyTree) -> list[_Projection | None]:
         pairs = zip(self.views.values(tree), jax.tree.leaves(tree), strict=True)
@@ -197,15 +190,26 @@ class scale_by_galore(Transform):
         return placed(lambda p: first(next(own), p), params)
 
 
-def _renewed(own: _Projection, g: jax.Array, old: jax.Array) -> jax.Array:
-    new = leading_vectors(own.split(g), own.rank, replicate(old))
-    return split_like(new, old)
+def _renewed(own: _Projection | None, g: jax.Array, old: jax.Array | None) -> jax.Array | None:
+    if own is None or old is None:
+        return None
+    new = leading_vectors(own.split(g), own.rank, cast(replicate(old), g.dtype))
+    return split_like(cast(new, old.dtype), old)
 
 
-def _project(own: _Projection, g: jax.Array, basis: jax.Array) -> jax.Array:
-    """The projected gradients, where the inner optimizer's slots lie."""
-    low = jnp.matmul(replicate(basis).mT.conj(), own.split(g))
-    return place(own.low(low), g)
+def _project(own: _Projection | None, g: jax.Array, basis: jax.Array | None) -> jax.Array:
+    """The projected gradient, where the inner optimizer's slots lie."""
+    if own is None or basis is None:
+        return g
+    whole_basis = cast(replicate(basis), g.dtype)
+    return place(own.low(jnp.matmul(whole_basis.mT.conj(), own.split(g))), g)
+
+
+def _project_back(
+    own: _Projection, u: jax.Array, basis: jax.Array, g: jax.Array, scale: jax.Array
+) -> jax.Array:
+    steps = own.join(jnp.matmul(cast(replicate(basis), g.dtype), replicate(u)))
+    return split_like(steps * cast(scale, real_dtype(g.dtype)), g)
 
 
 def galore(
@@ -224,9 +228,9 @@ def galore(
     """GaLore: Adam in the few dimensions in which the gradient of each matrix is large.
 
     For large matrices and little memory: the state of one of n by m, n > m, is 2 r m + r n numbers
-    instead of 2 n m. Only what lies in the basis is learned until it changes. Not for small
-    matrices, with whose sides `rank` must be compared, and the basis is a singular value
-    decomposition, which takes long for large ones: see `apollo` for a rule without it.
+    instead of 2 n m. Only what lies in the basis is learned until it changes. Not for matrices
+    whose shorter side is near the rank, which save nothing. The basis is from a singular value
+    decomposition, which takes long for large matrices: `apollo` needs none.
 
         P <- the first left singular vectors of g           every update_proj_gap steps
         u = scale * P adam(P^T g)                            or with g^T, by side
@@ -235,8 +239,8 @@ def galore(
     As `optax.contrib.galore`, but for this: slots are at least float32, where optax rounds the
     basis to the dtype of the params; embeddings and heads are no matrices unless `views` says so;
     stacks of matrices have a basis each; and a new basis continues the signs of the old one, where
-    optax takes those that the decomposition happens to return, of which the averages that go on
-    depend.
+    optax takes those that the decomposition happens to return, on which the averages that go on
+    depend. Without a change of the basis the paths are the same.
 
     Args:
         learning_rate: a number or a schedule.

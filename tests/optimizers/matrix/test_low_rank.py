@@ -117,15 +117,17 @@ def test_a_stack_equals_its_slices_and_a_view_its_transpose(name, x64):
     np.testing.assert_allclose(other.mT, found, rtol=1e-11)
 
 
-@pytest.mark.parametrize("shape", ROWS)
+LARGER = {"side": "larger", "max_growth": 1.5}, {"growth": 1.5}
+MINI = (
+    {"rank": 1, "scale_type": "tensor", "scale": 128.0, "b2": 0.99},
+    {"channels": False, "scale": 128.0, "b2": 0.99},
+)
+
+
 @pytest.mark.parametrize("proj", ["random", "svd"])
 @pytest.mark.parametrize(
-    ("here", "there"),
-    [
-        ({}, {}),
-        ({"side": "larger", "max_growth": 1.5}, {"growth": 1.5}),
-        ({"rank": 1, "scale_type": "tensor", "scale": 128.0}, {"channels": False, "scale": 128.0}),
-    ],
+    ("shape", "here", "there"),
+    [("6x4", {}, {}), ("4x6", {}, {}), ("5x5", {}, {}), ("6x4", *LARGER), ("4x6", *MINI)],
 )
 def test_apollo_equals_its_oracle(shape, proj, here, there, x64):
     p0, grads = problem(shape)
