@@ -153,7 +153,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 # Not in optfn yet.
 PLANNED = _words("""
-    muon scale_by_muon MuonDimensionNumbers galore scale_by_galore GaLoreDimensionNumbers
+    muon scale_by_muon MuonDimensionNumbers GaLoreDimensionNumbers
     split_real_and_imaginary
 """)
 
