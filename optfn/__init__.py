@@ -248,6 +248,10 @@ from optfn.optimizers.matrix.apollo import apollo_mini as apollo_mini
 from optfn.optimizers.matrix.galore import galore as galore
 from optfn.optimizers.matrix.apollo import scale_by_apollo as scale_by_apollo
 from optfn.optimizers.matrix.galore import scale_by_galore as scale_by_galore
+from optfn.optimizers.matrix.dion import dion as dion
+from optfn.optimizers.matrix.dion import dion2 as dion2
+from optfn.optimizers.matrix.dion import scale_by_dion as scale_by_dion
+from optfn.optimizers.matrix.dion import scale_by_dion2 as scale_by_dion2
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.matrix.adamuon import adamuon as adamuon

@@ -133,6 +133,8 @@ OPTIMIZERS = {
     "kl_soap": optfn.kl_soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
     "galore": optfn.galore(0.1, rank=1, update_proj_gap=2, weight_decay=0.01),
     "apollo": optfn.apollo(0.05, rank=1, update_proj_gap=2, max_growth=10.0),
+    "dion": optfn.dion(0.05, 0.5, rest=optfn.adam(0.1)),
+    "dion2": optfn.dion2(0.05, 0.5, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
