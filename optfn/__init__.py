@@ -101,6 +101,7 @@ from optfn.transforms.decay import (
 from optfn.transforms.decay import (
     descend_with_independent_decay as descend_with_independent_decay,
 )
+from optfn.transforms.matrices import clip_by_matrix_rms as clip_by_matrix_rms
 from optfn.transforms.matrices import newton_schulz as newton_schulz
 from optfn.transforms.matrices import scale_by_matrix_shape as scale_by_matrix_shape
 from optfn.transforms.matrix_norms import equalize_rows as equalize_rows
@@ -252,6 +253,13 @@ from optfn.optimizers.matrix.dion import dion as dion
 from optfn.optimizers.matrix.dion import dion2 as dion2
 from optfn.optimizers.matrix.dion import scale_by_dion as scale_by_dion
 from optfn.optimizers.matrix.dion import scale_by_dion2 as scale_by_dion2
+from optfn.optimizers.matrix.kron import kron as kron
+from optfn.optimizers.matrix.kron import scale_by_kron as scale_by_kron
+from optfn.optimizers.matrix.kron import whiten_by_kron as whiten_by_kron
+from optfn.optimizers.matrix.kron import whiten_entries_by_kron as whiten_entries_by_kron
+from optfn.optimizers.matrix.kronecker import (
+    precond_update_prob_schedule as precond_update_prob_schedule,
+)
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.matrix.adamuon import adamuon as adamuon

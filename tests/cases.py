@@ -133,6 +133,7 @@ OPTIMIZERS = {
     "kl_soap": optfn.kl_soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
     "galore": optfn.galore(0.1, rank=1, update_proj_gap=2, weight_decay=0.01),
     "apollo": optfn.apollo(0.05, rank=1, update_proj_gap=2, max_growth=10.0),
+    "kron": optfn.kron(0.05, preconditioner_update_probability=0.5),
     "dion": optfn.dion(0.05, 0.5, rest=optfn.adam(0.1)),
     "dion2": optfn.dion2(0.05, 0.5, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(
@@ -237,6 +238,7 @@ STAGES = {
     "scale_by_row_moment": optfn.scale_by_row_moment(eps=1e-3, side="longer"),
     "normalize_matrices": optfn.normalize_matrices(1e-3),
     "equalize_rows": optfn.chain(optfn.equalize_rows(), optfn.scale(2.0)),
+    "clip_by_matrix_rms": optfn.clip_by_matrix_rms(0.5),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),
     "scale_by_trust_ratio": optfn.scale_by_trust_ratio(),

@@ -28,3 +28,6 @@ from optfn.linalg.orthogonal import (
     polynomials as polynomials,
 )
 from optfn.linalg.singular import leading_vectors as leading_vectors
+from optfn.linalg.spectral import (
+    spectral_norm_bound as spectral_norm_bound,
+)

@@ -6,6 +6,7 @@ from optfn.core.data import numbers, per_leaf, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
+from optfn.core.numerics import norm_of, shrunk
 from optfn.linalg import orthogonalize, polynomials
 
 # By what the orthogonal factor of a matrix of r rows and c columns is multiplied.
@@ -44,6 +45,27 @@ class scale_by_matrix_shape(Leafwise):
             return g, slots
         rows, columns = self.views.sides(g.shape)
         return g * (self.factor * SHAPE_FACTORS[self.convention](rows, columns)), slots
+
+
+class clip_by_matrix_rms(Matrixwise):
+    """Shrinks each matrix of the updates so that its root mean square is at most `threshold`.
+
+        u = g / max(1, sqrt(mean(|g|^2)) / threshold)
+
+    As `clip_by_block_rms` does with whole arrays; here each matrix of a stack is for itself. Leaves
+    that are no matrices pass unchanged.
+
+    Args:
+        threshold: a number or a schedule, not negative; 0 gives zero updates.
+        views: how each leaf is a matrix; see `matrices`.
+
+    Source: Shazeer and Stern 2018.
+    """
+
+    threshold: Any
+
+    def update_matrix(self, g, slots, param, t):
+        return shrunk(g, norm_of(g).over_root(g.size), self.threshold), slots
 
 
 class newton_schulz(Matrixwise):

@@ -1,0 +1,123 @@
+"""What preconditioners that are Kronecker products have in common."""
+
+from math import exp
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn import schedules
+from optfn.core.control_flow import refreshed
+from optfn.core.data import static
+from optfn.core.dtypes import real_dtype
+from optfn.core.matrixwise import Matrixwise
+from optfn.core.numerics import abs_sq
+from optfn.core.placement import Along
+from optfn.linalg import adjoint
+
+
+def precond_update_prob_schedule(
+    max_prob: Any = 1.0, min_prob: Any = 0.03, decay: float = 0.001, flat_start: Any = 500
+) -> schedules.exponential:
+    """How often `kron` updates its factors: at each step first, then ever more rarely.
+
+        max(min_prob, max_prob * exp(-decay * max(step - flat_start, 0)))
+
+    Args:
+        max_prob: one over the number of steps between updates, during the first `flat_start` steps.
+        min_prob: it falls to; by default after 4000 steps.
+        decay: how fast, a Python number.
+        flat_start: a number of steps.
+
+    Source: `kron_torch`.
+    """
+    return schedules.exponential(
+        max_prob, 1 / decay, exp(-1), transition_begin=flat_start, end_value=min_prob
+    )
+
+
+UPDATE_PROBABILITY = precond_update_prob_schedule()
+
+
+class Kronecker(Matrixwise):
+    """Multiplies each matrix by a factor of its rows and one of its columns, updated now and then.
+
+        u = L^H L g R^H R
+
+    A subclass has slots `left`, `right` and `count`, and defines `renewed`.
+    """
+
+    preconditioner_update_probability: Any = UPDATE_PROBABILITY
+    precond_lr: Any = 0.1
+    max_size_triangular: int = static(default=8192, kw_only=True)
+    memory_save_mode: str = static(
+        default="none", choices=("none", "smart_one_diag", "one_diag", "all_diag"), kw_only=True
+    )
+
+    def renewed(self, g: jax.Array, slots: Any, **random: Any) -> tuple[jax.Array, Any]:
+        """The gradient to precondition and the slots, after an update of the factors."""
+        raise NotImplementedError(f"{type(self).__name__} must define renewed.")
+
+    def first_factors(self, param: jax.Array, scale: Any) -> tuple[Along, Along]:
+        """A multiple of the identity for each side, or its diagonal."""
+
+        def factor(axis, is_diagonal):
+            diagonal = scale * jnp.ones(param.shape[axis], real_dtype(param.dtype))
+            if is_diagonal:
+                return Along(diagonal, (axis,))
+            return Along(jnp.diag(diagonal).astype(param.dtype), (axis, None))
+
+        rows, columns = self._diagonal(param.shape)
+        return factor(0, rows), factor(1, columns)
+
+    def _diagonal(self, sides: tuple[int, ...]) -> list[bool]:
+        """Of each side whether its factor is diagonal."""
+        longer = 1 if sides[0] <= sides[1] else 0
+        saved = {
+            "none": (),
+            "smart_one_diag": (longer,) if sides[0] != sides[1] else (),
+            "one_diag": (longer,),
+            "all_diag": (0, 1),
+        }[self.memory_save_mode]
+        long = self.max_size_triangular
+        return [n <= 1 or n > long or axis in saved for axis, n in enumerate(sides)]
+
+    def update_matrix(self, g, slots, param, t, **random):
+        due, count = counted(slots.count, self.preconditioner_update_probability)
+        # Zeros say nothing about the size of gradients, and would let the factors grow.
+        known = due & jnp.any(g != 0)
+        g, slots = refreshed(known, lambda: self.renewed(g, slots, **random), (g, slots))
+        inner = times(slots.left, g, slots.right)
+        u = times(_adjoint(slots.left), inner, _adjoint(slots.right))
+        return u, slots._replace(count=count)
+
+
+def counted(count: jax.Array, probability: Any) -> tuple[jax.Array, jax.Array]:
+    """Whether 1 / probability steps are over, and the number of steps since they last were."""
+    count = count + 1
+    due = count * probability >= 1 - 1e-6  # 49 * (1 / 49) < 1
+    return due, jnp.where(due, 0, count)
+
+
+def times(left: jax.Array, g: jax.Array, right: jax.Array) -> jax.Array:
+    """left g right^T, where a vector is the diagonal of a matrix."""
+    return _on_rows(right, _on_rows(left, g).T).T
+
+
+def _on_rows(q: jax.Array, g: jax.Array) -> jax.Array:
+    return q[:, None] * g if q.ndim == 1 else q @ g
+
+
+def _adjoint(q: jax.Array) -> jax.Array:
+    return q if q.ndim == 1 else adjoint(q)
+
+
+def gram(q: jax.Array, a: jax.Array) -> jax.Array:
+    """a a^H, or its diagonal if that of the factor q is all there is."""
+    return jnp.sum(abs_sq(a), axis=1) if q.ndim == 1 else a @ adjoint(a)
+
+
+def balanced(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Factors of the same product and of equal size, so that neither leaves the dtype's range."""
+    shift = jnp.sqrt(jnp.max(jnp.abs(right)) / jnp.max(jnp.abs(left)))
+    return left * shift, right / shift
