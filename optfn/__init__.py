@@ -270,6 +270,9 @@ from optfn.optimizers.matrix.scion import scion as scion
 from optfn.optimizers.matrix.scion import start_on_sphere as start_on_sphere
 from optfn.optimizers.matrix.soap import scale_by_soap as scale_by_soap
 from optfn.optimizers.matrix.soap import soap as soap
+from optfn.optimizers.matrix.psgd_pro import psgd_pro as psgd_pro
+from optfn.optimizers.matrix.psgd_pro import scale_by_psgd_pro as scale_by_psgd_pro
+from optfn.optimizers.matrix.psgd_pro import whiten_by_pro as whiten_by_pro
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )

@@ -134,6 +134,7 @@ OPTIMIZERS = {
     "galore": optfn.galore(0.1, rank=1, update_proj_gap=2, weight_decay=0.01),
     "apollo": optfn.apollo(0.05, rank=1, update_proj_gap=2, max_growth=10.0),
     "kron": optfn.kron(0.05, preconditioner_update_probability=0.5),
+    "psgd_pro": optfn.psgd_pro(0.05, preconditioner_update_probability=0.5),
     "dion": optfn.dion(0.05, 0.5, rest=optfn.adam(0.1)),
     "dion2": optfn.dion2(0.05, 0.5, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(

@@ -19,6 +19,8 @@ SKIPPED = {
     "muon_clip": {"tree_layout": "queries and keys are found by their names"},
     "apollo": {"tree_layout": "the projection depends on the path"},
 } | {
+RANDOM = ("noisy_sgd", "kron")
+SKIPPED = {name: {"tree_layout": "the noise depends on the path"} for name in RANDOM} | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
 }
@@ -33,6 +35,7 @@ NOT_APPLICABLE = {
     **{check: {"centralize"} for check in OF_NUMBERS},  # has none
     "tree_layout": {"noisy_sgd", "muon_clip"},
     "tree_layout": {"noisy_sgd", "apollo"},
+    "tree_layout": set(RANDOM),
     "sharding": {"flatten"},  # interop/test_jax_sharding.py
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
