@@ -98,8 +98,8 @@ class scale_by_dion(Matrixwise):
 def _normalized_columns(r: jax.Array, eps: Any, old: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The columns over their norms, zero where they are nothing but rounding, and the next basis.
 
-    A direction without a gradient keeps its column of the old basis, since one of zeros would find
-    nothing again.
+    A direction without a gradient keeps its column of the old basis: one of zeros would leave the
+    next direction to how the decomposition completes it.
     """
     norms, whole = norms_along(0, r).value, norms_along((0, 1), r).value
     counts = norms > jnp.finfo(norms.dtype).eps * max(r.shape) * whole

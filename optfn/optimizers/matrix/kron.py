@@ -82,7 +82,7 @@ class whiten_by_kron(Kronecker):
         count = jnp.zeros((), real_dtype(param.dtype))
         return Factors(*self.first_factors(param, jnp.sqrt(self.precond_init_scale)), count)
 
-    def renewed(self, g, slots, *, key: Any = None):
+    def renewed(self, g, slots, key):
         left, right, count = slots
         v = jax.random.normal(key, g.shape, g.dtype)
         g = _noisy(g, v)

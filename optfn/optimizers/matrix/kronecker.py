@@ -54,8 +54,14 @@ class Kronecker(Matrixwise):
         default="none", choices=("none", "smart_one_diag", "one_diag", "all_diag"), kw_only=True
     )
 
-    def renewed(self, g: jax.Array, slots: Any, **random: Any) -> tuple[jax.Array, Any]:
-        """The gradient to precondition and the slots, after an update of the factors."""
+    def renewed(self, g: jax.Array, slots: Any, key: Any) -> tuple[jax.Array, Any]:
+        """The gradient to precondition and the slots, after an update of the factors.
+
+        Args:
+            g: the gradient.
+            slots: the slots.
+            key: for random numbers, None unless the rule is `random`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define renewed.")
 
     def first_factors(self, param: jax.Array, scale: Any) -> tuple[Along, Along]:
@@ -82,11 +88,11 @@ class Kronecker(Matrixwise):
         long = self.max_size_triangular
         return [n <= 1 or n > long or axis in saved for axis, n in enumerate(sides)]
 
-    def update_matrix(self, g, slots, param, t, **random):
+    def update_matrix(self, g, slots, param, t, *, key: Any = None):
         due, count = counted(slots.count, self.preconditioner_update_probability)
         # Zeros say nothing about the size of gradients, and would let the factors grow.
         known = due & jnp.any(g != 0)
-        g, slots = refreshed(known, lambda: self.renewed(g, slots, **random), (g, slots))
+        g, slots = refreshed(known, lambda: self.renewed(g, slots, key), (g, slots))
         inner = times(slots.left, g, slots.right)
         u = times(_adjoint(slots.left), inner, _adjoint(slots.right))
         return u, slots._replace(count=count)

@@ -92,7 +92,7 @@ class whiten_by_pro(Kronecker):
         zero = jnp.zeros((), real_dtype(param.dtype))
         return ProFactors(*self.first_factors(param, scale), zero, zero, zero)
 
-    def renewed(self, g, slots):
+    def renewed(self, g, slots, key):
         left, right, left_bound, right_bound, count = slots
         if self.precond_init_scale is None:
             first = jnp.where(left_bound == 0, jnp.sqrt(_first_scale(g, self.damping)), 1)

@@ -166,13 +166,24 @@ def test_updates_of_any_size_are_finite(name, shape, scale):
         assert not found.any()
 
 
+def test_without_a_gradient_the_basis_stays():
+    tx = optfn.scale_by_dion(0.5)
+    first = tx.init({"kernel": jnp.zeros((4, 6))})
+    _, state = tx.update({"kernel": jnp.zeros((4, 6))}, first)
+    np.testing.assert_array_equal(slots(state).basis["kernel"], slots(first).basis["kernel"])
+
+
 def test_a_gradient_that_starts_late_is_found():
     tx = optfn.scale_by_dion()
     g, u, v = matrix_of([2.0, 1.0], (6, 4))
-    state = tx.init({"kernel": jnp.zeros((4, 6))})
-    for grad in (*[np.zeros((4, 6))] * 3, *[g.T] * 8):
-        updates, state = tx.update({"kernel": jnp.asarray(grad, jnp.float32)}, state)
-    np.testing.assert_allclose(updates["kernel"].T, u @ v.T, atol=1e-3)
+    grads = jnp.asarray([np.zeros((4, 6))] * 3 + [g.T] * 8, jnp.float32)
+
+    def step(state, g):
+        updates, state = tx.update({"kernel": g}, state)
+        return state, updates["kernel"]
+
+    _, updates = jax.lax.scan(step, tx.init({"kernel": grads[0]}), grads)
+    np.testing.assert_allclose(updates[-1].T, u @ v.T, atol=1e-3)
 
 
 def test_a_share_out_of_range_is_refused():
