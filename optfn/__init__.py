@@ -257,9 +257,6 @@ from optfn.optimizers.matrix.kron import kron as kron
 from optfn.optimizers.matrix.kron import scale_by_kron as scale_by_kron
 from optfn.optimizers.matrix.kron import whiten_by_kron as whiten_by_kron
 from optfn.optimizers.matrix.kron import whiten_entries_by_kron as whiten_entries_by_kron
-from optfn.optimizers.matrix.kronecker import (
-    precond_update_prob_schedule as precond_update_prob_schedule,
-)
 from optfn.optimizers.matrix.muon import muon as muon
 from optfn.optimizers.matrix.muon import scale_by_muon as scale_by_muon
 from optfn.optimizers.matrix.adamuon import adamuon as adamuon

@@ -244,8 +244,8 @@ def kron(
         learning_rate: a number or a schedule.
         b1: the share of the average that is kept, a number or a schedule.
         preconditioner_update_probability: one over the number of steps between updates of the
-            factors, a number or a schedule such as `precond_update_prob_schedule()`, the default: 1
-            up to step 500, then falling to 0.03 at step 4000. Steps are counted; no coin is thrown.
+            factors, a number or a schedule; by default 1 up to step 500, then falling by e over
+            1000 steps to 0.03 at step 4000. Steps are counted; no coin is thrown.
         precond_lr: the learning rate of the factors.
         precond_init_scale: what the preconditioner's root starts from, times the identity.
         seed: of the probes by which the factors are fitted, a whole number below 2^24.

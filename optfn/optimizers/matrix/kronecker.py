@@ -16,27 +16,8 @@ from optfn.core.placement import Along
 from optfn.linalg import adjoint
 
 
-def precond_update_prob_schedule(
-    max_prob: Any = 1.0, min_prob: Any = 0.03, decay: float = 0.001, flat_start: Any = 500
-) -> schedules.exponential:
-    """How often `kron` updates its factors: at each step first, then ever more rarely.
-
-        max(min_prob, max_prob * exp(-decay * max(step - flat_start, 0)))
-
-    Args:
-        max_prob: one over the number of steps between updates, during the first `flat_start` steps.
-        min_prob: it falls to; by default after 4000 steps.
-        decay: how fast, a Python number.
-        flat_start: a number of steps.
-
-    Source: `kron_torch`.
-    """
-    return schedules.exponential(
-        max_prob, 1 / decay, exp(-1), transition_begin=flat_start, end_value=min_prob
-    )
-
-
-UPDATE_PROBABILITY = precond_update_prob_schedule()
+# That of `kron_torch`: at each step up to step 500, then ever more rarely until step 4000.
+UPDATE_PROBABILITY = schedules.exponential(1.0, 1000, exp(-1), transition_begin=500, end_value=0.03)
 
 
 class Kronecker(Matrixwise):

@@ -249,8 +249,7 @@ def psgd_pro(
         learning_rate: a number or a schedule.
         b1: the share of the average that is kept, a number or a schedule.
         preconditioner_update_probability: one over the number of steps between updates of the
-            factors, a number or a schedule; `precond_update_prob_schedule()` by default, as in
-            `kron`.
+            factors, a number or a schedule; by default that of `kron`.
         precond_lr: the learning rate of the factors.
         beta_lip: how slowly their learning rate recovers from a large gradient; nearer to 1 for
             gradients that are mostly zero.

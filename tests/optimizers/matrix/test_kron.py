@@ -152,10 +152,14 @@ def _changes(tx, grads):
 
 
 def test_a_falling_probability_is_followed(x64):
-    schedule = optfn.precond_update_prob_schedule(1.0, 0.1, 0.05, 20)
+    schedule = optfn.schedules.exponential(1.0, 20, np.exp(-1), transition_begin=20, end_value=0.1)
     grads = jnp.asarray(np.random.default_rng(5).normal(size=(150, 2, 2)))
     wanted = np.clip(np.exp(-0.05 * (np.arange(150) - 20)), 0.1, 1)
     np.testing.assert_allclose(schedule(np.arange(150)), wanted, rtol=1e-12)
+    usual = optfn.whiten_by_kron().preconditioner_update_probability
+    steps = np.arange(0, 6000, 50)
+    their = np.clip(np.exp(-0.001 * (steps - 500)), 0.03, 1)
+    np.testing.assert_allclose(usual(steps), their, rtol=1e-12)
     changes = np.asarray(_changes(optfn.whiten_by_kron(schedule), grads))
     np.testing.assert_array_equal(changes, is_due(wanted))
 
@@ -198,7 +202,7 @@ def test_the_bound_of_the_spectral_norm(sign, x64):
     assert (found[:, 0, 0] <= exact * (1 + 1e-12)).all()
     assert (found[:, 0, 0] > 0.8 * exact).all()
     np.testing.assert_allclose(found[0, 0, 0], spectral_bound(x[0], 4), rtol=1e-12)
-    np.testing.assert_allclose(linalg.spectral_norm_bound(x, 200)[:, 0, 0], exact, rtol=1e-3)
+    assert (np.asarray(linalg.spectral_norm_bound(x, 12))[:, 0, 0] > 0.95 * exact).all()
     np.testing.assert_array_equal(linalg.spectral_norm_bound(jnp.zeros((2, 2))), [[0.0]])
     rank_one = np.outer([1e-100, 2e-100], [1e-100, 2e-100])
     np.testing.assert_allclose(linalg.spectral_norm_bound(rank_one), [[5e-200]], rtol=1e-12)
