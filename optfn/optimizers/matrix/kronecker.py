@@ -15,7 +15,6 @@ from optfn.core.numerics import abs_sq
 from optfn.core.placement import Along
 from optfn.linalg import adjoint
 
-
 # That of `kron_torch`: at each step up to step 500, then ever more rarely until step 4000.
 UPDATE_PROBABILITY = schedules.exponential(1.0, 1000, exp(-1), transition_begin=500, end_value=0.03)
 
