@@ -57,9 +57,11 @@ def test_dion2_s_params_equal_the_oracle_s(given, shape, x64):
 @pytest.mark.parametrize("shape", ["6x4", "4x6"])
 def test_dion2_walks_the_recorded_path(shape, x64):
     p0, grads = problem(shape)
-    found = path(optfn.dion2(0.01, fraction=0.5), p0, grads)
-    # The authors hold the hyperparameters in single precision.
-    assert_on_path(found, GOLDEN[f"dion2/{shape}"], p0, 1e-7)
+    # The authors hold these in single precision, and add epsilon to 1.02 times the norm.
+    decay, epsilon, weight_decay = np.float32([0.95, 1e-8, 0.01]).tolist()
+    tx = optfn.dion2(0.01, 0.5, decay, epsilon / 1.02, weight_decay=weight_decay)
+    assert_on_path(path(tx, p0, grads), GOLDEN[f"dion2/{shape}"], p0)
+    assert_on_path(path(optfn.dion2(0.01, 0.5), p0, grads), GOLDEN[f"dion2/{shape}"], p0, 5e-8)
 
 
 @pytest.mark.parametrize("shape", ["6x4", "4x6"])
