@@ -239,11 +239,6 @@ from optfn.optimizers.matrix.kl import kl_shampoo as kl_shampoo
 from optfn.optimizers.matrix.kl import kl_soap as kl_soap
 from optfn.optimizers.matrix.kl import scale_by_kl_shampoo as scale_by_kl_shampoo
 from optfn.optimizers.matrix.kl import scale_by_kl_soap as scale_by_kl_soap
-from optfn.optimizers.matrix.low_rank import apollo as apollo
-from optfn.optimizers.matrix.low_rank import apollo_mini as apollo_mini
-from optfn.optimizers.matrix.low_rank import galore as galore
-from optfn.optimizers.matrix.low_rank import scale_by_apollo as scale_by_apollo
-from optfn.optimizers.matrix.low_rank import scale_by_galore as scale_by_galore
 from optfn.optimizers.matrix.apollo import apollo as apollo
 from optfn.optimizers.matrix.apollo import apollo_mini as apollo_mini
 from optfn.optimizers.matrix.galore import galore as galore

@@ -14,13 +14,8 @@ REMOVES_NANS = (
     *("accumulate", "accumulate weighted"),
 )
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")
-SKIPPED = {
-    "noisy_sgd": {"tree_layout": "the noise depends on the path"},
-    "muon_clip": {"tree_layout": "queries and keys are found by their names"},
-    "apollo": {"tree_layout": "the projection depends on the path"},
-} | {
-RANDOM = ("noisy_sgd", "kron")
-SKIPPED = {name: {"tree_layout": "the noise depends on the path"} for name in RANDOM} | {
+OF_PATHS = ("noisy_sgd", "kron", "apollo", "muon_clip")
+SKIPPED = {name: {"tree_layout": "what it does depends on the path"} for name in OF_PATHS} | {
     name: {"low_precision": "params that were not stepped are not what it averages"}
     for name in AVERAGES
 }
@@ -33,9 +28,7 @@ SKIPPED |= {
 OF_NUMBERS = ("one_trace", "schedule_equals_constant", "hyperparameters_vmap", "round_trip")
 NOT_APPLICABLE = {
     **{check: {"centralize"} for check in OF_NUMBERS},  # has none
-    "tree_layout": {"noisy_sgd", "muon_clip"},
-    "tree_layout": {"noisy_sgd", "apollo"},
-    "tree_layout": set(RANDOM),
+    "tree_layout": set(OF_PATHS),
     "sharding": {"flatten"},  # interop/test_jax_sharding.py
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
@@ -72,7 +65,7 @@ def test_every_public_transform_is_among_the_cases():
     used = set().union(*map(parts, [*cases.OPTIMIZERS.values(), *cases.STAGES.values()]))
     classes = {x for x in vars(optfn).values() if isinstance(x, type)}
     public = {x for x in classes if issubclass(x, optfn.Transform)}
-    public -= {optfn.Transform, optfn.Leafwise, optfn.Wrapper}
+    public -= {optfn.Transform, optfn.Leafwise, optfn.Matrixwise, optfn.Wrapper}
     assert {x.__name__ for x in public - used} == NOT_ALONE
 
 
