@@ -23,6 +23,7 @@ from optfn.core.hyperparameters import replace as replace
 from optfn.core.hyperparameters import stack as stack
 from optfn.core.hyperparameters import unstack as unstack
 from optfn.core.leafwise import Leafwise as Leafwise
+from optfn.core.in_blocks import in_blocks as in_blocks
 from optfn.core.matrix_axes import NO_MATRIX as NO_MATRIX
 from optfn.core.matrix_axes import MatrixAxes as MatrixAxes
 from optfn.core.matrix_axes import matrices as matrices
@@ -54,6 +55,7 @@ from optfn.compose.finite import raise_if_gave_up as raise_if_gave_up
 from optfn.compose.finite import skip_nonfinite as skip_nonfinite
 from optfn.compose.gradient_signs import cautious as cautious
 from optfn.compose.gradient_signs import with_gradient_signs as with_gradient_signs
+from optfn.compose.graft import graft as graft
 from optfn.compose.interop import from_optax as from_optax
 from optfn.compose.interop import to_optax as to_optax
 from optfn.compose.lookahead import lookahead as lookahead
@@ -265,6 +267,11 @@ from optfn.optimizers.matrix.soap import soap as soap
 from optfn.optimizers.matrix.psgd_pro import psgd_pro as psgd_pro
 from optfn.optimizers.matrix.psgd_pro import scale_by_psgd_pro as scale_by_psgd_pro
 from optfn.optimizers.matrix.psgd_pro import whiten_by_pro as whiten_by_pro
+from optfn.optimizers.matrix.shampoo import scale_by_shampoo as scale_by_shampoo
+from optfn.optimizers.matrix.shampoo import shampoo as shampoo
+from optfn.optimizers.matrix.splus import descend_by_sides as descend_by_sides
+from optfn.optimizers.matrix.splus import scale_by_splus as scale_by_splus
+from optfn.optimizers.matrix.splus import splus as splus
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )

@@ -137,6 +137,11 @@ OPTIMIZERS = {
     "psgd_pro": optfn.psgd_pro(0.05, preconditioner_update_probability=0.5),
     "dion": optfn.dion(0.05, 0.5, rest=optfn.adam(0.1)),
     "dion2": optfn.dion2(0.05, 0.5, rest=optfn.adam(0.1)),
+    "shampoo": optfn.shampoo(0.1, precondition_frequency=2),
+    "shampoo in blocks": optfn.shampoo(
+        0.1, b2=0.9, exponent=0.5, max_preconditioner_dim=2, max_square_dim=1
+    ),
+    "splus": optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1)),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -240,6 +245,10 @@ STAGES = {
     "normalize_matrices": optfn.normalize_matrices(1e-3),
     "equalize_rows": optfn.chain(optfn.equalize_rows(), optfn.scale(2.0)),
     "clip_by_matrix_rms": optfn.clip_by_matrix_rms(0.5),
+    "scale_by_shampoo": optfn.scale_by_shampoo(precondition_frequency=2),
+    "scale_by_splus": optfn.scale_by_splus(inverse_every=2),
+    "descend_by_sides": optfn.descend_by_sides(0.1, 0.1),
+    "graft": optfn.graft(optfn.trace(0.9), optfn.scale_by_adam(), 2),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),
     "scale_by_trust_ratio": optfn.scale_by_trust_ratio(),

@@ -30,4 +30,18 @@ from optfn.linalg.orthogonal import (
 from optfn.linalg.singular import leading_vectors as leading_vectors
 from optfn.linalg.spectral import (
     spectral_norm_bound as spectral_norm_bound,
+from optfn.linalg.norms import (
+    Bounds as Bounds,
+)
+from optfn.linalg.norms import (
+    spectral_norm as spectral_norm,
+)
+from optfn.linalg.norms import (
+    spectral_norm_bounds as spectral_norm_bounds,
+)
+from optfn.linalg.roots import (
+    inverse_root as inverse_root,
+)
+from optfn.linalg.roots import (
+    inverse_root_newton as inverse_root_newton,
 )

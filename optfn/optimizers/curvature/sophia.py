@@ -8,7 +8,7 @@ import optax
 from jax import lax
 
 from optfn.compose.chain import chain
-from optfn.core.control_flow import cond
+from optfn.core.control_flow import refreshed
 from optfn.core.data import child
 from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.each_leaf import each_leaf
@@ -108,8 +108,8 @@ class scale_by_sophia(Transform):
         u = clip(mu_hat / max(gamma * nu, eps), clip_threshold)
         nu <- b2 * nu + (1 - b2) * h        after every `update_interval`-th step from the first on
 
-    with h from the estimator, which runs only then. Where the curvature is small, negative or not
-    yet estimated, u is the sign of mu.
+    with h from the estimator, which runs only then; in the lanes of a `vmap`, when it is due in any
+    of them. Where the curvature is small, negative or not yet estimated, u is the sign of mu.
 
     Args:
         b1: decay of the average gradient, a number or a schedule.
@@ -150,14 +150,14 @@ class scale_by_sophia(Transform):
         numbers = self.b1, t, self.gamma, self.eps, self.clip_threshold
         u, mu = each_leaf(_clipped_newton, updates, slots.mu, slots.nu, numbers=numbers)
 
-        def estimated(nu, estimator):
-            h, estimator = self.hessian_diagonal_fn.apply_named(updates, estimator, ctx)
+        def estimated():
+            h, estimator = self.hessian_diagonal_fn.apply_named(updates, slots.estimator, ctx)
             return each_leaf(_average_curvature, h, nu, numbers=(self.b2,))[0], estimator
 
         interval = jnp.maximum(jnp.asarray(self.update_interval), 1).astype(jnp.int32)
         due = ctx.step % interval == 0
         nu = jax.tree.map(lambda x, g: widen(x, g.dtype), slots.nu, updates)
-        nu, estimator = cond(due, estimated, lambda *old: old, nu, slots.estimator)
+        nu, estimator = refreshed(due, estimated, (nu, slots.estimator))
         return u, Curvature(mu, nu, estimator)
 
     def updates_kind(self, incoming: Updates) -> Updates:

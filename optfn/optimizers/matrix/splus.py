@@ -1,0 +1,232 @@
+"""SPlus: signs in the eigenbasis of Shampoo."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optfn.compose.chain import chain
+from optfn.compose.partition import partition
+from optfn.compose.partition_matrices import partition_matrices
+from optfn.core.control_flow import refreshed
+from optfn.core.data import per_leaf, static
+from optfn.core.leafwise import Leafwise
+from optfn.core.matrix_axes import MatrixAxes, matrices
+from optfn.core.matrixwise import Matrixwise
+from optfn.core.moments import average
+from optfn.core.numerics import propagate_nan, whole
+from optfn.core.placement import Along
+from optfn.core.tree import PyTree
+from optfn.core.updates_kind import Updates
+from optfn.linalg import adjoint
+from optfn.optimizers.elementwise.sign import scale_by_sign
+from optfn.transforms.decay import decays
+from optfn.transforms.momentum import ema
+
+
+class Bases(NamedTuple):
+    """The average gradient, and for each side of a matrix its factor and that one's eigenvectors.
+
+    A side that is too long for a factor has None.
+    """
+
+    mu: PyTree
+    rows: PyTree
+    columns: PyTree
+    rows_basis: PyTree
+    columns_basis: PyTree
+
+
+class scale_by_splus(Matrixwise):
+    """The direction of SPlus: the signs of the average gradient, taken in Shampoo's eigenbasis.
+
+        mu <- b1 * mu + (1 - b1) * g
+        u = Q_L sign(Q_L^T mu Q_R) Q_R^T
+        L <- b2 * L + (1 - b2) * g g^T        R <- b2 * R + (1 - b2) * g^T g
+        Q_L, Q_R <- eigenvectors of L, R      after the first and each `inverse_every`-th update
+
+    All entries of u in the basis are of size 1. The eigenvectors, identities at first, are computed
+    only then, also in the lanes of a `vmap`. Leaves that are no matrices pass unchanged. Derivatives
+    take the bases for constants.
+
+    A factor that a gradient would make infinite stays as it is.
+
+    Args:
+        b1: decay of the average gradient, a number or a schedule.
+        b2: decay of the factors, a number or a schedule.
+        inverse_every: the updates between two bases, a number or a schedule.
+        max_dim: a side that is as long or longer keeps the basis it has.
+        views: how each leaf is a matrix or a stack of them; see `matrices`.
+
+    Source: Frans et al. 2025.
+    """
+
+    Slots = Bases
+
+    b1: Any = 0.9
+    b2: Any = 0.999
+    inverse_every: Any = 100
+    max_dim: int = static(default=10000, kw_only=True)
+
+    def init_matrix(self, param):
+        sides = [(n, axis) for axis, n in enumerate(param.shape)]
+
+        def each(first):
+            return [
+                Along(first((n, n), param.dtype), (axis, None)) if n < self.max_dim else None
+                for n, axis in sides
+            ]
+
+        return Bases(jnp.zeros_like(param), *each(jnp.zeros), *each(_identity))
+
+    def update_matrix(self, g, slots, param, t):
+        mu = average(self.b1, slots.mu, g)
+        left, right = slots.rows_basis, slots.columns_basis
+        signs = jnp.sign(_from_right(_from_left(mu, left, adjoint), right))
+        u = _from_right(_from_left(signs, left), right, adjoint)
+        factors = self._grown(slots.rows, g), self._grown(slots.columns, adjoint(g))
+        bases = refreshed(
+            self._is_due(t), lambda: tuple(map(_eigenvectors, factors)), (left, right)
+        )
+        return propagate_nan(u, mu), Bases(mu, *factors, *bases)
+
+    def _grown(self, factor: Any, g: jax.Array) -> Any:
+        """The factor of the rows of g with one gradient more."""
+        if factor is None:
+            return None
+        grown = average(self.b2, factor, g @ adjoint(g))
+        return jnp.where(jnp.all(jnp.isfinite(grown)), grown, factor)
+
+    def _is_due(self, t: jax.Array) -> jax.Array:
+        now = whole(t)
+        return (now == 1) | (now % jnp.maximum(whole(self.inverse_every), 1) == 0)
+
+
+def _identity(shape: tuple[int, int], dtype: Any) -> jax.Array:
+    return jnp.eye(*shape, dtype=dtype)
+
+
+def _eigenvectors(factor: Any) -> Any:
+    # Where eigenvalues coincide the eigenvectors are not differentiable.
+    return None if factor is None else lax.stop_gradient(jnp.linalg.eigh(factor)[1])
+
+
+def _from_left(x: jax.Array, basis: Any, turned: Any = lambda q: q) -> jax.Array:
+    return x if basis is None else turned(basis) @ x
+
+
+def _from_right(x: jax.Array, basis: Any, turned: Any = lambda q: q) -> jax.Array:
+    return x if basis is None else x @ turned(basis)
+
+
+class descend_by_sides(Leafwise):
+    """The last stage of SPlus: a rate in inverse proportion to the sides of a matrix.
+
+        s = learning_rate * 2 / (rows + columns)        of a matrix
+        s = learning_rate * nonstandard_constant        of other leaves and of very large matrices
+        p <- (1 - s * weight_decay) * (p - s * u)
+
+    Instead of `add_decayed_weights` and `scale_by_learning_rate`, after directions whose entries do
+    not become smaller where a matrix is larger. The decay is of the params after the step.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay: a number or a schedule.
+        mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        nonstandard_constant: a number.
+        max_dim: the longest side of a matrix that is not very large.
+        views: how each leaf is a matrix or a stack of them; see `matrices`.
+
+    Raises:
+        ValueError: `update` was not given the params.
+
+    Source: Frans et al. 2025.
+    """
+
+    needs_params = True
+
+    learning_rate: Any
+    weight_decay: Any = 0.0
+    mask: Any = per_leaf(default=None, of=bool)
+    nonstandard_constant: Any = 0.001
+    max_dim: int = static(default=10000, kw_only=True)
+    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+
+    def update_leaf(self, g, slots, param, t):
+        rate = self.learning_rate * self._factor(g.shape)
+        step = -rate * g
+        if decays(self.mask):
+            step -= rate * self.weight_decay * (param + step)
+        return step, slots
+
+    def _factor(self, shape: tuple[int, ...]) -> Any:
+        if self.views.is_matrix:
+            sides = self.views.sides(shape)
+            if max(sides) <= self.max_dim:
+                return 2 / max(sum(sides), 1)
+        return self.nonstandard_constant
+
+    def updates_kind(self, incoming: Updates) -> Updates:
+        return incoming.turned()
+
+
+def splus(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    weight_decay: Any = 0.01,
+    weight_decay_mask: Any = None,
+    inverse_every: Any = 100,
+    nonstandard_constant: Any = 0.001,
+    max_dim: int = 10000,
+    *,
+    views: Any = matrices(),
+    rest: optax.GradientTransformation | None = None,
+) -> partition:
+    """SPlus: steps of equal size along all directions of Shampoo's eigenbasis.
+
+    For the matrices of a network. As only signs are taken in the basis, it stays right for long and
+    is computed rarely; the rate does not depend on the width. Its authors evaluate at an average of
+    the params, for the steps are noisy:
+
+        ema_of_params(splus(0.1), 0.999)        and evaluation_params(tx, state, params)
+
+    A matrix of r rows and c columns has r c + 2 r^2 + 2 c^2 numbers of state. It needs full-rank
+    gradients: directions that no gradient has are as large as all others.
+
+        u = scale_by_splus        s = learning_rate * 2 / (rows + columns)
+        p <- (1 - s * weight_decay) * (p - s * u)
+
+    Args:
+        learning_rate: a number or a schedule, about 0.1.
+        b1: decay of the average gradient.
+        b2: decay of the factors.
+        weight_decay: a number or a schedule, of the params after the step; see `descend_by_sides`.
+        weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        inverse_every: the updates between two bases, a number or a schedule.
+        nonstandard_constant: the factor on the rate of leaves that are no matrices.
+        max_dim: longer sides have no basis.
+        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        rest: the optimizer of all other leaves; by default the authors': the signs of the average
+            gradient, with the same rate, times `nonstandard_constant`, and decay.
+
+    Raises:
+        ValueError: at `init`, if an array of three or more axes is not described by `views`.
+
+    Source: Frans et al. 2025, "A stable whitening optimizer for efficient neural network training".
+    """
+    descend = descend_by_sides(
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        nonstandard_constant,
+        max_dim=max_dim,
+        views=views,
+    )
+    return partition_matrices(
+        chain(scale_by_splus(b1, b2, inverse_every, max_dim=max_dim, views=views), descend),
+        chain(ema(b1, debias=False), scale_by_sign(), descend) if rest is None else rest,
+        views,
+    )
