@@ -142,6 +142,9 @@ OPTIMIZERS = {
         0.1, b2=0.9, exponent=0.5, max_preconditioner_dim=2, max_square_dim=1
     ),
     "splus": optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1)),
+    "descend_by_sides": optfn.chain(
+        optfn.scale_by_adam(), optfn.descend_by_sides(0.3, 0.1, nonstandard_constant=0.1)
+    ),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -247,7 +250,6 @@ STAGES = {
     "clip_by_matrix_rms": optfn.clip_by_matrix_rms(0.5),
     "scale_by_shampoo": optfn.scale_by_shampoo(precondition_frequency=2),
     "scale_by_splus": optfn.scale_by_splus(inverse_every=2),
-    "descend_by_sides": optfn.descend_by_sides(0.1, 0.1),
     "graft": optfn.graft(optfn.trace(0.9), optfn.scale_by_adam(), 2),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),

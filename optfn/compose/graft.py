@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optfn.core.data import child, per_leaf
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.numerics import norms_along, ratio
+from optfn.core.placement import replicate, split_like
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
@@ -91,9 +92,11 @@ class graft(Transform):
 
 def _with_norms(view: MatrixAxes, d: jax.Array, a: jax.Array) -> jax.Array:
     """`d` with the norms of `a`."""
-    if not view.is_matrix:
-        return _with_norm(None, d, a)
-    return view.join(_with_norm((-2, -1), view.split(d), view.split(a)), d.shape)
+    if view.block is None:
+        _, rows, columns = view.axes(d.shape)
+        return _with_norm(rows + columns if view.is_matrix else None, d, a)
+    u = _with_norm((-2, -1), view.split(replicate(d)), view.split(replicate(a)))
+    return split_like(view.join(u, d.shape), d)
 
 
 def _with_norm(axes: Any, d: jax.Array, a: jax.Array) -> jax.Array:

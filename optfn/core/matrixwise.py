@@ -57,7 +57,7 @@ class Matrixwise(Leafwise):
     def init_leaf(self, param: jax.Array) -> Any:
         if not self.views.is_matrix:
             return self.Slots(*[None] * len(self.Slots._fields))
-        stack = self.views.split(param)
+        stack = self.views.split(replicate(param))
         made = _over_stack(self._init_along, stack.ndim - 2)(stack)
 
         def stored(slot):

@@ -11,6 +11,14 @@ from optfn.linalg.eigenbasis import (
 )
 from optfn.linalg.orthogonal import (
     OBLONG as OBLONG,
+from optfn.linalg.norms import (
+    Bounds as Bounds,
+)
+from optfn.linalg.norms import (
+    spectral_norm as spectral_norm,
+)
+from optfn.linalg.norms import (
+    spectral_norm_bounds as spectral_norm_bounds,
 )
 from optfn.linalg.orthogonal import (
     POLYNOMIALS as POLYNOMIALS,

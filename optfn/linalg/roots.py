@@ -117,7 +117,7 @@ def inverse_root_newton(a: jax.Array, p: int, eps: Any = 0.0) -> jax.Array:
     p = int(p)
     wide = a.astype(compute_dtype(a.dtype))
     unit = jnp.finfo(wide.dtype).eps
-    eye = jnp.eye(a.shape[-1], dtype=wide.dtype)
+    eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=wide.dtype), wide.shape)
     largest = jnp.max(jnp.abs(wide), (-2, -1), keepdims=True)
     scale = jnp.where(largest == 0, 1, largest)
     wide, eps = wide / scale, jnp.asarray(eps, scale.dtype) / scale

@@ -126,7 +126,7 @@ def _identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def _preconditioned(left: jax.Array, x: jax.Array, right: jax.Array) -> jax.Array:
     x = left @ x if left.ndim == 2 else left[:, None] * x
-    return x @ right if right.ndim == 2 else x * right
+    return x @ right if right.ndim == 2 else x * right[None, :]
 
 
 def shampoo(

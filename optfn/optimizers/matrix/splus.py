@@ -48,8 +48,8 @@ class scale_by_splus(Matrixwise):
         Q_L, Q_R <- eigenvectors of L, R      after the first and each `inverse_every`-th update
 
     All entries of u in the basis are of size 1. The eigenvectors, identities at first, are computed
-    only then, also in the lanes of a `vmap`. Leaves that are no matrices pass unchanged. Derivatives
-    take the bases for constants.
+    only then, also in the lanes of a `vmap`. Derivatives take the bases for constants. Leaves that
+    are no matrices pass unchanged.
 
     A factor that a gradient would make infinite stays as it is.
 
