@@ -83,9 +83,9 @@ class Matrixwise(Leafwise):
             like = _is_like_matrix(slot, stack.shape[-2:])
             return self.views.split(replicate(stored)) if like else replicate(stored)
 
-        def stored(slot, new):
+        def stored(slot, new, old):
             like = _is_like_matrix(slot, stack.shape[-2:])
-            return self.views.join(new, g.shape) if like else new
+            return self._joined(new, old) if like else new
 
         param = None if param is None else self.views.split(replicate(param))
         own = {k: v for k, v in extra.items() if self.extra_args.get(k) != "function"}
@@ -96,9 +96,18 @@ class Matrixwise(Leafwise):
             return update_matrix(g, slots, param, t, **own, **shared)
 
         own = self._split_extra(own, stack.shape[:-2])
-        slots = _map_slots(seen, form, slots)
-        u, new = _over_stack(rule, stack.ndim - 2)(stack, slots, param, own)
-        return split_like(self.views.join(u, g.shape), g), _map_slots(stored, form, new)
+        split = _map_slots(seen, form, slots)
+        u, new = _over_stack(rule, stack.ndim - 2)(stack, split, param, own)
+        return split_like(self._joined(u, g), g), _map_slots(stored, form, new, slots)
+
+    def _joined(self, stack: jax.Array, like: jax.Array) -> jax.Array:
+        """The array of these matrices, which lies as `like` does, also under automatic axes."""
+        x = self.views.join(stack, like.shape)
+        if self.views.block is None:
+            return x
+        # Through blocks the compiler finds no sharding, but through an operation on both it does.
+        like = replicate(like)
+        return jnp.where(like == like, x, x)
 
     def _init_along(self, param: jax.Array) -> Any:
         """The slots of one matrix, each with its axes."""

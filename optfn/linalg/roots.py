@@ -96,8 +96,8 @@ def inverse_root_newton(a: jax.Array, p: int, eps: Any = 0.0) -> jax.Array:
     both kinds and takes equally long for all matrices of a stack; a matrix that converged early
     stays.
 
-    It solves for the root of a matrix without zeros: eps is at least n times the unit roundoff
-    times the norm, with n rows. Where smaller eigenvalues matter use `inverse_root`.
+    Eigenvalues must not be negative: eps is at least n times the unit roundoff of `a` times the
+    norm, with n rows. Where smaller eigenvalues matter use `inverse_root`.
 
     Args:
         a: `[..., n, n]`, symmetric with no negative eigenvalues; one matrix or a stack.
@@ -116,7 +116,7 @@ def inverse_root_newton(a: jax.Array, p: int, eps: Any = 0.0) -> jax.Array:
         return a
     p = int(p)
     wide = a.astype(compute_dtype(a.dtype))
-    unit = jnp.finfo(wide.dtype).eps
+    unit = jnp.finfo(a.dtype).eps
     eye = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=wide.dtype), wide.shape)
     largest = jnp.max(jnp.abs(wide), (-2, -1), keepdims=True)
     scale = jnp.where(largest == 0, 1, largest)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import conditionals_with
 
 import optfn
 
@@ -83,6 +84,25 @@ def test_the_estimator_runs_only_when_it_is_due():
         jax.effects_barrier()
         counts.append(len(calls))
     assert counts == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_in_lanes_the_estimator_stays_in_one_conditional():
+    def loss(params):
+        return sum(jnp.sum(jnp.cosh(p)) for p in jax.tree.leaves(params))
+
+    def lane(step, interval):
+        tx = optfn.scale_by_sophia(update_interval=interval)
+        state = tx.init(START)._replace(step=step)
+        return tx.update(START, state, START, obj_fn=loss)
+
+    lanes = jnp.arange(4), jnp.asarray([1.0, 2.0, 3.0, 5.0])
+    jaxpr = jax.make_jaxpr(jax.vmap(lane))(*lanes).jaxpr
+    assert [len(found) for found in conditionals_with("sinh", jaxpr)] == [0, 1]
+    together = jax.jit(jax.vmap(lane))(*lanes)
+    for i, numbers in enumerate(zip(*lanes, strict=True)):
+        single = jax.jit(lane)(*numbers)
+        mine = jax.tree.map(lambda x, i=i: x[i], together)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), mine, single)
 
 
 def test_entries_are_signs_where_curvature_is_negative_and_else_clipped():
