@@ -105,9 +105,9 @@ class MatrixAxes:
             shape: the shape of the array.
         """
         stack, *both = self.axes(shape)
-        if self.block is not None:
-            return (*stack, None, None, *[None] * len(axes))
         single = [own[0] if len(own) == 1 else None for own in both]
+        if self.block is not None:
+            return (*stack, *single, *[None] * len(axes))
         return (*stack, *(None if axis is None else single[axis] for axis in axes))
 
 
