@@ -15,6 +15,9 @@ from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
 
+MADE = Updates.STEP | Updates.LAST
+
+
 class Grafted(NamedTuple):
     """The named slots of both transforms."""
 
@@ -56,7 +59,7 @@ class graft(Transform):
     def __post_init__(self):
         super().__post_init__()
         kinds = [inner.updates_kind(Updates.DIRECTION) for inner in self.contents]
-        if kinds[0] != kinds[1]:
+        if Updates.DIRECTION in kinds and any(kind & MADE for kind in kinds):
             raise ValueError(
                 f"graft(...): the updates of direction are {kinds[0].name}, those of magnitude "
                 f"{kinds[1].name}; both must be directions, before a learning rate, or both steps."
