@@ -1,6 +1,5 @@
 """Views that cut large matrices into blocks."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +32,9 @@ def in_blocks(views: Any, block: int) -> Any:
 class _Blocks(by_path):
     """A function of paths and leaves, equal to another of the same views and block."""
 
-    def __init__(self, views: Callable[[str, Any], MatrixAxes], block: int):
-        self.views, self.block = views, block
+    def __init__(self, views: Any, block: int):
+        self.views: Any = views
+        self.block = block
 
     def __call__(self, path: str, leaf: Any = None) -> MatrixAxes:
         view = self.views(path, leaf)
