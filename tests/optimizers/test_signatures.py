@@ -50,6 +50,8 @@ NOT_HERE = {"mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "s
 
 # Where optax's function and its stage differ, and so do optfn's; the authors' eps of Grams.
 NOT_THE_STAGE_S = {
+    ("shampoo", "b2"),  # of the factors; the one of Adam's norms is another
+    ("shampoo", "eps"),
     ("stable_adamw", "weight_decay"),
     ("dog", "init_step"),
     ("grams", "eps"),

@@ -57,7 +57,8 @@ class scale_by_shampoo(Matrixwise):
         b2: decay of the factors, a number or a schedule; 1 sums them up.
         eps: added to the eigenvalues of the factors.
         precondition_frequency: the updates between two roots, a number or a schedule.
-        start_preconditioning_step: the first update with roots, a number or a schedule.
+        start_preconditioning_step: the first update with roots, a number or a schedule; None for
+            `precondition_frequency`.
         exponent: 1/4 for Shampoo; 1/2 is often better where b2 < 1. With both b1 and b2 zero, 1/4
             gives the orthogonal polar factor of the gradient.
         max_square_dim: a side that is longer has the diagonal of its factor only; None for none.
@@ -72,7 +73,7 @@ class scale_by_shampoo(Matrixwise):
     b2: Any = 1.0
     eps: Any = 1e-12
     precondition_frequency: Any = 1
-    start_preconditioning_step: Any = 1
+    start_preconditioning_step: Any = None
     exponent: Any = 0.25
     max_square_dim: int | None = static(default=None, kw_only=True)
 
@@ -115,8 +116,9 @@ class scale_by_shampoo(Matrixwise):
         return jnp.where(raised > 0, jnp.where(raised > 0, raised, 1) ** -self.exponent, 0)
 
     def _is_due(self, t: jax.Array) -> jax.Array:
-        now, start = whole(t), whole(self.start_preconditioning_step)
-        every = jnp.maximum(whole(self.precondition_frequency), 1)
+        start = self.start_preconditioning_step
+        now, every = whole(t), jnp.maximum(whole(self.precondition_frequency), 1)
+        start = every if start is None else whole(start)
         return (now == start) | (now > start) & (now % every == 0)
 
 
@@ -191,7 +193,7 @@ def shampoo(
         b2,
         eps,
         precondition_frequency,
-        start,
+        start_preconditioning_step,
         exponent,
         max_square_dim=max_square_dim,
         views=cut,

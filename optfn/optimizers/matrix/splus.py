@@ -148,7 +148,7 @@ class descend_by_sides(Leafwise):
     needs_params = True
 
     learning_rate: Any
-    weight_decay: Any = 0.0
+    weight_decay: Any = 0.01
     mask: Any = per_leaf(default=None, of=bool)
     nonstandard_constant: Any = 0.001
     max_dim: int = static(default=10000, kw_only=True)
