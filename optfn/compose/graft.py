@@ -14,7 +14,6 @@ from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
-
 MADE = Updates.STEP | Updates.LAST
 
 

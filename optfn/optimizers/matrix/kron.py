@@ -17,13 +17,13 @@ from optfn.core.matrix_axes import matrices
 from optfn.core.moments import full_like_real
 from optfn.core.numerics import norms_along
 from optfn.core.tree import PyTree
-from optfn.linalg import spectral_norm_bound
 from optfn.optimizers.matrix.kronecker import (
     UPDATE_PROBABILITY,
     Kronecker,
     balanced,
     counted,
     gram,
+    spectral_norm_bound,
     times,
 )
 from optfn.transforms.clip import clip_by_block_rms

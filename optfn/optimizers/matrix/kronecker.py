@@ -1,5 +1,6 @@
 """What preconditioners that are Kronecker products have in common."""
 
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -11,7 +12,7 @@ from optfn.core.control_flow import refreshed
 from optfn.core.data import static
 from optfn.core.dtypes import real_dtype
 from optfn.core.matrixwise import Matrixwise
-from optfn.core.numerics import abs_sq
+from optfn.core.numerics import abs_sq, norms_along, ratio
 from optfn.core.placement import Along
 from optfn.linalg import adjoint
 
@@ -107,3 +108,27 @@ def balanced(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Factors of the same product and of equal size, so that neither leaves the dtype's range."""
     shift = jnp.sqrt(jnp.max(jnp.abs(right)) / jnp.max(jnp.abs(left)))
     return left * shift, right / shift
+
+
+@partial(jax.jit, static_argnames=("steps",))
+def spectral_norm_bound(x: jax.Array, steps: int = 2) -> jax.Array:
+    """A lower bound of the largest singular value of symmetric or skew-symmetric matrices.
+
+    By the power iteration, from the column of largest norm; so of a matrix of rank one it is exact,
+    and never below that column's norm.
+
+    Args:
+        x: `[..., n, n]`, one matrix or a stack, equal to its adjoint or to minus its adjoint.
+        steps: the number of products with x.
+
+    Returns:
+        An array `[..., 1, 1]`, real; 0 for a matrix of zeros.
+    """
+    norm = norms_along((-2, -1), x)
+    x = ratio(x, norm.scale)
+    sizes = norms_along(-2, x).value
+    largest = jnp.argmax(sizes, axis=-1, keepdims=True)
+    v = jnp.take_along_axis(x, largest, axis=-1)
+    for _ in range(steps):
+        v = x @ ratio(v, norms_along(-2, v).value)
+    return norm.scale * norms_along(-2, v).value

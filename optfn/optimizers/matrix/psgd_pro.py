@@ -14,13 +14,14 @@ from optfn.core.dtypes import real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.numerics import abs_sq, ratio
 from optfn.core.tree import PyTree
-from optfn.linalg import adjoint, spectral_norm_bound
+from optfn.linalg import adjoint
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.optimizers.matrix.kronecker import (
     UPDATE_PROBABILITY,
     Kronecker,
     balanced,
     gram,
+    spectral_norm_bound,
     times,
 )
 from optfn.transforms.clip import clip
