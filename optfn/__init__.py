@@ -27,6 +27,7 @@ from optfn.core.in_blocks import in_blocks as in_blocks
 from optfn.core.matrix_axes import NO_MATRIX as NO_MATRIX
 from optfn.core.matrix_axes import MatrixAxes as MatrixAxes
 from optfn.core.matrix_axes import matrices as matrices
+from optfn.core.matrix_axes import matrices_and_tables as matrices_and_tables
 from optfn.core.matrixwise import Matrixwise as Matrixwise
 from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics

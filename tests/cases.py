@@ -205,13 +205,10 @@ def searched(grads, params):
 def largest_logits(grads, params):
     """Of the kit's weights as queries and its biases as keys, a head for each output."""
     by_path = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
-    blocks = [path[: -len("/w")] for path in by_path if f"/{path}".endswith("/w")]
-    largest = {
-        block: jnp.arange(1.0, 1.0 + by_path[f"{block}/b"].shape[-1])
-        for block in blocks
-        if f"{block}/b" in by_path
-    }
-    return {"max_logits": largest}
+    keys = {path[:-1]: leaf for path, leaf in by_path.items() if f"/{path}".endswith("/b")}
+    blocks = [path[:-1] for path in by_path if f"/{path}".endswith("/w") and path[:-1] in keys]
+    largest = {block.rstrip("/"): jnp.arange(1.0, 1.0 + keys[block].shape[-1]) for block in blocks}
+    return {"max_logits": largest.get("", largest)}
 
 
 # What `update` must be given, for those that need more than the gradients.

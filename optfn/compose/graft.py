@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optfn.core.data import child, per_leaf
 from optfn.core.matrix_axes import MatrixAxes, matrices
-from optfn.core.numerics import norms_along, ratio
+from optfn.core.numerics import norms_along, ratio, whole
 from optfn.core.placement import replicate, split_like
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
@@ -82,7 +82,7 @@ class graft(Transform):
         held = slots or Grafted({}, {})
         d, direction = self.direction.apply_named(updates, held.direction, ctx)
         a, magnitude = self.magnitude.apply_named(updates, held.magnitude, ctx)
-        started = ctx.next_step >= jnp.round(self.start)
+        started = ctx.next_step >= whole(self.start)
         views = self.views.values(updates if ctx.params is None else ctx.params)
         leaves, treedef = jax.tree.flatten(d)
         u = [

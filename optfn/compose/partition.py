@@ -94,7 +94,7 @@ class partition(Transform):
         return (slots or {}).get(label, {}), step
 
     def with_inner(self, slots: Any, label: str, new: Any) -> Any:
-        return {**slots, label: new}
+        return {**slots, label: new} if label in slots else slots
 
     def inner_params(self, params: PyTree, label: str) -> PyTree:
         return view(params, [x == label for x in self._labels(params)])

@@ -205,3 +205,15 @@ def by_name_and_shape(path: str, leaf: Any) -> MatrixAxes:
 
 def _is_table(entry: str) -> bool:
     return entry in TABLES or "embed" in entry or entry.endswith("_head")
+
+
+def matrices_and_tables(path: str, leaf: Any) -> MatrixAxes:
+    """For `views`: all that is no vector is a matrix `(in, out)`, embeddings and heads too.
+
+    An embedding is `(out, in)`, as its rows are looked up, and so is a `weight`, as in Equinox.
+    """
+    *_, name = path.lower().split("/")
+    if jnp.ndim(leaf) < 2 or name in VECTORS:
+        return NO_MATRIX
+    shared_with_head = name == "weight" or "embed" in path.lower()
+    return MatrixAxes(-2, -1) if shared_with_head else MatrixAxes(-1, -2)

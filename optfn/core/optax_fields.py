@@ -36,6 +36,7 @@ SEARCHES = {"decrease_error": "failed", "curvature_error": "failed"}
 
 # By the name of a stage: optax's field, and what stands in its place.
 ELSEWHERE: dict[str, dict[str, str]] = {
+    "ema": {"mu": "ema", "ns_coeffs": 'optfn.hyperparameters(tx, state)["coefficients"]'},
     "hutchinson_estimator_diag_hessian": {"key": "the hyperparameter seed"},
     "mechanize": {
         "r": "reward",
@@ -53,6 +54,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "scale_by_distance_over_gradients": DISTANCES,
     "scale_by_dog": DISTANCES,
     "scale_by_dowg": DISTANCES,
+    "partition": {"inner_states": "the slots of each group, by its label"},
+    "scale_by_galore": {"base_optimizer_state": "inner", "projector": "basis"},
     "scale_by_lbfgs": {
         "updates": "gradient",
         "diff_params_memory": "steps",

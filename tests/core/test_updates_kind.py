@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import optfn
 from optfn import Updates
@@ -29,7 +30,14 @@ def is_matrix(path, leaf):
     return leaf.ndim > 1
 
 
+ON_ONE_DEVICE = NamedSharding(jax.make_mesh((1,), ("x",)), PartitionSpec())
 MORE = {
+    "on_mesh": optfn.on_mesh(optfn.sgd(0.1), ON_ONE_DEVICE),
+    "partition_matrices": optfn.partition_matrices(optfn.sgd(0.1), optfn.adam(0.1)),
+    "scale_by_muon": optfn.scale_by_muon(),
+    "scale_by_kron": optfn.scale_by_kron(),
+    "scale_by_psgd_pro": optfn.scale_by_psgd_pro(),
+    "apollo_mini": optfn.apollo_mini(0.01),
     "scale_by_learning_rate downhill": optfn.scale_by_learning_rate(0.1),
     "negate": optfn.negate(),
     "from_optax": optfn.from_optax(optax.sgd(0.1)),
@@ -57,6 +65,7 @@ WRAPPERS = {
     "mechanize": lambda tx: optfn.mechanize(tx, s_init=0.1),
     "monitor": optfn.monitor,
     "across": lambda tx: optfn.across(tx, "x"),
+    "on_mesh": lambda tx: optfn.on_mesh(tx, ON_ONE_DEVICE),
     "own_step": optfn.own_step,
     "partition": lambda tx: optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
     "partition one": lambda tx: optfn.partition({"x": tx}, "x"),
@@ -88,7 +97,7 @@ def inside(tx):
 def test_every_public_transform_is_here():
     public = {k: v for k, v in vars(optfn).items() if not k.startswith("_")}
     classes = {v for v in public.values() if isinstance(v, type) and issubclass(v, optfn.Transform)}
-    bases = {optfn.Transform, optfn.Leafwise, optfn.Wrapper}
+    bases = {optfn.Transform, optfn.Leafwise, optfn.Matrixwise, optfn.Wrapper}
     assert classes - bases <= set[type]().union(*map(inside, EVERY.values()))
     functions = {
         name

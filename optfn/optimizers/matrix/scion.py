@@ -11,7 +11,7 @@ from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.data import numbers, static
 from optfn.core.dtypes import cast, compute_dtype
-from optfn.core.matrix_axes import NO_MATRIX, VECTORS, MatrixAxes, matrices
+from optfn.core.matrix_axes import NO_MATRIX, MatrixAxes, matrices, matrices_and_tables
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import Norm, norms_along, propagate_nan, ratio
 from optfn.core.tree import PerLeaf, PyTree
@@ -162,18 +162,10 @@ def scion(
 
     if rest is None:
         vectors = towards("spectral", 50.0, NO_MATRIX)
-        rest = partition_matrices(towards("sign", 3000.0, tables), vectors, tables)
+        rest = partition_matrices(
+            towards("sign", 3000.0, matrices_and_tables), vectors, matrices_and_tables
+        )
     return partition_matrices(towards(norm, radius, views), rest, views)
-
-
-def tables(path: str, leaf: Any) -> MatrixAxes:
-    """Embeddings and heads as matrices, for `views`: all that is neither a vector nor a stack of
-    them."""
-    *_, name = path.lower().split("/")
-    if jnp.ndim(leaf) < 2 or name in VECTORS:
-        return NO_MATRIX
-    shared_with_head = name == "weight" or "embed" in path.lower()
-    return MatrixAxes(-2, -1) if shared_with_head else MatrixAxes(-1, -2)
 
 
 def start_on_sphere(
