@@ -58,6 +58,7 @@ WRAPPERS = {
     "flatten": optfn.flatten,
     "freeze": lambda tx: optfn.freeze(tx, is_matrix),
     "freeze all": lambda tx: optfn.freeze(tx, True),
+    "graft": lambda tx: optfn.graft(tx, tx),
     "lookahead": lambda tx: optfn.lookahead(tx, 5, 0.5),
     "loss_scale": optfn.loss_scale,
     "masked": lambda tx: optfn.masked(tx, is_matrix),
@@ -71,6 +72,7 @@ WRAPPERS = {
     "partition one": lambda tx: optfn.partition({"x": tx}, "x"),
     "primal_averaging": lambda tx: optfn.primal_averaging(tx, 0.9, 0.8),
     "sam": lambda tx: optfn.sam(tx, optfn.sgd(0.01)),
+    "scale_by_galore": lambda tx: optfn.scale_by_galore(2, base_optimizer=tx),
     "schedule_free": lambda tx: optfn.schedule_free(tx, 0.1),
     "skip_nonfinite": optfn.skip_nonfinite,
     "skip_spikes": optfn.skip_spikes,
@@ -110,8 +112,8 @@ def test_every_public_transform_is_here():
         for cls in classes - bases
         if any(field.metadata.get("kind") == "child" for field in cls.__dataclass_fields__.values())
     }
-    # What a stage of that name holds is an estimate, and no updates.
-    assert wrappers - {"scale_by_sophia"} == {name.split()[0] for name in WRAPPERS}
+    # Sophia holds an estimate, and no updates; a clip of attention asks for its logits.
+    assert wrappers - {"scale_by_sophia", "qk_clip"} == {name.split()[0] for name in WRAPPERS}
 
 
 # The truth: the updates of a few steps are added up, as some wrappers take every other one.
