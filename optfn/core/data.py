@@ -82,7 +82,7 @@ def child(
 
 
 def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
-    """Declares a sequence of numbers, kept as a tuple of leaves or as one array."""
+    """Declares a sequence of numbers, or rows of them, kept as tuples of leaves or as one array."""
     return _field("numbers", default, kw_only)
 
 
@@ -122,11 +122,8 @@ class Data:
                     value if value is None else PerLeaf.of(value, str(where), field.metadata["of"])
                 )
             case "numbers":
-                if isinstance(value, (list, tuple)):
-                    return tuple(
-                        as_number(v, f"{where.where}, element {i},") for i, v in enumerate(value)
-                    )
-                return _as_vector(value, where)
+                many = self._as_numbers if isinstance(value, (list, tuple)) else _as_vector
+                return many(value, where)
             case "child":
                 return (field.metadata["converter"] or self._as_child)(value, where)
             case _ if value is None and field.default is None:
@@ -136,6 +133,17 @@ class Data:
 
     def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
+
+    def _as_numbers(self, values: list | tuple, where: Argument) -> tuple:
+        """A sequence of numbers, or a table as a sequence of rows."""
+
+        def entry(i: int, value: Any) -> Any:
+            place = f"{where.where}, element {i}"
+            if isinstance(value, (list, tuple)):
+                return self._as_numbers(value, Argument(place, value))
+            return self._as_number(value, f"{place},")
+
+        return tuple(entry(i, value) for i, value in enumerate(values))
 
     def _as_child(self, value: Any, where: Any) -> Any:
         return value

@@ -340,6 +340,13 @@ class Transform(Data, OptaxForm):
             for name, value in self.fields("number")
             if isinstance(value, Schedule)
         }
+        for name, value in self.fields("numbers"):
+            where = f"{self.name}.{name}"
+            changes[name] = jax.tree.map(
+                lambda x, where=where: _value_at(x, step, where) if _is_schedule(x) else x,
+                value,
+                is_leaf=_is_schedule,
+            )
         return self.rebuilt(**changes) if changes else self
 
     @property
@@ -449,6 +456,10 @@ RESTORED = (
     "; it looks like a checkpoint restored without a target: restore with tx.init(params) as the "
     "target, which gives the parts their types"
 )
+
+
+def _is_schedule(x: Any) -> bool:
+    return isinstance(x, Schedule)
 
 
 def _value_at(schedule: Schedule, step: Any, where: str) -> Any:

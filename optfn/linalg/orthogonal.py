@@ -69,20 +69,24 @@ POLYNOMIALS: dict[str, Sequence[tuple[float, float, float]]] = {
 OBLONG = 2
 
 
-def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -> Any:
-    """The coefficients `[steps, 3]` of the polynomials of `orthogonalize`.
+Rows = tuple[tuple[Any, Any, Any], ...]
+
+
+def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -> Rows:
+    """The rows (a, b, c) of the polynomials of `orthogonalize`.
 
     Tables of one length run in one program, so a sweep over tables or over the number of steps
     extends each by the step (1, 0, 0), which changes nothing.
 
     Args:
         coefficients: a name ("keller_jordan", "quintic", "polar_express", "cans", "turbo", "cubic",
-            "hybrid", "exact"), one row (a, b, c), or rows, as a sequence or an array.
+            "hybrid", "exact"), one row (a, b, c), or rows, as sequences or an array.
         steps: how often to take one row, or how many rows there shall be: of a longer table the
             last are taken, and a shorter one is extended. None takes a table as it is and one row
             five times.
 
     Raises:
+        TypeError: the coefficients are no numbers, or `steps` is no whole number.
         ValueError: there is no such name, or the rows have not three entries.
     """
     where = Argument("polynomials(coefficients=...)", coefficients)
@@ -95,41 +99,38 @@ def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -
             raise ValueError(
                 f"{where} must be rows or one of {', '.join(POLYNOMIALS)}, found {coefficients!r}."
             )
-        table = np.asarray(POLYNOMIALS[coefficients])
+        given = POLYNOMIALS[coefficients]
         if coefficients == "polar_express":
-            table = _widened(table, 1.02)
+            given = _widened(given, 1.02)
     else:
-        table = coefficients
-        if not isinstance(table, jax.Array):
-            try:
-                table = np.asarray(table, float)
-            except (TypeError, ValueError):
-                raise TypeError(f"{where} must be rows (a, b, c), found {table!r}.") from None
-    if table.ndim == 0 or table.shape[-1] != 3:
-        raise ValueError(f"{where} must be rows (a, b, c), found an array of shape {table.shape}.")
-    if table.ndim == 1:
-        return (
-            jnp.stack([table] * (steps or 5))
-            if isinstance(table, jax.Array)
-            else np.stack([table] * (steps or 5))
-        )
-    if steps is None:
-        return table
-    table = table[..., max(table.shape[-2] - steps, 0) :, :]
-    missing = steps - table.shape[-2]
-    if not missing:
-        return table
-    nothing = np.broadcast_to(np.asarray([1.0, 0.0, 0.0]), (*table.shape[:-2], missing, 3))
-    return (jnp if isinstance(table, jax.Array) else np).concatenate([table, nothing], axis=-2)
+        given = coefficients
+    if not all(hasattr(x, "shape") or isinstance(x, (int, float)) for x in jax.tree.leaves(given)):
+        raise TypeError(f"{where} must be rows (a, b, c), found {given!r}.")
+    shape = np.shape(given) if hasattr(given, "shape") else np.shape(_known(given))
+    if len(shape) not in (1, 2) or shape[-1] != 3:
+        raise ValueError(f"{where} must be rows (a, b, c), found an array of shape {shape}.")
+    rows = [tuple(_number(x) for x in row) for row in (given if len(shape) == 2 else [given])]
+    if len(shape) == 1:
+        return tuple(rows * (steps or 5))
+    missing = 0 if steps is None else max(steps - len(rows), 0)
+    return tuple(rows[-steps:] if steps else rows) + ((1.0, 0.0, 0.0),) * missing
 
 
-def _widened(table: np.ndarray, factor: float) -> np.ndarray:
+def _number(x: Any) -> Any:
+    return x if isinstance(x, jax.Array) else float(x)
+
+
+def _known(rows: Any) -> Any:
+    """The rows with 0 for what is traced."""
+    return jax.tree.map(lambda x: 0.0 if isinstance(x, jax.Array) else x, rows)
+
+
+def _widened(rows: Sequence[Sequence[float]], factor: float) -> list:
     """The polynomials of a matrix whose norm is divided out `factor` times too large."""
-    first = table[0] / factor ** np.asarray([1, 3, 5])
-    return np.concatenate([first[None], table[1:]])
+    (a, b, c), *rest = rows
+    return [(a / factor, b / factor**3, c / factor**5), *rest]
 
 
-@partial(jax.jit, static_argnames=("normalization", "gram", "dtype"))
 def orthogonalize(
     x: jax.Array,
     coefficients: Any = None,
@@ -154,8 +155,8 @@ def orthogonalize(
     Args:
         x: `[..., rows, columns]`, one matrix or a stack. Zero matrices stay zero, and any scale is
             admissible.
-        coefficients: `[steps, 3]`, an array as `polynomials` makes it, whose entries may be traced;
-            Keller Jordan's five steps by default.
+        coefficients: a name, a row or rows, as `polynomials` takes them, whose entries may be
+            traced; Keller Jordan's five steps by default.
         eps: added to the norm, though never more than the norm itself, so that tiny matrices are
             orthogonalized too.
         normalization: "frobenius" divides by the Frobenius norm. "schatten4" divides by the root of
@@ -171,16 +172,23 @@ def orthogonalize(
 
     Source: Bernstein and Newhouse 2024; Jordan et al. 2024.
     """
-    table = polynomials() if coefficients is None else coefficients
     if x.ndim < 2:
         raise ValueError(f"orthogonalize(x) needs a matrix, found an array of shape {x.shape}.")
-    if np.ndim(table) != 2 or np.shape(table)[1] != 3:
-        raise ValueError(
-            f"orthogonalize(coefficients=...) must have the shape [steps, 3], found "
-            f"{np.shape(table)}; polynomials({coefficients!r}) makes it."
-        )
-    if not x.size:
-        return x
+    table = _table(polynomials("keller_jordan" if coefficients is None else coefficients))
+    return _orthogonalized(x, table, eps, normalization, gram, dtype) if x.size else x
+
+
+def _table(rows: Rows) -> Any:
+    """An array `[steps, 3]`, known if all of its entries are."""
+    if any(isinstance(x, jax.Array) for row in rows for x in row):
+        return jnp.stack([jnp.stack([jnp.asarray(x) for x in row]) for row in rows])
+    return np.reshape(rows, (-1, 3))
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _orthogonalized(
+    x: jax.Array, table: Any, eps: Any, normalization: str, gram: bool | None, dtype: Any
+) -> jax.Array:
     wide = x.astype(compute_dtype(x.dtype))
     is_tall = x.shape[-2] > x.shape[-1]
     rows = adjoint(wide) if is_tall else wide

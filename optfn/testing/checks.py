@@ -309,7 +309,7 @@ def check_schedule_equals_constant(subject: Subject) -> None:
     """Constant schedules in the place of numbers change neither state nor updates."""
     tx = _as_data(subject)
     scheduled = jax.tree.map(
-        lambda x: x if isinstance(x, Schedule) or np.ndim(x) else constant(x),
+        lambda x: x if isinstance(x, Schedule) else constant(x),
         tx,
         is_leaf=lambda x: isinstance(x, Schedule),
     )
