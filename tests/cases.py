@@ -121,7 +121,6 @@ OPTIMIZERS = {
     "normuon": optfn.normuon(0.05, weight_decay=0.1, rest=optfn.sign_sgd(0.03)),
     "adamuon": optfn.adamuon(0.05, rest=optfn.sign_sgd(0.03)),
     "scion": optfn.scion(0.05, radius=2.0),
-    "scion of columns": optfn.scion(0.05, "column", 2.0, weight_decay=0.0),
     "muon on the hyperball": optfn.partition_matrices(
         optfn.chain(optfn.scale_by_muon(), optfn.hyperball(0.05, views=optfn.matrices())),
         optfn.sign_sgd(0.03),
@@ -132,19 +131,20 @@ OPTIMIZERS = {
     "kl_shampoo": optfn.kl_shampoo(0.05, precondition_frequency=1, rest=optfn.adam(0.1)),
     "kl_soap": optfn.kl_soap(0.1, eps=0.1, precondition_frequency=2, rest=optfn.adam(0.1)),
     "galore": optfn.galore(0.1, rank=1, update_proj_gap=2, weight_decay=0.01),
-    "apollo": optfn.apollo(0.05, rank=1, update_proj_gap=2, max_growth=10.0),
+    "apollo": optfn.apollo(
+        0.05, rank=1, update_proj_gap=2, max_growth=10.0, rest=optfn.sign_sgd(0.03)
+    ),
     "kron": optfn.kron(0.05, preconditioner_update_probability=0.5),
-    "psgd_pro": optfn.psgd_pro(0.05, preconditioner_update_probability=0.5),
-    "dion": optfn.dion(0.05, 0.5, rest=optfn.adam(0.1)),
+    "psgd_pro": optfn.psgd_pro(
+        0.05, preconditioner_update_probability=0.5, rest=optfn.sign_sgd(0.03)
+    ),
+    "dion": optfn.dion(0.05, 0.5, rest=optfn.sign_sgd(0.03)),
     "dion2": optfn.dion2(0.05, 0.5, rest=optfn.adam(0.1)),
     "shampoo": optfn.shampoo(0.1, precondition_frequency=2),
     "shampoo in blocks": optfn.shampoo(
         0.1, b2=0.9, exponent=0.5, max_preconditioner_dim=2, max_square_dim=1
     ),
     "splus": optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1)),
-    "descend_by_sides": optfn.chain(
-        optfn.scale_by_adam(), optfn.descend_by_sides(0.3, 0.1, nonstandard_constant=0.1)
-    ),
     "cautious decay": optfn.chain(
         optfn.scale_by_adam(), optfn.add_cautious_decay(0.1), optfn.scale_by_learning_rate(0.1)
     ),
@@ -234,20 +234,13 @@ STAGES = {
     "adaptive_grad_clip": optfn.adaptive_grad_clip(0.1),
     "normalize_by_update_norm": optfn.normalize_by_update_norm(),
     "centralize": optfn.centralize(),
-    "scale_by_soap": optfn.scale_by_soap(eps=0.1, precondition_frequency=1),
-    "scale_by_kl_shampoo": optfn.scale_by_kl_shampoo(),
-    "scale_by_kl_soap": optfn.scale_by_kl_soap(eps=0.1),
     "newton_schulz": optfn.newton_schulz(),
-    "scale_by_apollo": optfn.scale_by_apollo(2, proj="svd", max_growth=10.0),
     "scale_by_matrix_shape": optfn.scale_by_matrix_shape("rms"),
     "scale_by_lmo": optfn.scale_by_lmo("row"),
     "scale_by_row_moment": optfn.scale_by_row_moment(eps=1e-3, side="longer"),
     "normalize_matrices": optfn.normalize_matrices(1e-3),
     "equalize_rows": optfn.chain(optfn.equalize_rows(), optfn.scale(2.0)),
     "clip_by_matrix_rms": optfn.clip_by_matrix_rms(0.5),
-    "scale_by_shampoo": optfn.scale_by_shampoo(precondition_frequency=2),
-    "scale_by_splus": optfn.scale_by_splus(inverse_every=2),
-    "graft": optfn.graft(optfn.trace(0.9), optfn.scale_by_adam(), 2),
     "scale_by_param_block_norm": optfn.scale_by_param_block_norm(),
     "scale_by_param_block_rms": optfn.scale_by_param_block_rms(),
     "scale_by_trust_ratio": optfn.scale_by_trust_ratio(),

@@ -34,7 +34,6 @@ class on_mesh(Wrapper):
         ValueError: the shardings are on several meshes.
     """
 
-    elementwise = True
     splittable = True
 
     shardings: Any = per_leaf(of=NamedSharding)

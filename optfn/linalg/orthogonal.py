@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from optfn.core.arguments import Argument
-from optfn.core.dtypes import compute_dtype
+from optfn.core.dtypes import compute_dtype, real_dtype
 from optfn.core.numerics import Norm, norms_along
 
 Normalization = Literal["frobenius", "schatten4", "rows"]
@@ -174,15 +174,16 @@ def orthogonalize(
     """
     if x.ndim < 2:
         raise ValueError(f"orthogonalize(x) needs a matrix, found an array of shape {x.shape}.")
-    table = _table(polynomials("keller_jordan" if coefficients is None else coefficients))
+    rows = polynomials("keller_jordan" if coefficients is None else coefficients)
+    table = _table(rows, real_dtype(compute_dtype(x.dtype)))
     return _orthogonalized(x, table, eps, normalization, gram, dtype) if x.size else x
 
 
-def _table(rows: Rows) -> Any:
+def _table(rows: Rows, dtype: Any) -> Any:
     """An array `[steps, 3]`, known if all of its entries are."""
     if any(isinstance(x, jax.Array) for row in rows for x in row):
-        return jnp.stack([jnp.stack([jnp.asarray(x) for x in row]) for row in rows])
-    return np.reshape(rows, (-1, 3))
+        return jnp.stack([jnp.stack([jnp.asarray(x, dtype) for x in row]) for row in rows])
+    return np.reshape(np.asarray(rows, dtype), (-1, 3))
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))

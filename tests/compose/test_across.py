@@ -19,7 +19,7 @@ PARAMS = {
 }
 GRADS = jax.tree.map(lambda p: 0.3 * p + 0.1, PARAMS)
 
-# By axes of an array, by its place, or through a function of the params.
+# By axes of an array, by whole matrices, by its place, or through a function of the params.
 REFUSED = {
     "adafactor": "scale_by_factored_rms",
     "adam_mini": "scale_by_adam_mini",
@@ -31,6 +31,31 @@ REFUSED = {
     "lbfgs": "scale_by_lbfgs",
     "backtracking": "scale_by_backtracking_linesearch",
     "sophia": "hutchinson_estimator_diag_hessian",
+    "muon": "newton_schulz",
+    "normuon": "newton_schulz",
+    "adamuon": "newton_schulz",
+    "scion": "scale_by_lmo",
+    "muon on the hyperball": "newton_schulz",
+    "muon_clip": "newton_schulz",
+    "soap": "scale_by_soap",
+    "kl_shampoo": "scale_by_kl_shampoo",
+    "kl_soap": "scale_by_kl_soap",
+    "galore": "scale_by_galore",
+    "apollo": "scale_by_apollo",
+    "kron": "whiten_by_kron",
+    "psgd_pro": "whiten_by_pro",
+    "dion": "scale_by_dion",
+    "dion2": "scale_by_dion2",
+    "shampoo": "scale_by_shampoo",
+    "shampoo in blocks": "scale_by_shampoo",
+    "splus": "scale_by_splus",
+    "newton_schulz": "newton_schulz",
+    "scale_by_matrix_shape": "scale_by_matrix_shape",
+    "scale_by_lmo": "scale_by_lmo",
+    "scale_by_row_moment": "scale_by_row_moment",
+    "normalize_matrices": "normalize_matrices",
+    "equalize_rows": "equalize_rows",
+    "clip_by_matrix_rms": "clip_by_matrix_rms",
 }
 ALL = cases.OPTIMIZERS | cases.STAGES
 
