@@ -1,7 +1,7 @@
 """Where a bad value came from: the argument that the user wrote, for messages."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -23,22 +23,26 @@ class Argument:
 
     def __str__(self) -> str:
         own = self.where.partition("(")[2].partition("=")[0]
-        for frame in reversed(list(_calls_of_public_functions())):
+        for name, function, frame in reversed(list(_public_calls())):
             names = [n for n, held in _arguments(frame) if _holds(held, self.value)]
             if names:
-                named = own if own in names else _first_not_default(frame, names)
-                return f"{frame.f_code.co_name}({named}=...)"
+                named = own if own in names else _first_not_default(function, frame, names)
+                return f"{name}({named}=...)"
         return self.where
 
 
-def _calls_of_public_functions() -> Iterator[FrameType]:
-    """The frames of the package's public functions, the innermost first."""
+def _public_calls() -> Iterator[tuple[str, Callable, FrameType]]:
+    """The calls of the package's public functions and classes, the innermost first."""
     package = sys.modules[__name__.partition(".")[0]]
     frame = sys._getframe(1)
     while frame is not None:
-        public = getattr(package, frame.f_code.co_name, None)
-        if getattr(public, "__code__", None) is frame.f_code:
-            yield frame
+        name = frame.f_code.co_name
+        if name == "__init__":
+            name = type(frame.f_locals.get("self")).__name__
+        public = getattr(package, name, None)
+        function = public.__init__ if isinstance(public, type) else public
+        if getattr(function, "__code__", None) is frame.f_code:
+            yield name, function, frame
         frame = frame.f_back
 
 
@@ -52,8 +56,7 @@ def _holds(held: Any, value: Any) -> bool:
     return held is value or (type(held) in (tuple, list) and any(x is value for x in held))
 
 
-def _first_not_default(frame: FrameType, names: list[str]) -> str:
-    function = frame.f_globals[frame.f_code.co_name]
+def _first_not_default(function: Any, frame: FrameType, names: list[str]) -> str:
     positional = frame.f_code.co_varnames[: frame.f_code.co_argcount]
     defaults = function.__defaults__ or ()
     by_name = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))

@@ -282,7 +282,8 @@ def batch_shape(value: Any) -> tuple[int, ...]:
 
 def check_count(value: Any, where: str) -> None:
     """Refuses a value that is not a positive whole number."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_number or value < 1:
         argument = Argument(where, value)
         raise ValueError(f"{argument} must be a whole number above 0, found {value!r}.")
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 
+from optfn.core.arguments import Argument
+from optfn.core.data import check_count
 from optfn.core.matrix_axes import MatrixAxes
 from optfn.core.paths import by_path
-from optfn.core.tree import PyTree, count_arguments
+from optfn.core.tree import PerLeaf, PyTree
 
 
 def in_blocks(views: Any, block: int) -> Any:
@@ -22,11 +24,16 @@ def in_blocks(views: Any, block: int) -> Any:
     Args:
         views: a tree or a function, as a matrix optimizer takes it; see `matrices`.
         block: the longest side, a positive number.
+
+    Raises:
+        TypeError: the views are neither a function nor a tree of `MatrixAxes`.
+        ValueError: block is not a whole number above 0.
     """
-    if not callable(views):
+    check_count(block, "in_blocks(block=...)")
+    given = PerLeaf.of(views, str(Argument("in_blocks(views=...)", views)), MatrixAxes)
+    if given.function is None:
         return jax.tree.map(lambda view: _cut(view, block), views)
-    of_params = count_arguments(views, "views=...") == 1
-    return (_BlocksOfParams if of_params else _Blocks)(views, block)
+    return (_BlocksOfParams if given.is_of_params else _Blocks)(views, block)
 
 
 class _Blocks(by_path):

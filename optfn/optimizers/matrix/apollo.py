@@ -224,17 +224,54 @@ def apollo(
     )
 
 
-def apollo_mini(learning_rate: Any, scale: Any = 128.0, **others: Any) -> partition:
+def apollo_mini(
+    learning_rate: Any,
+    scale: Any = 128.0,
+    update_proj_gap: Any = 200,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    max_growth: Any = 1.01,
+    seed: Any = 0,
+    *,
+    proj: str = "random",
+    side: str = "smaller",
+    views: Any = matrices(),
+    rest: optax.GradientTransformation | None = None,
+) -> partition:
     """APOLLO-Mini: one factor for each matrix, from a projection to one dimension.
 
-        apollo(learning_rate, rank=1, scale=scale, scale_type="tensor", **others)
+        apollo(learning_rate, rank=1, scale=scale, scale_type="tensor")
 
     Args:
         learning_rate: a number or a schedule; the authors take 0.01.
         scale: the factor of which the root is taken, a number or a schedule; larger models want
             more.
-        **others: other arguments of `apollo`.
+        update_proj_gap, b1, b2, eps, weight_decay, mask, max_growth, seed, proj, side, views, rest:
+            as `apollo` has them.
+
+    Raises:
+        ValueError: at `init`, if an array of three or more axes is not described by `views`.
 
     Source: Zhu et al. 2025, "APOLLO: SGD-like memory, AdamW-level performance".
     """
-    return apollo(learning_rate, rank=1, scale=scale, scale_type="tensor", **others)
+    return apollo(
+        learning_rate,
+        1,
+        update_proj_gap,
+        scale,
+        "tensor",
+        b1,
+        b2,
+        eps,
+        weight_decay,
+        mask,
+        max_growth,
+        seed,
+        proj=proj,
+        side=side,
+        views=views,
+        rest=rest,
+    )
