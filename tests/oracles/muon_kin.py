@@ -103,3 +103,27 @@ def nanochat(
         p = p - lr * (step + weight_decay * p * (step * p >= 0))
         path.append(p)
     return np.stack(path)
+
+
+def muon_clip(
+    params: dict[str, np.ndarray],
+    grads: dict[str, np.ndarray],
+    lr: float,
+    max_logits: ArrayLike,
+    threshold: float,
+    alpha: float = 0.5,
+    weight_decay: float = 0.1,
+) -> dict[str, np.ndarray]:
+    """MuonClip (Kimi team 2025) of a query and a key, whose heads are their single rows.
+
+    The largest logits are given, [T, rows].
+    """
+    path: dict[str, list] = {name: [] for name in params}
+    for name, p in params.items():
+        power = {"query": alpha, "key": 1 - alpha}[name]
+        scale = 0.2 * max(p.shape) ** 0.5
+        for u, largest in zip(momentum(grads[name], 0.95), np.asarray(max_logits), strict=True):
+            p = p - lr * (scale * newton_schulz(u, KELLER_JORDAN) + weight_decay * p)
+            p = p * np.minimum(1, threshold / largest)[:, None] ** power
+            path[name].append(p)
+    return {name: np.stack(steps) for name, steps in path.items()}

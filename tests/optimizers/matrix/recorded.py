@@ -5,7 +5,9 @@ has the outputs as rows; here it is a kernel `(in, out)`, as in Flax.
 """
 
 import json
+import re
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import jax
@@ -18,6 +20,22 @@ with np.load(Path(__file__).parents[2] / "golden" / "matrix.npz") as recorded:
     GOLDEN = dict(recorded)
 CALLS = json.loads(GOLDEN.pop("meta").item())
 SHAPES = ("6x4", "4x6", "5x5")
+
+
+def _packages():
+    """The package of each recorded call; one that names none is of the package before it."""
+    named = (re.match(r"[\w-]+/[\w-]+|torch|pytorch_optimizer", call) for call in CALLS.values())
+    found = accumulate((match and match[0] for match in named), lambda last, own: own or last)
+    return {record: package.replace("_", "-") for record, package in zip(CALLS, found, strict=True)}
+
+
+PACKAGES = _packages()
+
+
+def optimizer_of(record):
+    """optfn's name of what was recorded, as `"muon"` of `"muon_torch"`."""
+    names = (record.rsplit("_", n)[0] for n in range(record.count("_") + 1))
+    return next(name for name in names if hasattr(optfn, name))
 
 
 def problem(shape):

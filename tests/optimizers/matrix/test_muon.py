@@ -85,3 +85,14 @@ def test_follows_optax(shape, rms, nesterov, x64):
     )
     # optax rounds the coefficients to single precision when it puts them into the state.
     assert_on_path(path(ours, p0, grads), np.asarray(run(params, jnp.asarray(grads))), p0, 1e-6)
+
+
+@pytest.mark.parametrize("shape", ["6x4", "4x6", "5x5"])
+def test_without_momentum_steps_are_polar_factors(shape, x64):
+    """By polynomials that converge, and whatever the size of the gradients."""
+    p0, grads = problem(shape)
+    rows, columns = p0.shape
+    tx = optfn.muon(RATE, "exact", beta=0.0, eps=0.0)
+    found = np.diff(path(tx, p0, grads * 1e6), axis=0, prepend=p0[None])
+    factors = max(1, rows / columns) ** 0.5 * linalg.polar(jnp.asarray(grads))
+    np.testing.assert_allclose(found, -RATE * factors, atol=1e-6)

@@ -69,6 +69,34 @@ def test_params_equal_the_oracle_s(name, shape, x64):
     assert_on_path(path(here, p0, grads), oracle(p0, grads), p0)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+def test_params_of_muon_clip_equal_the_oracle_s(alpha, shape, x64):
+    p0, grads = problem(shape)
+    both = {"query": (p0, grads), "key": (p0[::-1], grads[::-1])}
+    params, gradients = ({name: pair[i] for name, pair in both.items()} for i in (0, 1))
+    logits = np.random.default_rng(0).uniform(1, 4, size=(len(grads), len(p0)))
+    tx = optfn.muon_clip(RATE, 3.0, alpha, head_axis=-1)
+
+    @jax.jit
+    def run(params, gradients, logits):
+        def step(carry, given):
+            g, largest = given
+            params, state = optfn.step(tx, carry[0], g, carry[1], max_logits=largest)
+            return (params, state), params
+
+        return jax.lax.scan(step, (params, tx.init(params)), (gradients, logits))[1]
+
+    kernels = [
+        {name: {"kernel": jnp.asarray(x).mT} for name, x in tree.items()}
+        for tree in (params, gradients)
+    ]
+    found = run(*kernels, jnp.asarray(logits))
+    wanted = oracles.muon_clip(params, gradients, RATE, logits, 3.0, alpha)
+    for name, p in params.items():
+        assert_on_path(np.asarray(found[name]["kernel"].mT), wanted[name], p)
+
+
 @pytest.mark.parametrize("shape", ["6x4", "4x6"])
 def test_normuon_walks_the_recorded_path(shape, x64):
     p0, grads = problem(shape)
