@@ -27,9 +27,13 @@ def defined_in(*packages):
     }
 
 
-OPTIMIZERS = {k: v for k, v in defined_in("optimizers").items() if inspect.isfunction(v)}
+FUNCTIONS = {k: v for k, v in defined_in("optimizers").items() if inspect.isfunction(v)}
+# Stages that are composed of stages.
+COMPOSED = {k: v for k, v in FUNCTIONS.items() if k.startswith("scale_by_")}
+OPTIMIZERS = {k: v for k, v in FUNCTIONS.items() if k not in COMPOSED}
+OF_MATRICES = OPTIMIZERS.keys() & defined_in("optimizers.matrix").keys()
 DIRECTIONS = {k: v for k, v in defined_in("optimizers").items() if inspect.isclass(v)}
-PUBLIC = OPTIMIZERS | DIRECTIONS | defined_in("transforms")
+PUBLIC = FUNCTIONS | DIRECTIONS | defined_in("transforms")
 
 # optfn's own. (optax has momentum's average as a stage only, and a retraction as two stages.)
 NOT_IN_OPTAX = {
@@ -42,6 +46,14 @@ NOT_IN_OPTAX = {
     *("clip_by_norm", "scale_by_layer_decay"),
     *("normuon", "adamuon", "scion", "muon_clip", "scale_by_lmo"),
     *("scale_by_row_moment", "normalize_matrices", "equalize_rows"),
+    *("newton_schulz", "scale_by_matrix_shape", "clip_by_matrix_rms"),
+    *("soap", "kl_shampoo", "kl_soap", "shampoo", "splus"),
+    *("scale_by_soap", "scale_by_kl_shampoo", "scale_by_kl_soap"),
+    *("scale_by_shampoo", "scale_by_splus", "descend_by_sides", "descend_then_decay"),
+    *("kron", "psgd_pro", "scale_by_kron", "scale_by_psgd_pro"),
+    *("whiten_by_kron", "whiten_by_pro", "whiten_entries_by_kron"),
+    *("dion", "dion2", "scale_by_dion", "scale_by_dion2"),
+    *("apollo", "apollo_mini", "scale_by_apollo"),
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
 
@@ -62,18 +74,18 @@ NOT_THE_STAGE_S = {
     ("lamb", "eps"),
     ("novograd", "eps"),
     ("optimistic_adam_v2", "nesterov"),
-    # Momentum's, not that of the Adam for the rest.
-    *((name, "nesterov") for name in ("normuon", "adamuon", "muon_clip")),
-    *(("normuon", name) for name in ("b2", "eps")),
-    ("scion", "radius"),
+    ("scion", "radius"),  # the authors'; a farthest point is in the ball of radius 1
+    ("apollo_mini", "scale"),  # for the rank of 1
 }
 
 
-# sm3's momentum is the stage's b1; an estimator or a line search within is another matter.
+# sm3's momentum is the stage's b1; an estimator, a line search or an optimizer within is another
+# matter.
 OTHER_NAMES = {
     ("sm3", "scale_by_sm3"),
     ("sophia", "hutchinson_estimator_diag_hessian"),
     ("lbfgs", "scale_by_zoom_linesearch"),
+    ("galore", "scale_by_adam"),
 }
 
 
@@ -110,24 +122,37 @@ def test_optax_has_not_got_the_rest():
     assert not any(in_optax(name) for name in NOT_IN_OPTAX)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_optimizer_s_defaults_are_its_stage_s(name):
-    own = parameters(OPTIMIZERS[name])
+    own = parameters(FUNCTIONS[name])
+    required = {k: 0.1 for k, p in own.items() if p.default is EMPTY}
+    # The optimizer of what is no matrix has defaults of its own, unless it is of the same file.
     switches = [{}] + [{k: True} for k in own if k == "centered"]
+    switches += [{k: optfn.sgd(0.1)} for k in own if k == "rest"]
     for switch in switches:
-        for stage in stages_in(OPTIMIZERS[name](0.1, **switch)):
-            if type(stage).__name__ in DIRECTIONS:
-                theirs = parameters(type(stage))
+        everything = "rest" in switch or "rest" not in own
+        for stage in map(type, stages_in(FUNCTIONS[name](**required, **switch))):
+            of_the_file = stage.__module__ == FUNCTIONS[name].__module__
+            if stage.__name__ in DIRECTIONS and (everything or of_the_file):
+                theirs = parameters(stage)
                 shared = own.keys() & theirs.keys()
-                assert shared or not theirs or (name, type(stage).__name__) in OTHER_NAMES
+                assert shared or not theirs or (name, stage.__name__) in OTHER_NAMES
                 for k in shared - {k for owner, k in NOT_THE_STAGE_S if owner == name}:
                     assert own[k].default == theirs[k].default, k
                     assert k == "learning_rate" or own[k].default != EMPTY, k
 
 
+@pytest.mark.parametrize("name", COMPOSED)
+def test_an_optimizer_s_defaults_are_those_of_its_composed_stage(name):
+    theirs = parameters(COMPOSED[name])
+    own = parameters(OPTIMIZERS[name.removeprefix("scale_by_")])
+    for k in theirs:
+        assert own[k].default == theirs[k].default, k
+
+
 def test_defaults_are_tested_for_every_direction():
     """Each is a stage of some optimizer, but for the one that is a stage only in optax too."""
-    built = [case.here() for case in CASES]
+    built = [case.here() for case in CASES] + [OPTIMIZERS[name](0.1) for name in OF_MATRICES]
     used = {type(stage).__name__ for tx in built for stage in stages_in(tx)}
     alone = {"scale_by_distance_over_gradients", "hutchinson_estimator_diag_hessian"}
     alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}
@@ -135,7 +160,7 @@ def test_defaults_are_tested_for_every_direction():
 
 
 def test_every_algorithm_and_stage_has_its_case():
-    assert {case.algorithm for case in CASES} == OPTIMIZERS.keys()
+    assert {case.algorithm for case in CASES} == OPTIMIZERS.keys() - OF_MATRICES  # test_legs
     alone = {stage.name.split()[0] for stage in STAGES}
     alone |= test_sizes.STAGES.keys() | {"normalize_by_update_norm"}
     alone |= {"correct_by_mars", "orthogonalize_to_params"}  # test_theorems
@@ -147,8 +172,10 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"clip_by_norm", "keep_params_nonnegative"}  # transforms/test_clip.py, test_project.py
     alone |= {"scale_by_layer_decay"}  # compose/test_groups.py
     alone |= {"reduce_on_plateau"}  # compose/test_plateau
-    inside = {type(stage).__name__ for case in CASES for stage in stages_in(case.here())}
-    assert alone | inside >= PUBLIC.keys() - OPTIMIZERS.keys()
+    alone |= {"equalize_rows"}  # matrix/test_muon_kin.py
+    built = [case.here() for case in CASES] + [OPTIMIZERS[name](0.1) for name in OF_MATRICES]
+    inside = {type(stage).__name__ for tx in built for stage in stages_in(tx)}
+    assert alone | inside >= PUBLIC.keys() - FUNCTIONS.keys()
 
 
 # Bad values of each argument: the message names what the user wrote, not what a stage calls it.
@@ -167,13 +194,15 @@ BAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS | defined_in("transforms"))
+@pytest.mark.parametrize("name", PUBLIC)
 def test_an_error_names_the_argument_that_the_user_wrote(name):
     function = PUBLIC[name]
     parameters = inspect.signature(function).parameters
     required = {k: 0.1 for k, p in parameters.items() if p.default is EMPTY}
     if name == "scale_by_layer_decay":
         required["layers_above"] = 1
+    if name == "scale_by_dog":
+        required["init_step"] = ("distance", 0.1)
     # Without these, others have no use.
     required |= {
         k: 0.1 for k in ("weight_decay", "weight_decay_rate", "momentum") if k in parameters
