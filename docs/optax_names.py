@@ -38,6 +38,29 @@ NOT_HERE["mask_compatible_extra_args"] = "the kind of each extra argument is dec
 
 # Arguments that only one of the two libraries has, and what optfn does.
 OTHER_ARGUMENTS = {
+    "muon": (
+        "adaptive adam_b1 adam_b2 adam_eps_root adam_weight_decay adam_learning_rate "
+        "muon_weight_dimension_numbers debias dtype shape_scale views rest",
+        "`rest` is the optimizer of all other leaves, such as `optfn.adamw(...)`, with a rate of "
+        "its own; `views` says how leaves are matrices, which embeddings and heads are not unless "
+        "it says so; `debias=True` corrects the average as optax does; `dtype` is that of the "
+        "products; `shape_scale` is the factor of the shape. There is no `adaptive`",
+    ),
+    "scale_by_muon": (
+        "adaptive weight_dimension_numbers debias dtype views",
+        "`views` says how leaves are matrices; `debias=True` corrects the average as optax does; "
+        "`dtype` is that of the products. There is no `adaptive`",
+    ),
+    "galore": (
+        "weight_dimension_numbers side views rest",
+        "`views` says how leaves are matrices, which embeddings and heads are not unless it says "
+        "so; `side` is the one that is projected; `rest` is the optimizer of all other leaves",
+    ),
+    "scale_by_galore": (
+        "weight_dimension_numbers side views",
+        "`views` says how leaves are matrices; `side` is the one that is projected",
+    ),
+    "ema": ("nesterov", "an addition, which looks ahead by one more step"),
     "scale_by_lion": ("mode smooth_beta", "the sign; other functions are other algorithms"),
     "nadam": ("nesterov", "always; without it this is `adam`"),
     "nadamw": ("nesterov", "always; without it this is `adamw`"),
@@ -78,6 +101,15 @@ REQUIRED = inspect.Parameter.empty
 # Defaults that differ: optfn's, and why.
 OTHER_DEFAULTS = {
     ("scale_by_learning_rate", "learning_rate"): (REQUIRED, "optax's None means ascent"),
+    **{
+        (name, argument): default
+        for name in ("muon", "scale_by_muon")
+        for argument, default in {
+            "ns_coeffs": ("keller_jordan", "which are optax's numbers"),
+            "ns_steps": (None, "means five steps of one row, and all rows of a table"),
+            "eps": (1e-7, "the author's"),
+        }.items()
+    },
     ("adadelta", "learning_rate"): (1.0, "as in torch; optax's None means ascent"),
     ("adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
     ("scale_by_adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
@@ -86,8 +118,15 @@ OTHER_DEFAULTS = {
     ("conditionally_transform", "forward_extra_args"): ((), "means optax's False"),
 }
 
+_PRECONDITIONING = (
+    '`preconditioning="schatten4"` and `"rows"` are optax\'s `"schatten"` and `"aol"`; there is '
+    'no `"spectral"`'
+)
+
 # What is called alike and means something else.
 MEANINGS = {
+    "muon": _PRECONDITIONING,
+    "scale_by_muon": _PRECONDITIONING,
     "Schedule": "a class whose arguments are leaves; any function of the step does too",
     "Updates": "which way updates point; optax's is an alias for a tree",
     "chain": "nested chains are one; two stateful stages of one name are given names",

@@ -32,12 +32,13 @@ def algorithms() -> Table:
     """The optimizers, with their legs and sources."""
     rows = [["algorithm", "stage", "oracle", "optax", "golden", "theorem", "source"]]
     for name, leg in LEGS.items():
-        source = re.search(r"Source: (.*?)\.?\n", inspect.getdoc(getattr(optfn, name)) + "\n")
+        text = inspect.getdoc(getattr(optfn, name)) + "\n\n"
+        source = re.search(r"Source: (.*?)\.?\n\n", text, re.DOTALL)
         assert source, f"the docstring of {name} names no source"
         marks = ["yes" if getattr(leg, kind) else "" for kind in ("oracle", "optax")]
         marks.append(", ".join(leg.golden))
         stages = ", ".join(f"`{stage}`" for stage in leg.stages)
-        rows.append([f"`{name}`", stages, *marks, leg.claim, source.group(1)])
+        rows.append([f"`{name}`", stages, *marks, leg.claim, " ".join(source.group(1).split())])
     return rows
 
 

@@ -67,6 +67,11 @@ _STATE_OF_THE_LOOP = (
     "argument and the value computed by the loop"
 )
 
+_AXES = (
+    "`optfn.MatrixAxes(rows=output_axis, columns=reduction_axis)`, as a tree, or by path in "
+    "`optfn.matrices({pattern: axes})`"
+)
+
 # Everything else that has another name or other arguments: the expression, and what differs.
 ELSEWHERE = {
     **{name: f"`{expression}`" for name, expression in SCHEDULES.items()},
@@ -140,6 +145,8 @@ ELSEWHERE = {
         "`optfn.from_optax(optax.stateless_with_tree_map(f))`; with hyperparameters that are "
         "leaves, a subclass of `optfn.Leafwise`"
     ),
+    "MuonDimensionNumbers": _AXES,
+    "GaLoreDimensionNumbers": _AXES,
     "AccumulationType": '`"mean"`, `"sum"` or `"concat"`; `optfn.microbatch` takes optax\'s too',
     "EmptyState": "nothing to write: a stage without state has no entry in `optfn.State`",
     "MaskedNode": "None in a tree",
@@ -152,10 +159,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 # Not in optfn yet.
-PLANNED = _words("""
-    muon scale_by_muon MuonDimensionNumbers GaLoreDimensionNumbers
-    split_real_and_imaginary
-""")
+PLANNED = _words("split_real_and_imaginary")
 
 # Names of optax's that need no counterpart, by what to do about them.
 LEFT = {
