@@ -32,7 +32,7 @@ def algorithms() -> Table:
     """The optimizers, with their legs and sources."""
     rows = [["algorithm", "stage", "oracle", "optax", "golden", "theorem", "source"]]
     for name, leg in LEGS.items():
-        text = inspect.getdoc(getattr(optfn, name)) + "\n\n"
+        text = f"{inspect.getdoc(getattr(optfn, name))}\n\n"
         source = re.search(r"Source: (.*?)\.?\n\n", text, re.DOTALL)
         assert source, f"the docstring of {name} names no source"
         marks = ["yes" if getattr(leg, kind) else "" for kind in ("oracle", "optax")]

@@ -39,7 +39,7 @@ def _public_calls() -> Iterator[tuple[str, Callable, FrameType]]:
         name = frame.f_code.co_name
         if name == "__init__":
             name = type(frame.f_locals.get("self")).__name__
-        public = getattr(package, name, None)
+        public: Any = getattr(package, name, None)
         function = public.__init__ if isinstance(public, type) else public
         if getattr(function, "__code__", None) is frame.f_code:
             yield name, function, frame
