@@ -8,8 +8,8 @@ unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything in
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from typing import Any, Self, dataclass_transform
 
 import jax
@@ -223,10 +223,10 @@ def _register(cls: Any) -> None:
 def _getter(names: tuple[str, ...]):
     """`attrgetter`, but a tuple for any number of names; it is fast, since every call uses it."""
     if len(names) > 1:
-        return attrgetter(*names)
+        return operator.attrgetter(*names)
     if not names:
         return lambda self: ()
-    get = attrgetter(*names)
+    get = operator.attrgetter(*names)
     return lambda self: (get(self),)
 
 
@@ -282,8 +282,11 @@ def batch_shape(value: Any) -> tuple[int, ...]:
 
 def check_count(value: Any, where: str) -> None:
     """Refuses a value that is not a positive whole number."""
-    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_number or value < 1:
+    try:
+        is_count = not isinstance(value, bool) and operator.index(value) >= 1
+    except TypeError:
+        is_count = False
+    if not is_count:
         argument = Argument(where, value)
         raise ValueError(f"{argument} must be a whole number above 0, found {value!r}.")
 

@@ -62,5 +62,9 @@ def test_views_in_blocks_are_data():
         optfn.newton_schulz(views=views).init({"b": leaf})
     tree = optfn.in_blocks({"w": optfn.MatrixAxes(0, 1)}, 4)
     assert tree == {"w": optfn.MatrixAxes(0, 1, block=4)}
+    with pytest.raises(ValueError, match=r"in_blocks\(block=...\) must be a whole number above 0"):
+        optfn.in_blocks(optfn.matrices(), 0)
+    with pytest.raises(TypeError, match=r"in_blocks\(views=...\).* MatrixAxes"):
+        optfn.in_blocks({"w": "rows"}, 4)
     of_params = optfn.in_blocks(lambda params: {"w": optfn.MatrixAxes(0, 1)}, 4)
     assert of_params({"w": leaf}) == tree
