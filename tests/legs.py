@@ -457,7 +457,7 @@ LEGS = {
         "muon.muon",
         True,
         ("KellerJordan/Muon", "torch", "microsoft/dion"),
-        "without momentum, steps are the polar factors of the gradients",
+        "without momentum, by polynomials that converge, steps are polar factors",
         "test_without_momentum_steps_are_polar_factors",
     ),
     "normuon": Legs(
