@@ -59,7 +59,7 @@ def room_for_programs():
     word where there are no more. To drop them after every file would compile the common ones anew
     each time. (Before 0.8 jax itself may abort in `clear_caches`.)
     """
-    if jax.__version_info__ >= (0, 8) and number_of_memory_maps() > 30_000:
+    if jax.__version_info__ >= (0, 8) and number_of_memory_maps() > 15_000:
         jax.clear_caches()
 
 
