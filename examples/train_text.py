@@ -72,7 +72,7 @@ class Transformer(nn.Module):
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.layers,
         )
         x, _ = stacked(name="layers")(x, nn.make_causal_mask(tokens))

@@ -92,9 +92,9 @@ def epoch_arguments(module, optimizer):
 
 def test_no_training_step_copies_what_it_donates(monkeypatch):
     donating = {path.stem for path in EXAMPLES.glob("*.py") if "donate_arg" in path.read_text()}
-    assert donating == {"accumulate_gradients", "log_metrics", "train_digits"}
+    assert donating == {"accumulate_gradients", "log_metrics", "train_digits", "train_text"}
     with watched(monkeypatch) as jitted:
-        ways, log_metrics, digits = map(load, sorted(donating))
+        ways, log_metrics, digits, text = map(load, sorted(donating))
         for way in ways.WAYS.values():
             data = ways.load_data()
             batches = jax.tree.map(lambda x: x[None, : ways.BATCH_SIZE], data)
@@ -102,7 +102,10 @@ def test_no_training_step_copies_what_it_donates(monkeypatch):
             ways.train(way, params, batches)
         log_metrics.train_epoch.lower(*epoch_arguments(log_metrics, log_metrics.make_optimizer(20)))
         digits.train_epoch.lower(*epoch_arguments(digits, optfn.adam(0.001)))
-    assert len(jitted) == len(ways.WAYS) + 2
+        texts = text.help_texts()
+        model = text.Transformer(texts.vocabulary, 1)
+        text.train("Muon", text.optimizers(1)["Muon"], model, texts, 1)
+    assert len(jitted) == len(ways.WAYS) + 3
     for step in jitted:
         # Params that the backward pass still reads XLA copies, whatever the optimizer.
         step.check("state")
@@ -595,3 +598,20 @@ def test_sweep_of_text_finds_a_schedule(tmp_path):
     assert steps[0] == 0 and len(steps) > 1 and all(step % 4 == 0 for step in steps)
     assert done.written == {"here/figure.png"}
     check_drawn(tmp_path / "here/figure.png", "black")
+
+
+# train_text
+
+
+def test_text_is_learned_with_both_optimizers(tmp_path):
+    ran = run("train_text", tmp_path, "--quick")
+    assert ran.written == {"output/train_text.png"}
+    table, rest = ran.stdout.split("slot ")
+    assert re.search(
+        r"params/layers/attention/query/kernel +2 x 64 x 4 x 16 .* 2 of 64 x 64 ", table
+    )
+    assert re.search(r"params/head/kernel +64 x \d+ +float32 +- ", table)
+    losses = re.findall(r"^(AdamW|Muon) +loss (\d\.\d+) after 20 steps", rest, re.MULTILINE)
+    assert [name for name, _ in losses] == ["AdamW", "Muon"]
+    assert all(float(loss) < np.log(96) - 1 for _, loss in losses)
+    assert imread(tmp_path / "output/train_text.png").shape[1] > 1000

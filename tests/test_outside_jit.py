@@ -5,6 +5,7 @@ import inspect
 import cases
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import test_schedules
@@ -17,6 +18,11 @@ PARAMS = {"w": jnp.ones((3, 2))}
 GRADS = {"w": jnp.full((3, 2), 0.1)}
 MANY = jnp.ones(WORTH_A_BRANCH)
 MORE = {
+    "apollo_mini": optfn.apollo_mini(0.01),
+    "partition_matrices": optfn.partition_matrices(optfn.sgd(0.1), optfn.adam(0.1)),
+    "scale_by_kron": optfn.scale_by_kron(),
+    "scale_by_muon": optfn.scale_by_muon(),
+    "scale_by_psgd_pro": optfn.scale_by_psgd_pro(),
     "set_to_zero": optfn.set_to_zero(),
     "from_optax": optfn.from_optax(optax.trace(0.9)),
     "given_hessian_diagonal": optfn.sophia(
@@ -113,7 +119,10 @@ FUNCTIONS = {
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
     "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
     "hyperparameters": lambda: optfn.hyperparameters(TX, STATE),
+    "in_blocks": None,  # views
     "in_axes": lambda: optfn.in_axes(optfn.stack([TX, TX])),
+    "matrices_and_tables": None,  # a view
+    "matrix_labels": None,  # labels
     "metrics": lambda: optfn.metrics(SCALED, SCALED.init(PARAMS)),
     "microbatch": lambda: (microbatched(X, ROWS), concatenated(ROWS)),
     "minimize": lambda: optfn.minimize(cases.bowl, X).x,
@@ -128,7 +137,9 @@ FUNCTIONS = {
     "reset": lambda: optfn.reset(TX, STATE, PARAMS, "scale_by_adam"),
     "sqrt": lambda: optfn.sqrt(MANY),
     "stack": lambda: optfn.stack([TX, TX]),
+    "start_on_sphere": lambda: optfn.start_on_sphere(PARAMS),
     "static": None,  # a field
+    "summary": lambda: optfn.summary(TX, PARAMS),
     "step": lambda: optfn.step(TX, PARAMS, GRADS, STATE),
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
     "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
@@ -142,6 +153,34 @@ def test_every_public_function_is_here():
     made = {k for k in functions if cases.gives_a_transform(public[k])}
     assert functions - made == FUNCTIONS.keys()
     assert made <= {name.split()[0] for name in EVERY}
+
+
+MATRICES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+SQUARES = MATRICES @ MATRICES.mT
+LINALG = {
+    "adjoint": lambda: optfn.linalg.adjoint(MATRICES),
+    "eigenbasis": lambda: optfn.linalg.eigenbasis(SQUARES),
+    "inverse_root": lambda: optfn.linalg.inverse_root(SQUARES, 4, 1e-6),
+    "inverse_root_newton": lambda: optfn.linalg.inverse_root_newton(SQUARES, 4),
+    "leading_vectors": lambda: optfn.linalg.leading_vectors(MATRICES, 2),
+    "orthogonalize": lambda: optfn.linalg.orthogonalize(MATRICES, "cubic"),
+    "polar": lambda: optfn.linalg.polar(MATRICES),
+    "polynomials": None,  # a table
+    "power_step": lambda: optfn.linalg.power_step(SQUARES, SQUARES),
+    "refined_eigenbasis": lambda: optfn.linalg.refined_eigenbasis(SQUARES, SQUARES),
+    "spectral_norm": lambda: optfn.linalg.spectral_norm(MATRICES),
+    "spectral_norm_bounds": lambda: optfn.linalg.spectral_norm_bounds(MATRICES),
+}
+
+
+def test_every_function_of_linear_algebra_is_here():
+    public = {k: v for k, v in vars(optfn.linalg).items() if not k.startswith("_")}
+    assert {k for k, v in public.items() if callable(v) and not inspect.isclass(v)} == LINALG.keys()
+
+
+@pytest.mark.parametrize("name", [name for name, call in LINALG.items() if call])
+def test_linear_algebra_does_not_compile_again(name):
+    assert programs_of_the_third(LINALG[name]) == 0
 
 
 @pytest.mark.parametrize("name", [name for name, call in FUNCTIONS.items() if call])

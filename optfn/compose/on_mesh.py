@@ -58,8 +58,8 @@ class on_mesh(Wrapper):
             return transform.apply_named(updates, slots, inner)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            explicit = jax.sharding.explicit_axes(apply, in_sharding=(*in_specs, PartitionSpec()))
-            return explicit(*args)
+            explicit: Any = jax.sharding.explicit_axes(in_sharding=(*in_specs, PartitionSpec()))
+            return explicit(apply)(*args)
 
 
 def _spec(form: jax.ShapeDtypeStruct) -> PartitionSpec:

@@ -51,7 +51,7 @@ def matrix_labels(views: Any = matrices()) -> Any:
 class _Labels:
     """A function of paths and leaves, equal to another of the same views."""
 
-    views: Callable[[str, Any], MatrixAxes]
+    views: Callable[..., Any]
 
     def __call__(self, path: str, leaf: Any) -> str:
         return _label(self.views(path, leaf))

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class MatrixAxes:
                     f"MatrixAxes({name}=...) must be the number of an axis or a tuple of them, "
                     f"found {given!r}."
                 ) from None
-        both = self.rows + self.columns
+        both = [axis for axes in self._sides for axis in axes]
         if len(set(both)) < len(both):
             raise ValueError(f"{self}: an axis is either of the rows or of the columns, and once.")
         if bool(self.rows) != bool(self.columns):
@@ -65,15 +65,20 @@ class MatrixAxes:
         """False for `NO_MATRIX`, of which every entry stands alone."""
         return bool(self.rows)
 
+    @property
+    def _sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return cast(Any, self.rows), cast(Any, self.columns)
+
     def axes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The numbers, from 0 on, of the axes of the stack, of the rows and of the columns."""
         ndim = len(shape)
-        both = self.rows + self.columns
+        rows, columns = self._sides
+        both = rows + columns
         own = [axis % ndim for axis in both if -ndim <= axis < ndim]
         if len(set(own)) < len(both):
             raise ValueError(f"{self} does not fit an array of shape {shape}.")
         stack = tuple(axis for axis in range(ndim) if axis not in own)
-        return stack, tuple(own[: len(self.rows)]), tuple(own[len(self.rows) :])
+        return stack, tuple(own[: len(rows)]), tuple(own[len(rows) :])
 
     def sides(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many rows and columns each matrix of an array has, before it is cut into blocks."""

@@ -188,7 +188,12 @@ def _table(rows: Rows, dtype: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _orthogonalized(
-    x: jax.Array, table: Any, eps: Any, normalization: str, gram: bool | None, dtype: Any
+    x: jax.Array,
+    table: Any,
+    eps: Any,
+    normalization: Normalization,
+    gram: bool | None,
+    dtype: Any,
 ) -> jax.Array:
     wide = x.astype(compute_dtype(x.dtype))
     is_tall = x.shape[-2] > x.shape[-1]

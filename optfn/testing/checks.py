@@ -269,7 +269,9 @@ def check_jit_equals_eager(subject: Subject) -> None:
         with jax.disable_jit():
             eager_updates, eager = subject.update(grads, eager, params)
         jitted_updates, jitted = subject.compiled_update(grads, jitted, params)
-        _close_runs((eager_updates, eager), (jitted_updates, jitted), params, "compiled")
+        _close_runs(
+            (eager_updates, eager), (jitted_updates, jitted), params, "of the compiled program"
+        )
 
 
 def check_vmap_equals_loop(subject: Subject) -> None:
@@ -571,11 +573,11 @@ def _close_runs(expected: tuple, got: tuple, params: PyTree, which: str) -> None
 
 
 def _close(
-    expected: PyTree, got: PyTree, rtol: float, what: str, atol: float | Sequence[float] = 1e-12
+    expected: PyTree, got: PyTree, rtol: float, what: str, atol: float | list[float] = 1e-12
 ) -> None:
     """Leaves are equal up to `rtol` or `atol`, which may be one for each leaf; 0 is to the bit."""
     paths = leaf_paths(expected)
-    bounds = [atol] * len(paths) if isinstance(atol, float) else atol
+    bounds = atol if isinstance(atol, list) else [atol] * len(paths)
     leaves = jax.tree.leaves(expected), jax.tree.leaves(got)
     for path, a, b, bound in zip(paths, *leaves, bounds, strict=True):
         a, b = np.asarray(a, _comparable(a)), np.asarray(b, _comparable(b))

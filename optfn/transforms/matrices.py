@@ -8,6 +8,7 @@ from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import norm_of, shrunk
 from optfn.linalg import orthogonalize, polynomials
+from optfn.linalg.orthogonal import Normalization
 
 # By what the orthogonal factor of a matrix of r rows and c columns is multiplied.
 SHAPE_FACTORS = {
@@ -89,7 +90,7 @@ class newton_schulz(Matrixwise):
 
     coefficients: Any = numbers(default="keller_jordan")
     eps: Any = 1e-7
-    normalization: str = static(
+    normalization: Normalization = static(
         default="frobenius", choices=("frobenius", "schatten4", "rows"), kw_only=True
     )
     dtype: str | None = static(default=None, kw_only=True)

@@ -102,9 +102,12 @@ FAULTS = {
     "scan_and_cond": (stateless(lambda g: g if g.sum() > 0 else -g), "traced"),
     "jit_equals_eager": (
         stateless(lambda g: 2 * g if isinstance(g, jax.core.Tracer) else g),
-        "the updates differ at 'layer/b'",
+        "the updates of the compiled program differ at 'layer/b'",
     ),
-    "vmap_equals_loop": (stateless(lost_in_a_batch), "the batch differ at '0/layer/b'"),
+    "vmap_equals_loop": (
+        stateless(lost_in_a_batch),
+        "the updates of the batch differ at 'layer/b'",
+    ),
     "one_trace": (scaled(jnp.asarray(2)), "took 2 traces"),
     "schedule_equals_constant": (with_a_slot_for_a_schedule(0.1), "the state with schedules"),
     "hyperparameters_vmap": (branching(0.1), "raced"),

@@ -51,8 +51,8 @@ def costly(request, monkeypatch):
     return dict.fromkeys(COSTLY, "the newest jax is tested with it")
 
 
-# They are there for others: an optax transformation, and a tree among the extra arguments.
-NOT_ALONE = {"from_optax", "given_hessian_diagonal"}
+# They are there for others: an optax transformation, a tree among the extra arguments, and a mesh.
+NOT_ALONE = {"from_optax", "given_hessian_diagonal", "on_mesh"}
 
 
 def parts(tx):

@@ -9,6 +9,7 @@ from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.matrix_axes import matrices
 from optfn.linalg import polynomials
+from optfn.linalg.orthogonal import Normalization
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrices import newton_schulz, scale_by_matrix_shape
@@ -24,7 +25,7 @@ def scale_by_muon(
     *,
     nesterov: bool = True,
     debias: bool = False,
-    preconditioning: str = "frobenius",
+    preconditioning: Normalization = "frobenius",
     dtype: str | None = None,
     views: Any = matrices(),
 ) -> chain:
@@ -66,7 +67,7 @@ def muon(
     *,
     nesterov: bool = True,
     debias: bool = False,
-    preconditioning: str = "frobenius",
+    preconditioning: Normalization = "frobenius",
     dtype: str | None = None,
     shape_scale: str = "width",
     consistent_rms: Any = None,
