@@ -104,6 +104,7 @@ class Model(nnx.Module):
         return self.layer(x)
 
 
+@pytest.mark.skipif(not hasattr(nnx, "as_pure"), reason="Flax 0.12.0 shards no params by this")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("name", REDUCED)
 def test_nnx_optimizer(name, kind):

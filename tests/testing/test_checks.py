@@ -35,7 +35,7 @@ NOT_APPLICABLE = {
     "hypergradients": {*SEARCHES, "centralize"},
 }
 
-# In `pytest -m oldest`, which must be quick: one dtype, without the checks that compile most.
+# What compiles most, which is left to `pytest -m slow`.
 COSTLY = (
     *("hypergradients", "hyperparameters_vmap", "vmap_equals_loop", "jit_equals_eager"),
     *("low_precision", "odd_leaves"),
@@ -45,10 +45,9 @@ COSTLY = (
 @pytest.fixture
 def costly(request, monkeypatch):
     """The checks to leave out for want of time, each with the reason."""
-    if request.config.option.markexpr != "oldest":
-        return {}
-    monkeypatch.setattr(checks, "DTYPES", {"float32": checks.DTYPES["float32"]})
-    return dict.fromkeys(COSTLY, "the newest jax is tested with it")
+    if request.config.option.markexpr == "oldest":
+        monkeypatch.setattr(checks, "DTYPES", {"float32": checks.DTYPES["float32"]})
+    return dict.fromkeys(COSTLY, "test_whole_kit runs it")
 
 
 # They are there for others: an optax transformation, a tree among the extra arguments, and a mesh.
@@ -71,6 +70,15 @@ def test_every_public_transform_is_among_the_cases():
 
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_optimizer_passes(name, costly):
+    _check_optimizer(name, costly)
+
+
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_whole_kit(name):
+    _check_optimizer(name, {})
+
+
+def _check_optimizer(name, costly):
     skip, extra_args = costly | SKIPPED.get(name, {}), cases.EXTRA_ARGS.get(name)
     outcome = check_transform(cases.OPTIMIZERS[name], extra_args=extra_args, skip=skip)
     _check_all(name, outcome, costly)
