@@ -1,7 +1,6 @@
 """Strict settings for all tests: rank promotion raises, warnings are errors, eight CPU devices."""
 
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,17 +67,12 @@ def x64():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def room_for_programs():
-    """Drops the programs of the files before when there are many.
+def programs_of_its_own():
+    """Every program holds tens of memory maps, of which Linux gives a process 65,530.
 
-    Each holds tens of memory maps, of which Linux gives a process 65,530, and XLA dies without a
-    word where there are no more. To drop them after every file would compile the common ones anew
-    each time. (Before 0.8 jax itself may abort in `clear_caches`.)
+    XLA dies without a word where there are no more, so no file leaves its programs behind. (Before
+    0.8 jax itself may abort in `clear_caches`.)
     """
-    if jax.__version_info__ >= (0, 8) and number_of_memory_maps() > 15_000:
+    yield
+    if jax.__version_info__ >= (0, 8):
         jax.clear_caches()
-
-
-def number_of_memory_maps() -> int:
-    maps = Path("/proc/self/maps")
-    return len(maps.read_bytes().splitlines()) if maps.exists() else sys.maxsize

@@ -47,14 +47,16 @@ def _shape(x: Any) -> Any:
 
 @contextmanager
 def watched(monkeypatch) -> Iterator[list[Donating]]:
-    """Collects what is jitted with donated arguments, but not by the library itself."""
+    """Collects what is jitted with donated arguments, but not by a library itself."""
     found, jit = [], jax.jit
 
     def noting(fun=None, **kwargs):
         if fun is None:
             return partial(noting, **kwargs)
         jitted = jit(fun, **kwargs)
-        own = sys._getframe(1).f_globals["__name__"].startswith("optfn.")
+        caller = sys._getframe(1)
+        own = caller.f_globals["__name__"].startswith("optfn.")
+        own = own or "site-packages" in caller.f_code.co_filename
         if own or not any(name.startswith("donate") for name in kwargs):
             return jitted
         found.append(Donating(jitted))
