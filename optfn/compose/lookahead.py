@@ -10,7 +10,7 @@ from optfn.core.apply import apply_updates
 from optfn.core.data import check_within, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
-from optfn.core.numerics import whole
+from optfn.core.numerics import is_multiple
 from optfn.core.outputs import cast_like
 from optfn.core.slots import copy_params_wide
 from optfn.core.state import Context, State
@@ -88,7 +88,7 @@ class lookahead(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         steps, fast = advance(self.fast_optimizer, updates, slots.fast, ctx.params, ctx.extra_args)
-        synced = ctx.next_step % jnp.maximum(whole(self.sync_period), 1) == 0
+        synced = is_multiple(ctx.next_step, self.sync_period)
         numbers = synced, self.slow_step_size
         mine = floating(ctx.params)
         own, params = view(steps, mine), view(ctx.params, mine)

@@ -22,6 +22,11 @@ def whole(x: Any) -> jax.Array:
     return jnp.clip(jnp.round(x), 0, 2.0**30).astype(jnp.int32)
 
 
+def is_multiple(count: jax.Array, n: Any) -> jax.Array:
+    """Whether a whole number is a multiple of another, which is rounded and at least 1."""
+    return count % jnp.maximum(whole(n), 1) == 0
+
+
 def abs_sq(x: jax.Array) -> jax.Array:
     """|x|^2, real also for complex x."""
     if jnp.iscomplexobj(x):

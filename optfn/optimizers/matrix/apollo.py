@@ -15,7 +15,7 @@ from optfn.core.dtypes import cast, real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
-from optfn.core.numerics import abs_sq, norm_of, norms_along, sqrt, whole
+from optfn.core.numerics import abs_sq, is_multiple, norm_of, norms_along, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.linalg import leading_vectors
@@ -108,7 +108,7 @@ class scale_by_apollo(Matrixwise):
         rows, (side, _), rank = self._form(g.shape)
         x = transposed(g, rows)
         if self.proj == "svd":
-            due = (whole(t) - 1) % jnp.maximum(whole(self.update_proj_gap), 1) == 0
+            due = is_multiple(whole(t) - 1, self.update_proj_gap)
             basis = refreshed(due, lambda: leading_vectors(x, rank, slots.basis), slots.basis)
             low = basis.mT.conj() @ x
         else:

@@ -13,7 +13,7 @@ from optfn.core.control_flow import refreshed
 from optfn.core.data import check_count, child, per_leaf, static
 from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
 from optfn.core.matrix_axes import MatrixAxes, matrices
-from optfn.core.numerics import whole
+from optfn.core.numerics import is_multiple
 from optfn.core.placement import Along, place, replicate, split_like
 from optfn.core.slots import placed
 from optfn.core.state import Context
@@ -166,7 +166,7 @@ class scale_by_galore(Transform):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         grads, treedef = jax.tree.flatten(updates)
         own = self._projections(updates if ctx.params is None else ctx.params)
-        due = ctx.step % jnp.maximum(whole(self.update_proj_gap), 1) == 0
+        due = is_multiple(ctx.step, self.update_proj_gap)
         old = contents_like(slots.basis, updates, f"the slots {self.name}.basis")
         bases = refreshed(due, lambda: list(map(_renewed, own, grads, old)), old)
         low = list(map(_project, own, grads, bases))

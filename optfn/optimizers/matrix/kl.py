@@ -15,14 +15,13 @@ from optfn.core.dtypes import real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import abs_sq, propagate_nan, ratio, sqrt
+from optfn.core.numerics import abs_sq, is_multiple, propagate_nan, ratio, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, eigenbasis, power_step
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
     along_sides,
-    is_due,
     rotated,
     rotated_back,
     with_finite_squares,
@@ -96,7 +95,7 @@ class _KLFactors(Matrixwise):
         scales = [jnp.where(is_first, a, b) for a, b in zip(old, scales, strict=True)]
 
         bases = refreshed(is_first, lambda: jax.tree.map(eigenbasis, factors), bases)
-        due = ~is_first & is_due(t - 1, self.precondition_frequency)
+        due = ~is_first & is_multiple(whole(t - 1), self.precondition_frequency)
         bases = refreshed(due, lambda: jax.tree.map(power_step, factors, bases), bases)
         return *factors, *bases, *scales
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.numerics import norm_of, shrunk, whole
+from optfn.core.numerics import norm_of, shrunk
 from optfn.core.placement import Along
 from optfn.linalg import adjoint
 
@@ -53,8 +53,3 @@ def with_finite_squares(g: jax.Array) -> jax.Array:
     In float32 to a norm of 2^48, about 3e14.
     """
     return shrunk(g, norm_of(g), float(jnp.finfo(g.dtype).max) ** 0.375)
-
-
-def is_due(k: jax.Array, frequency: Any) -> jax.Array:
-    """Whether a number of steps is a multiple of another, which is taken for at least 1."""
-    return whole(k) % jnp.maximum(whole(frequency), 1) == 0

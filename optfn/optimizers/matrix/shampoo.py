@@ -16,7 +16,7 @@ from optfn.core.in_blocks import in_blocks
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, debias
-from optfn.core.numerics import abs_sq, whole
+from optfn.core.numerics import abs_sq, is_multiple, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, inverse_root
@@ -117,9 +117,9 @@ class scale_by_shampoo(Matrixwise):
 
     def _is_due(self, t: jax.Array) -> jax.Array:
         start = self.start_preconditioning_step
-        now, every = whole(t), jnp.maximum(whole(self.precondition_frequency), 1)
-        start = every if start is None else whole(start)
-        return (now == start) | (now > start) & (now % every == 0)
+        now, every = whole(t), self.precondition_frequency
+        start = jnp.maximum(whole(every), 1) if start is None else whole(start)
+        return (now == start) | (now > start) & is_multiple(now, every)
 
 
 def _identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -15,14 +15,13 @@ from optfn.core.data import static
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import abs_sq, propagate_nan, sqrt
+from optfn.core.numerics import abs_sq, is_multiple, propagate_nan, sqrt, whole
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, eigenbasis, refined_eigenbasis
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
     Sides,
     along_sides,
-    is_due,
     rotated,
     rotated_back,
     with_finite_squares,
@@ -101,7 +100,7 @@ class scale_by_soap(Matrixwise):
 
         factors = self._factors(g, (slots.left, slots.right))
         bases = refreshed(is_first, lambda: jax.tree.map(eigenbasis, factors), bases)
-        due = ~is_first & is_due(t - 1, self.precondition_frequency)
+        due = ~is_first & is_multiple(whole(t - 1), self.precondition_frequency)
         bases, nu = refreshed(due, lambda: _refined(factors, bases, nu), (bases, nu))
         u = jnp.where(is_first, propagate_nan(jnp.zeros_like(g), g), u)
         return u, SoapSlots(mu, nu, *factors, *bases)

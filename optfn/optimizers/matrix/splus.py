@@ -16,7 +16,7 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
-from optfn.core.numerics import propagate_nan, whole
+from optfn.core.numerics import is_multiple, propagate_nan, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
@@ -101,7 +101,7 @@ class scale_by_splus(Matrixwise):
 
     def _is_due(self, t: jax.Array) -> jax.Array:
         now = whole(t)
-        return (now == 1) | (now % jnp.maximum(whole(self.inverse_every), 1) == 0)
+        return (now == 1) | is_multiple(now, self.inverse_every)
 
 
 def _identity(shape: tuple[int, int], dtype: Any) -> jax.Array:
