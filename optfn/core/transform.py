@@ -337,16 +337,9 @@ class Transform(Data, OptaxForm):
         """
         changes = {
             name: _value_at(value, step, f"{self.name}.{name}")
-            for name, value in self.fields("number")
-            if isinstance(value, Schedule)
+            for name, value in self.fields("number", "numbers")
+            if _has_schedule(value)
         }
-        for name, value in self.fields("numbers"):
-            where = f"{self.name}.{name}"
-            changes[name] = jax.tree.map(
-                lambda x, where=where: _value_at(x, step, where) if _is_schedule(x) else x,
-                value,
-                is_leaf=_is_schedule,
-            )
         return self.rebuilt(**changes) if changes else self
 
     @property
@@ -458,11 +451,16 @@ RESTORED = (
 )
 
 
-def _is_schedule(x: Any) -> bool:
-    return isinstance(x, Schedule)
+def _has_schedule(value: Any) -> bool:
+    return isinstance(value, Schedule) or (type(value) is tuple and any(map(_has_schedule, value)))
 
 
-def _value_at(schedule: Schedule, step: Any, where: str) -> Any:
+def _value_at(schedule: Any, step: Any, where: str) -> Any:
+    """The value of a schedule, or a sequence of numbers with those of the schedules in it."""
+    if type(schedule) is tuple:
+        return tuple(_value_at(x, step, where) for x in schedule)
+    if not isinstance(schedule, Schedule):
+        return schedule
     try:
         return schedule(step)
     except Exception as error:

@@ -7,21 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optfn.compose.chain import chain
 from optfn.compose.partition import partition
-from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
 from optfn.core.dtypes import real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import abs_sq, is_multiple, propagate_nan, ratio, sqrt, whole
+from optfn.core.numerics import abs_sq, is_multiple, ratio, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, eigenbasis, power_step
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
+    adam_in_bases,
     along_sides,
+    idle_at,
+    late_optimizer,
     rotated,
     rotated_back,
     with_finite_squares,
@@ -153,8 +154,7 @@ class scale_by_kl_shampoo(_KLFactors):
         mu = jnp.where(is_first, slots.mu, average(self.b1, slots.mu, g))
         whitening = slots.left_scale[:, None] * slots.right_scale[None]
         u = rotated_back(rotated(mu, bases) * (whitening / (1 + whitening * self.eps)), bases)
-        u = jnp.where(is_first, propagate_nan(jnp.zeros_like(g), g), u)
-        return u, KLShampooSlots(mu, *self._next_factors(g, slots, t))
+        return idle_at(is_first, u, g), KLShampooSlots(mu, *self._next_factors(g, slots, t))
 
 
 class scale_by_kl_soap(_KLFactors):
@@ -191,11 +191,8 @@ class scale_by_kl_soap(_KLFactors):
         is_first = t == 1
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
-        mu = jnp.where(is_first, slots.mu, average(self.b1, slots.mu, g))
-        nu = jnp.where(is_first, slots.nu, average(self.b2, slots.nu, abs_sq(rotated(g, bases))))
-        u = rotated_back(rotated(mu, bases) / (sqrt(nu) + self.eps), bases)
-        u = jnp.where(is_first, propagate_nan(jnp.zeros_like(g), g), u)
-        return u, KLSoapSlots(mu, nu, *self._next_factors(g, slots, t))
+        u, mu, nu = adam_in_bases(self, g, slots, bases, is_first)
+        return idle_at(is_first, u, g), KLSoapSlots(mu, nu, *self._next_factors(g, slots, t))
 
 
 def kl_shampoo(
@@ -254,9 +251,7 @@ def kl_shampoo(
         views=views,
     )
     descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
-    if rest is None:
-        rest = chain(scale_by_adam(b1, b2, eps), descent())
-    return partition_matrices(chain(direction, descent(start=1)), rest, views)
+    return late_optimizer(direction, scale_by_adam(b1, b2, eps), descent, views, rest)
 
 
 def kl_soap(
@@ -314,6 +309,4 @@ def kl_soap(
         views=views,
     )
     descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
-    if rest is None:
-        rest = chain(scale_by_adam(b1, b2, eps), descent())
-    return partition_matrices(chain(direction, descent(start=1)), rest, views)
+    return late_optimizer(direction, scale_by_adam(b1, b2, eps), descent, views, rest)

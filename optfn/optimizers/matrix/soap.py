@@ -7,23 +7,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optfn.compose.chain import chain
 from optfn.compose.partition import partition
-from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
 from optfn.core.data import static
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import abs_sq, is_multiple, propagate_nan, sqrt, whole
+from optfn.core.numerics import is_multiple, whole
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, eigenbasis, refined_eigenbasis
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
     Sides,
+    adam_in_bases,
     along_sides,
-    rotated,
-    rotated_back,
+    idle_at,
+    late_optimizer,
     with_finite_squares,
     zeros_of_length,
 )
@@ -93,17 +92,14 @@ class scale_by_soap(Matrixwise):
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
 
-        mu = jnp.where(is_first, slots.mu, average(self.b1, slots.mu, g))
-        nu = jnp.where(is_first, slots.nu, average(self.b2, slots.nu, abs_sq(rotated(g, bases))))
-        u = rotated_back(rotated(mu, bases) / (sqrt(nu) + self.eps), bases)
+        u, mu, nu = adam_in_bases(self, g, slots, bases, is_first)
         u = u * (jnp.sqrt(1 - self.b2**k) / (1 - self.b1**k))
 
         factors = self._factors(g, (slots.left, slots.right))
         bases = refreshed(is_first, lambda: jax.tree.map(eigenbasis, factors), bases)
         due = ~is_first & is_multiple(whole(t - 1), self.precondition_frequency)
         bases, nu = refreshed(due, lambda: _refined(factors, bases, nu), (bases, nu))
-        u = jnp.where(is_first, propagate_nan(jnp.zeros_like(g), g), u)
-        return u, SoapSlots(mu, nu, *factors, *bases)
+        return idle_at(is_first, u, g), SoapSlots(mu, nu, *factors, *bases)
 
     def _factors(self, g: jax.Array, old: Sides) -> Sides:
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
@@ -175,6 +171,4 @@ def soap(
         b1, b2, eps, shampoo_beta, precondition_frequency, max_precond_dim, views=views
     )
     descent = partial(descend_then_decay, learning_rate, weight_decay, weight_decay_mask)
-    if rest is None:
-        rest = chain(scale_by_adam(b1, b2, eps), descent())
-    return partition_matrices(chain(direction, descent(start=1)), rest, views)
+    return late_optimizer(direction, scale_by_adam(b1, b2, eps), descent, views, rest)
