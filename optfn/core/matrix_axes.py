@@ -202,7 +202,7 @@ def by_name_and_shape(path: str, leaf: Any) -> MatrixAxes:
     if len(shape) == 2:
         return MatrixAxes(-2, -1) if name == "weight" else MatrixAxes(-1, -2)
     raise ValueError(
-        f"it has {len(shape)} axes, {shape}: which are a matrix? Say it by the path, as in "
+        f"'{path}' has {len(shape)} axes, {shape}: which are a matrix? Say it by the path, as in "
         f'views=optfn.matrices({{"{path}": optfn.MatrixAxes(rows=-1, columns=-2)}}) for a stack of '
         "(in, out); optfn.NO_MATRIX leaves it to the other optimizer."
     )
