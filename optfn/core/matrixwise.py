@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
-from optfn.core.placement import Along, is_along, replicate, split_like
+from optfn.core.placement import Along, is_along, is_sharded, replicate, split_like
 from optfn.core.tree import PyTree
 from optfn.core.whole_matrices import Split, are_split, of_stack, on_whole_matrices
 
@@ -118,8 +118,11 @@ class Matrixwise(Leafwise):
     def runs_alone(self, updates: PyTree) -> bool:
         if self.random:  # a key is for a leaf, not for a part of a stack
             return False
-        views, leaves = self.views.values(updates), jax.tree.leaves(updates)
-        return any(map(are_split, leaves, views))
+        leaves = jax.tree.leaves(updates)
+        # Views cost a look at every path, so they are asked for on a mesh alone.
+        return any(map(is_sharded, leaves)) and any(
+            map(are_split, leaves, self.views.values(updates))
+        )
 
     @final
     def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
