@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -95,7 +96,7 @@ def place(slot: Any, param: Any) -> jax.Array:
         param: the param.
     """
     slot = Along.of(slot, param)
-    value = jnp.asarray(slot.value)
+    value = slot.value if isinstance(slot.value, jax.Array) else fresh(slot.value)
     if value.weak_type:
         value = lax.convert_element_type(value, value.dtype)
     if isinstance(value, Tracer) or isinstance(param, Tracer):
@@ -111,7 +112,11 @@ def place(slot: Any, param: Any) -> jax.Array:
 
 def fresh(x: Any) -> jax.Array:
     """A copy in a buffer of its own; outside a trace no program is compiled for it."""
-    return jnp.copy(x) if isinstance(x, Tracer) else jax.device_put(x, may_alias=False)
+    if isinstance(x, Tracer):
+        return jnp.copy(x)
+    # Whatever it is told, `device_put` may share the memory of a NumPy array.
+    own = x if isinstance(x, jax.Array) else np.array(x)
+    return jax.device_put(own, may_alias=False)
 
 
 def sharding_along(slot: Along, param: Any) -> Any:
