@@ -46,23 +46,23 @@ def fit(penalty, measures, signs) -> optfn.Minimum:
     return optfn.minimize(loss_fn, start, args=(penalty, measures, signs), tol=TOLERANCE)
 
 
+@jax.jit
+@jax.value_and_grad
+def value_and_grad(vector, penalty, measures, signs):
+    params = {"weights": vector[1:], "bias": vector[0]}
+    return loss_fn(params, penalty, measures, signs)
+
+
 def fit_by_scipy(penalty, measures, signs) -> optimize.OptimizeResult:
-    @jax.jit
-    def value_and_grad(vector):
-        def loss(vector):
-            params = {"weights": vector[1:], "bias": vector[0]}
-            return loss_fn(params, penalty, measures, signs)
-
-        return jax.value_and_grad(loss)(vector)
-
     def in_numpy(vector):
-        return tuple(map(np.asarray, value_and_grad(vector)))
+        return tuple(map(np.asarray, value_and_grad(vector, penalty, measures, signs)))
 
     options = {"gtol": TOLERANCE, "ftol": 0}
     start = np.zeros(1 + measures.shape[1])
     return optimize.minimize(in_numpy, start, jac=True, method="L-BFGS-B", options=options)
 
 
+@jax.jit
 def accuracy(params, measures, signs):
     """The share of tumours classified correctly."""
     logits = measures @ params["weights"] + params["bias"]

@@ -13,6 +13,7 @@ Look at `VIEWS` and `OPTIMIZERS` first.
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -105,39 +106,44 @@ class Run(NamedTuple):
     losses: list[float]
 
 
-def train(name: str, tx: optfn.Transform, model: Transformer, text: Text, steps: int) -> Run:
-    def loss_fn(params, batch):
-        logits: Any = model.apply(params, batch[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+def loss_fn(params, model: Transformer, batch):
+    logits: Any = model.apply(params, batch[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
 
-    @jax.jit
-    def test_loss(params):
-        last = len(text.test) - CONTEXT - 1
-        return loss_fn(params, windows(text.test, jnp.linspace(0, last, 64).astype(int)))
 
-    # `text` is an argument, since a closed-over array would be a constant of the program.
+# The text is an argument, since a closed-over array would be a constant of the program.
+@partial(jax.jit, static_argnames="model")
+def test_loss(params, model: Transformer, tokens):
+    starts = jnp.linspace(0, len(tokens) - CONTEXT - 1, 64).astype(int)
+    return loss_fn(params, model, windows(tokens, starts))
+
+
+def train(
+    name: str, tx: optfn.Transform, model: Transformer, params, text: Text, steps: int
+) -> Run:
     def segment(params, state, key, tokens, length):
         def step(carry, key):
             params, state = carry
             starts = jax.random.randint(key, (BATCH_SIZE,), 0, len(tokens) - CONTEXT)
-            grads = jax.grad(loss_fn)(params, windows(tokens, starts))
+            grads = jax.grad(loss_fn)(params, model, windows(tokens, starts))
             return optfn.step(tx, params, grads, state), None
 
         return jax.lax.scan(step, (params, state), jax.random.split(key, length))[0]
 
-    length = max(steps // 20, 1)
+    length = min(steps, max(steps // 20, 5))
     segment = jax.jit(segment, static_argnames="length", donate_argnames=("params", "state"))
-    params = model.init(jax.random.key(0), jnp.zeros((1, CONTEXT), jnp.int32))
+    # A call donates its params and state, so the run needs a copy.
+    params = jax.tree.map(jnp.copy, params)
     state = tx.init(params)
     compiled = segment.lower(params, state, jax.random.key(0), text.train, length=length).compile()
-    run = Run([0], [0.0], [float(test_loss(params))])
+    run = Run([0], [0.0], [float(test_loss(params, model, text.test))])
     for i in track(range(steps // length), description=f"{name:5}", transient=True):
         start = time.perf_counter()
         key = jax.random.fold_in(jax.random.key(1), i)
         params, state = jax.block_until_ready(compiled(params, state, key, text.train))
         run.seconds.append(run.seconds[-1] + time.perf_counter() - start)
         run.steps.append(run.steps[-1] + length)
-        run.losses.append(float(test_loss(params)))
+        run.losses.append(float(test_loss(params, model, text.test)))
     return run
 
 
@@ -170,11 +176,11 @@ def main() -> None:
 
     text = help_texts()
     model = Transformer(text.vocabulary, layers)
-    form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, CONTEXT), jnp.int32))
-    print(optfn.summary(optimizers(steps)["Muon"], form))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, CONTEXT), jnp.int32))
+    print(optfn.summary(optimizers(steps)["Muon"], params))
     runs = {}
     for name, tx in optimizers(steps).items():
-        runs[name] = run = train(name, tx, model, text, steps)
+        runs[name] = run = train(name, tx, model, params, text, steps)
         print(f"{name:5}  loss {run.losses[-1]:.3f} after {steps} steps, {run.seconds[-1]:.1f} s")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
