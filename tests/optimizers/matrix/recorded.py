@@ -6,7 +6,6 @@ has the outputs as rows; here it is a kernel `(in, out)`, as in Flax.
 
 import json
 import re
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -45,16 +44,28 @@ def problem(shape):
 
 def path(tx, p0, grads):
     """The matrix after each step of an optimizer, which is an argument of the program."""
-    return np.asarray(_path(tx, jnp.asarray(p0), jnp.asarray(grads)))
+    found = _path(tx, {"kernel": jnp.asarray(p0)}, {"kernel": jnp.asarray(grads)})
+    return np.asarray(found["kernel"])
 
 
-@partial(jax.jit)
+def paths(tx, shapes=SHAPES):
+    """The paths from several first matrices, in one program: each is `shape/kernel`."""
+    p0, grads = (
+        {shape: {"kernel": jnp.asarray(problem(shape)[i])} for shape in shapes} for i in (0, 1)
+    )
+    return {shape: np.asarray(x["kernel"]) for shape, x in _path(tx, p0, grads).items()}
+
+
+@jax.jit
 def _path(tx, p0, grads):
-    def step(carry, g):
-        params, state = optfn.step(tx, carry[0], {"kernel": g.T}, carry[1])
-        return (params, state), params["kernel"].T
+    def turned(tree):
+        return jax.tree.map(lambda x: x.T, tree)
 
-    params = {"kernel": p0.T}
+    def step(carry, g):
+        params, state = optfn.step(tx, carry[0], turned(g), carry[1])
+        return (params, state), turned(params)
+
+    params = turned(p0)
     return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.dion import dion as dion_oracle
 from oracles.dion import dion2 as dion2_oracle
-from recorded import GOLDEN, assert_on_path, path, problem
+from recorded import GOLDEN, SHAPES, assert_on_path, paths, problem
 
 import optfn
 from optfn import linalg
@@ -15,17 +15,17 @@ RATE = 0.02
 STILL = optfn.sgd(0.0)
 
 
-def first_basis(direction, shape):
-    """Of a matrix whose rows are the outputs."""
-    state = direction.init({"kernel": jnp.zeros(shape[::-1])})
-    return np.asarray(slots(state).basis["kernel"])
+def first_bases(direction):
+    """Of the matrices of `paths`."""
+    params = {shape: {"kernel": jnp.asarray(problem(shape)[0].T)} for shape in SHAPES}
+    bases = slots(direction.init(params)).basis
+    return {shape: np.asarray(basis["kernel"]) for shape, basis in bases.items()}
 
 
 def slots(state):
     return state.slots["scale_by_dion"]
 
 
-@pytest.mark.parametrize("shape", ["6x4", "4x6", "5x5"])
 @pytest.mark.parametrize(
     ("here", "there"),
     [
@@ -34,47 +34,46 @@ def slots(state):
         ({"rank_fraction": 0.3, "mu": 0.5, "epsilon": 1e-3}, {"mu": 0.5, "epsilon": 1e-3}),
     ],
 )
-def test_dion_s_params_equal_the_oracle_s(here, there, shape, x64):
-    p0, grads = problem(shape)
+def test_dion_s_params_equal_the_oracle_s(here, there, x64):
     rates = optfn.schedules.linear(RATE, RATE / 2, 24)
-    found = path(optfn.dion(rates, weight_decay=0.1, rest=STILL, **here), p0, grads)
-    basis = first_basis(optfn.scale_by_dion(**here), p0.shape)
-    assert basis.shape[1] == np.ceil(here.get("rank_fraction", 1.0) * min(p0.shape))
-    lr = np.linspace(RATE, RATE / 2, len(grads))
-    assert_on_path(found, dion_oracle(p0, grads, lr, basis, weight_decay=0.1, **there), p0)
+    bases = first_bases(optfn.scale_by_dion(**here))
+    tx = optfn.dion(rates, weight_decay=0.1, rest=STILL, **here)
+    for shape, found in paths(tx).items():
+        p0, grads = problem(shape)
+        assert bases[shape].shape[1] == np.ceil(here.get("rank_fraction", 1.0) * min(p0.shape))
+        lr = np.linspace(RATE, RATE / 2, len(grads))
+        wanted = dion_oracle(p0, grads, lr, bases[shape], weight_decay=0.1, **there)
+        assert_on_path(found, wanted, p0)
 
 
-@pytest.mark.parametrize("shape", ["6x4", "4x6", "5x5"])
 @pytest.mark.parametrize(
     "given", [{}, {"fraction": 0.5}, {"fraction": 1.0, "ef_decay": 0.5}, {"epsilon": 1e-3}]
 )
-def test_dion2_s_params_equal_the_oracle_s(given, shape, x64):
-    p0, grads = problem(shape)
-    found = path(optfn.dion2(RATE, rest=STILL, **given), p0, grads)
-    assert_on_path(found, dion2_oracle(p0, grads, RATE, **given), p0)
+def test_dion2_s_params_equal_the_oracle_s(given, x64):
+    for shape, found in paths(optfn.dion2(RATE, rest=STILL, **given)).items():
+        p0, grads = problem(shape)
+        assert_on_path(found, dion2_oracle(p0, grads, RATE, **given), p0)
 
 
-@pytest.mark.parametrize("shape", ["6x4", "4x6"])
-def test_dion2_walks_the_recorded_path(shape, x64):
-    p0, grads = problem(shape)
+def test_dion2_walks_the_recorded_path(x64):
     # The authors hold these in single precision, and add epsilon to 1.02 times the norm.
     decay, epsilon, weight_decay = np.float32([0.95, 1e-8, 0.01]).tolist()
-    tx = optfn.dion2(0.01, 0.5, decay, epsilon / 1.02, weight_decay=weight_decay)
-    assert_on_path(path(tx, p0, grads), GOLDEN[f"dion2/{shape}"], p0)
-    assert_on_path(path(optfn.dion2(0.01, 0.5), p0, grads), GOLDEN[f"dion2/{shape}"], p0, 5e-8)
+    exact = optfn.dion2(0.01, 0.5, decay, epsilon / 1.02, weight_decay=weight_decay)
+    for tx, tolerance in ((exact, 1e-11), (optfn.dion2(0.01, 0.5), 5e-8)):
+        for shape, found in paths(tx, ("6x4", "4x6")).items():
+            assert_on_path(found, GOLDEN[f"dion2/{shape}"], problem(shape)[0], tolerance)
 
 
-@pytest.mark.parametrize("shape", ["6x4", "4x6"])
-def test_dion2_of_all_rows_is_muon(shape, x64):
-    p0, grads = problem(shape)
+def test_dion2_of_all_rows_is_muon(x64):
     muon = optfn.chain(
         optfn.trace(0.95),
         optfn.newton_schulz("polar_express", 1e-8),
         optfn.scale_by_matrix_shape("spectral"),
         optfn.scale_by_learning_rate(RATE),
     )
-    found = path(optfn.dion2(RATE, fraction=1.0, weight_decay=0.0), p0, grads)
-    assert_on_path(found, path(muon, p0, grads), p0)
+    wanted = paths(muon)
+    for shape, found in paths(optfn.dion2(RATE, fraction=1.0, weight_decay=0.0)).items():
+        assert_on_path(found, wanted[shape], problem(shape)[0])
 
 
 def matrix_of(singular_values, shape, seed=0):
@@ -86,17 +85,17 @@ def matrix_of(singular_values, shape, seed=0):
 
 def directions(tx, g, steps):
     """The last update of a constant gradient, in (out, in), and the state."""
+    updates, state = last_of(tx, jnp.asarray(g), steps)
+    return np.asarray(updates), state
 
-    @jax.jit
-    def run(tx, g):
-        def step(state, _):
-            updates, state = tx.update({"kernel": g.T}, state)
-            return state, updates["kernel"].T
 
-        return jax.lax.scan(step, tx.init({"kernel": g.T}), None, length=steps)
+@jax.jit
+def last_of(tx, g, steps):
+    def step(_, carry):
+        updates, state = tx.update({"kernel": g.T}, carry[1])
+        return updates["kernel"].T, state
 
-    state, updates = run(tx, jnp.asarray(g))
-    return np.asarray(updates[-1]), state
+    return jax.lax.fori_loop(0, steps, step, (g, tx.init({"kernel": g.T})))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import muon_kin as oracles
-from recorded import GOLDEN, assert_on_path, path, problem
+from recorded import GOLDEN, SHAPES, assert_on_path, paths, problem
 
 import optfn
 from optfn import MatrixAxes, linalg
@@ -13,7 +13,6 @@ from optfn import MatrixAxes, linalg
 RATE = 0.02
 RATES = np.linspace(RATE, RATE / 2, 25)
 SCHEDULE = optfn.schedules.linear(RATE, RATE / 2, 24)
-SHAPES = ["6x4", "4x6", "5x5"]
 NO_REST = optfn.sgd(0.0)
 
 
@@ -61,12 +60,22 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", PAIRS)
-def test_params_equal_the_oracle_s(name, shape, x64):
+def test_params_equal_the_oracle_s(name, x64):
     here, oracle = PAIRS[name]
-    p0, grads = problem(shape)
-    assert_on_path(path(here, p0, grads), oracle(p0, grads), p0)
+    for shape, found in paths(here).items():
+        p0, grads = problem(shape)
+        assert_on_path(found, oracle(p0, grads), p0)
+
+
+@jax.jit
+def clipped_path(tx, params, gradients, logits):
+    def step(carry, given):
+        g, largest = given
+        params, state = optfn.step(tx, carry[0], g, carry[1], max_logits=largest)
+        return (params, state), params
+
+    return jax.lax.scan(step, (params, tx.init(params)), (gradients, logits))[1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,35 +86,22 @@ def test_params_of_muon_clip_equal_the_oracle_s(alpha, shape, x64):
     params, gradients = ({name: pair[i] for name, pair in both.items()} for i in (0, 1))
     logits = np.random.default_rng(0).uniform(1, 4, size=(len(grads), len(p0)))
     tx = optfn.muon_clip(RATE, 3.0, alpha, head_axis=-1)
-
-    @jax.jit
-    def run(params, gradients, logits):
-        def step(carry, given):
-            g, largest = given
-            params, state = optfn.step(tx, carry[0], g, carry[1], max_logits=largest)
-            return (params, state), params
-
-        return jax.lax.scan(step, (params, tx.init(params)), (gradients, logits))[1]
-
     kernels = [
         {name: {"kernel": jnp.asarray(x).mT} for name, x in tree.items()}
         for tree in (params, gradients)
     ]
-    found = run(*kernels, jnp.asarray(logits))
+    found = clipped_path(tx, *kernels, jnp.asarray(logits))
     wanted = oracles.muon_clip(params, gradients, RATE, logits, 3.0, alpha)
     for name, p in params.items():
         assert_on_path(np.asarray(found[name]["kernel"].mT), wanted[name], p)
 
 
-@pytest.mark.parametrize("shape", ["6x4", "4x6"])
-def test_normuon_walks_the_recorded_path(shape, x64):
-    p0, grads = problem(shape)
-    found = path(optfn.normuon(RATE, weight_decay=0.1), p0, grads)
-    assert_on_path(found, GOLDEN[f"normuon/{shape}"], p0)
+def test_normuon_walks_the_recorded_path(x64):
+    for shape, found in paths(optfn.normuon(RATE, weight_decay=0.1), ("6x4", "4x6")).items():
+        assert_on_path(found, GOLDEN[f"normuon/{shape}"], problem(shape)[0])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_nanochat_s_muon_is_made_of_stages(shape, x64):
+def test_nanochat_s_muon_is_made_of_stages(x64):
     polynomials = np.asarray(linalg.POLYNOMIALS["polar_express"])
     in_one = polynomials / np.where(np.arange(5)[:, None] == 0, 1.01 ** np.array([1, 3, 5]), 1)
     tx = optfn.chain(
@@ -118,8 +114,9 @@ def test_nanochat_s_muon_is_made_of_stages(shape, x64):
         optfn.add_cautious_decay(0.1),
         optfn.scale_by_learning_rate(RATE),
     )
-    p0, grads = problem(shape)
-    assert_on_path(path(tx, p0, grads), oracles.nanochat(p0, grads, RATE, polynomials, 0.1), p0)
+    for shape, found in paths(tx).items():
+        p0, grads = problem(shape)
+        assert_on_path(found, oracles.nanochat(p0, grads, RATE, polynomials, 0.1), p0)
 
 
 @pytest.mark.parametrize("side", ["rows", "columns", "longer"])
