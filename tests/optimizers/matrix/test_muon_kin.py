@@ -215,8 +215,10 @@ ODD = {
 
 @jax.jit
 def second_updates(tx, grads, params):
-    _, state = tx.update(grads, tx.init(params), params)
-    return tx.update(grads, state, params)[0]
+    def step(_, carry):
+        return tx.update(grads, carry[1], params)
+
+    return jax.lax.fori_loop(0, 2, step, (grads, tx.init(params)))[0]
 
 
 @pytest.mark.parametrize("name", of_views(optfn.matrices()))

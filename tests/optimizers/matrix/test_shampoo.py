@@ -186,10 +186,10 @@ def test_every_gradient_gives_a_finite_step(name, dtype):
 
 @jax.jit
 def three_steps(tx, params, g):
-    state = tx.init(params)
-    for _ in range(3):
-        updates, state = tx.update(g, state, params)
-    return updates
+    def step(_, carry):
+        return tx.update(g, carry[1], params)
+
+    return jax.lax.fori_loop(0, 3, step, (g, tx.init(params)))[0]
 
 
 def test_a_gradient_out_of_range_is_forgotten():
