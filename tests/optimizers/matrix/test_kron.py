@@ -34,9 +34,11 @@ def probes(count, shape, stage="whiten_by_kron", leaf="kernel", seed=0, stack=()
     ("here", "there"),
     [
         ({}, {}),
-        ({"preconditioner_update_probability": 0.3}, {"probabilities": 0.3}),
+        (
+            {"preconditioner_update_probability": 0.3, "precond_init_scale": 0.1},
+            {"probabilities": 0.3, "init_scale": 0.1},
+        ),
         ({"b1": 0.5, "precond_lr": 0.4, "seed": 7}, {"b1": 0.5, "precond_lr": 0.4}),
-        ({"precond_init_scale": 0.1}, {"init_scale": 0.1}),
         ({"max_size_triangular": 5}, {"diagonal": lambda r, c: (r > 5, c > 5)}),
         ({"memory_save_mode": "all_diag"}, {"diagonal": lambda r, c: (True, True)}),
         ({"memory_save_mode": "one_diag"}, {"diagonal": lambda r, c: (r > c, r <= c)}),

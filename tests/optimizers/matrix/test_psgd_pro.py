@@ -20,10 +20,13 @@ RATE = 0.02
         ({"memory_save_mode": "all_diag"}, {"diagonal": (True, True)}),
         ({"damping": 0.1, "memory_save_mode": "none"}, {"damping": 0.1, "diagonal": (False,) * 2}),
         ({"damping": 0.1}, {"damping": 0.1}),
-        ({"precond_init_scale": 0.5, "precond_lr": 0.4}, {"init_scale": 0.5, "precond_lr": 0.4}),
         (
-            {"preconditioner_update_probability": 0.3, "b1": 0.5, "beta_lip": 0.5},
-            {"probabilities": 0.3, "b1": 0.5, "beta_lip": 0.5},
+            {"b1": 0.5, "beta_lip": 0.5, "precond_lr": 0.4},
+            {"b1": 0.5, "beta_lip": 0.5, "precond_lr": 0.4},
+        ),
+        (
+            {"preconditioner_update_probability": 0.3, "precond_init_scale": 0.5},
+            {"probabilities": 0.3, "init_scale": 0.5},
         ),
         ({"max_update_rms": 0.5, "max_update": 0.7}, {"limits": (0.5, 0.7)}),
     ],
