@@ -6,12 +6,15 @@ control. The rate of matrix products is that of the largest product of the ortho
 measured in the same process. Collectives are counted in the compiled program for eight devices.
 """
 
+import math
 import os
 import re
 import statistics
+import sys
 import time
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +39,23 @@ from optfn import linalg
 
 STEP_LIMITS = {"24 of 256x256": 0.6, "8 of 256x1024": 0.35, "gpt2": 0.5}
 COMPILE_LIMIT, RATE_LIMIT, BYTES_LIMIT = 0.4, 0.9, 0.6e6
+# Of AdamW's whole training step.
+TRAINING_LIMITS = {"soap": 3.0, "kl_soap": 3.0, "shampoo": 3.0}
+
+
+def optimizers(views: Any) -> dict[str, optfn.Transform]:
+    """Every matrix optimizer, refreshed at every tenth step where it refreshes."""
+    ways: dict[str, dict] = {
+        "shampoo": {"precondition_frequency": 10, "grafting": optfn.scale_by_adam()},
+        "dion": {"rank_fraction": 0.25},
+        "galore": {"rank": 16},
+        "apollo": {"rank": 16},
+    }
+    names = (
+        *("muon", "normuon", "adamuon", "scion", "dion", "dion2", "soap", "kl_soap", "kl_shampoo"),
+        *("shampoo", "splus", "kron", "psgd_pro", "galore", "apollo", "apollo_mini"),
+    )
+    return {name: getattr(optfn, name)(1e-3, views=views, **ways.get(name, {})) for name in names}
 
 
 def variants() -> dict[str, Variant]:
@@ -116,6 +136,42 @@ def measure_rate(shape: tuple[int, int], rounds: int) -> dict[str, list[float]]:
     return interleaved(timers, rounds)
 
 
+def measure_training(layers: int, length: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a whole training step of the example's transformer, with each optimizer."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    import train_text
+
+    text = train_text.help_texts()
+    model = train_text.Transformer(text.vocabulary, layers)
+    params = model.init(jax.random.key(0), jnp.zeros((1, train_text.CONTEXT), jnp.int32))
+    every = {"adamw": optfn.adamw(1e-3), **optimizers(train_text.VIEWS)}
+
+    def timer(tx: optfn.Transform) -> Any:
+        key = jax.random.key(1)
+        carry = jax.tree.map(jnp.copy, params), tx.init(params)
+        compiled = train_text.segment.lower(tx, *carry, model, text.train, key, length).compile()
+
+        def run() -> float:
+            nonlocal carry
+            start = time.perf_counter()
+            carry = jax.block_until_ready(compiled(tx, *carry, text.train, key))
+            return (time.perf_counter() - start) / length
+
+        run()
+        return run
+
+    return interleaved({name: timer(tx) for name, tx in every.items()}, rounds)
+
+
+def state_bytes(tx: optfn.Transform, tree: str) -> float:
+    """Bytes of the state for each param."""
+    params = TREES[tree]()
+    state = jax.tree.leaves(jax.eval_shape(tx.init, params))
+    return sum(x.size * x.dtype.itemsize for x in state) / sum(
+        x.size for x in jax.tree.leaves(params)
+    )
+
+
 def collectives() -> tuple[int, int]:
     """The collectives of a step on eight devices and the bytes that each device receives."""
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # in a fresh process
@@ -190,6 +246,28 @@ def main() -> None:
         "Orthogonalization",
         "Its rate of operations over that of one product (r x r)(r x c) in the same process.",
         ["matrix", "product, GFLOP/s", "share"],
+        rows,
+    )
+    progress("training steps")
+    layers, length = (1, 2) if args.quick else (3, 20)
+    seconds = in_fresh_process(measure_training, layers, length, min(rounds, 5))
+    tree = "tiny" if args.quick else "gpt2"
+    kept = {"adamw": optfn.adamw(1e-3), **optimizers(two_axes)}
+    rows = []
+    for name, each in seconds.items():
+        share = ratio(seconds, name, "adamw")
+        limit = 99.0 if args.quick else TRAINING_LIMITS.get(name, math.inf)
+        verdict = report.judge(share <= limit, f"A step of {name}: {share:.2f}, not {limit}.")
+        size = f"{state_bytes(kept[name], tree):.2f}"
+        rows.append(
+            shown([name, f"{statistics.median(each) * 1e3:.3g}", f"{share:.2f} {verdict}", size])
+        )
+    report.add_table(
+        "Training steps and states",
+        "Whole training steps of `examples/train_text.py`, forward, backward and update, relative "
+        f"to AdamW's, and the bytes of state for each param of `{tree}`. Bases and roots are made "
+        "anew at every tenth step. Target of SOAP, KL-SOAP and Shampoo: 3.",
+        ["optimizer", "step, ms", "ratio to AdamW", "bytes a param"],
         rows,
     )
     number, size = in_fresh_process(collectives)

@@ -118,29 +118,32 @@ def test_loss(params, model: Transformer, tokens):
     return loss_fn(params, model, windows(tokens, starts))
 
 
+@partial(jax.jit, static_argnames=("model", "length"), donate_argnames=("params", "state"))
+def segment(tx, params, state, model: Transformer, tokens, key, length):
+    """Params and state after as many steps, each on windows from other places of the tokens."""
+
+    def step(carry, key):
+        params, state = carry
+        starts = jax.random.randint(key, (BATCH_SIZE,), 0, len(tokens) - CONTEXT)
+        grads = jax.grad(loss_fn)(params, model, windows(tokens, starts))
+        return optfn.step(tx, params, grads, state), None
+
+    return jax.lax.scan(step, (params, state), jax.random.split(key, length))[0]
+
+
 def train(
     name: str, tx: optfn.Transform, model: Transformer, params, text: Text, steps: int
 ) -> Run:
-    def segment(params, state, key, tokens, length):
-        def step(carry, key):
-            params, state = carry
-            starts = jax.random.randint(key, (BATCH_SIZE,), 0, len(tokens) - CONTEXT)
-            grads = jax.grad(loss_fn)(params, model, windows(tokens, starts))
-            return optfn.step(tx, params, grads, state), None
-
-        return jax.lax.scan(step, (params, state), jax.random.split(key, length))[0]
-
     length = min(steps, max(steps // 20, 5))
-    segment = jax.jit(segment, static_argnames="length", donate_argnames=("params", "state"))
-    # A call donates its params and state, so the run needs a copy.
-    params = jax.tree.map(jnp.copy, params)
+    params = jax.tree.map(jnp.copy, params)  # a segment donates its own
     state = tx.init(params)
-    compiled = segment.lower(params, state, jax.random.key(0), text.train, length=length).compile()
+    key = jax.random.key(1)
+    compiled = segment.lower(tx, params, state, model, text.train, key, length).compile()
     run = Run([0], [0.0], [float(test_loss(params, model, text.test))])
     for i in track(range(steps // length), description=f"{name:5}", transient=True):
         start = time.perf_counter()
-        key = jax.random.fold_in(jax.random.key(1), i)
-        params, state = jax.block_until_ready(compiled(params, state, key, text.train))
+        of_segment = jax.random.fold_in(key, i)
+        params, state = jax.block_until_ready(compiled(tx, params, state, text.train, of_segment))
         run.seconds.append(run.seconds[-1] + time.perf_counter() - start)
         run.steps.append(run.steps[-1] + length)
         run.losses.append(float(test_loss(params, model, text.test)))
