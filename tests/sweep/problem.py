@@ -1,5 +1,7 @@
 """A regression with three weights, and a lane of it written by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,10 @@ def evaluate(params):
 
 SCORED = {"evaluate": evaluate, "minimize": "distance"}
 TASK = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, **SCORED)
+# Without a random number: its programs compile in a third of the time.
+START = {"w": np.ones(3, np.float32), "b": np.float32(0)}
+STILL = sweep.Task(START, loss, data=(X, Y), **SCORED)
+EVERY = jax.tree.map(lambda x: np.broadcast_to(x, (20, *x.shape)), (X, Y))  # its batches
 RATES = sweep.LogUniform(1e-3, 1e-1)
 RATE = {"learning_rate": RATES}
 
@@ -47,24 +53,21 @@ def drawn(key):
     return jnp.asarray(X)[rows], jnp.asarray(Y)[rows]
 
 
-@jax.jit
-def gradient(params, batch):
-    return jax.grad(loss)(params, batch)
-
-
-def alone(tx, steps, seed=0, batch_at=None, params=None):
+@partial(jax.jit, static_argnames=("make", "steps"))
+def alone(make, values, steps, seed=0, batches=None, params=None):
     """What a lane does, written as a training loop of one's own, with optax's optimizer."""
+    tx = make(**values)
     params = init(key_of(0, seed)) if params is None else params
-    state = tx.init(params)
-    update = jax.jit(tx.update)
-    for age in range(steps):
-        if batch_at is None:
-            batch = drawn(jax.random.split(key_of(age + 1, seed))[0])
-        else:
-            batch = batch_at(age)
-        updates, state = update(gradient(params, batch), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+    if batches is None:
+        ages = 1 + jnp.arange(steps)
+        batches = jax.vmap(lambda age: drawn(jax.random.split(key_of(age, seed))[0]))(ages)
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), batches)[0][0]
 
 
 def close(params, expected):

@@ -1,5 +1,6 @@
 """Sweeps: each lane is the run alone, whoever is beside it, and every trial ends as it should."""
 
+import math
 import os
 import re
 import signal
@@ -13,9 +14,12 @@ import optuna
 import pytest
 from sweep.problem import (
     BATCH,
+    EVERY,
     RATE,
     RATES,
     SCORED,
+    START,
+    STILL,
     TASK,
     X,
     Y,
@@ -23,7 +27,6 @@ from sweep.problem import (
     close,
     drawn,
     evaluate,
-    gradient,
     init,
     loss,
     run,
@@ -33,7 +36,9 @@ from sweep.problem import (
 import optfn
 from optfn import schedules, sweep
 from optfn.sweep import engine
+from optfn.sweep.plan import Plan
 from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.space import as_space
 
 
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
@@ -41,7 +46,7 @@ def test_a_lane_is_the_run_alone(mode):
     result = run(RATE, trials=10, lanes=8, keep_best=10, mode=mode)
     assert (result.status == "ok").all() and (result.steps == 20).all()
     for i in (0, 3, 9):
-        expected = alone(optax.adam(result.points[i]["learning_rate"]), 20)
+        expected = alone(optax.adam, result.points[i], 20)
         member = result.trial(i)
         close(member.params, expected)
         np.testing.assert_allclose(member.score, evaluate(expected)["distance"], rtol=2e-4)
@@ -55,14 +60,18 @@ def test_neither_the_lanes_nor_the_neighbours_change_a_trial():
         np.testing.assert_array_equal(curve, many.curves[name])
 
 
+BATCHES = {"data": (X, Y), "batch_size": BATCH}
+WIDE = sweep.Task(jax.tree.map(np.float64, START), loss, **BATCHES, **SCORED)
+
+
 @pytest.mark.parametrize("mode, lanes, cores", [("vmap", 64, 3), ("map", 12, 4), ("loop", 8, 3)])
 def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
     """Each trains a part of the lanes; also with settings of jax that only one thread has."""
     monkeypatch.setattr(engine, "_cores", lambda: 1)
     with jax.enable_x64(True):
-        one = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
+        one = run(RATE, WIDE, trials=lanes + 2, lanes=lanes, mode=mode)
         monkeypatch.setattr(engine, "_cores", lambda: cores)
-        many = run(RATE, trials=lanes + 2, lanes=lanes, mode=mode)
+        many = run(RATE, WIDE, trials=lanes + 2, lanes=lanes, mode=mode)
     assert engine.lanes_per_thread(lanes, mode) == {"vmap": 32, "map": 1, "loop": 1}[mode]
     assert one.best().params["w"].dtype == np.float64
     same(many, one)
@@ -81,7 +90,7 @@ def test_a_sweep_compiles_three_programs_and_none_for_a_refill(monkeypatch, mode
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        task = sweep.Task(init, loss, data=(X, Y), batch_size=16)
+        task = sweep.Task(START, loss, data=(X, Y))
         run(RATE, task, trials=4 * lanes, lanes=lanes, mode=mode, policy=sweep.asha(first=5))
         assert len(compiled) == expected
         space = {"learning_rate": sweep.Uniform(0.0, 1.0), "b1": [0.8, 0.9]}
@@ -103,27 +112,29 @@ def test_a_diverged_trial_ends_and_leaves_the_others_as_they_are():
     assert np.isinf(result.trial(2).score)
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+DIRECTIONS = {
+    "minimize": STILL,
+    "maximize": sweep.Task(START, loss, data=(X, Y), evaluate=evaluate, maximize="distance"),
+}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_diverged_trial_never_wins(direction):
     """Also not where its score would be the best: one far away, which is to be as far as can be."""
-    task = sweep.Task(
-        init, loss, data=(X, Y), batch_size=16, evaluate=evaluate, **{direction: "distance"}
-    )
     rates = {"learning_rate": [1e30, 1e-3, 0.2]}
+    task = DIRECTIONS[direction]
     result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd)
     assert result.best().values["learning_rate"] == (0.2 if direction == "minimize" else 1e-3)
     assert result.top(3)[-1].status == "diverged"
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_threshold_of_optunas_applies_to_the_score_that_the_task_names(direction):
     """A rate of zero keeps the distance of the start, which is larger than after training."""
-    task = sweep.Task(
-        init, loss, data=(X, Y), batch_size=16, evaluate=evaluate, **{direction: "distance"}
-    )
     policy = sweep.from_optuna(optuna.pruners.ThresholdPruner(lower=1.0), every=5)
     rates = {"learning_rate": [0.0, 0.1]}
-    result = run(rates, task, search=sweep.grid(), optimizer=optfn.sgd, policy=policy, steps=40)
+    kwargs = {"optimizer": optfn.sgd, "policy": policy, "steps": 40}
+    result = run(rates, DIRECTIONS[direction], search=sweep.grid(), **kwargs)
     assert [result.trial(i).status for i in range(2)] == ["ok", "pruned"]
     for number in (2, -1):
         with pytest.raises(IndexError, match=rf"number={number}\): there are 2 trials"):
@@ -145,8 +156,8 @@ def test_seeds_are_runs_of_the_same_trial_and_their_mean_counts():
     result = run(RATE, trials=4, seeds=2, lanes=8)
     assert result.scores.shape == (4, 2)
     for i in range(4):
-        tx = optax.adam(result.points[i]["learning_rate"])
-        expected = [evaluate(alone(tx, 20, seed))["distance"] for seed in (0, 1)]
+        params = [alone(optax.adam, result.points[i], 20, seed) for seed in (0, 1)]
+        expected = [evaluate(x)["distance"] for x in params]
         np.testing.assert_allclose(result.scores[i], expected, rtol=2e-4)
         member = result.trial(i)
         np.testing.assert_allclose(member.score, result.scores[i].mean())
@@ -156,9 +167,9 @@ def test_seeds_are_runs_of_the_same_trial_and_their_mean_counts():
 
 def test_trials_of_other_structure_are_trained_one_structure_after_the_other():
     space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
-    result = run(space, search=sweep.grid(), optimizer=optfn.sgd, keep_best=4)
+    result = run(space, STILL, search=sweep.grid(), optimizer=optfn.sgd, keep_best=4)
     for member in result.top(4):
-        expected = alone(optax.sgd(**member.values), 20)
+        expected = alone(optax.sgd, member.values, 20, batches=EVERY, params=START)
         close(member.params, expected)
 
 
@@ -166,7 +177,7 @@ def test_asha_ends_the_worst_and_records_their_curves_to_that_point():
     result = run(
         {"learning_rate": sweep.LogUniform(1e-6, 1e-1)},
         trials=27,
-        lanes=9,
+        lanes=8,
         steps=45,
         policy=sweep.asha(first=5, eta=3),
     )
@@ -181,10 +192,9 @@ def test_asha_ends_the_worst_and_records_their_curves_to_that_point():
 
 def test_a_score_that_is_not_finite_has_a_status_of_its_own():
     task = sweep.Task(
-        init,
+        START,
         loss,
         data=(X, Y),
-        batch_size=16,
         evaluate=lambda p: {"s": jnp.log(-(p["b"] ** 2) - 1)},
         minimize="s",
     )
@@ -215,11 +225,12 @@ def test_a_loss_may_take_a_key_and_give_metrics():
         value = loss(params, batch) + jax.random.normal(key)
         return value, {"twice": 2 * value}
 
-    task = sweep.Task(init, noisy, data=(X, Y), batch_size=16)
+    task = sweep.Task(START, noisy, data=(X, Y))
     result = run({"learning_rate": [0.01]}, task, search=sweep.grid())
     np.testing.assert_allclose(2 * result.curves["loss"], result.curves["twice"], rtol=1e-6)
     assert not np.allclose(
-        result.curves["loss"], run({"learning_rate": [0.01]}, search=sweep.grid()).curves["loss"]
+        result.curves["loss"],
+        run({"learning_rate": [0.01]}, STILL, search=sweep.grid()).curves["loss"],
     )
 
 
@@ -260,33 +271,32 @@ def rate_at(key, step):
     return 0.1 * jax.random.uniform(jax.random.fold_in(key, step))
 
 
+def keyed(key):
+    return optfn.sgd(jax.tree_util.Partial(rate_at, key))
+
+
+def keyed_in_optax(key):
+    return optax.sgd(lambda step: rate_at(key, step))
+
+
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_the_keys_of_an_optimizer_are_folded_with_the_seed_of_the_run(mode):
-    def make(key):
-        return optfn.sgd(jax.tree_util.Partial(rate_at, key))
-
-    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
-    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
-    result = run({"key": jax.random.key(5)}, task, make, trials=1, seeds=2, lanes=16, mode=mode)
+    kwargs = {"trials": 1, "seeds": 2, "lanes": 16, "mode": mode}
+    result = run({"key": jax.random.key(5)}, STILL, keyed, **kwargs)
     for seed in (0, 1):
         key = jax.random.fold_in(jax.random.key(5), seed)
-        tx = optax.sgd(lambda step, key=key: rate_at(key, step))
-        expected = alone(tx, 20, batch_at=lambda age: (X, Y), params=start)
+        expected = alone(keyed_in_optax, {"key": key}, 20, batches=EVERY, params=START)
         distance = evaluate(expected)["distance"]
         np.testing.assert_allclose(result.scores[0, seed], distance, rtol=1e-4)
 
 
 def test_the_noise_of_an_optimizer_is_another_for_each_seed_of_the_run():
     """And that of the optimizer itself for the first."""
-    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
-    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
     kwargs = {"trials": 1, "seeds": 2, "lanes": 16, "mode": "map"}
-    result = run({"learning_rate": 0.05, "seed": 7}, task, optfn.noisy_sgd, **kwargs)
+    result = run({"learning_rate": 0.05, "seed": 7}, STILL, optfn.noisy_sgd, **kwargs)
     for i in (0, 1):
-        tx = optfn.noisy_sgd(0.05, seed=7 + i)
-        params, state = start, tx.init(start)
-        for _ in range(20):
-            params, state = optfn.step(tx, params, gradient(params, (X, Y)), state)
+        values = {"learning_rate": 0.05, "seed": 7 + i}
+        params = alone(optfn.noisy_sgd, values, 20, batches=EVERY, params=START)
         expected = evaluate(params)["distance"]
         np.testing.assert_allclose(result.scores[0, i], expected, rtol=1e-4)
     assert result.rerun(0, seeds=[1]).score == result.scores[0, 1] != result.scores[0, 0]
@@ -294,11 +304,9 @@ def test_the_noise_of_an_optimizer_is_another_for_each_seed_of_the_run():
 
 def test_a_lane_that_copies_another_keeps_the_noise_of_its_seed():
     """In a population of which the worst half takes over the best."""
-    start = {"w": np.ones(3, np.float32), "b": np.float32(0)}
-    task = sweep.Task(start, loss, data=(X, Y), **SCORED)
     kwargs = {"trials": 8, "seeds": 2, "lanes": 16, "mode": "map", "policy": sweep.pbt(every=5)}
     scheduler = Scheduler(
-        run(RATE, task, optfn.noisy_sgd, **kwargs).plan,
+        run(RATE, STILL, optfn.noisy_sgd, **kwargs).plan,
         session=sweep.random().start(RATE, 8, 0),
         policy=sweep.pbt(every=5),
         seeds_of=lambda number: (0, 1),
@@ -321,52 +329,62 @@ NARROW = {
 }
 
 
+def narrow(params, batch):
+    return jnp.float16(300) + jnp.float16(0) * params["b"].astype(jnp.float16), NARROW
+
+
+def measured(params):
+    return {f"measured {name}": value for name, value in NARROW.items()}
+
+
+NARROW_TASK = sweep.Task(START, narrow, data=(X, Y), evaluate=measured)
+
+
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_means_are_right_whatever_the_dtype(mode):
     """And what is measured may be of any, also where lanes are empty."""
-
-    def narrow(params, batch):
-        return jnp.float16(300) + jnp.float16(0) * params["b"].astype(jnp.float16), NARROW
-
-    def measured(params):
-        return {f"measured {name}": value for name, value in NARROW.items()}
-
     kwargs = {"search": sweep.grid(), "mode": mode, "lanes": 16, "steps": 300, "segment": 300}
-    task = sweep.Task(init, narrow, data=(X, Y), batch_size=2, evaluate=measured)
-    result = run({"learning_rate": [0.01, 0.02]}, task, optfn.sgd, **kwargs)
+    result = run({"learning_rate": [0.01, 0.02]}, NARROW_TASK, optfn.sgd, **kwargs)
     assert (result.status == "ok").all() and (result.scores == 300).all()
     for name, value in NARROW.items():
         assert (result.curves[name] == float(value)).all(), name
         assert (result.curves[f"measured {name}"] == float(value)).all(), name
 
 
-def batch_at(step):
-    return drawn(jax.random.key(step))
+SEVEN = [(X[i : i + BATCH], Y[i : i + BATCH]) for i in range(7)]
+SOURCES = {"function": lambda step: SEVEN[step % 7], "iterable": SEVEN}
+TASKS = {name: sweep.Task(START, loss, stream=stream, **SCORED) for name, stream in SOURCES.items()}
+
+
+def from_seven(start):
+    """The batches of a run that begins at this step of the sweep."""
+    return jax.tree.map(lambda *x: np.stack(x), *(SEVEN[(start + n) % 7] for n in range(20)))
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
 def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     """From a function of the step, and from an iterable that is restarted after 7 batches."""
-    seven = [jax.tree.map(np.asarray, batch_at(step)) for step in range(7)]
-    sources = {"function": lambda step: seven[step % 7], "iterable": seven}
     results = {}
-    for name, stream in sources.items():
-        task = sweep.Task(init, loss, stream=stream, **SCORED)
+    for name, task in TASKS.items():
         results[name] = result = run(RATE, task, trials=10, lanes=8, keep_best=10, mode=mode)
         assert set(result.started_at[:8]) == {0} and set(result.started_at[8:]) == {20}
         for i in (0, 9):
-            member, start = result.trial(i), result.started_at[i]
-            rate = optax.adam(member.values["learning_rate"])
-            close(member.params, alone(rate, 20, batch_at=lambda n, s=start: seven[(s + n) % 7]))
+            member, batches = result.trial(i), from_seven(result.started_at[i])
+            close(member.params, alone(optax.adam, member.values, 20, 0, batches, START))
             again = result.rerun(i)
             assert again.trial == i and again.score == member.score
     same(*results.values())
 
 
+SOURCE = {}
+STREAMED = sweep.Task(START, loss, stream=lambda step: SOURCE["stream"](step), **SCORED)
+
+
 def streamed(stream, **kwargs):
+    """A sweep with this stream; of one task, so that all share its programs."""
+    SOURCE["stream"] = stream
     kwargs = {"search": sweep.grid(), "lanes": 16, "mode": "map"} | kwargs
-    task = sweep.Task(init, loss, stream=stream, **SCORED)
-    return run({"learning_rate": [0.01, 0.05]}, task, **kwargs)
+    return run({"learning_rate": [0.01, 0.05]}, STREAMED, **kwargs)
 
 
 @pytest.mark.parametrize("steps", [20, 18])
@@ -392,7 +410,7 @@ def test_what_a_stream_raises_counts_where_the_batch_is_needed():
     """Lanes that will have diverged are not known when the next segment is prepared."""
     batches = [(X[i : i + 16], Y[i : i + 16]) for i in range(5)]
     kwargs = {"lanes": 16, "mode": "map", "search": sweep.grid(), "optimizer": optfn.sgd}
-    task = sweep.Task(init, loss, stream=batches.__getitem__, **SCORED)
+    task = sweep.Task(START, loss, stream=batches.__getitem__, **SCORED)
     result = run({"learning_rate": [1e30, 1e31]}, task, **kwargs)
     assert list(result.status) == ["diverged", "diverged"]
     with pytest.raises(IndexError):
@@ -439,22 +457,24 @@ class Once:
 
 
 def test_a_stream_that_ends_is_refused():
-    task = sweep.Task(init, loss, stream=Once([batch_at(0), batch_at(1)]), **SCORED)
+    task = sweep.Task(START, loss, stream=Once(SEVEN[:2]), **SCORED)
     with pytest.raises(ValueError, match="stream ended after 2 batches"):
         run(RATE, task, trials=8)
 
 
 def test_common_batches_are_drawn_by_the_step_of_the_sweep():
-    task = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, common_batches=True, **SCORED)
+    kwargs = {"batch_size": BATCH, "common_batches": True}
+    task = sweep.Task(START, loss, data=(X, Y), **kwargs, **SCORED)
     result = run(RATE, task, trials=10, lanes=8, keep_best=10)
+
+    @jax.jit
+    @jax.vmap
+    def batch(step):
+        return drawn(jax.random.fold_in(jax.random.key(0), step))
+
     for i in (0, 9):
-        member, start = result.trial(i), result.started_at[i]
-
-        def batch(age, start=start):
-            return drawn(jax.random.fold_in(jax.random.key(0), start + age))
-
-        tx = optax.adam(member.values["learning_rate"])
-        close(member.params, alone(tx, 20, batch_at=batch))
+        member, batches = result.trial(i), batch(result.started_at[i] + np.arange(20))
+        close(member.params, alone(optax.adam, member.values, 20, 0, batches, START))
         assert result.rerun(i).score == member.score
 
 
@@ -481,10 +501,16 @@ def test_a_module_that_can_be_called_is_params():
             jax.tree_util.Partial(ready, arrays),
         )
     ]
-    expected = arrays
-    for _ in range(20):
-        grads = jax.jit(jax.grad(loss_of))(expected, (X, Y))
-        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, grads)
+
+    @jax.jit
+    def descend(arrays):
+        def step(_, arrays):
+            grads = jax.grad(loss_of)(arrays, (X, Y))
+            return jax.tree.map(lambda p, g: p - 0.1 * g, arrays, grads)
+
+        return jax.lax.fori_loop(0, 20, step, arrays)
+
+    expected = descend(arrays)
     for result in results:
         close(result.best().params, expected)
 
@@ -498,7 +524,7 @@ COMMON = {
 
 @pytest.mark.parametrize("kind", COMMON)
 def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, tmp_path):
-    task = sweep.Task(init, loss, **COMMON[kind], **SCORED)
+    task = sweep.Task(START, loss, **COMMON[kind], **SCORED)
     policy = sweep.successive_halving(first=5, bracket=36)
     kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy}
     run(RATE, task, max_seconds=0.0, checkpoint=tmp_path, **kwargs)
@@ -515,7 +541,7 @@ def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, t
 def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
     space = {"learning_rate": [0.01, 0.02], "momentum": [None, 0.9]}
     kwargs = {"optimizer": optfn.sgd, "search": sweep.grid(), "mode": "map", "lanes": 16}
-    task = sweep.Task(init, loss, stream=lambda step: TWELVE[:10][step], **SCORED)
+    task = sweep.Task(START, loss, stream=lambda step: TWELVE[:10][step], **SCORED)
     result = run(space, task, max_seconds=0.0, steps=10, **kwargs)
     late = next(i for i in range(4) if not result.segments[i])
     assert result.started_at[late] == -1 and result.steps[late] == 0
@@ -524,7 +550,7 @@ def test_a_trial_that_had_no_lanes_is_rerun_from_the_first_step():
 
 
 def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
-    start = {"w": np.ones(3, np.float32), "b": np.float32(1)}
+    start = START | {"b": np.float32(1)}
     task = sweep.Task(
         start,
         loss,
@@ -534,12 +560,8 @@ def test_params_may_be_given_and_held_out_data_reach_the_evaluation():
         minimize="test",
     )
     result = run({"learning_rate": [0.01]}, task, optimizer=optfn.sgd, search=sweep.grid())
-    expected = alone(
-        optax.sgd(0.01),
-        20,
-        batch_at=lambda age: (X[:48], Y[:48]),
-        params=jax.tree.map(jnp.asarray, start),
-    )
+    batches = EVERY[0][:, :48], EVERY[1][:, :48]
+    expected = alone(optax.sgd, {"learning_rate": 0.01}, 20, batches=batches, params=start)
     close(result.best().params, expected)
     np.testing.assert_allclose(result.best().score, loss(expected, (X[48:], Y[48:])), rtol=1e-4)
 
@@ -561,15 +583,13 @@ def test_a_trial_alone_has_the_same_bits():
 @pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_lanes_on_eight_devices_are_those_on_one(axis_type):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type,) * 2)
-    kwargs = {"trials": 40, "lanes": 16, "keep_best": 3, "policy": sweep.asha(first=5)}
-    one, many = run(RATE, **kwargs), run(RATE, mesh=mesh, **kwargs)
+    kwargs = {"trials": 40, "seeds": 3, "keep_best": 3, "policy": sweep.asha(first=5)}
+    many = run(RATE, mesh=mesh, lanes=20, **kwargs)
+    assert many.lane_steps % (24 * 5) == 0  # on 8 devices, 8 trials of 3 lanes
+    one = run(RATE, lanes=24, **kwargs)
     np.testing.assert_allclose(many.scores, one.scores, rtol=1e-4)
     np.testing.assert_array_equal(many.status, one.status)
     assert many.kept.keys() == one.kept.keys()
-    padded = run(RATE, mesh=mesh, **kwargs | {"lanes": 20, "seeds": 3})
-    assert padded.lane_steps % (24 * 5) == 0  # on 8 devices, 8 trials of 3 lanes
-    together = run(RATE, **kwargs | {"lanes": 24, "seeds": 3})
-    np.testing.assert_allclose(padded.scores, together.scores, rtol=1e-4)
 
 
 def test_paused_trials_go_on_where_they_were():
@@ -591,13 +611,14 @@ def test_paused_trials_go_on_where_they_were():
 
 
 def test_confirmed_trials_are_scored_on_fresh_seeds():
-    result = run(RATE, trials=9, confirm=sweep.Confirm(top=3, seeds=2), keep_best=2)
+    result = run(RATE, trials=9, lanes=8, confirm=sweep.Confirm(top=3, seeds=2), keep_best=2)
     confirmed = np.flatnonzero(np.isfinite(result.confirmed).all(1))
-    plain = run(RATE, trials=9)
+    plain = run(RATE, trials=9, lanes=8)
     assert set(confirmed) == set(plain.order()[:3])
     for i in confirmed:
-        member, tx = result.trial(i), optax.adam(result.points[i]["learning_rate"])
-        fresh = [evaluate(alone(tx, 20, seed))["distance"] for seed in (1, 2)]
+        member = result.trial(i)
+        params = [alone(optax.adam, member.values, 20, seed) for seed in (1, 2)]
+        fresh = [evaluate(x)["distance"] for x in params]
         np.testing.assert_allclose(result.confirmed[i], fresh, rtol=2e-4)
         np.testing.assert_allclose(member.score, np.mean(fresh), rtol=2e-4)
     assert list(result.order()[:3]) == sorted(confirmed, key=lambda i: result.trial(i).score)
@@ -627,11 +648,11 @@ def test_metrics_and_scores_have_names_of_their_own():
         return loss(params, batch), {"steps": 7.0}
 
     space = {"learning_rate": [0.01]}
-    result = run(space, sweep.Task(init, counted, data=(X, Y)), search=sweep.grid())
-    plain = run(space, sweep.Task(init, loss, data=(X, Y)), search=sweep.grid())
+    result = run(space, sweep.Task(START, counted, data=(X, Y)), search=sweep.grid())
+    plain = run(space, sweep.Task(START, loss, data=(X, Y)), search=sweep.grid())
     np.testing.assert_array_equal(result.curves["steps"], np.full((1, 4), 7.0))
     np.testing.assert_array_equal(result.scores, plain.scores)
-    twice = sweep.Task(init, counted, data=(X, Y), evaluate=lambda params: {"steps": 1.0})
+    twice = sweep.Task(START, counted, data=(X, Y), evaluate=lambda params: {"steps": 1.0})
     with pytest.raises(ValueError, match="no metric of the training has, found steps in both"):
         run(space, twice, search=sweep.grid())
 
@@ -650,6 +671,7 @@ def test_a_population_copies_its_best_and_its_optimizer_is_its_line():
     """Of 8 members, half of them hopeless; the best's line trained alone comes to its params."""
     result = run(
         {"learning_rate": sweep.LogUniform(1e-7, 0.1)},
+        STILL,
         trials=8,
         optimizer=optfn.momentum,
         policy=sweep.pbt(every=5),
@@ -661,18 +683,16 @@ def test_a_population_copies_its_best_and_its_optimizer_is_its_line():
     rates = {step: point["learning_rate"] for step, point in best.hyperparameter_history}
     boundaries = sorted(rates)
 
-    def schedule(count):
-        rate = jnp.float32(rates[0])
-        for step in boundaries[1:]:
-            rate = jnp.where(count >= step, rates[step], rate)
-        return rate
+    def line(rates):
+        def schedule(count):
+            rate = rates[0]
+            for step in boundaries[1:]:
+                rate = jnp.where(count >= step, rates[step], rate)
+            return rate
 
-    close(
-        best.params,
-        alone(
-            optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(schedule)), 20
-        ),
-    )
+        return optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(schedule))
+
+    close(best.params, alone(line, {"rates": rates}, 20, batches=EVERY, params=START))
     scheduled = optfn.hyperparameters(best.optimizer, best.optimizer.init(best.params))
     np.testing.assert_allclose(scheduled["learning_rate"], rates[0])
 
@@ -697,22 +717,22 @@ def test_a_population_has_all_its_members_in_lanes():
 
 
 def test_memory_bounds_the_lanes():
-    big = sweep.Task(init, loss, data=(X, Y), batch_size=BATCH, **SCORED)
     bound = {"trials": 64, "lanes": 64, "max_bytes": 30_000}
-    result = run(RATE, big, **bound)
+    result = run(RATE, STILL, **bound)
     lanes = result.plan.lanes
     assert 8 <= lanes < 64
     with pytest.raises(ValueError, match=r"max_bytes=\.\.\.. must be at least \d+, which 8 lanes"):
-        run(RATE, big, **bound | {"max_bytes": 100})
+        run(RATE, STILL, **bound | {"max_bytes": 100})
 
 
 def test_idle_lanes_are_left_behind_where_that_pays(monkeypatch):
     """By a clock to which compiling is free; the scores stay as they are."""
     ticks = iter(range(10**6))
     kwargs = {"trials": 40, "lanes": 32, "keep_best": 4}
-    whole = run(RATE, **kwargs)
+    task = sweep.Task(START, loss, **BATCHES, **SCORED)
+    whole = run(RATE, task, **kwargs)
     monkeypatch.setattr("optfn.sweep.executor.time.perf_counter", lambda: 10.0 * next(ticks))
-    compacted = run(RATE, **kwargs)
+    compacted = run(RATE, task, **kwargs)
     same(compacted, whole)
     assert compacted.lane_steps == 20 * 32 + 20 * 16 < whole.lane_steps
 
@@ -739,7 +759,7 @@ def test_several_optimizers_are_compared():
 def test_lanes_on_a_mesh_do_not_talk_to_each_other():
     mesh = jax.make_mesh((8,), ("lanes",))
     scheduler = Scheduler(
-        run(RATE, trials=8, lanes=8, mesh=mesh).plan,
+        Plan(TASK, optfn.adam, as_space(RATE), 20, 5, 8, 0, math.inf, mesh),
         session=sweep.random().start(RATE, 8, 0),
         policy=sweep.run_all(),
         seeds_of=lambda number: (0,),
@@ -814,7 +834,7 @@ BAD_RUNS = {
         "optimizer": lambda learning_rate: 3
     },
     "the task's score 'd' is none of those there are: loss": {
-        "task": sweep.Task(init, loss, data=(X, Y), minimize="d")
+        "task": sweep.Task(START, loss, data=(X, Y), minimize="d")
     },
     "Task(loss=...) must give scalars, found 'loss' with shape (64,)": {
         "task": sweep.Task(init, lambda params, batch: batch[1] * params["b"], data=(X, Y))
@@ -859,7 +879,7 @@ def test_an_error_of_the_optimizer_names_the_trial():
 
 def test_a_refined_space_holds_the_best_and_is_smaller():
     space = RATE | {"b1": [0.5, 0.9, 0.99], "b2": 0.999}
-    result = run(space, trials=30)
+    result = run(space, trials=30, lanes=8)
     best, few = result.top(5), result.refined_space(5)
     assert list(few) == list(space) and few["b2"] == sweep.Fixed(0.999)
     assert set(few["b1"].options) == {member.values["b1"] for member in best}
@@ -867,7 +887,7 @@ def test_a_refined_space_holds_the_best_and_is_smaller():
     part = few["learning_rate"]
     assert part.low <= min(rates) and max(rates) <= part.high
     assert part.low > RATES.low and part.high <= np.float32(RATES.high)
-    again = run(few, trials=30)
+    again = run(few, trials=30, lanes=8)
     assert np.median(again.losses) < np.median(result.losses)
     with pytest.raises(ValueError, match="needs two or more trials with a finite score, found 1"):
         result.refined_space(1)
@@ -877,7 +897,7 @@ def test_the_best_of_optimizers_with_arrays_is_as_it_was_made():
     def stairs(by):
         return optfn.sgd(schedules.piecewise_constant(by * jnp.asarray([1.0, 0.5, 0.1]), (5, 10)))
 
-    result = run({"by": [0.1, 0.2]}, optimizer=stairs, search=sweep.grid(), mode="map")
+    result = run({"by": [0.1, 0.2]}, STILL, stairs, search=sweep.grid(), mode="map")
     best = result.best()
     wanted = stairs(best.values["by"])
     assert jax.tree.structure(best.optimizer) == jax.tree.structure(wanted)
