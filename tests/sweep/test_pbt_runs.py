@@ -21,11 +21,11 @@ def height(params):
 
 
 def noisy(params, batch, *, key):
-    return height(params) + 0.1 * jnp.dot(jax.random.normal(key, (2,)), params)
+    return height(params) + 0.2 * jnp.dot(jax.random.uniform(key, (2,)) - 0.5, params)
 
 
 TASK = sweep.Task(
-    lambda key: 1 + 0.1 * jax.random.normal(key, (2,)),
+    np.float32([1.1, 0.9]),
     noisy,
     evaluate=lambda params: {"height": height(params)},
     minimize="height",
@@ -33,7 +33,8 @@ TASK = sweep.Task(
 
 
 def run(factory, space, mode="vmap", **kwargs):
-    return sweep.run(TASK, factory, space, steps=60, segment=5, mode=mode, max_loss=30.0, **kwargs)
+    kwargs = {"steps": 60, "segment": 5, "mode": mode, "max_loss": 30.0} | kwargs
+    return sweep.run(TASK, factory, space, **kwargs)
 
 
 def followed(line, name):
@@ -45,12 +46,13 @@ def followed(line, name):
 
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_a_member_is_the_run_by_the_schedule_it_found(mode):
-    population = run(optfn.adam, SPACE, mode, trials=8, policy=sweep.pbt(every=10), seeds=2)
+    kwargs = {"seeds": 2, "steps": 30}
+    population = run(optfn.adam, SPACE, mode, trials=8, policy=sweep.pbt(every=5), **kwargs)
     best = population.best()
     line = population.hyperparameter_history[best.trial]
     assert len(line) > 1
     tx = optfn.adam(**{name: followed(line, name) for name in SPACE})
-    alone = run(lambda: tx, {}, mode, trials=1, policy=sweep.run_all(), seeds=2)
+    alone = run(lambda: tx, {}, mode, trials=1, policy=sweep.run_all(), **kwargs)
     # The reading of the schedules is exact, but makes it another program, which rounds otherwise.
     np.testing.assert_allclose(alone.scores[0], population.scores[best.trial], rtol=2e-6)
 
@@ -90,7 +92,7 @@ def test_the_best_optimizer_alone_comes_to_the_score_that_was_found(factory, spa
     population = run(factory, space, trials=8, policy=sweep.pbt(every=10), keep_best=8)
     copied = [member for member in population.top(8) if len(member.hyperparameter_history) > 1]
     assert len(copied) >= 4
-    for member in copied[:3]:
+    for member in copied[:2]:
         alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
         again = population.rerun(member.trial)
         # The same operations, compiled with other neighbours.
@@ -122,9 +124,9 @@ def test_the_numbers_of_the_best_optimizer_are_those_of_the_step():
 
 def test_confirmation_trains_the_line():
     settings = {"trials": 8, "policy": sweep.pbt(every=10), "keep_best": 8}
-    found = run(optfn.adam, SPACE, confirm=sweep.Confirm(top=3, seeds=2), **settings)
-    assert any(len(member.hyperparameter_history) > 1 for member in found.top(3))
-    for member in found.top(3):
+    found = run(optfn.adam, SPACE, confirm=sweep.Confirm(top=2, seeds=2), **settings)
+    assert any(len(member.hyperparameter_history) > 1 for member in found.top(2))
+    for member in found.top(2):
         alone = run(lambda member=member: member.optimizer, {}, trials=1, policy=sweep.run_all())
         fresh = alone.rerun(0, seeds=[1, 2])
         np.testing.assert_allclose(fresh.score, member.score, rtol=1e-4)

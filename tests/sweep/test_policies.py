@@ -441,9 +441,9 @@ def asked_directly(pruner, run, trials):
 @pytest.mark.parametrize("sign", [1, -1], ids=["minimize", "maximize"])
 @pytest.mark.parametrize("name", PRUNERS)
 def test_optunas_pruners_answer_as_in_optuna(name, sign):
-    curves, policy = random_curves(4, 40, 12, diverging=0.15), from_optuna(PRUNERS[name]())
+    curves, policy = random_curves(4, 20, 12, diverging=0.15), from_optuna(PRUNERS[name]())
     run = sweep(policy, curves, lanes=7, segment=10, sign=sign)
-    assert run.stood == asked_directly(PRUNERS[name](), run, 40)
+    assert run.stood == asked_directly(PRUNERS[name](), run, 20)
     stopped = [v is STOP for stood in run.stood for v in stood.values()]
     assert 0 < sum(stopped) < len(stopped)
     rng = np.random.default_rng(0)
