@@ -25,40 +25,65 @@ def spectrum(problem, params):
     return np.linalg.eigvalsh(hessian(problem, params))
 
 
-@functools.cache
+_STARTS = {}
+
+
 def starts(problem):
     """For 64 keys, in float32: the starts, their values, and the losses and gradients there."""
+    if problem not in _STARTS:
+        prepare_starts([problem])
+    return _STARTS[problem]
 
-    @jax.jit
-    @jax.vmap
-    def evaluate(params, key):
-        return problem.value(params), *jax.value_and_grad(problem.loss)(params, key)
 
+def prepare_starts(problems):
+    """Computes the starts of many problems in one program, which compiles faster than many."""
     with jax.enable_x64(False):
         keys = jax.random.split(jax.random.key(0), 64)
         # Inside the other program the compiler would compute them twice, and round them otherwise.
-        params = jax.jit(jax.vmap(problem.init))(keys)
-        return params, *evaluate(params, keys)
+        params = jax.jit(lambda keys: [jax.vmap(problem.init)(keys) for problem in problems])(keys)
+
+        def evaluate(problem, params, key):
+            return problem.value(params), *jax.value_and_grad(problem.loss)(params, key)
+
+        @jax.jit
+        def evaluate_all(params, keys):
+            every = zip(problems, params, strict=True)
+            return [jax.vmap(functools.partial(evaluate, p))(x, keys) for p, x in every]
+
+        found = jax.device_get((params, evaluate_all(params, keys)))
+    for problem, start, rest in zip(problems, *found, strict=True):
+        _STARTS[problem] = start, *rest
 
 
 def negate(problem, optimizer, steps, seeds=8):
     """Noiseless values, of shape (seeds, steps), after every step down the loss in float32."""
+    (values,) = negate_all([(problem, optimizer, steps)], seeds)
+    return values
 
-    @jax.jit
-    @jax.vmap
-    def run(params, key):
+
+def negate_all(runs, seeds=8):
+    """The same of each problem, optimizer and steps, all in one program."""
+
+    def run(problem, optimizer, steps, params, key):
         def step(carry, count):
             params, state = carry
-            grads = jax.grad(problem.loss)(params, jax.random.fold_in(key, count))
+            # Where there is no noise, do not compile what nobody reads.
+            own = key if problem.noisy is None else jax.random.fold_in(key, count)
+            grads = jax.grad(problem.loss)(params, own)
             updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
             return (params, state), problem.value(params)
 
         return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[1]
 
-    keys = jax.random.split(jax.random.key(1), 64)
-    params = starts(problem)[0]
-    return np.asarray(run(*jax.tree.map(lambda leaf: leaf[:seeds], (params, keys))))
+    @jax.jit
+    def run_all(params, keys):
+        every = zip(runs, params, strict=True)
+        return [jax.vmap(functools.partial(run, *one))(x, keys) for one, x in every]
+
+    keys = jax.random.split(jax.random.key(1), 64)[:seeds]
+    params = [jax.tree.map(lambda leaf: leaf[:seeds], starts(run[0])[0]) for run in runs]
+    return jax.device_get(run_all(params, keys))
 
 
 def draw(problem, params, draws=10_000):
