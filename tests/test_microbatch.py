@@ -39,7 +39,8 @@ def plain_loss(params, batch):
     return loss(params, batch)[0]
 
 
-value_and_grad = jax.value_and_grad(loss, has_aux=True)
+value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+plain_grad = jax.jit(jax.grad(plain_loss))
 EACH = (("mean", {"predicted": "concat", "positive": "sum"}), "mean")
 
 
@@ -64,7 +65,7 @@ def test_a_gradient_is_that_of_the_whole_batch(size, transform, x64):
 def test_a_mean_is_the_default():
     """optax's is a sum, which makes gradients and a loss larger by the number of micro-batches."""
     params, batch = in_dtype(PARAMS, jnp.float32), in_dtype(BATCH, jnp.float32)
-    grad = jax.value_and_grad(plain_loss)
+    grad = jax.jit(jax.value_and_grad(plain_loss))
     expected = grad(params, batch)
     close(microbatch(grad, 1, 3)(params, batch), expected, rtol=1e-5, atol=1e-7)
     theirs = optax.microbatch(grad, 1, 3)(params, batch)
@@ -74,11 +75,12 @@ def test_a_mean_is_the_default():
 @pytest.mark.parametrize("size", [2, 6])
 @pytest.mark.parametrize("name", ["mean", "sum", "concat"])
 def test_results_are_those_of_optax(name, size):
-    fun = {
+    functions = {
         "mean": lambda a, b: (jnp.mean(a * b), {"k": a.mean(0)}),
         "sum": lambda a, b: (jnp.sum(a * b), {"k": a.sum(0)}),
         "concat": lambda a, b: (a * b, {"k": a}),
-    }[name]
+    }
+    fun = jax.jit(functions[name])
     a, b = (jnp.asarray(RNG.normal(size=(ROWS, 2)), jnp.float32) for _ in range(2))
     found = microbatch(fun, (0, 1), size, name)(a, b)
     theirs = optax.microbatch(fun, (0, 1), size, AccumulationType[name.upper()])(a, b)
@@ -93,15 +95,17 @@ def test_none_for_a_size_is_the_function_itself():
 def test_it_keeps_name_and_text_of_the_function():
     wrapped = microbatch(loss, 1, 3)
     assert (wrapped.__name__, wrapped.__doc__) == (loss.__name__, loss.__doc__)
-    microbatch(partial(loss, PARAMS), 0, 3, ("mean", {"predicted": "concat", "positive": "sum"}))(
-        BATCH
-    )
+    params = in_dtype(PARAMS, jnp.float32)
+    microbatch(
+        partial(jax.jit(loss), params), 0, 3, ("mean", {"predicted": "concat", "positive": "sum"})
+    )(BATCH)
 
 
 def test_arguments_by_position_by_name_and_along_other_axes():
     a = jnp.asarray(RNG.normal(size=(ROWS, 4, 5)), jnp.float32)
     b = a.transpose(1, 0, 2)
 
+    @jax.jit
     def fun(a, b):
         return jnp.einsum("nij,knj->ik", a, b)
 
@@ -134,7 +138,7 @@ def test_rows_may_be_keys_and_an_argument_may_hold_anything():
 def test_gradients_of_integers_are_handed_on():
     params = {"w": jnp.ones(3), "table": jnp.arange(4)}
     batch = jnp.asarray(BATCH["x"], jnp.float32)
-    grad = jax.grad(lambda p, x: jnp.mean((x @ p["w"]) ** 2), allow_int=True)
+    grad = jax.jit(jax.grad(lambda p, x: jnp.mean((x @ p["w"]) ** 2), allow_int=True))
     found = microbatch(grad, 1, 3)(params, batch)
     expected = grad(params, batch)
     np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5)
@@ -162,22 +166,28 @@ def test_low_precision_is_summed_in_float32(dtype, accumulator):
 # Batches that are filled up.
 
 
+@jax.jit
+def evaluate_first(params, batch, real):
+    return microbatch(value_and_grad, 1, 3, EACH, num_real_microbatches=real)(params, batch)
+
+
 @pytest.mark.parametrize("real", [0, 1, 3, 4])
 @pytest.mark.parametrize("traced", [True, False])
 def test_only_the_first_rows_count(real, traced):
     size = 3
     params, batch = in_dtype(PARAMS, jnp.float32), in_dtype(BATCH, jnp.float32)
-    filled = jax.tree.map(lambda x: x.at[real * size :].set(jnp.nan), batch)
-
-    def evaluate(real):
-        return microbatch(value_and_grad, 1, size, EACH, num_real_microbatches=real)(params, filled)
-
-    (value, aux), grads = jax.jit(evaluate)(real) if traced else evaluate(real)
+    first = np.arange(ROWS) < real * size
+    filled = {
+        k: jnp.asarray(np.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan))
+        for k, x in batch.items()
+    }
+    evaluate = evaluate_first if traced else evaluate_first.__wrapped__
+    (value, aux), grads = jax.device_get(evaluate(params, filled, real))
     if real == 0:
         assert float(value) == 0
         assert all(not x.any() for x in jax.tree.leaves((aux, grads)))
         return
-    part = jax.tree.map(lambda x: x[: real * size], batch)
+    part = jax.tree.map(lambda x: np.asarray(x)[: real * size], batch)
     (expected, aux_expected), grads_expected = value_and_grad(params, part)
     close((value, grads), (expected, grads_expected), rtol=1e-5, atol=1e-7)
     assert aux["positive"] == aux_expected["positive"]
@@ -214,14 +224,14 @@ def test_gradients_go_through(real, x64):
     """By the params and by the batch, from outside."""
     params, batch = in_dtype(PARAMS, jnp.float64), in_dtype(BATCH, jnp.float64)
     rows = ROWS if real is None else real * 4
-    part = jax.tree.map(lambda x: x[:rows], batch)
-    expected = jax.grad(plain_loss, (0, 1))(params, part)
+    part = jax.tree.map(lambda x: np.asarray(x)[:rows], batch)
+    expected = jax.jit(jax.grad(plain_loss, (0, 1)))(params, part)
 
     @jax.jit
     def total(params, batch, real):
         return microbatch(plain_loss, 1, 4, num_real_microbatches=real)(params, batch)
 
-    by_params, by_batch = jax.grad(total, (0, 1))(params, batch, real)
+    by_params, by_batch = jax.device_get(jax.jit(jax.grad(total, (0, 1)))(params, batch, real))
     close(by_params, expected[0], rtol=1e-12, atol=1e-14)
     for name, x in by_batch.items():
         np.testing.assert_allclose(x[:rows], expected[1][name], rtol=1e-12, atol=1e-14)
@@ -231,10 +241,10 @@ def test_gradients_go_through(real, x64):
 def test_vmap_over_batches_and_over_the_number():
     params = in_dtype(PARAMS, jnp.float32)
     many = jax.tree.map(lambda x: jnp.asarray(np.stack([x, 2 * x]), jnp.float32), BATCH)
-    micro = microbatch(jax.grad(plain_loss), 1, 3)
-    found = jax.vmap(micro, (None, 0))(params, many)
+    micro = microbatch(plain_grad, 1, 3)
+    found = jax.device_get(jax.jit(jax.vmap(micro, (None, 0)))(params, many))
     for i in range(2):
-        expected = jax.grad(plain_loss)(params, jax.tree.map(lambda x, i=i: x[i], many))
+        expected = plain_grad(params, jax.tree.map(lambda x, i=i: np.asarray(x)[i], many))
         close(jax.tree.map(lambda x, i=i: x[i], found), expected, rtol=1e-5, atol=1e-6)
     rows = jnp.arange(6.0)
     sums = jax.vmap(lambda n: microbatch(jnp.sum, 0, 2, "sum", num_real_microbatches=n)(rows))(
