@@ -116,9 +116,11 @@ EMPTY = [
     schedules.per_epoch(schedules.inverse_time(0.0, 0.0), 1),
 ]
 
-# Every step of the cases, and some far after their end.
+# Every step of the cases, and some far after their end. Always as many, since another number of
+# steps is another program.
 STEPS = np.array([*range(61), 100, 1000, 10_000])
-LAST_STEP = 2**31 - 1
+EDGES_OF_OPTAX = np.array([*range(55), 84, 85, 86, 98, 99, 100, 101, 102, 200])
+TO_THE_LAST_STEP = np.where(STEPS == 100, 2**31 - 1, STEPS)
 
 
 def by_schedule(cases):
@@ -128,8 +130,15 @@ def by_schedule(cases):
 each = by_schedule(CASES)
 each_with_empty = by_schedule(CASES + EMPTY)
 
+
 # The schedule is an argument: one compilation for all that are built alike.
-values = jax.jit(jax.vmap(lambda schedule, step: schedule(step), (None, 0)))
+@jax.jit
+def values(schedule, steps):
+    values.traces += 1
+    return jax.vmap(schedule)(steps)
+
+
+values.traces = 0
 slopes = jax.jit(jax.vmap(jax.grad(lambda schedule, step: schedule(step)), (None, 0)))
 
 
@@ -169,10 +178,17 @@ def test_equals_the_oracle(schedule, x64):
     assert_equal_in_x64(values(schedule, STEPS), schedule)
 
 
+@pytest.fixture(scope="module")
+def constants():
+    """The values of schedules that are constants of a program: of one, to compile it once."""
+    schedules = {id(schedule): schedule for schedule in CASES + EMPTY}
+    return jax.jit(lambda steps: {i: jax.vmap(x)(steps) for i, x in schedules.items()})(STEPS)
+
+
 @each_with_empty
-def test_a_constant_of_the_program_equals_an_argument(schedule):
+def test_a_constant_of_the_program_equals_an_argument(schedule, constants):
     """Float32, where a compiler that divides by multiplying would show."""
-    closed_over = jax.jit(lambda steps: jax.vmap(schedule)(steps))(STEPS)
+    closed_over = constants[id(schedule)]
     one_by_one = jnp.stack([schedule(step) for step in STEPS[:60:20]])
     scale = abs(expected(schedule)).max()
     np.testing.assert_allclose(closed_over, values(schedule, STEPS), rtol=1e-6, atol=1e-6 * scale)
@@ -352,17 +368,29 @@ def written_here(name, arguments):
     return eval(optax_names.SCHEDULES[name], {"optfn": optfn, "numpy": np, **bound.arguments})
 
 
-def assert_equals_optax(schedule, peer):
-    """At all steps, to a few roundings: each rounds about four times, relative to its largest."""
-    steps = jnp.arange(100)
-    wanted = jax.jit(jax.vmap(lambda step: jnp.asarray(peer(step), float)))(steps)
+def values_of_optax(peers):
+    """Of all schedules in one program."""
+    vmapped = [jax.vmap(lambda step, peer=peer: jnp.asarray(peer(step), float)) for peer in peers]
+    return jax.jit(lambda steps: [values(steps) for values in vmapped])(EDGES_OF_OPTAX)
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """The values of each call of optax, by its name and the identity of its arguments."""
+    calls = [(name, arguments) for name, calls in IN_OPTAX.items() for arguments in calls]
+    found = values_of_optax(getattr(optax, name)(*arguments) for name, arguments in calls)
+    return {(n, id(arguments)): x for (n, arguments), x in zip(calls, found, strict=True)}
+
+
+def assert_equals_optax(schedule, wanted):
+    """Around every edge, to a few roundings: each has about four, relative to its largest."""
     atol = 8 * 2.0**-24 * abs(wanted).max()
-    np.testing.assert_allclose(values(schedule, steps), wanted, rtol=3e-6, atol=atol)
+    np.testing.assert_allclose(values(schedule, EDGES_OF_OPTAX), wanted, rtol=3e-6, atol=atol)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
-def test_what_the_table_says_equals_optax(name, arguments):
-    assert_equals_optax(written_here(name, arguments), getattr(optax, name)(*arguments))
+def test_what_the_table_says_equals_optax(name, arguments, peers):
+    assert_equals_optax(written_here(name, arguments), peers[name, id(arguments)])
 
 
 # Where the name alone changes; of one that is no single schedule here, the one it is mistaken for.
@@ -385,8 +413,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
-def test_a_call_by_position_is_right_or_raises(name, arguments):
-    peer = getattr(optax, name)(*arguments)
+def test_a_call_by_position_is_right_or_raises(name, arguments, peers):
     for here in RENAMED[name]:
         try:
             schedule = getattr(schedules, here)(*arguments)
@@ -396,7 +423,7 @@ def test_a_call_by_position_is_right_or_raises(name, arguments):
             told = here != "warmup_linear"
             assert not told or optax_names.SCHEDULES[name] in str(error), error
         else:
-            assert_equals_optax(schedule, peer)
+            assert_equals_optax(schedule, peers[name, id(arguments)])
 
 
 def test_what_is_right_by_position_is_not_refused():
@@ -437,7 +464,8 @@ def test_cycles_of_sgdr_by_a_rule_are_cosine_restarts():
     schedule = schedules.cosine_restarts(
         0.2, 9, end_value=0.01, steps_factor=2.0, value_factor=0.5, warmup_steps=3
     )
-    assert_equals_optax(schedule, peer)
+    (wanted,) = values_of_optax([peer])
+    assert_equals_optax(schedule, wanted)
 
 
 @pytest.mark.parametrize("anneal", ["cosine", "linear"])
@@ -492,18 +520,12 @@ def test_vmap_over_the_arguments_equals_a_loop(schedule, x64):
 
 @each
 def test_one_program_serves_every_value(schedule):
-    traces = 0
-
-    @jax.jit
-    def value(schedule, step):
-        nonlocal traces
-        traces += 1
-        return schedule(step)
-
+    values(schedule, STEPS)
+    traces = values.traces
     for factor in (1, 1.05, 1.1):
         other = jax.tree.map(lambda x: factor * x, schedule)  # noqa: B023
-        np.testing.assert_allclose(value(other, 3), other(3), rtol=1e-6)
-    assert traces == 1
+        np.testing.assert_allclose(values(other, STEPS)[3], other(3), rtol=1e-6)
+    assert values.traces == traces
 
 
 @each
@@ -538,7 +560,7 @@ def test_arguments_of_any_dtype_are_computed_with_in_float32(dtype):
     ):
         narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), schedule)
         np.testing.assert_array_equal(values(narrow, STEPS), values(schedule, STEPS))
-        assert narrow(3).dtype == jnp.float32
+        assert jax.eval_shape(narrow, 3).dtype == jnp.float32
 
 
 # Where the formula says 0 / 0, any number will do.
@@ -552,7 +574,7 @@ UNDEFINED = [
 
 @by_schedule(CASES + EMPTY + UNDEFINED)
 def test_values_and_derivatives_are_finite_everywhere(schedule):
-    steps = np.append(STEPS, LAST_STEP)
+    steps = TO_THE_LAST_STEP
     paths, _ = jax.tree.flatten_with_path(slopes(schedule, steps))
     numbers = {"value": values(schedule, steps)}
     numbers |= {f"derivative by {jax.tree_util.keystr(path)}": slope for path, slope in paths}
@@ -564,7 +586,7 @@ def test_a_part_that_is_over_does_not_spoil_derivatives():
     """Long after its end, a growing part of a join has overflowed."""
     find_rate = schedules.exponential(1e-5, 1, 10.0)
     schedule = schedules.join((find_rate, schedules.constant(0.1)), (5,))
-    slope = jax.grad(lambda schedule: schedule(1000))(schedule)
+    slope = jax.jit(jax.grad(lambda schedule: schedule(1000)))(schedule)
     np.testing.assert_array_equal(jax.tree.leaves(slope), [0, 0, 0, 0, 1, 0])
 
 
