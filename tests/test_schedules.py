@@ -135,11 +135,17 @@ each_with_empty = by_schedule(CASES + EMPTY)
 @jax.jit
 def values(schedule, steps):
     values.traces += 1
-    return jax.vmap(schedule)(steps)
+    return schedule(steps)
 
 
 values.traces = 0
-slopes = jax.jit(jax.vmap(jax.grad(lambda schedule, step: schedule(step)), (None, 0)))
+
+
+@jax.jit
+def slopes(schedule, steps):
+    """The derivatives at each step: those of a sum, by arguments that each step has of its own."""
+    own = jax.tree.map(lambda x: jnp.broadcast_to(x, steps.shape), schedule)
+    return jax.grad(lambda schedule: schedule(steps).sum())(own)
 
 
 def oracle_of(schedule):
@@ -825,7 +831,7 @@ def test_compositions_equal_their_oracles(schedule):
 
 @everywhere
 @hypothesis.given(
-    period=st.integers(1, 300),
+    period=st.integers(1, 150),
     factor=st.one_of(st.just(1.0), st.floats(1.001, 4.0)),
     value_factor=st.floats(0.0, 1.5),
     end=shares,
@@ -834,7 +840,7 @@ def test_compositions_equal_their_oracles(schedule):
 def test_cosine_restarts_where_its_oracle_does(period, factor, value_factor, end, warmup):
     """At every step. A start that falls on half a step may be rounded either way."""
     start, length = 0.0, float(period)
-    while start < 600:
+    while start < 300:
         hypothesis.assume(abs(start % 1 - 0.5) > 1e-9)
         start, length = start + length, length * factor
     schedule = schedules.cosine_restarts(
@@ -846,7 +852,7 @@ def test_cosine_restarts_where_its_oracle_does(period, factor, value_factor, end
         warmup_steps=warmup,
     )
     with jax.enable_x64(True):
-        steps = np.arange(600)
+        steps = np.arange(300)
         found, wanted = values(schedule, steps), expected(schedule, steps)
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
