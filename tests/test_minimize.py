@@ -13,6 +13,7 @@ import optfn
 from optfn import Status
 
 START = jnp.asarray([-1.2, 1.0])
+value, slope = jax.jit(rosenbrock), jax.jit(jax.grad(rosenbrock))
 
 
 def scipy_s(f, x0):
@@ -33,7 +34,7 @@ def test_it_finds_scipy_s_minimum_with_as_many_evaluations(n, x64):
     assert result.converged
     assert result.grad_norm <= 1e-8
     np.testing.assert_allclose(result.x, theirs.x, atol=1e-7)
-    np.testing.assert_allclose(jax.grad(rosenbrock)(result.x), 0, atol=2e-8)
+    np.testing.assert_allclose(slope(result.x), 0, atol=2e-8)
     assert result.evaluations.value <= 1.1 * theirs.nfev
     assert result.evaluations.grad == result.evaluations.value
 
@@ -85,9 +86,9 @@ def test_evaluations_are_those_that_happen():
         result = optfn.minimize(f, START, tx, max_steps=7, tol=1e-3)
         jax.effects_barrier()
         assert tuple(map(int, result.evaluations)) == (calls["value"], calls["grad"]), tx
-        np.testing.assert_allclose(result.value, rosenbrock(result.x), rtol=1e-5)
+        np.testing.assert_allclose(result.value, value(result.x), rtol=1e-5)
         np.testing.assert_allclose(
-            result.grad_norm, abs(jax.grad(rosenbrock)(result.x)).max(), rtol=1e-4
+            result.grad_norm, abs(np.asarray(slope(result.x))).max(), rtol=1e-4
         )
 
 
