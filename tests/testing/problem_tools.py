@@ -9,15 +9,21 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 
+@functools.partial(jax.jit, static_argnames="problem")
 def gradient(problem, params):
     """Of the noiseless objective."""
-    return jax.jit(jax.grad(problem.value))(params)
+    return jax.grad(problem.value)(params)
 
 
 def hessian(problem, params):
     """Of the noiseless objective, as a matrix over all entries of the params."""
+    return np.asarray(_hessian(problem, params))
+
+
+@functools.partial(jax.jit, static_argnames="problem")
+def _hessian(problem, params):
     flat, unravel = ravel_pytree(params)
-    return np.asarray(jax.jit(jax.hessian(lambda x: problem.value(unravel(x))))(flat))
+    return jax.hessian(lambda x: problem.value(unravel(x)))(flat)
 
 
 def spectrum(problem, params):
