@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def measure_rate(shape: tuple[int, int], rounds: int) -> dict[str, list[float]]:
 def measure_training(layers: int, length: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of a whole training step of the example's transformer, with each optimizer."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-    import train_text
+    train_text = import_module("train_text")
 
     text = train_text.help_texts()
     model = train_text.Transformer(text.vocabulary, layers)
