@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.dtypes import compute_dtype
+from optfn.linalg.lapack import eigh, qr
 from optfn.linalg.orthogonal import adjoint
 
 
@@ -103,7 +104,7 @@ def _of_common_scale(a: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _eigenvectors(a: jax.Array) -> jax.Array:
-    return jnp.flip(jnp.linalg.eigh(a)[1], axis=-1)
+    return jnp.flip(eigh(a)[1], axis=-1)
 
 
 @_eigenvectors.defjvp
@@ -121,7 +122,7 @@ def _eigenvectors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.A
 @jax.custom_jvp
 def _orthonormal(x: jax.Array) -> jax.Array:
     """The orthogonal factor of square matrices."""
-    return jnp.linalg.qr(x)[0]
+    return qr(x)[0]
 
 
 @_orthonormal.defjvp

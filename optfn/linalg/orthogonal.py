@@ -12,6 +12,7 @@ from jax import lax
 from optfn.core.arguments import Argument
 from optfn.core.dtypes import compute_dtype, real_dtype
 from optfn.core.numerics import Norm, norms_along
+from optfn.linalg.lapack import svd
 
 Normalization = Literal["frobenius", "schatten4", "rows"]
 
@@ -277,6 +278,6 @@ def polar(x: jax.Array) -> jax.Array:
     if not x.size:
         return x
     wide = x.astype(compute_dtype(x.dtype))
-    u, s, vh = jnp.linalg.svd(_over(wide, norms_along((-2, -1), wide), 0), full_matrices=False)
+    u, s, vh = svd(_over(wide, norms_along((-2, -1), wide), 0))
     tiny = jnp.finfo(s.dtype).eps * max(x.shape[-2:]) * s[..., :1]
     return ((u * (s > tiny)[..., None, :]) @ vh).astype(x.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.dtypes import compute_dtype, real_dtype
+from optfn.linalg.lapack import eigh
 from optfn.linalg.orthogonal import adjoint
 
 
@@ -74,7 +75,7 @@ def _by_eigenvalues_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax
 
 def _roots_of_eigenvalues(a: jax.Array, p: jax.Array, eps: jax.Array) -> tuple:
     """The raised eigenvalues, the eigenvectors, and the inverse roots of the former."""
-    w, q = jnp.linalg.eigh(a, symmetrize_input=False)
+    w, q = eigh(a)
     least, most = w[..., :1], w[..., -1:]
     w = w - jnp.minimum(least, 0) + eps
     rounded = w.shape[-1] * jnp.finfo(w.dtype).eps * most

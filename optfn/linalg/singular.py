@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.numerics import norm_of
+from optfn.linalg.lapack import svd
 
 
 def leading_vectors(x: jax.Array, rank: int, like: jax.Array | None = None) -> jax.Array:
@@ -22,7 +23,7 @@ def leading_vectors(x: jax.Array, rank: int, like: jax.Array | None = None) -> j
         An array `[..., rows, rank]` with orthonormal columns.
     """
     x = jax.lax.stop_gradient(x)
-    u, _, _ = jnp.linalg.svd(x / norm_of(x).scale, full_matrices=False)
+    u, _, _ = svd(x / norm_of(x).scale)
     u = u[..., :rank]
     if like is None:
         return u

@@ -18,6 +18,7 @@ from optfn.core.placement import Along
 from optfn.core.randomness import key_at
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, orthogonalize, polynomials
+from optfn.linalg.lapack import qr
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrices import scale_by_matrix_shape
@@ -86,7 +87,7 @@ class scale_by_dion(Matrixwise):
         x = adjoint(m) if is_wide else m
         scale = norms_along((0, 1), x).scale
         x = x / scale
-        p, _ = jnp.linalg.qr(x @ slots.basis)
+        p, _ = qr(x @ slots.basis)
         r = adjoint(x) @ p
         q, basis = _normalized_columns(r, self.epsilon / scale, slots.basis)
         u, applied = p @ adjoint(q), p @ adjoint(r) * scale

@@ -21,6 +21,7 @@ from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.linalg import adjoint
+from optfn.linalg.lapack import eigh
 from optfn.optimizers.elementwise.sign import scale_by_sign
 from optfn.transforms.decay import decays
 from optfn.transforms.momentum import ema
@@ -110,7 +111,7 @@ def _identity(shape: tuple[int, int], dtype: Any) -> jax.Array:
 
 def _eigenvectors(factor: Any) -> Any:
     # Where eigenvalues coincide the eigenvectors are not differentiable.
-    return None if factor is None else lax.stop_gradient(jnp.linalg.eigh(factor)[1])
+    return None if factor is None else lax.stop_gradient(eigh(factor)[1])
 
 
 def _from_left(x: jax.Array, basis: Any, turned: Any = lambda q: q) -> jax.Array:
