@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.linalg import solve_triangular
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import partition
@@ -17,6 +16,7 @@ from optfn.core.matrix_axes import matrices
 from optfn.core.moments import full_like_real
 from optfn.core.numerics import norms_along
 from optfn.core.tree import PyTree
+from optfn.linalg.lapack import solve_adjoint
 from optfn.optimizers.matrix.kronecker import (
     UPDATE_PROBABILITY,
     Kronecker,
@@ -101,7 +101,7 @@ def _noisy(g: jax.Array, v: jax.Array) -> jax.Array:
 
 def _divided(q: jax.Array, x: jax.Array) -> jax.Array:
     """q^-H x."""
-    return x / q[:, None] if q.ndim == 1 else solve_triangular(q, x, trans="C")
+    return x / q[:, None] if q.ndim == 1 else solve_adjoint(q, x)
 
 
 def _fitted(q: jax.Array, a: jax.Array, b: jax.Array, rate: Any) -> jax.Array:
