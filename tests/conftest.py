@@ -25,15 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 TESTS = Path(__file__).parent
 # What `pytest -m oldest` runs, and alone imports: others need packages that ask for a newer jax.
 OLDEST = [TESTS / name for name in ("core", "interop", "testing/test_checks.py")]
-# What takes long and is not run by default, but by `pytest -m slow`: parts of the names of tests.
-SLOW = (
-    *("test_processes.py", "conformance.md-findings", "test_stage_passes", "test_whole_kit"),
-    *("test_sweep_of_digits", "test_sweep_of_text", "test_sweep_of_mnist", "test_digits_prints"),
-    *("test_accumulation_takes", "test_float16_trains", "test_log_has_a_row"),
-    *("test_lbfgs_reports", "test_sweep_reports", "test_sweep_ways", "test_step_time_names"),
-    *("test_every_optimizer_reports", "test_recompiles_counts", "test_problems_tells"),
-    *("test_flatten_reports", "test_problems_reports"),
-)
 
 
 def is_oldest(path: Path) -> bool:
@@ -46,16 +37,9 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def is_slow(item) -> bool:
-    reports = {"digits_run", "step_time_report", "sweep_report"}
-    return any(part in item.nodeid for part in SLOW) or not reports.isdisjoint(item.fixturenames)
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
-        if is_slow(item):
-            item.add_marker("slow")
-        elif is_oldest(item.path):
+        if is_oldest(item.path) and not item.get_closest_marker("slow"):
             item.add_marker("oldest")
 
 

@@ -171,18 +171,21 @@ def step_time_report():
     return run("step_time.py", "--quick", "--algorithms", "adam")
 
 
+@pytest.mark.slow
 def test_step_time_names_its_conditions(step_time_report):
     assert "`python benchmarks/step_time.py --quick --algorithms adam`" in step_time_report
     for part in ("Date: 20", "Python 3.", "jax ", "jaxlib ", "optax ", "optfn ", "cores"):
         assert part in step_time_report.split("## What fell short")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed over", "as data"])
 def test_step_time_reports_facts(step_time_report, how):
     (row,) = table(step_time_report, f"Compiled facts, hyperparameters {how}")
     assert matches(row, "tiny", "adam", COUNT, COUNT, COUNT, "pass|MISS|counter")
 
 
+@pytest.mark.slow
 def test_step_time_reports_seconds(step_time_report):
     (row,) = table(step_time_report, "Step time")
     assert matches(row, "tiny", "adam", NUMBER, NUMBER, JUDGED, JUDGED)
@@ -192,11 +195,13 @@ def test_step_time_reports_seconds(step_time_report):
     assert matches(row, "adam", *[NUMBER] * 6, JUDGED, JUDGED)
 
 
+@pytest.mark.slow
 def test_step_time_says_every_miss_first(step_time_report):
     short = step_time_report.split("## What fell short")[1].split("\n## ")[0]
     assert short.count("\n- ") == max(1, step_time_report.count("MISS"))
 
 
+@pytest.mark.slow
 def test_recompiles_counts_traces_and_compilations():
     """In optfn one trace whatever the form; in optax one for each rate, if it is closed over."""
     heading = "Traces / compilations / seconds"
@@ -219,6 +224,7 @@ def test_every_shared_optimizer_is_measured():
     assert shared - elsewhere == set(every_optimizer.OPTIMIZERS)
 
 
+@pytest.mark.slow
 def test_lbfgs_reports_evaluations_and_seconds():
     text = run("lbfgs.py", "--quick")
     (row,) = table(text, "Evaluations")
@@ -230,6 +236,7 @@ def test_lbfgs_reports_evaluations_and_seconds():
     assert matches(row, "beale", NUMBER, JUDGED, NUMBER, JUDGED)
 
 
+@pytest.mark.slow
 def test_every_optimizer_reports_steps_and_traces_and_their_means():
     text = run("every_optimizer.py", "--quick")
     rows = table(text, "Every optimizer")
@@ -242,6 +249,7 @@ def test_every_optimizer_reports_steps_and_traces_and_their_means():
 # The problems.
 
 
+@pytest.mark.slow
 def test_problems_tells_who_solves_what():
     """From every seed, at the best rate; and first who does not."""
     options = ("--optimizers", "sgd,polyak_sgd,sophia,schedule_free_sgd,dog")
@@ -276,6 +284,7 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
     assert functions - {"lbfgs"} - of_matrices == set(module.OPTIMIZERS)
 
 
+@pytest.mark.slow
 def test_flatten_reports_steps_traces_and_compilations():
     (row,) = table(run("flatten.py", "--quick"), "Flattened against plain")
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
@@ -289,6 +298,7 @@ def sweep_report():
     return run("sweep.py", "--quick")
 
 
+@pytest.mark.slow
 def test_sweep_reports_the_chain(sweep_report):
     rows = table(sweep_report, "The chain, width 8")
     assert [row[0] for row in rows] == [
@@ -301,6 +311,7 @@ def test_sweep_reports_the_chain(sweep_report):
     assert rows[0][2:] == ["1.00", "1.00"]
 
 
+@pytest.mark.slow
 def test_sweep_trains_the_same_every_way(sweep_report):
     """To the four digits that are shown."""
     rows = {row[0]: row for row in table(sweep_report, "Every way, width 8")}
@@ -312,6 +323,7 @@ def test_sweep_trains_the_same_every_way(sweep_report):
     assert rows["argument"][-2] == rows["lanes map"][-2] == "1.000"
 
 
+@pytest.mark.slow
 def test_sweep_compiles_nothing_for_another_seed(sweep_report):
     """With ASHA it may: to leave idle lanes behind is another program."""
     rows = {row[0]: row for row in table(sweep_report, "Every way, width 8")}
@@ -319,6 +331,7 @@ def test_sweep_compiles_nothing_for_another_seed(sweep_report):
     assert re.fullmatch(r"\d+ (pass|MISS)", rows["lanes map + ASHA"][6])
 
 
+@pytest.mark.slow
 def test_sweep_reports_quality_optimism_and_memory(sweep_report):
     rows = table(sweep_report, "Quality of ASHA, width 8")
     assert len(rows) == 4 and all(row[2] in ("pass", "MISS") for row in rows)
@@ -332,6 +345,7 @@ def test_sweep_reports_quality_optimism_and_memory(sweep_report):
     assert matches(few, "40", NUMBER, "") and matches(many, "80", NUMBER, JUDGED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fresh jit + Optuna", "injected + ASHA"])
 def test_sweep_ways_that_quick_leaves_out(name):
     """They too come to where the loop comes, with the same policy."""

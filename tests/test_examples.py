@@ -139,6 +139,7 @@ ROW = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_digits_prints_a_row_for_every_algorithm_and_rate(digits_run, digits):
     rows = [match.groupdict() for match in ROW.finditer(digits_run.stdout)]
     assert [(row["algorithm"], row["kind"]) for row in rows] == [
@@ -151,6 +152,7 @@ def test_digits_prints_a_row_for_every_algorithm_and_rate(digits_run, digits):
         assert 85 < float(row["accuracy"]) <= 100
 
 
+@pytest.mark.slow
 def test_digits_reports_progress_without_a_terminal(digits_run):
     rows = [match.groupdict() for match in ROW.finditer(digits_run.stdout)]
     lines = digits_run.stdout.splitlines()
@@ -160,6 +162,7 @@ def test_digits_reports_progress_without_a_terminal(digits_run):
     assert "\x1b" not in digits_run.stdout
 
 
+@pytest.mark.slow
 def test_digits_writes_its_figure_and_nothing_else(digits_run, digits):
     assert digits_run.written == {"here/figure.png"}
     check_drawn(digits_run.folder / "here/figure.png", *digits.COLORS.values())
@@ -258,6 +261,7 @@ WAY = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_steps_of_the_whole_batch_in_less_memory(tmp_path, ways):
     ran = run("accumulate_gradients", tmp_path, "--quick", "--output", "here/figure.png")
     rows = {row["way"]: row.groupdict() for row in WAY.finditer(ran.stdout)}
@@ -300,6 +304,7 @@ def float16():
     return load("train_float16")
 
 
+@pytest.mark.slow
 def test_float16_trains_with_a_scaled_loss_and_not_without(tmp_path, float16):
     ran = run("train_float16", tmp_path, "--quick", "--output", "here/figure.png")
     row = re.compile(r"^  (\S.*?) {2,}(\d+) +(\d\.\d{4}) +(\d+\.\d) +(\d+) +2\^(\d+)", re.M)
@@ -326,6 +331,7 @@ def test_float16_first_gradients_are_too_small_for_it(float16):
 # log_metrics
 
 
+@pytest.mark.slow
 def test_log_has_a_row_for_every_step_and_says_what_happened(tmp_path):
     ran = run("log_metrics", tmp_path, "--quick", "--output", "here/log.csv")
     assert ran.written == {"here/log.csv"}
@@ -557,6 +563,7 @@ def test_regression_finds_scipy_s_weights(tmp_path):
 # sweep_digits
 
 
+@pytest.mark.slow
 def test_sweep_of_digits_compares_six_optimizers_and_draws_them(tmp_path):
     done = run("sweep_digits", tmp_path, "--quick", "--output", "here/figure.png")
     head, *rows = done.stdout.splitlines()[:7]
@@ -573,6 +580,7 @@ def test_sweep_of_digits_compares_six_optimizers_and_draws_them(tmp_path):
 # sweep_flax_mnist
 
 
+@pytest.mark.slow
 def test_sweep_of_mnist_prints_the_best_and_draws_every_trial(tmp_path):
     done = run("sweep_flax_mnist", tmp_path, "--quick", "--output", "here/figure.png")
     head = "trial test_loss peak_rate warmup weight_decay steps status"
@@ -590,6 +598,7 @@ def test_sweep_of_mnist_prints_the_best_and_draws_every_trial(tmp_path):
 # sweep_text
 
 
+@pytest.mark.slow
 def test_sweep_of_text_finds_a_schedule(tmp_path):
     done = run("sweep_text", tmp_path, "--quick", "--output", "here/figure.png")
     population, searched = done.stdout.split("random search\n")

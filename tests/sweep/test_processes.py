@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sweep.problem import RATE, run
 
 from optfn import sweep
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import json, os, sys

@@ -73,6 +73,7 @@ def test_optimizer_passes(name, costly):
     _check_optimizer(name, costly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_whole_kit(name):
     _check_optimizer(name, {})
@@ -84,6 +85,7 @@ def _check_optimizer(name, costly):
     _check_all(name, outcome, costly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.STAGES)
 def test_stage_passes(name):
     skip = SKIPPED.get(name)
