@@ -45,7 +45,7 @@ TRAINING_LIMITS = {"soap": 3.0, "kl_soap": 3.0, "shampoo": 3.0}
 
 
 def optimizers(views: Any) -> dict[str, optfn.Transform]:
-    """Every matrix optimizer, refreshed at every tenth step where it refreshes."""
+    """AdamW and every matrix optimizer, refreshed at every tenth step where it refreshes."""
     ways: dict[str, dict] = {
         "shampoo": {"precondition_frequency": 10, "grafting": optfn.scale_by_adam()},
         "dion": {"rank_fraction": 0.25},
@@ -56,7 +56,10 @@ def optimizers(views: Any) -> dict[str, optfn.Transform]:
         *("muon", "normuon", "adamuon", "scion", "dion", "dion2", "soap", "kl_soap", "kl_shampoo"),
         *("shampoo", "splus", "kron", "psgd_pro", "galore", "apollo", "apollo_mini"),
     )
-    return {name: getattr(optfn, name)(1e-3, views=views, **ways.get(name, {})) for name in names}
+    of_matrices = {
+        name: getattr(optfn, name)(1e-3, views=views, **ways.get(name, {})) for name in names
+    }
+    return {"adamw": optfn.adamw(1e-3), **of_matrices}
 
 
 def variants() -> dict[str, Variant]:
@@ -145,7 +148,7 @@ def measure_training(layers: int, length: int, rounds: int) -> dict[str, list[fl
     text = train_text.help_texts()
     model = train_text.Transformer(text.vocabulary, layers)
     params = model.init(jax.random.key(0), jnp.zeros((1, train_text.CONTEXT), jnp.int32))
-    every = {"adamw": optfn.adamw(1e-3), **optimizers(train_text.VIEWS)}
+    every = optimizers(train_text.VIEWS)
 
     def timer(tx: optfn.Transform) -> Any:
         key = jax.random.key(1)
@@ -162,15 +165,6 @@ def measure_training(layers: int, length: int, rounds: int) -> dict[str, list[fl
         return run
 
     return interleaved({name: timer(tx) for name, tx in every.items()}, rounds)
-
-
-def state_bytes(tx: optfn.Transform, tree: str) -> float:
-    """Bytes of the state for each param."""
-    params = TREES[tree]()
-    state = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    return sum(x.size * x.dtype.itemsize for x in state) / sum(
-        x.size for x in jax.tree.leaves(params)
-    )
 
 
 def collectives() -> tuple[int, int]:
@@ -253,13 +247,13 @@ def main() -> None:
     layers, length = (1, 2) if args.quick else (3, 20)
     seconds = in_fresh_process(measure_training, layers, length, min(rounds, 5))
     tree = "tiny" if args.quick else "gpt2"
-    kept = {"adamw": optfn.adamw(1e-3), **optimizers(two_axes)}
+    kept = optimizers(two_axes)
     rows = []
     for name, each in seconds.items():
         share = ratio(seconds, name, "adamw")
         limit = 99.0 if args.quick else TRAINING_LIMITS.get(name, math.inf)
         verdict = report.judge(share <= limit, f"A step of {name}: {share:.2f}, not {limit}.")
-        size = f"{state_bytes(kept[name], tree):.2f}"
+        size = f"{optfn.summary(kept[name], TREES[tree]()).bytes_per_param:.2f}"
         rows.append(
             shown([name, f"{statistics.median(each) * 1e3:.3g}", f"{share:.2f} {verdict}", size])
         )
