@@ -17,12 +17,17 @@ from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
 from optfn.core.numerics import is_multiple, propagate_nan, whole
-from optfn.core.placement import Along
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.linalg import adjoint
 from optfn.linalg.lapack import eigh
 from optfn.optimizers.elementwise.sign import scale_by_sign
+from optfn.optimizers.matrix.rotation import (
+    along_sides,
+    rotated,
+    rotated_back,
+    zeros_of_length,
+)
 from optfn.transforms.decay import decays
 from optfn.transforms.momentum import ema
 
@@ -72,25 +77,16 @@ class scale_by_splus(Matrixwise):
     max_dim: int = static(default=10000, kw_only=True)
 
     def init_matrix(self, param):
-        sides = [(n, axis) for axis, n in enumerate(param.shape)]
-
-        def each(first):
-            return [
-                Along(first((n, n), param.dtype), (axis, None)) if n < self.max_dim else None
-                for n, axis in sides
-            ]
-
-        return Bases(jnp.zeros_like(param), *each(jnp.zeros), *each(_identity))
+        shorter = self.max_dim - 1
+        factors = along_sides(param, zeros_of_length, shorter)
+        return Bases(jnp.zeros_like(param), *factors, *along_sides(param, jnp.eye, shorter))
 
     def update_matrix(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)
-        left, right = slots.rows_basis, slots.columns_basis
-        signs = jnp.sign(_from_right(_from_left(mu, left, adjoint), right))
-        u = _from_right(_from_left(signs, left), right, adjoint)
+        bases = slots.rows_basis, slots.columns_basis
+        u = rotated_back(jnp.sign(rotated(mu, bases)), bases)
         factors = self._grown(slots.rows, g), self._grown(slots.columns, adjoint(g))
-        bases = refreshed(
-            self._is_due(t), lambda: tuple(map(_eigenvectors, factors)), (left, right)
-        )
+        bases = refreshed(self._is_due(t), lambda: tuple(map(_eigenvectors, factors)), bases)
         return propagate_nan(u, mu), Bases(mu, *factors, *bases)
 
     def _grown(self, factor: Any, g: jax.Array) -> Any:
@@ -105,21 +101,9 @@ class scale_by_splus(Matrixwise):
         return (now == 1) | is_multiple(now, self.inverse_every)
 
 
-def _identity(shape: tuple[int, int], dtype: Any) -> jax.Array:
-    return jnp.eye(*shape, dtype=dtype)
-
-
 def _eigenvectors(factor: Any) -> Any:
     # Where eigenvalues coincide the eigenvectors are not differentiable.
     return None if factor is None else lax.stop_gradient(eigh(factor)[1])
-
-
-def _from_left(x: jax.Array, basis: Any, turned: Any = lambda q: q) -> jax.Array:
-    return x if basis is None else turned(basis) @ x
-
-
-def _from_right(x: jax.Array, basis: Any, turned: Any = lambda q: q) -> jax.Array:
-    return x if basis is None else x @ turned(basis)
 
 
 class descend_by_sides(Leafwise):
