@@ -5,10 +5,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-# The tests compile thousands of programs and run each a few times: LLVM need not optimize them, as
-# that is most of the time of compiling. The examples run with the defaults.
+# The tests compile thousands of programs and run each a few times: LLVM need not optimize them, nor
+# be started for each of many parts of one, as that is most of the time of compiling. The examples
+# run with the defaults.
 flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if version("jaxlib").startswith("0.10."):
+flags.append("--xla_cpu_parallel_codegen_split_count=1")
+if version("jaxlib").startswith(("0.7.", "0.8.", "0.9.", "0.10.")):
     # Of its two code generators the default one takes twice as long; later versions have one alone,
     # which does not, and refuse the flag.
     flags.append("--xla_cpu_use_fusion_emitters=false")
