@@ -87,6 +87,17 @@ class Case:
         peer = OPTAX.get(self.algorithm) or in_optax(self.algorithm)
         return peer(**self._arguments("optax"))
 
+    def problem(self, largest: float = np.inf) -> tuple[dict, dict]:
+        """`problem` with gradients up to the case's or this size.
+
+        The real leaves are one where the rule is about single entries, which then are independent
+        of each other in it as in leaves of their own: that program is of half the size.
+        """
+        params, grads = problem(min(self.largest, largest), first_step_zero=self.first_step_zero)
+        if self.layerwise or self.treewise or self.extra_args or "mask" in self.options:
+            return params, grads
+        return in_one_leaf(params), in_one_leaf(grads)
+
     def oracle(self, params: dict, grads: dict) -> dict:
         """The params after each step."""
         arguments = self._arguments("oracle")
@@ -529,6 +540,12 @@ def problem(largest: float, *, first_step_zero: bool = False) -> tuple[dict, dic
         "complex": rng.uniform(-1, 1, size=4) + 1j * rng.uniform(-1, 1, size=4),
     }
     return params, grads
+
+
+def in_one_leaf(tree: dict) -> dict:
+    """The entries of all real leaves side by side, those of the ordinary one first."""
+    real = [x for x in tree.values() if not np.iscomplexobj(x)]
+    return {"real": np.concatenate(real, axis=-1), "complex": tree["complex"]}
 
 
 def run(tx, params, grads, extra_args=None):

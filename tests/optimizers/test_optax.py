@@ -42,7 +42,7 @@ def optax_path(case):
 
 
 def data_of(case):
-    params, grads = problem(min(case.largest, 1e6), first_step_zero=case.first_step_zero)
+    params, grads = case.problem(1e6)
     if case.optax_real:
         params, grads = real_leaves(params), real_leaves(grads)
     extra_args = {k: real_leaves(x) if case.optax_real else x for k, x in case.extra_args.items()}
