@@ -73,19 +73,20 @@ def _check_types(subject: Any, mesh: Any, specs: dict, split: tuple, how: str) -
     def grads_of(params):
         return jax.tree.map(lambda p, g: jax.sharding.reshard(0.1 * p, g.sharding), params, grads)
 
-    def step(params, state):
-        updates, state = subject.update(grads_of(params), state, params)
-        return (subject.moved(params, updates), state), updates
+    seen = []
 
-    def steps(params, state):
-        return jax.lax.scan(lambda carry, _: step(*carry), (params, state), length=2)
+    def step(carry, _):
+        params, state = carry
+        updates, state = subject.update(grads_of(params), state, params)
+        seen.append(jax.tree.map(jax.typeof, (updates, state)))
+        return (subject.moved(params, updates), state), None
 
     state = jax.eval_shape(subject.tx.init, like)
     try:
-        (_, after), updates = jax.eval_shape(step, params, state)
-        jax.eval_shape(steps, params, state)
+        jax.eval_shape(lambda *carry: jax.lax.scan(step, carry, length=2), params, state)
     except Exception as error:
         raise AssertionError(f"{how}: {type(error).__name__}: {error}") from error
+    updates, after = seen[0]
     for tree, expected, what in (
         (updates, params, "the update of"),
         (after, state, "after an update the state's"),
