@@ -25,7 +25,8 @@ from optfn.testing.checks import enable_x64
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TESTS = Path(__file__).parent
-# What `pytest -m oldest` runs, and alone imports: others need packages that ask for a newer jax.
+# What `pytest -m oldest` runs but for what is marked `newest` or `slow`, and alone imports: others
+# need packages that ask for a newer jax.
 OLDEST = [TESTS / name for name in ("core", "interop", "testing/test_checks.py")]
 
 
@@ -41,7 +42,8 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if is_oldest(item.path) and not item.get_closest_marker("slow"):
+        left_out = any(item.iter_markers("slow")) or any(item.iter_markers("newest"))
+        if is_oldest(item.path) and not left_out:
             item.add_marker("oldest")
 
 

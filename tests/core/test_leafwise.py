@@ -249,6 +249,7 @@ def program_of(tx, params, extra_args=None):
     return jax.make_jaxpr(subject.update)(params, state, params).jaxpr
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", cases.OPTIMIZERS | cases.STAGES)
 def test_with_x64_on_a_float32_update_is_not_wide(name, x64):
     tx = (cases.OPTIMIZERS | cases.STAGES)[name]

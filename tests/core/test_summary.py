@@ -36,6 +36,7 @@ def row(summary, path):
     return found
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", EVERY)
 def test_of_every_optimizer(name):
     tx, params = EVERY[name], example_params(jnp.bfloat16)

@@ -129,6 +129,7 @@ def everywhere(tx, named, step):
         yield from everywhere(inner.transform, inner.slots, inner.step)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_new_inner_slots_are_found_where_they_were_put(name):
     tx = cases.OPTIMIZERS[name]

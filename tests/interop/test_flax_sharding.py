@@ -42,6 +42,7 @@ def boxed_params():
     return Layer().init(jax.random.key(0), jnp.ones((1, 8)))["params"]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_every_state_has_a_spec_for_each_of_its_arrays(name, mesh):
     """What `nn.get_partition_spec` says fits the arrays, and one of a param's shape is its own."""

@@ -73,6 +73,7 @@ def test_a_tree_of_optimizers_can_be_cut_at_optaxs_type():
     assert jax.tree.leaves(tree, is_leaf=is_optimizer) == [tree["a"], tree["b"]]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", EVERY)
 def test_extra_args_that_it_does_not_declare_are_ignored(name):
     tx = EVERY[name]

@@ -45,9 +45,11 @@ COSTLY = (
 @pytest.fixture
 def costly(request, monkeypatch):
     """The checks to leave out for want of time, each with the reason."""
-    if request.config.option.markexpr == "oldest":
+    left_out = dict.fromkeys(COSTLY, "test_whole_kit runs it")
+    if request.config.option.markexpr == "oldest":  # in one dtype
         monkeypatch.setattr(checks, "DTYPES", {"float32": checks.DTYPES["float32"]})
-    return dict.fromkeys(COSTLY, "test_whole_kit runs it")
+        left_out["double_precision"] = "float32 is the one dtype"
+    return left_out
 
 
 # They are there for others: an optax transformation, a tree among the extra arguments, and a mesh.
