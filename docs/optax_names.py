@@ -36,6 +36,8 @@ NOT_HERE: dict[str, str] = dict.fromkeys(
 )
 NOT_HERE["mask_compatible_extra_args"] = "the kind of each extra argument is declared"
 
+_SEED = "`seed`, a number that can be swept; `key` by name, too, of a key or a number"
+
 # Arguments that only one of the two libraries has, and what optfn does.
 OTHER_ARGUMENTS = {
     "muon": (
@@ -69,10 +71,10 @@ OTHER_ARGUMENTS = {
         "hessian_diagonal_fn verbose print_win_rate_every_n_steps",
         "the estimator is a transform; nothing is printed",
     ),
-    "hutchinson_estimator_diag_hessian": ("random_seed", "a number, not a key"),
+    "hutchinson_estimator_diag_hessian": ("random_seed", "a number, or a key, which becomes one"),
     "global_norm": ("axis_name", "an addition, for arrays in parts inside `shard_map`"),
-    "noisy_sgd": ("key seed", "`seed`, a number that can be swept"),
-    "add_noise": ("key seed", "`seed`, a number that can be swept"),
+    "noisy_sgd": ("key seed", _SEED),
+    "add_noise": ("key seed", _SEED),
     "schedule_free": (
         "r keep_average",
         "`r`, where optax has `state_dtype`, is the power of t in the weights; `keep_average` is "
@@ -86,8 +88,8 @@ OTHER_ARGUMENTS = {
     "scale_by_backtracking_linesearch": ("verbose", "nothing is printed"),
     "freeze": (
         "transform",
-        "`freeze(mask)` of optax is a stage, `optfn.freeze(optfn.chain(), mask)`; around an "
-        "optimizer it also keeps no state for frozen leaves",
+        "`freeze(mask)` is optax's stage; around an optimizer it also keeps no state for frozen "
+        "leaves",
     ),
     "monitor": (
         "measures transform metrics norms",

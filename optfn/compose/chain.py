@@ -44,7 +44,7 @@ class chain(Transform):
         for stage, behind in pairwise(flat):
             check_not_last(stage, "chain(...)", behind.name or repr(behind))
         # Moments would be swapped on restore, and two stages would draw the same noise.
-        distinct = Counter(s.name for s in flat if s.stateful or getattr(s, "random", False))
+        distinct = Counter(s.name for s in flat if s.stateful or s.random)
         name, count = next(iter(distinct.most_common(1)), (None, 0))
         if count > 1:
             kind = "stateful" if any(s.stateful for s in flat if s.name == name) else "random"

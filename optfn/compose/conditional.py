@@ -1,13 +1,12 @@
 """Wrappers that run a transform at some steps only."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.interop import KNOWN_KINDS
+from optfn.compose.interop import KNOWN_KINDS, needed_by
 from optfn.core.control_flow import cond
 from optfn.core.data import child, static
 from optfn.core.slots import no_updates, zero_slot
@@ -44,7 +43,7 @@ class _Conditional(Transform):
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         declared = super().declared_extra_args()
         if self.forward_extra_args is True:
-            for name in _needed_by(self.should_transform_fn):
+            for name in needed_by(self.should_transform_fn, behind=1):
                 declared.setdefault(name, KNOWN_KINDS.get(name, "scalar"))
             return declared
         for name in self.forward_extra_args:
@@ -72,7 +71,7 @@ class _Conditional(Transform):
 
     def _runs(self, ctx: Context) -> jax.Array:
         names = self.forward_extra_args
-        names = ctx.extra_args if names is True else names
+        names = self.declared_extra_args() if names is True else names
         runs = jnp.asarray(
             self.should_transform_fn(ctx.step, **{k: ctx.extra_args[k] for k in names})
         )
@@ -85,16 +84,6 @@ class _Conditional(Transform):
 
     def _elsewhere(self, updates: PyTree) -> PyTree:
         raise NotImplementedError
-
-
-def _needed_by(function: Callable) -> list[str]:
-    """The arguments without defaults that a function of the step takes beside it."""
-    try:
-        _, *others = inspect.signature(function).parameters.values()
-    except ValueError:  # builtins may have no signature
-        return []
-    starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return [x.name for x in others if x.default is x.empty and x.kind not in starred]
 
 
 class conditionally_transform(_Conditional):

@@ -63,7 +63,7 @@ class flatten(Wrapper):
             return _pack(value, ctx.params) if kind == "tree" else value
 
         kinds = self.transform.declared_extra_args()
-        extra = {name: packs(kind, ctx.extra_args[name]) for name, kind in kinds.items()}
+        extra = {k: packs(kinds.get(k, ""), value) for k, value in ctx.extra_args.items()}
         inside = ctx._replace(params=_pack(ctx.params, ctx.params), extra_args=extra)
         vectors = _pack(updates, ctx.params)
         vectors, new = self.transform.apply_named(vectors, slots, inside)

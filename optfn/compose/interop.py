@@ -1,7 +1,7 @@
 """Conversion from and to optax: its transformations as stages, optfn optimizers in optax."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import jax
@@ -28,15 +28,17 @@ class from_optax(Transform):
     """Any optax transformation as a stage.
 
     Whatever takes a transform also takes optax's and converts it; call this to say more. It gets
-    updates and params in the compute dtype, so its state is float32 also for bfloat16 params. Its
-    hyperparameters are closed over and are not leaves. Its name is that of optax's function, such
-    as "trace"; "from_optax" for a chain and for functions of your own.
+    updates and params in the compute dtype, so its state is float32 also for bfloat16 params, and
+    all extra arguments of `update`, whoever declares them. Its hyperparameters are closed over and
+    are not leaves. Its name is that of optax's function, such as "trace"; "from_optax" for a chain
+    and for functions of your own.
 
     Args:
         transformation: an `optax.GradientTransformation`.
-        extra_args: the extra arguments it needs: names that optax uses (`"value"`, `"grad"`,
-            `"value_fn"`, `"key"`), or a dict from names to kinds (`"scalar"`, `"tree"`,
-            `"function"`, `"key"`). None finds those that its `update` names; a chain names none.
+        extra_args: those among the extra arguments that are checked and, inside a `partition` and
+            its like, cut to its leaves: names that optax uses (`"value"`, `"grad"`, `"value_fn"`,
+            `"key"`), or a dict from names to kinds (`"scalar"`, `"tree"`, `"function"`, `"key"`).
+            None finds those that its `update` needs by name; a chain names none.
     """
 
     transformation: Any = static()
@@ -59,7 +61,7 @@ class from_optax(Transform):
                 f"{' '.join(filter(None, found))}."
             )
         if extra_args is None:
-            extra_args = KNOWN_KINDS.keys() & _argument_names(transformation.update)
+            extra_args = KNOWN_KINDS.keys() & set(needed_by(transformation.update))
         if isinstance(extra_args, str):
             extra_args = (extra_args,)
         if not isinstance(extra_args, Mapping):
@@ -102,14 +104,8 @@ class from_optax(Transform):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         params = None if ctx.params is None else _wide(ctx.params)
         state = slots if self.stateful else self.transformation.init(updates)
-        try:
-            return self.transformation.update(updates, state, params, **ctx.extra_args)
-        except TypeError as error:
-            error.add_note(
-                "Extra arguments that an optax transformation needs are declared: "
-                "from_optax(transformation, extra_args=('value', ...))."
-            )
-            raise
+        update = optax.with_extra_args_support(self.transformation).update
+        return update(updates, state, params, **ctx.extra_args)
 
 
 @converted.register(optax.GradientTransformation)
@@ -130,11 +126,14 @@ def to_optax(tx: Transform) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(tx.init, tx.update)
 
 
-def _argument_names(function: Any) -> set[str]:
+def needed_by(function: Callable, behind: int = 0) -> list[str]:
+    """The names of the arguments without defaults that a function takes, behind the first few."""
     try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # builtins may have none
-        return set()
+        parameters = [*inspect.signature(function).parameters.values()][behind:]
+    except (TypeError, ValueError):  # builtins may have no signature
+        return []
+    starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [x.name for x in parameters if x.default is x.empty and x.kind not in starred]
 
 
 def _has_state(transformation: optax.GradientTransformation) -> bool:

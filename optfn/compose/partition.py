@@ -177,10 +177,16 @@ class masked(_Selective):
         return updates
 
 
+UNCHANGED = chain()
+
+
 class freeze(_Selective):
     """Leaves the params where the mask is True unchanged and optimizes the others.
 
     Frozen leaves get zero updates and hold no state; they may be of integer dtype.
+
+        freeze(adamw(1e-3), mask)
+        chain(adamw(1e-3), freeze(mask))        optax's form, a stage that zeroes updates
 
     Args:
         transform: the optimizer for the leaves that are not frozen.
@@ -190,6 +196,13 @@ class freeze(_Selective):
 
     elementwise = True
     selects = False
+
+    def __init__(self, transform: Any = UNCHANGED, mask: Any = None):
+        if mask is None and not isinstance(transform, optax.GradientTransformation):
+            transform, mask = UNCHANGED, transform
+        object.__setattr__(self, "transform", transform)
+        object.__setattr__(self, "mask", mask)
+        self.__post_init__()
 
     def updates_kind(self, incoming: Updates) -> Updates:
         all_frozen = self.mask.is_one and self.mask.leaves == (True,)
@@ -206,7 +219,7 @@ def set_to_zero() -> freeze:
 
     The same as `freeze(chain(), True)`: no state, no cost, and leaves of any dtype.
     """
-    return freeze(chain(), True)
+    return freeze(UNCHANGED, True)
 
 
 def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transform) -> Context:
@@ -232,5 +245,5 @@ def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transf
 
     return ctx._replace(
         params=None if ctx.params is None else view(ctx.params, mine),
-        extra_args={k: see(kind, ctx.extra_args[k]) for k, kind in declared.items()},
+        extra_args={k: see(declared.get(k, ""), value) for k, value in ctx.extra_args.items()},
     )

@@ -1,5 +1,6 @@
 """Where a bad value came from: the argument that the user wrote, for messages."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -40,7 +41,7 @@ def _public_calls() -> Iterator[tuple[str, Callable, FrameType]]:
         if name == "__init__":
             name = type(frame.f_locals.get("self")).__name__
         public: Any = getattr(package, name, None)
-        function = public.__init__ if isinstance(public, type) else public
+        function = inspect.unwrap(public.__init__ if isinstance(public, type) else public)
         if getattr(function, "__code__", None) is frame.f_code:
             yield name, function, frame
         frame = frame.f_back

@@ -1,8 +1,9 @@
 """Frozen dataclasses that are pytrees: what optimizers and schedules are made of.
 
 A subclass of `Data` lists its fields as a dataclass does. A plain field is a number and a pytree
-leaf; `static`, `per_leaf`, `child` and `numbers` declare the other kinds. Construction validates;
-unflattening does not, because `tree.map` and `vmap`'s `in_axes` put anything into leaves.
+leaf; `static`, `per_leaf`, `child` and `numbers` declare the other kinds, `number` a plain field
+with more to it. Construction validates; unflattening does not, because `tree.map` and `vmap`'s
+`in_axes` put anything into leaves.
 """
 
 import dataclasses
@@ -34,6 +35,22 @@ def static(
         init: False leaves the field out of the constructor.
     """
     return _field("static", default, kw_only, init, choices=choices)
+
+
+def number(
+    *,
+    default: Any = MISSING,
+    also_called: str | None = None,
+    converter: Callable[..., Any] | None = None,
+) -> Any:
+    """Declares a number that has a second name, or that users give in another form too.
+
+    Args:
+        default: the value when none is given.
+        also_called: another keyword for it, such as optax's.
+        converter: `value -> value` makes a number of the other form.
+    """
+    return _field("number", default, False, also_called=also_called, converter=converter)
 
 
 def per_leaf(
@@ -96,7 +113,9 @@ def kind_of(field: dataclasses.Field) -> str:
 
 
 @dataclass_transform(
-    frozen_default=True, eq_default=False, field_specifiers=(static, per_leaf, child, numbers)
+    frozen_default=True,
+    eq_default=False,
+    field_specifiers=(static, number, per_leaf, child, numbers),
 )
 class Data:
     """A frozen dataclass registered as a pytree; equality and hash are by identity."""
@@ -129,7 +148,8 @@ class Data:
             case _ if value is None and field.default is None:
                 return None
             case _:
-                return self._as_number(value, where)
+                converter = field.metadata.get("converter")
+                return self._as_number(converter(value) if converter else value, where)
 
     def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
@@ -182,20 +202,28 @@ def _take_other_names(cls: type) -> None:
     """Lets the constructor take the fields that are `also_called` something by that keyword."""
     called = ((f.metadata.get("also_called"), f.name) for f in dataclasses.fields(cls))
     others = {other: name for other, name in called if other}
-    init = cls.__init__
-    if not others or "__init__" not in vars(cls):
-        return
+    if others and "__init__" in vars(cls):
+        cls.__init__ = also_called(**others)(cls.__init__)
 
-    @functools.wraps(init)
-    def taking(self, *args: Any, **kwargs: Any) -> None:
-        for other in others.keys() & kwargs.keys():
-            name = others[other]
-            if name in kwargs:
-                raise TypeError(f"{cls.__name__}({name}=..., {other}=...) are the same argument.")
-            kwargs[name] = kwargs.pop(other)
-        init(self, *args, **kwargs)
 
-    cls.__init__ = taking
+def also_called(**others: str) -> Callable[[Callable], Callable]:
+    """Lets a function take arguments by other keywords too, as in `also_called(key="seed")`."""
+
+    def decorated(function: Callable) -> Callable:
+        where = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def taking(*args: Any, **kwargs: Any) -> Any:
+            for other in others.keys() & kwargs.keys():
+                name = others[other]
+                if name in kwargs:
+                    raise TypeError(f"{where}({name}=..., {other}=...) are the same argument.")
+                kwargs[name] = kwargs.pop(other)
+            return function(*args, **kwargs)
+
+        return taking
+
+    return decorated
 
 
 def _register(cls: Any) -> None:

@@ -77,7 +77,7 @@ def widened(updates: PyTree, params: PyTree | None) -> PyTree:
 def checked_extra_args(
     extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
 ) -> dict[str, Any]:
-    """The declared ones among the extra arguments, checked against their kinds."""
+    """The extra arguments, the declared ones checked against their kinds."""
     missing = sorted(set(declared) - set(extra_args))
     if missing:
         others = set(extra_args) - set(declared)
@@ -87,9 +87,9 @@ def checked_extra_args(
             f"update() misses the extra argument '{missing[0]}'; declared: "
             f"{', '.join(sorted(declared))}{hint}"
         )
-    checked = {name: extra_args[name] for name in declared}
-    for name, value in checked.items():
-        what = f"the extra argument '{name}'"
+    checked = dict(extra_args)
+    for name in declared:
+        value, what = extra_args[name], f"the extra argument '{name}'"
         if declared[name] == "tree":
             checked[name] = to_arrays(value, what)
             matched(checked[name], updates, what, "updates")

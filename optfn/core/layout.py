@@ -51,7 +51,7 @@ class Layout:
 
     def enter_extra(self, extra_args: Mapping[str, Any], kinds: Mapping[str, str]) -> dict:
         """The extra arguments for an update that is computed where the state lies."""
-        return {name: self._extra(kinds[name], value) for name, value in extra_args.items()}
+        return {name: self._extra(kinds.get(name, ""), x) for name, x in extra_args.items()}
 
     def _extra(self, kind: str, value: Any) -> Any:
         if kind == "tree":

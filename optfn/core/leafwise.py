@@ -49,7 +49,6 @@ class Leafwise(Transform):
 
     Slots: ClassVar[Any] = None
     elementary: ClassVar[bool] = False
-    random: ClassVar[bool] = False
 
     def init_leaf(self, param: jax.Array) -> Any:
         """The `Slots` for one param, given in the compute dtype."""

@@ -7,7 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optfn.core.data import number
 from optfn.core.tree import PyTree, leaf_paths
+
+
+def seed(*, also_called: str | None = None) -> Any:
+    """Declares a seed: a number, for which a random key is taken too.
+
+    Args:
+        also_called: another keyword for it, such as optax's.
+    """
+    return number(default=0, also_called=also_called, converter=_number_of_key)
+
+
+def _number_of_key(value: Any) -> Any:
+    """A whole number below 2**24 in the place of a key, typed or of two uint32; others as is."""
+    if not is_key(value):
+        if getattr(value, "dtype", None) != np.uint32 or value.shape[-1:] != (2,):
+            return value
+        value = jax.random.wrap_key_data(value)
+    bits = jax.vmap(jax.random.bits)(value.reshape(-1)).reshape(value.shape)
+    return (bits >> 8).astype(jnp.float32)
 
 
 def key_at(seed: Any, step: Any, where: str) -> jax.Array:

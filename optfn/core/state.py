@@ -91,7 +91,8 @@ class Context(NamedTuple):
     Attributes:
         params: the params in their stored dtype, or None if the caller gave none.
         step: int32 scalar, 0 at the first update.
-        extra_args: the caller's keyword arguments that the stage declares.
+        extra_args: the caller's keyword arguments: those that a stage declares, checked, and any
+            others as they came, for optax's transformations.
     """
 
     params: PyTree | None

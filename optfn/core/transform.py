@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optfn.core.arguments import Argument
@@ -80,12 +81,14 @@ class Transform(Data, OptaxForm):
             ones, provided that the inner transforms do: each sum or maximum over a leaf or the tree
             is taken by `global_norm` or another of the library's functions. Whatever is
             elementwise is splittable. A subclass does not inherit it.
+        random: whether it draws random numbers.
     """
 
     elementwise: ClassVar[bool] = False
     splittable: ClassVar[bool] = False
     extra_args: ClassVar[Mapping[str, ExtraKind]] = {}
     needs_params: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     _given_name: str | None = static(default=None, init=False)
 
     # What an implementer writes.
@@ -197,9 +200,11 @@ class Transform(Data, OptaxForm):
 
         Args:
             updates: the gradients, a pytree like the params.
-            state: from `init` or from the last `update`.
+            state: from `init` or from the last `update`. Where nothing depends on a state, as in
+                `clip(1.0)`, whatever holds no array will do, such as None, and comes back.
             params: the current params; some stages need them, all accept them.
-            **extra_args: the extra arguments that the stages declare; others are ignored.
+            **extra_args: the extra arguments that the stages declare. Others are ignored, except by
+                optax's transformations, which get all.
 
         Returns:
             The updates, with the structure, shapes and dtypes of the gradients, and the next state,
@@ -210,8 +215,10 @@ class Transform(Data, OptaxForm):
             ValueError: trees or shapes do not match.
         """
         updates = to_arrays(updates, "the gradient")
-        wide, state = advance(self, updates, state, params, extra_args)
-        return cast_like(wide, updates), state
+        needless = not isinstance(state, State) and _is_empty(state) and _needs_no_state(self)
+        own = State(np.int32(0), {}) if needless else state
+        wide, new = advance(self, updates, own, params, extra_args)
+        return cast_like(wide, updates), state if needless else new
 
     @property
     def name(self) -> str | None:
@@ -260,8 +267,6 @@ class Transform(Data, OptaxForm):
         own = self._own(slots)
         if not self._wraps:
             check_floating("the gradient", updates)
-        declared = self.declared_extra_args()
-        ctx = ctx._replace(extra_args={k: ctx.extra_args[k] for k in declared})
         stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
         if self._computes_itself:
             stage = _with_numbers_in(own_dtype(updates), stage)
@@ -449,6 +454,20 @@ RESTORED = (
     "; it looks like a checkpoint restored without a target: restore with tx.init(params) as the "
     "target, which gives the parts their types"
 )
+
+
+def _is_empty(state: Any) -> bool:
+    return not jax.tree.leaves(state)
+
+
+def _needs_no_state(tx: Transform) -> bool:
+    """Whether neither slots nor the step make a difference."""
+    parts = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, Schedule))
+    return not (tx.stateful or _draws(tx) or any(isinstance(x, Schedule) for x in parts))
+
+
+def _draws(tx: Transform) -> bool:
+    return tx.random or any(map(_draws, tx.contents))
 
 
 def _has_schedule(value: Any) -> bool:

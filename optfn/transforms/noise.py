@@ -6,6 +6,7 @@ import jax
 
 from optfn.core.leafwise import Leafwise
 from optfn.core.numerics import sqrt
+from optfn.core.randomness import seed
 
 
 class add_noise(Leafwise):
@@ -18,7 +19,7 @@ class add_noise(Leafwise):
     Args:
         eta: the variance at the first step, a number or a schedule.
         gamma: the exponent of the decay, a number or a schedule; 0 keeps the variance constant.
-        seed: a whole number below 2^24.
+        seed: a whole number below 2^24, or a random key; optax's name for it, `key`, is taken too.
 
     Source: Neelakantan et al. 2015.
     """
@@ -27,7 +28,7 @@ class add_noise(Leafwise):
 
     eta: Any
     gamma: Any
-    seed: Any = 0
+    seed: Any = seed(also_called="key")
 
     def update_leaf(self, g, slots, param, t, *, key: Any = None):
         stddev = sqrt(self.eta / t**self.gamma)

@@ -14,7 +14,7 @@ from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
-from optfn.core.randomness import key_at, leaf_keys
+from optfn.core.randomness import key_at, leaf_keys, seed
 from optfn.core.slots import zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
@@ -35,7 +35,7 @@ class hutchinson_estimator_diag_hessian(Transform):
     along the real and the imaginary axis.
 
     Args:
-        random_seed: the seed of the signs, a whole number below 2^24.
+        random_seed: the seed of the signs, a whole number below 2^24 or a random key.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -44,9 +44,10 @@ class hutchinson_estimator_diag_hessian(Transform):
     """
 
     needs_params = True
+    random = True
     extra_args: ClassVar = {"obj_fn": "function"}
 
-    random_seed: Any = 0
+    random_seed: Any = seed()
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         key = key_at(self.random_seed, ctx.step, f"{self.name}.random_seed")

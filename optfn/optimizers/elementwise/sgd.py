@@ -3,6 +3,7 @@
 from typing import Any
 
 from optfn.compose.chain import chain
+from optfn.core.data import also_called
 from optfn.transforms.momentum import ema, trace
 from optfn.transforms.noise import add_noise
 from optfn.transforms.scale import scale_by_learning_rate
@@ -52,6 +53,7 @@ def momentum(learning_rate: Any, b1: Any = 0.9, *, bias_correction: bool = False
     return chain(ema(b1, debias=bias_correction), scale_by_learning_rate(learning_rate))
 
 
+@also_called(key="seed")
 def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, seed: Any = 0) -> chain:
     """Gradient descent with Gaussian noise that fades, which helps very deep networks to start.
 
@@ -61,7 +63,7 @@ def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, seed: Any 
         learning_rate: a number or a schedule.
         eta: the variance at the first step.
         gamma: how fast the variance fades; 0 keeps it constant.
-        seed: the seed of the noise, a whole number below 2^24.
+        seed: the seed of the noise; see `add_noise`.
 
     Source: Neelakantan et al. 2015.
     """

@@ -17,6 +17,7 @@ from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, is_multiple, norm_of, norms_along, sqrt, whole
 from optfn.core.placement import Along
+from optfn.core.randomness import seed
 from optfn.core.tree import PyTree
 from optfn.linalg import leading_vectors
 from optfn.optimizers.elementwise.adam import adamw
@@ -58,7 +59,7 @@ class scale_by_apollo(Matrixwise):
         b1, b2: decays of the moments, numbers or schedules.
         eps: added to the root.
         max_growth: by which factor the norm of v may grow in a step; `float("inf")` for any.
-        seed: of the random projections, a whole number below 2^24.
+        seed: of the random projections, a whole number below 2^24 or a random key.
         proj: "random", or "svd" for the first singular vectors of g, as in `scale_by_galore`.
         side: which side is projected, "smaller" (the authors' `"std"`), "larger", "rows" or
             "columns".
@@ -78,7 +79,7 @@ class scale_by_apollo(Matrixwise):
     b2: Any = 0.999
     eps: Any = 1e-6
     max_growth: Any = 1.01
-    seed: Any = 0
+    seed: Any = seed()
     proj: str = static(default="random", choices=("random", "svd"), kw_only=True)
     side: str = static(default="smaller", choices=tuple(PROJECTS_ROWS), kw_only=True)
 
@@ -186,7 +187,7 @@ def apollo(
         weight_decay: decoupled, times the learning rate; of the other leaves too.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         max_growth: by which factor the norm of a * g may grow in a step.
-        seed: of the random projections, a whole number below 2^24.
+        seed: of the random projections, a whole number below 2^24 or a random key.
         proj: "random", or "svd" for the first singular vectors of g.
         side: which side is projected, "smaller" (the authors' `"std"`), "larger", "rows" or
             "columns".

@@ -15,7 +15,7 @@ from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import norms_along, ratio
 from optfn.core.placement import Along
-from optfn.core.randomness import key_at
+from optfn.core.randomness import key_at, seed
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, orthogonalize, polynomials
 from optfn.linalg.lapack import qr
@@ -49,8 +49,8 @@ class scale_by_dion(Matrixwise):
         rank_fraction: the rank as a share of the shorter side, above 0 and at most 1; rounded up.
         mu: the share of what was applied that is kept in M, a number or a schedule.
         epsilon: added to the norms of the columns, though never more than the norm of R.
-        seed: of the normal numbers that Q starts from, a whole number below 2^24. Matrices of one
-            shape start from the same.
+        seed: of the normal numbers that Q starts from, a whole number below 2^24 or a random key.
+            Matrices of one shape start from the same.
         rank_multiple_of: the rank is rounded up to a multiple of it, as far as the sides allow.
         views: how each leaf is a matrix; see `matrices`.
 
@@ -63,7 +63,7 @@ class scale_by_dion(Matrixwise):
     rank_fraction: float = static(default=1.0)
     mu: Any = 0.95
     epsilon: Any = 1e-8
-    seed: Any = 0
+    seed: Any = seed()
     rank_multiple_of: int = static(default=1, kw_only=True)
 
     Slots = DionSlots
@@ -135,7 +135,7 @@ def dion(
         rank_fraction: the rank as a share of the shorter side; see `scale_by_dion`.
         mu: the share of what was applied that is kept.
         epsilon: added to the norms of the columns.
-        seed: of the first basis, a whole number below 2^24.
+        seed: of the first basis, a whole number below 2^24 or a random key.
         weight_decay: decoupled, times the learning rate, of the matrices only.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         rank_multiple_of: the rank is rounded up to a multiple of it.

@@ -15,6 +15,7 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.matrix_axes import matrices
 from optfn.core.moments import full_like_real
 from optfn.core.numerics import norms_along
+from optfn.core.randomness import seed
 from optfn.core.tree import PyTree
 from optfn.linalg.lapack import solve_adjoint
 from optfn.optimizers.matrix.kronecker import (
@@ -62,7 +63,7 @@ class whiten_by_kron(Kronecker):
             a number or a schedule.
         precond_lr: the learning rate of L and R.
         precond_init_scale: L and R start as the root of it times the identity.
-        seed: of V, a whole number below 2^24.
+        seed: of V, a whole number below 2^24 or a random key.
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have: "none", "one_diag" the longer one,
             "smart_one_diag" the longer one unless they are equal, "all_diag" both.
@@ -74,7 +75,7 @@ class whiten_by_kron(Kronecker):
     random = True
 
     precond_init_scale: Any = 1.0
-    seed: Any = 0
+    seed: Any = seed()
 
     Slots = Factors
 
@@ -132,7 +133,7 @@ class whiten_entries_by_kron(Leafwise):
             number or a schedule.
         precond_lr: the learning rate of q.
         precond_init_scale: the first q.
-        seed: of V, a whole number below 2^24.
+        seed: of V, a whole number below 2^24 or a random key.
 
     Source: Li 2018, "Preconditioned stochastic gradient descent".
     """
@@ -142,7 +143,7 @@ class whiten_entries_by_kron(Leafwise):
     preconditioner_update_probability: Any = UPDATE_PROBABILITY
     precond_lr: Any = 0.1
     precond_init_scale: Any = 1.0
-    seed: Any = 0
+    seed: Any = seed()
 
     Slots = Diagonal
 
@@ -189,7 +190,7 @@ def scale_by_kron(
             factors, a number or a schedule.
         precond_lr: the learning rate of the factors.
         precond_init_scale: what the preconditioner's root starts from, times the identity.
-        seed: a whole number below 2^24.
+        seed: a whole number below 2^24 or a random key.
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have one; see `whiten_by_kron`.
         max_update_rms: the limit of the root mean square of each matrix.
@@ -248,7 +249,8 @@ def kron(
             1000 steps to 0.03 at step 4000. Steps are counted; no coin is thrown.
         precond_lr: the learning rate of the factors.
         precond_init_scale: what the preconditioner's root starts from, times the identity.
-        seed: of the probes by which the factors are fitted, a whole number below 2^24.
+        seed: of the probes by which the factors are fitted, a whole number below 2^24 or a random
+            key.
         weight_decay: decoupled, times the learning rate, of the matrices only.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         max_size_triangular: a longer side has a diagonal factor.

@@ -1,0 +1,208 @@
+"""Calls that optax takes and that differ in form only: they do here what they do there."""
+
+import inspect
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import optfn
+
+PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 0.25], [-1.5, 3.0]]), "b": jnp.asarray([0.5, 2.0])}
+GRADS = jax.tree.map(lambda p: jnp.cos(3 * p) + 0.25, PARAMS)
+
+
+# Without a state.
+
+EVERY = cases.OPTIMIZERS | cases.STAGES | {"add_noise": optfn.add_noise(1.0, 0.5)}
+HUTCHINSON = {"hutchinson": optfn.hutchinson_estimator_diag_hessian()}
+NOTHING = [None, (), {}, optax.EmptyState(), (optax.EmptyState(), optax.EmptyState())]
+
+
+def given(name):
+    extra = cases.EXTRA_ARGS.get(name, {})
+    return extra(GRADS, PARAMS) if callable(extra) else extra
+
+
+def update(tx, state, name):
+    return tx.update(GRADS, state, PARAMS, **given(name))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_depends_on_no_state_needs_none(name):
+    """And what depends on the step, by a schedule or by random numbers, does."""
+    tx = EVERY[name]
+    if "across" in name:
+        return
+    first = jax.eval_shape(tx.init, PARAMS)
+    if jax.tree.leaves(first.slots):
+        with pytest.raises(TypeError, match="must be the State that init returns"):
+            update(tx, None, name)
+        return
+    found = [update(tx, optfn.State(jnp.int32(count), {}), name)[0] for count in (0, 7)]
+    differ = not all(map(np.array_equal, *map(jax.tree.leaves, found)))
+    if differ:
+        with pytest.raises(TypeError, match="must be the State that init returns"):
+            update(tx, None, name)
+        return
+    for nothing in NOTHING:
+        updates, state = update(tx, nothing, name)
+        assert state is nothing
+        chex.assert_trees_all_equal(updates, found[0])
+
+
+def test_a_state_of_another_kind_is_no_empty_one():
+    for state in (PARAMS, 0, jnp.zeros(())):
+        with pytest.raises(TypeError, match="must be the State that init returns"):
+            optfn.clip(1.0).update(GRADS, state)
+    tx = optfn.hutchinson_estimator_diag_hessian()
+    with pytest.raises(TypeError, match="must be the State that init returns"):
+        tx.update(GRADS, None, PARAMS, obj_fn=cases.loss)
+
+
+# Keys for seeds.
+
+SEEDS = {"seed", "random_seed"}
+ARGUMENTS = {"learning_rate": 0.1, "eta": 1.0, "gamma": 0.5}
+
+
+def parameters(function):
+    return inspect.signature(function).parameters
+
+
+def is_public_transform(value):
+    is_class = inspect.isclass(value) and issubclass(value, optfn.Transform)
+    return is_class or cases.gives_a_transform(value)
+
+
+PUBLIC = {k: v for k, v in vars(optfn).items() if not k.startswith("_") and is_public_transform(v)}
+SEEDED = {name: SEEDS & parameters(f).keys() for name, f in PUBLIC.items()}
+SEEDED = {name: found.pop() for name, found in SEEDED.items() if found}
+
+
+def seeded(name, **seed):
+    needed = [k for k, p in parameters(PUBLIC[name]).items() if p.default is p.empty]
+    return PUBLIC[name](**{k: ARGUMENTS[k] for k in needed if k in ARGUMENTS}, **seed)
+
+
+def numbers(tx):
+    return list(map(np.asarray, jax.tree.leaves(tx)))
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_random_key_is_a_seed(name):
+    own = SEEDED[name]
+    key, other = jax.random.key(3), jax.random.key(4)
+    typed, raw = seeded(name, **{own: key}), seeded(name, **{own: jax.random.key_data(key)})
+    chex.assert_trees_all_equal(numbers(typed), numbers(raw))
+    changed = numbers(seeded(name, **{own: other}))
+    seeds = [x for x, y in zip(numbers(typed), changed, strict=True) if x != y]
+    assert seeds
+    assert all(0 <= x < 2**24 and float(x).is_integer() for x in seeds)
+    whole = seeded(name, **{own: int(seeds[0])})
+    assert [float(x) for x in numbers(whole)] == [float(x) for x in numbers(typed)]
+    traced = jax.jit(lambda key: numbers_of(seeded(name, **{own: key})))(key)
+    assert float(seeds[0]) in list(map(float, traced))
+
+
+def numbers_of(tx):
+    return [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(tx)]
+
+
+KEYS = {"key", "random_seed"}
+KEYED = {
+    name: sorted(KEYS & parameters(theirs).keys())
+    for name in PUBLIC
+    if callable(theirs := getattr(optax, name, getattr(optax.contrib, name, None)))
+    and KEYS & parameters(theirs).keys()
+}
+
+
+def test_every_key_of_optaxs_is_taken_by_its_name():
+    assert {"add_noise", "noisy_sgd", "hutchinson_estimator_diag_hessian"} <= KEYED.keys()
+    for name, keywords in KEYED.items():
+        for keyword in keywords:
+            by_name = seeded(name, **{keyword: 5})
+            chex.assert_trees_all_equal(
+                numbers(by_name), numbers(seeded(name, **{SEEDED[name]: 5}))
+            )
+
+
+def test_a_seed_by_both_names_is_refused():
+    for function in (optfn.add_noise, optfn.noisy_sgd):
+        with pytest.raises(
+            TypeError, match=rf"{function.__name__}\(seed=..., key=...\) are the same"
+        ):
+            function(0.1, 0.1, 0.1, seed=1, key=2)
+
+
+# Extra arguments of optax's transformations.
+
+
+def scale_by_whatever():
+    def update(updates, state, params=None, *, whatever, maybe=1.0, **extra_args):
+        del params, extra_args
+        return jax.tree.map(lambda u: whatever * maybe * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def outer_most(tx):
+    return optfn.chain(tx, optfn.scale_by_learning_rate(1.0))
+
+
+WRAPPERS = {
+    "chain": lambda tx: tx,
+    "named chain": lambda tx: optfn.chain(tx).named("inner"),
+    "chain of optax's": lambda tx: optax.chain(tx, optax.identity()),
+    "partition": lambda tx: optfn.partition({"all": tx}, "all"),
+    "freeze": lambda tx: optfn.freeze(tx, False),
+    "masked": lambda tx: optfn.masked(tx, True),
+    "accumulate": lambda tx: optfn.accumulate(tx, 1),
+    "skip_nonfinite": optfn.skip_nonfinite,
+    "monitor": optfn.monitor,
+    "own_step": optfn.own_step,
+    "conditionally_mask": lambda tx: optfn.conditionally_mask(
+        tx, lambda step: step < 9, forward_extra_args=True
+    ),
+    "conditionally_transform": lambda tx: optfn.conditionally_transform(tx, lambda step: step < 9),
+    "partition_matrices": lambda tx: optfn.partition_matrices(tx, tx),
+    "graft": lambda tx: optfn.graft(tx, optfn.chain()),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_all_extra_arguments_reach_an_optax_transformation(wrapper, jitted):
+    tx = outer_most(WRAPPERS[wrapper](scale_by_whatever()))
+    call = jax.jit(tx.update) if jitted else tx.update
+    updates, _ = call(GRADS, tx.init(PARAMS), PARAMS, whatever=2.0, maybe=3.0, other=jnp.ones(7))
+    if wrapper != "graft":
+        chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -6.0 * g, GRADS), rtol=1e-6)
+    with pytest.raises(TypeError, match="whatever"):
+        tx.update(GRADS, tx.init(PARAMS), PARAMS, other=1.0)
+
+
+# A stage that freezes.
+
+
+@pytest.mark.parametrize("mask", [{"w": False, "b": True}, lambda path, leaf: leaf.ndim == 1])
+def test_freeze_of_a_mask_is_optaxs_stage(mask):
+    theirs = optax.freeze({"w": False, "b": True})
+    expected, _ = theirs.update(GRADS, theirs.init(PARAMS), PARAMS)
+    for stage in (optfn.freeze(mask), optfn.freeze(mask=mask), optfn.freeze(optfn.chain(), mask)):
+        updates, _ = stage.update(GRADS, stage.init(PARAMS), PARAMS)
+        chex.assert_trees_all_equal(updates, expected)
+    text = repr(optfn.freeze(mask))
+    assert text.startswith("freeze(transform=chain(), mask=")
+
+
+def test_freeze_needs_a_mask():
+    for call in (optfn.freeze, lambda: optfn.freeze(optfn.adam(1e-3)), lambda: optfn.freeze(None)):
+        with pytest.raises(TypeError, match=r"freeze\(mask=...\) must be a tree or a function"):
+            call()
