@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import math
 import operator
+import types
 from collections.abc import Callable, Iterator
-from typing import Any, Self, dataclass_transform
+from typing import Any, Self, TypeVar, cast, dataclass_transform
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from jax.core import Tracer
 
 from optfn.core.arguments import Argument
 from optfn.core.tree import PerLeaf
+
+F = TypeVar("F", bound=Callable)
 
 MISSING = dataclasses.MISSING
 
@@ -171,9 +174,12 @@ class Data:
     def rebuilt(self, **changes: Any) -> Self:
         """A copy with these attributes, unchecked."""
         new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        new.__dict__.update(self.__getstate__())
         new.__dict__.update(changes)
         return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: x for k, x in self.__dict__.items() if getattr(x, "__self__", None) is not self}
 
     def __copy__(self) -> Self:
         return self  # frozen, and equal to itself alone
@@ -196,6 +202,32 @@ class Data:
 
     def _repr_name(self) -> str:
         return type(self).__name__
+
+
+class _KeptMethod:
+    """A method whose bound form is kept by its instance, so that it is one object."""
+
+    def __init__(self, function: Callable):
+        functools.update_wrapper(self, function)  # pyright: ignore[reportArgumentType]
+        self.function = function
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable:
+        if instance is None:
+            return self.function
+        bound = types.MethodType(self.function, instance)
+        # Not of a transform in a trace: what it holds must go when the trace ends.
+        if not any(isinstance(x, Tracer) for x in jax.tree.leaves(instance)):
+            instance.__dict__[self.function.__name__] = bound
+        return bound
+
+
+def kept(method: F) -> F:
+    """Makes `instance.method` the same object at each access, as an attribute of a function's is.
+
+    `jax.jit` finds the program of a function by the object: of `jax.jit(tx.update)` with a bound
+    method that is made for the call, it would compile another at each call.
+    """
+    return cast(F, _KeptMethod(method))
 
 
 def _take_other_names(cls: type) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from optfn.core.arguments import Argument
-from optfn.core.data import Data, as_number, batch_shape, static
+from optfn.core.data import Data, as_number, batch_shape, kept, static
 from optfn.core.dtypes import cast_numbers, own_dtype
 from optfn.core.holes import merge, seen_in
 from optfn.core.inputs import (
@@ -174,6 +174,7 @@ class Transform(Data, OptaxForm):
     # What a user calls.
 
     @final
+    @kept
     def init(self, params: PyTree) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state before the first update.
 
@@ -189,6 +190,7 @@ class Transform(Data, OptaxForm):
         return State(zero_slot(jnp.int32, params), self.init_named(params))
 
     @final
+    @kept
     def update(  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
         updates: PyTree,

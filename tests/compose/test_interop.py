@@ -127,11 +127,22 @@ def test_extra_args_are_found_where_its_update_names_them():
     assert optfn.from_optax(search, ()).declared_extra_args() == {}
 
 
-def test_an_error_says_how_to_declare_those_of_a_chain():
+def test_an_extra_arg_with_a_default_is_not_needed():
+    def update(updates, state, params=None, *, value=2.0, **extra_args):
+        return jax.tree.map(lambda u: value * u, updates), state
+
+    stage = optfn.from_optax(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    assert stage.declared_extra_args() == {}
+    for given, factor in (({}, 2.0), ({"value": 3.0}, 3.0)):
+        updates, _ = stage.update(GRADS, stage.init(PARAMS), PARAMS, **given)
+        chex.assert_trees_all_close(updates, jax.tree.map(lambda g, f=factor: f * g, GRADS))
+
+
+def test_those_that_a_chain_needs_reach_it_and_are_missed_by_name():
     stage = optfn.from_optax(optax.polyak_sgd(1.0))
-    with pytest.raises(TypeError, match="value") as error:
-        stage.update(GRADS, stage.init(PARAMS), PARAMS, value=VALUE)
-    assert "from_optax(transformation, extra_args=('value', ...))" in error.value.__notes__[0]
+    stage.update(GRADS, stage.init(PARAMS), PARAMS, value=VALUE, whatever=1)
+    with pytest.raises(TypeError, match="value"):
+        stage.update(GRADS, stage.init(PARAMS), PARAMS, whatever=1)
 
 
 # Optax's forms.

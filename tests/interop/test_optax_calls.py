@@ -1,6 +1,9 @@
 """Calls that optax takes and that differ in form only: they do here what they do there."""
 
+import gc
 import inspect
+import pickle
+import weakref
 
 import cases
 import chex
@@ -206,3 +209,66 @@ def test_freeze_needs_a_mask():
     for call in (optfn.freeze, lambda: optfn.freeze(optfn.adam(1e-3)), lambda: optfn.freeze(None)):
         with pytest.raises(TypeError, match=r"freeze\(mask=...\) must be a tree or a function"):
             call()
+
+
+# A method is one object, as an attribute of an optax transformation is.
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_jitted_update_is_found_again(name):
+    """`jax.jit` keeps the program of a function as long as that object is there."""
+    tx = EVERY[name]
+    assert tx.init is tx.init
+    assert tx.update is tx.update
+    init, update = tx
+    assert (init, update) == (tx[0], tx[1])
+    assert init is tx.init
+    assert update is tx.update
+    others = [
+        tx.named("other") if "across" not in name else tx,
+        jax.tree.unflatten(jax.tree.structure(tx), jax.tree.leaves(tx)),
+        jax.tree.map(lambda x: x, tx),
+    ]
+    for other in others:
+        assert other.update.__self__ is other
+        assert other.init.__self__ is other
+
+
+programs = 0
+
+
+def count(event, duration, **kwargs):
+    global programs
+    programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+
+
+def test_a_program_is_compiled_once_however_often_its_update_is_jitted():
+    tx, before = optfn.adam(0.1), programs
+    for _ in range(3):
+        state = jax.jit(tx.init)(PARAMS)
+        jax.jit(tx.update)(GRADS, state)
+    assert programs == before + 2
+
+
+def test_what_a_transform_keeps_goes_with_it():
+    tx = optfn.adam(0.1)
+    assert pickle.loads(pickle.dumps(tx)).update.__self__ is not tx.update.__self__
+    assert "update" not in tx.__getstate__()
+    gone = weakref.ref(tx.update)
+    del tx
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_traced_transform_keeps_no_tracers():
+    tx = optfn.adam(0.1)
+
+    @jax.jit
+    def updated(tx, grads):
+        return tx.update(grads, tx.init(grads))[0]
+
+    with jax.checking_leaks():
+        updated(tx, GRADS)
