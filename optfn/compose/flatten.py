@@ -36,12 +36,12 @@ class flatten(Wrapper):
         transform: the transform.
 
     Raises:
-        ValueError: the transform is refused; or `update` was not given the params.
+        ValueError: the transform is refused; or `update` was not given params that are narrower
+            than float32, without which it cannot tell how they were packed.
     """
 
     elementwise = True
     splittable = False  # one vector of parts and whole leaves
-    needs_params = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,16 +58,24 @@ class flatten(Wrapper):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         check_floating("the gradient", updates)
+        like = updates if ctx.params is None else ctx.params
+        if like is updates:
+            expected = jax.tree.structure(jax.eval_shape(self.init_slots, updates))
+            if jax.tree.structure(slots or {}) != expected:
+                raise ValueError(
+                    "flatten needs the params: they are not of the dtypes of these gradients, and "
+                    "their slots are packed by dtype. Call update(grads, state, params)."
+                )
 
         def packs(kind: str, value: Any) -> Any:
-            return _pack(value, ctx.params) if kind == "tree" else value
+            return _pack(value, like) if kind == "tree" else value
 
         kinds = self.transform.declared_extra_args()
         extra = {k: packs(kinds.get(k, ""), value) for k, value in ctx.extra_args.items()}
-        inside = ctx._replace(params=_pack(ctx.params, ctx.params), extra_args=extra)
-        vectors = _pack(updates, ctx.params)
-        vectors, new = self.transform.apply_named(vectors, slots, inside)
-        return _unpack(vectors, ctx.params), new
+        params = None if ctx.params is None else _pack(ctx.params, like)
+        inside = ctx._replace(params=params, extra_args=extra)
+        vectors, new = self.transform.apply_named(_pack(updates, like), slots, inside)
+        return _unpack(vectors, like), new
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
         vectors = _pack(params, params)

@@ -74,10 +74,8 @@ def widened(updates: PyTree, params: PyTree | None) -> PyTree:
     return treedef.unflatten(leaves)
 
 
-def checked_extra_args(
-    extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
-) -> dict[str, Any]:
-    """The extra arguments, the declared ones checked against their kinds."""
+def check_all_are_there(extra_args: Mapping[str, Any], declared: Mapping[str, str]) -> None:
+    """Refuses to miss an extra argument, and names the look-alike that came."""
     missing = sorted(set(declared) - set(extra_args))
     if missing:
         others = set(extra_args) - set(declared)
@@ -87,6 +85,12 @@ def checked_extra_args(
             f"update() misses the extra argument '{missing[0]}'; declared: "
             f"{', '.join(sorted(declared))}{hint}"
         )
+
+
+def checked_extra_args(
+    extra_args: Mapping[str, Any], declared: Mapping[str, str], updates: PyTree
+) -> dict[str, Any]:
+    """The extra arguments, the declared ones checked against their kinds."""
     checked = dict(extra_args)
     for name in declared:
         value, what = extra_args[name], f"the extra argument '{name}'"

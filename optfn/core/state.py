@@ -51,7 +51,9 @@ class State(_Fields):
     """The state of an optimizer: what the next update needs.
 
     `optax.tree.get(state, name)` finds what it finds in optax's state, by `count` and the names of
-    the slots; where optax has another name for a slot, it raises and says which is ours.
+    the slots; where optax has another name for a slot, it raises and says which is ours. The slots
+    of stages, as `state.slots["scale_by_adam"].mu`, are attributes too where one stage alone has
+    such a slot: `state.mu`.
 
     Attributes:
         count: int32 scalar, the number of updates made; it saturates at 2**31 - 1. Also `step`,
@@ -79,10 +81,20 @@ class State(_Fields):
                 raise AttributeError(name)
             place = place_of(name, self.slots)
             if place is None:
-                raise AttributeError(f"the state has no '{name}'.")
+                return _only_slot(name, self.slots)
             raise OtherNameError(
                 f"the state has no '{name}': what optax calls so is here '{place}'."
             )
+
+
+def _only_slot(name: str, slots: Any) -> Any:
+    """The slot of that name of the only stage that has one; stages inside wrappers do not count."""
+    stages = slots.values() if isinstance(slots, dict) else ()
+    found = [stage for stage in stages if name in getattr(stage, "_fields", ())]
+    if len(found) == 1:
+        return getattr(found[0], name)
+    several = f"{len(found)} stages have one, so write state.slots[stage].{name}" if found else ""
+    raise AttributeError(f"the state has no '{name}'{several and ': '}{several}.")
 
 
 class Context(NamedTuple):

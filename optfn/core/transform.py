@@ -15,6 +15,7 @@ from optfn.core.data import Data, as_number, batch_shape, kept, static
 from optfn.core.dtypes import cast_numbers, own_dtype
 from optfn.core.holes import merge, seen_in
 from optfn.core.inputs import (
+    check_all_are_there,
     check_floating,
     checked_extra_args,
     to_arrays,
@@ -387,11 +388,12 @@ def advance(
     """`update`, but the result stays in the compute dtype, as a wrapper or `step` needs it."""
     check_root(tx)
     state = check_state_type(state, "; the order is update(grads, state, params)")
+    kinds = tx.declared_extra_args()
+    check_all_are_there(extra_args, kinds)
     updates = to_arrays(updates, "the gradient")
     params = None if params is None else to_arrays(params, "the param")
     count = jnp.asarray(state.step, jnp.int32)
     wide = widened(updates, params)
-    kinds = tx.declared_extra_args()
     extra_args = checked_extra_args(extra_args, kinds, wide)
     layout = Layout(wide, params, state.slots)
     params = None if params is None else layout.enter(params)

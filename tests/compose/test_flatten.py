@@ -266,7 +266,7 @@ def test_bad_input():
         optfn.flatten(optax.adam(0.1))
     tx = optfn.flatten(optfn.adam(0.1))
     with pytest.raises(ValueError, match="flatten needs the params"):
-        tx.update(PARAMS, tx.init(PARAMS))
+        tx.update(PARAMS, tx.init(jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)))
     with pytest.raises(TypeError, match="the param at 'n' has dtype int32"):
         tx.init({"n": jnp.arange(2)})
     with pytest.raises(TypeError, match="the gradient at 'w' has dtype int32"):

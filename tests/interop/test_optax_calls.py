@@ -272,3 +272,41 @@ def test_a_traced_transform_keeps_no_tracers():
 
     with jax.checking_leaks():
         updated(tx, GRADS)
+
+
+# Slots as attributes of the state, as of optax's state of a single stage.
+
+
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_a_slot_is_an_attribute_where_one_stage_has_it(name):
+    if name == "across":
+        return
+    state = jax.eval_shape(cases.OPTIMIZERS[name].init, PARAMS)
+    stages = [x for x in state.slots.values() if hasattr(x, "_fields")]
+    fields = [field for stage in stages for field in stage._fields]
+    own = {*optfn.State._fields, "step", "index"}
+    for stage in stages:
+        for field in {*stage._fields} - own:
+            if fields.count(field) == 1:
+                assert getattr(state, field) is getattr(stage, field)
+            else:
+                with pytest.raises(AttributeError, match=r"write state\.slots\[stage\]\."):
+                    getattr(state, field)
+    assert not hasattr(state, "whatever")
+
+
+def test_flatten_needs_params_only_where_they_are_narrow():
+    tx = optfn.flatten(optfn.adam(0.1))
+    state = tx.init(PARAMS)
+    expected, after = tx.update(GRADS, state, PARAMS)
+    updates, new = tx.update(GRADS, state)
+    chex.assert_trees_all_equal((updates, new), (expected, after))
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    with pytest.raises(ValueError, match="flatten needs the params: they are not of"):
+        tx.update(narrow, tx.init(narrow))
+
+
+def test_a_missing_extra_argument_is_told_before_trees_that_do_not_fit():
+    tx = optfn.polyak_sgd()
+    with pytest.raises(TypeError, match="misses the extra argument 'value'"):
+        tx.update((GRADS, GRADS), tx.init(PARAMS), PARAMS)
