@@ -107,4 +107,6 @@ class lookahead(Transform):
 def _followed(step, fast, slow, synced, step_size):
     # Not new slow params minus fast ones: small steps are lost in that difference.
     back = step - (1 - step_size) * (fast - slow + step)
-    return jnp.where(synced, back, step), jnp.where(synced, fast + back, slow)
+    step = jnp.where(synced, back, step)
+    # The new fast params, as the caller forms them: with others, donated buffers would be copied.
+    return step, jnp.where(synced, fast + step, slow)

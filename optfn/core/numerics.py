@@ -86,6 +86,14 @@ def global_norm(tree: PyTree, axis_name: Any = ()) -> jax.Array:
         return norm_of(tree).value
 
 
+def norm_in_range(tree: PyTree) -> jax.Array:
+    """`global_norm` of arrays whose squares are in range, as those of params are.
+
+    It has no branch, which would copy donated buffers.
+    """
+    return sqrt(tree_sum([total(abs_sq(_floating(x))) for x in jax.tree.leaves(tree)]))
+
+
 def root_mean_square(x: jax.Array) -> jax.Array:
     """sqrt(mean(|x|^2)) of one array, in any range; 0 for an empty one."""
     scale, relative = norm_of(x)

@@ -11,7 +11,15 @@ from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.leafwise import Leafwise
 from optfn.core.mapped import total
-from optfn.core.numerics import abs_sq, global_norm, ratio, sqrt, tree_scale, tree_sum
+from optfn.core.numerics import (
+    abs_sq,
+    global_norm,
+    norm_in_range,
+    ratio,
+    sqrt,
+    tree_scale,
+    tree_sum,
+)
 from optfn.core.slots import copy_params, scalar_slot
 from optfn.core.state import Context
 from optfn.core.transform import Transform
@@ -124,7 +132,7 @@ class scale_by_dog(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
-        norm = _gather(slots.gradient_norm, global_norm(updates))
+        norm = _gather(slots.gradient_norm, norm_in_range(updates))
         rate = ratio(r, _gather(norm, sqrt(self.eps)))
         if self.init_step_kind == "learning_rate":
             rate = jnp.where(r == 0, self.init_step_value, rate)
@@ -202,7 +210,7 @@ class scale_by_dowg(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         r = jnp.maximum(slots.max_distance, _distance(ctx.params, slots.start))
-        norm = _gather(slots.gradient_norm, r * global_norm(updates))
+        norm = _gather(slots.gradient_norm, r * norm_in_range(updates))
         rate = ratio(r, norm + self.eps) * r
         return tree_scale(rate, updates), DistanceRate(r, norm, slots.start, rate)
 
@@ -268,7 +276,7 @@ class scale_by_distance_over_gradients(Leafwise):
         return DistanceState(first, jnp.zeros_like(first), param)
 
     def update_leaf(self, g, slots, param, t):
-        r = jnp.maximum(slots.max_distance, global_norm(param - slots.start))
-        norm = _gather(slots.gradient_norm, global_norm(g))
+        r = jnp.maximum(slots.max_distance, norm_in_range(param - slots.start))
+        norm = _gather(slots.gradient_norm, norm_in_range(g))
         rate = self.global_scale * ratio(r, _gather(norm, sqrt(self.eps)))
         return rate * g, DistanceState(r, norm, slots.start)

@@ -1,0 +1,56 @@
+"""Compiled, donated training steps: what they copy and read is what the rule needs."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from donation import check_overwritten
+
+import optfn
+
+SHAPE = (64, 64)
+PARAMS = {"w": jax.ShapeDtypeStruct(SHAPE, jnp.float32)}
+SIZE = SHAPE[0] * SHAPE[1]
+
+
+def compiled(library, tx, extra_args=None):
+    def step(params, grads, state):
+        updates, state = tx.update(grads, state, params, **(extra_args or {}))
+        return library.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, PARAMS)
+    return jax.jit(step, donate_argnums=(0, 2)).lower(PARAMS, PARAMS, state).compile()
+
+
+OVERWRITING = {
+    **{name: cases.OPTIMIZERS[name] for name in ("dog", "dowg", "layer-wise dog", "momo")},
+    "lookahead": optfn.lookahead(optfn.adam(0.1), 5, 0.5),
+    "lookahead of sgd": optfn.lookahead(optfn.sgd(0.1), 5, 0.5),
+    "ema_of_params": optfn.ema_of_params(optfn.sgd(0.1), 0.9),
+    "mean_of_params": optfn.mean_of_params(optfn.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITING)
+def test_no_donated_array_is_copied(name):
+    check_overwritten(compiled(optfn, OVERWRITING[name], cases.EXTRA_ARGS.get(name)))
+
+
+@pytest.mark.parametrize("name", ["dog", "dowg"])
+def test_the_norm_of_the_gradient_is_read_once(name):
+    """No more bytes than optax's step, but for the scalars; a branch has others to read again."""
+    read = functools.partial(_bytes, name)
+    assert read(optfn, optfn) <= read(optax, optax.contrib) + 1024
+
+
+def _bytes(name, library, holder):
+    return compiled(library, getattr(holder, name)()).cost_analysis()["bytes accessed"]
+
+
+def test_lookahead_reads_and_writes_its_slow_params_once():
+    """Beside Adam's 40 bytes of a param: the step, and the params and the slow ones once more."""
+    read = compiled(optfn, OVERWRITING["lookahead"]).cost_analysis()["bytes accessed"]
+    assert read <= 56 * SIZE + 1024
