@@ -1,6 +1,7 @@
-"""The recorded paths of the authors' own code, and optfn's on the same gradients.
+"""The recorded paths of the authors' own code and of packages, and optfn's on the same gradients.
 
-`golden/matrix.npz` holds 25 steps in double precision; its `meta` names the calls. A matrix there
+`golden/matrix.npz` holds 25 steps in double precision; its `meta` names the calls.
+`golden/make_matrix.py` made `golden/matrix_packages.npz`, and says what is in it. A matrix there
 has the outputs as rows; here it is a kernel `(in, out)`, as in Flax.
 """
 
@@ -8,6 +9,7 @@ import json
 import re
 from itertools import accumulate
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,19 @@ import numpy as np
 
 import optfn
 
-with np.load(Path(__file__).parents[2] / "golden" / "matrix.npz") as recorded:
+FOLDER = Path(__file__).parents[2] / "golden"
+with np.load(FOLDER / "matrix.npz") as recorded:
     GOLDEN = dict(recorded)
 CALLS = json.loads(GOLDEN.pop("meta").item())
 SHAPES = ("6x4", "4x6", "5x5")
+with np.load(FOLDER / "matrix_packages.npz") as recorded:
+    GOLDEN |= dict(recorded)
+CASES = json.loads(GOLDEN.pop("meta").item())["cases"]
+
+
+def shapes_of(record):
+    """Of which matrices there are recorded paths."""
+    return tuple(name.removeprefix(f"{record}/") for name in GOLDEN if name.startswith(f"{record}/"))
 
 
 def _packages():
@@ -28,7 +39,7 @@ def _packages():
     return {record: package.replace("_", "-") for record, package in zip(CALLS, found, strict=True)}
 
 
-PACKAGES = _packages()
+PACKAGES = _packages() | {record: case["package"] for record, case in CASES.items()}
 
 
 def optimizer_of(record):
@@ -74,3 +85,26 @@ def assert_on_path(found, wanted, p0, tolerance=1e-11):
     steps = abs(np.diff(wanted, axis=0, prepend=p0[None]))
     bound = tolerance * (abs(p0) + np.cumsum(steps, axis=0))
     np.testing.assert_array_less(abs(found - wanted), bound)
+
+
+def with_normals(stage, record):
+    """The class of a stage, which draws the normal numbers of a record in the place of its own."""
+
+    def drawing(shape, step):
+        recorded = jnp.asarray(GOLDEN[f"normals/{record}/{shape[0]}x{shape[1]}"])[step]
+
+        def draw(key, shape, dtype):
+            return (recorded if recorded.shape == shape else recorded.T).astype(dtype)
+
+        return mock.patch.object(jax.random, "normal", draw)
+
+    class WithNormals(stage):
+        def init_matrix(self, param):
+            with drawing(param.shape, 0):
+                return super().init_matrix(param)
+
+        def update_matrix(self, g, slots, param, t, **key):
+            with drawing(g.shape, t.astype(int) - 1):
+                return super().update_matrix(g, slots, param, t, **key)
+
+    return WithNormals

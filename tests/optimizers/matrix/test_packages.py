@@ -1,0 +1,205 @@
+"""The paths of packages' matrix optimizers, as recorded, walked by optfn's and by its stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles.kron import kron as kron_oracle
+from oracles.low_rank import apollo as apollo_oracle
+from recorded import (
+    CASES,
+    GOLDEN,
+    assert_on_path,
+    paths,
+    problem,
+    shapes_of,
+    with_normals,
+)
+
+import optfn
+from optfn.optimizers.matrix import psgd_pro
+
+ENTRIES = ("p0", "grads", "normals", "logits")
+
+
+def descent(rate, decay=0.0):
+    return optfn.add_decayed_weights(decay), optfn.scale_by_learning_rate(rate)
+
+
+def average(beta):
+    return optfn.ema(beta, debias=False)
+
+
+def orthogonal(coefficients="keller_jordan"):
+    """Where the package divides by the larger of the norm and eps, not by their sum."""
+    return optfn.newton_schulz(coefficients, eps=0.0)
+
+
+def drawn(name, record, *args, **kwargs):
+    return with_normals(getattr(optfn, name), record)(*args, **kwargs)
+
+
+def kron(record, rate=0.01, b1=0.9, weight_decay=0.0, **kwargs):
+    return optfn.chain(
+        optfn.ema(b1),
+        drawn("whiten_by_kron", record, **kwargs),
+        optfn.clip_by_matrix_rms(1.1),
+        *descent(rate, weight_decay),
+    )
+
+
+def dion(record, rate, decay, *args, **kwargs):
+    direction = drawn("scale_by_dion", record, *args, **kwargs)
+    return optfn.chain(direction, optfn.scale_by_matrix_shape("spectral"), *descent(rate, decay))
+
+
+def pro(momentum, rate, decay, precond_lr, beta_lip, precond_init_scale, limit=jnp.inf, **kwargs):
+    """Without noise, and with one limit or none."""
+    return optfn.chain(
+        momentum,
+        optfn.whiten_by_pro(
+            1.0,
+            precond_lr,
+            beta_lip,
+            damping=0.0,
+            precond_init_scale=precond_init_scale,
+            **{"memory_save_mode": "none", **kwargs},
+        ),
+        optfn.clip_by_matrix_rms(limit),
+        *descent(rate, decay),
+    )
+
+
+def adam_in_low_rank(b1, b2, eps):
+    """Whose eps is added before the second moment is corrected."""
+    raised = optfn.schedules.custom(lambda step: eps / jnp.sqrt(1 - b2 ** (step + 1)))
+    return optfn.scale_by_adam(b1, b2, raised)
+
+
+def galore(rate, decay, gap, b1=0.9, b2=0.999, eps=1e-6, side="smaller"):
+    return optfn.chain(
+        optfn.scale_by_galore(2, gap, 0.25, adam_in_low_rank(b1, b2, eps), side=side),
+        optfn.descend_then_decay(rate, decay),
+    )
+
+
+def apollo(record, decay, *args, **kwargs):
+    direction = drawn("scale_by_apollo", record, *args, **kwargs)
+    return optfn.chain(direction, optfn.descend_then_decay(0.02, decay))
+
+
+RATE_OF_PRO = optfn.schedules.custom(lambda step: jnp.maximum(0.3 / jnp.sqrt(1 + step / 4), 0.17))
+
+RECORDED = {
+    "muon_settings_of_torch": optfn.muon(
+        0.01, (3.0, -3.2, 1.2), 3, 0.8, 0.0, 0.3, nesterov=False
+    ),
+    "muon_match_rms_of_torch": optfn.muon(
+        0.01, beta=0.9, eps=0.0, weight_decay=0.1, consistent_rms=0.2
+    ),
+    "muon_quintic": optfn.muon(0.01, "quintic", beta=0.9, eps=0.0, weight_decay=0.1),
+    "muon_gram": optfn.muon(0.01, eps=0.0, consistent_rms=0.2),
+    "muon_unit_rms": optfn.muon(
+        *(0.01, "hybrid", None, 0.9, 0.0, 0.1),
+        nesterov=False,
+        shape_scale="spectral",
+    ),
+    "muon_hyperball": optfn.chain(
+        optfn.scale_by_muon("cans", beta=0.9, eps=0.0), optfn.hyperball(0.01)
+    ),
+    "normuon_preserve_norm": optfn.chain(
+        optfn.scale_by_muon(beta=0.9, eps=0.0),
+        optfn.scale_by_row_moment(0.8, 1e-3),
+        optfn.scale_by_matrix_shape("width"),
+        *descent(0.02, 0.1),
+    ),
+    "normuon_match_rms": optfn.chain(
+        optfn.scale_by_muon("quintic", eps=0.0, nesterov=False),
+        optfn.scale_by_row_moment(0.95, 0.0),
+        optfn.normalize_matrices(),
+        optfn.scale_by_matrix_shape("rms", 0.2),
+        *descent(0.01),
+    ),
+    "normuon_longer": optfn.chain(
+        optfn.scale_by_muon("quintic", beta=0.9, eps=0.0),
+        optfn.scale_by_row_moment(0.95, 0.0, side="longer"),
+        optfn.scale_by_matrix_shape("rms"),
+        *descent(0.01, 0.1),
+    ),
+    "adamuon": optfn.adamuon(0.02),
+    "adamuon_settings": optfn.adamuon(0.01, 0.8, 1e-3, 0.2, nesterov=False, ns_steps=3),
+    "adamuon_first": optfn.chain(
+        average(0.9),
+        orthogonal(),
+        optfn.scale_by_rms(0.95, 1e-10, eps_in_sqrt=False, bias_correction=True),
+        optfn.normalize_matrices(1e-10),
+        optfn.scale_by_matrix_shape("rms", 0.2),
+        *descent(0.02, 0.1),
+    ),
+    "adamuon_unscaled": optfn.chain(
+        average(0.9),
+        orthogonal("quintic"),
+        optfn.scale_by_rms(0.9, 1e-3, eps_in_sqrt=False),
+        optfn.scale_by_matrix_shape("rms", 0.2),
+        *descent(0.01, 0.1),
+    ),
+    "scion_constrained": optfn.chain(
+        average(0.8),
+        orthogonal(),
+        optfn.scale_by_matrix_shape("spectral", 3.0),
+        *descent(0.02, 1.0),
+    ),
+    "scion_of_signs": optfn.scion(0.02, "sign", 3.0),
+    "scion_of_columns": optfn.scion(0.02, "column", 3.0, weight_decay=0.0),
+    "scion_of_rows": optfn.scion(0.02, "row", 1.0, 0.7, 0.0),
+    "scion_emerging": optfn.chain(
+        average(0.8),
+        orthogonal("quintic"),
+        optfn.scale_by_matrix_shape("spectral", 4.0),
+        *descent(0.02, 1.0),
+    ),
+    "dion": dion("dion", 0.01, 0.01),
+    "dion_of_low_rank": dion("dion_of_low_rank", 0.02, 0.1, 0.5, 0.8, 1e-3, rank_multiple_of=2),
+    "soap": optfn.soap(3e-3, 0.9, 0.95, 1e-6, 0.1, shampoo_beta=0.8, precondition_frequency=2),
+    "soap_one_sided": optfn.soap(precondition_frequency=3, max_precond_dim=4),
+    "shampoo_plain": optfn.chain(
+        optfn.scale_by_shampoo(b1=0.0, eps=1e-3), optfn.scale_by_learning_rate(0.1)
+    ),
+    "splus_settings": optfn.splus(0.2, 0.8, 0.95, 0.2, inverse_every=3, max_dim=6),
+    "kron": kron("kron", 3e-4),
+    "kron_settings": kron(
+        *("kron_settings", 0.01, 0.8, 0.1),
+        precond_lr=0.3,
+        preconditioner_update_probability=0.4,
+        precond_init_scale=0.1,
+    ),
+    "kron_one_diag": kron("kron_one_diag", memory_save_mode="one_diag"),
+    "kron_smart_one_diag": kron(
+        "kron_smart_one_diag", memory_save_mode="smart_one_diag", max_size_triangular=3
+    ),
+    "psgd_pro": pro(average(0.9), 0.01, 0.01, RATE_OF_PRO, 0.9, 1.0),
+    "psgd_pro_settings": pro(average(0.7), 0.01, 0.2, 0.1, 0.5, 0.25, 0.9),
+    "psgd_pro_heavyball": pro(optfn.ema(0.9), 0.01, 0.1, 0.1, 0.9, 0.5),
+    "psgd_pro_diagonal": pro(
+        *(optfn.ema(0.7), 0.01, 0.0, 0.3, 0.5, 1.0), memory_save_mode="all_diag"
+    ),
+    "galore": galore(0.02, 0.1, 100),
+    "galore_of_the_larger_side": galore(0.02, 0.0, 100, 0.8, 0.9, 1e-3, "larger"),
+    "galore_without_momentum": galore(0.02, 0.0, 5, 0.0, 0.9),
+    "apollo": apollo("apollo", 0.1, 2, 5),
+    "apollo_of_tensors": apollo(
+        *("apollo_of_tensors", 0.0, 3, 5, 4.0, "tensor", 0.8, 0.9, 1e-3), side="larger"
+    ),
+    "apollo_by_decomposition": optfn.apollo(0.02, 2, 100, proj="svd"),
+    "apollo_mini": apollo("apollo_mini", 0.0, 1, 5, 128.0, "tensor"),
+}
+
+# What a package rounds, or adds to a norm.
+TOLERANCES = {"psgd_pro": 1e-7, "psgd_pro_settings": 1e-6}
+
+
+@pytest.mark.parametrize("record", RECORDED)
+def test_walks_the_recorded_path(record, x64):
+    tolerance = TOLERANCES.get(record, 1e-11)
+    for shape, found in paths(RECORDED[record], shapes_of(record)).items():
+        assert_on_path(found, GOLDEN[f"{record}/{shape}"], problem(shape)[0], tolerance)
