@@ -136,7 +136,8 @@ def test_muon_clip_is_muon_in_it():
     )
     params = {"x": jax.tree.map(jnp.float32, attention())}
     rest = optfn.adamw(1e-3, b2=0.95, weight_decay=0.1)
-    muon = optfn.muon(1e-3, weight_decay=0.1, consistent_rms=0.2, views=views, rest=rest)
+    settings = {"weight_decay": 0.1, "nesterov": False, "consistent_rms": 0.2, "rest": rest}
+    muon = optfn.muon(1e-3, views=views, **settings)
     ours, theirs = optfn.muon_clip(1e-3, 20.0, views=views), optfn.qk_clip(muon, 20.0)
     largest = {"x": jnp.asarray([40.0, 5.0, 100.0])}
     near(clipped(params, ours, largest), clipped(params, theirs, largest), rtol=0)

@@ -55,8 +55,8 @@ import numpy as np
 import torch
 
 DATE = "2026-11-30"
-STEPS, SHAPES = 12, ("7x3", "3x8", "4x4", "1x5", "5x1")
-OBLONG, SQUARE = ("7x3", "3x8"), ("4x4",)
+STEPS = 12
+SHAPES = TALL, WIDE, SQUARE, ROW, COLUMN = ("7x3", "3x8", "4x4", "1x5", "5x1")
 
 # The module of each package; those with a slash are in the folder of clones.
 PACKAGES = {
@@ -70,6 +70,10 @@ PACKAGES = {
     "Chongjie-Si/AdaMuon": "gpt2.models.optimizers.adamuon",
     "microsoft/dion": "dion.dion_reference",
 }
+
+
+# What stands for float64 while a package runs.
+NARROW = ("float32", "float", "bfloat16", "float16")
 
 
 class Case(NamedTuple):
@@ -87,8 +91,8 @@ class Case(NamedTuple):
     package: str
     optimizer: str
     kwargs: dict
-    group: dict = {}
-    shapes: tuple[str, ...] = SHAPES
+    group: dict | None = None
+    shapes: tuple[str, ...] = (TALL, WIDE)
     normals: str = "drawn"
 
 
@@ -104,20 +108,24 @@ CASES = {
             **{"lr": 0.01, "momentum": 0.8, "nesterov": False, "weight_decay": 0.3},
             **{"ns_coefficients": [3.0, -3.2, 1.2], "ns_steps": 3},
         },
+        shapes=(WIDE,),
     ),
     "muon_match_rms_of_torch": Case(
-        *("torch", "Muon"), {"lr": 0.01, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+        *("torch", "Muon"),
+        {"lr": 0.01, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"},
+        shapes=(TALL, ROW),
     ),
     "muon_quintic": Case(
         *("pytorch-optimizer", "Muon"),
         {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "ns_coeffs": "quintic"},
         MUON,
+        shapes=(TALL,),
     ),
     "muon_gram": Case(
         *("pytorch-optimizer", "Muon"),
         {"lr": 0.01, "use_adjusted_lr": True, "ns_method": "gram_newton_schulz"},
         MUON,
-        OBLONG,
+        shapes=(WIDE,),
     ),
     "muon_unit_rms": Case(
         *("emerging-optimizers", "orthogonalized_optimizers.Muon"),
@@ -125,6 +133,7 @@ CASES = {
             **{"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "coefficient_type": "deepseekv4"},
             **{"num_ns_steps": 10, "scale_mode": "unit_rms_norm", "fp32_matmul_prec": "highest"},
         },
+        shapes=(WIDE, ROW),
     ),
     "muon_hyperball": Case(
         *("emerging-optimizers", "orthogonalized_optimizers.MuonHyperball"),
@@ -132,11 +141,13 @@ CASES = {
             **{"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "nesterov": True},
             **{"coefficient_type": "cans", "fp32_matmul_prec": "highest"},
         },
+        shapes=(WIDE, COLUMN),
     ),
     "normuon_preserve_norm": Case(
         *("pytorch-optimizer", "NorMuon"),
         {"lr": 0.02, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.1, "eps": 1e-3},
         MUON,
+        shapes=(TALL, ROW),
     ),
     "normuon_match_rms": Case(
         *("pytorch-optimizer", "NorMuon"),
@@ -145,6 +156,7 @@ CASES = {
             **{"ns_coeffs": "quintic"},
         },
         MUON,
+        shapes=(TALL,),
     ),
     "normuon_longer": Case(
         *("emerging-optimizers", "orthogonalized_optimizers.AdaptiveMuon"),
@@ -152,14 +164,18 @@ CASES = {
             **{"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
             **{"moment2_method": "normuon", "fp32_matmul_prec": "highest"},
         },
+        shapes=(WIDE, ROW),
     ),
-    "adamuon": Case("Chongjie-Si/AdaMuon", "AdaMuon", {"rank": 0, "world_size": 1}),
+    "adamuon": Case(
+        "Chongjie-Si/AdaMuon", "AdaMuon", {"rank": 0, "world_size": 1}, shapes=(WIDE, COLUMN)
+    ),
     "adamuon_settings": Case(
         *("Chongjie-Si/AdaMuon", "AdaMuon"),
         {
             **{"rank": 0, "world_size": 1, "lr": 0.01, "weight_decay": 0.2, "momentum": 0.8},
             **{"nesterov": False, "ns_steps": 3, "eps": 1e-3},
         },
+        shapes=(TALL,),
     ),
     "adamuon_first": Case(
         *("pytorch-optimizer", "AdaMuon"), {"lr": 0.02, "weight_decay": 0.1}, MUON
@@ -170,26 +186,33 @@ CASES = {
             **{"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "eps": 1e-3, "beta2": 0.9},
             **{"extra_scale_factor": 0.2, "fp32_matmul_prec": "highest"},
         },
+        shapes=(SQUARE,),
     ),
     "scion_constrained": Case(
         *("pytorch-optimizer", "SCION"),
         {"lr": 0.02, "momentum": 0.2, "constraint": True, "norm_type": 2, "scale": 3.0},
+        shapes=(TALL, ROW),
     ),
     "scion_of_signs": Case(
         *("pytorch-optimizer", "SCION"),
         {"lr": 0.02, "constraint": True, "norm_type": 4, "scale": 3.0},
     ),
     "scion_of_columns": Case(
-        *("pytorch-optimizer", "SCION"), {"lr": 0.02, "norm_type": 6, "scale": 3.0}
+        *("pytorch-optimizer", "SCION"),
+        {"lr": 0.02, "norm_type": 6, "scale": 3.0},
+        shapes=(TALL, ROW, COLUMN),
     ),
     "scion_of_rows": Case(
-        *("pytorch-optimizer", "SCION"), {"lr": 0.02, "momentum": 0.3, "norm_type": 7}
+        *("pytorch-optimizer", "SCION"),
+        {"lr": 0.02, "momentum": 0.3, "norm_type": 7},
+        shapes=(WIDE, COLUMN),
     ),
     "scion_emerging": Case(
         *("emerging-optimizers", "orthogonalized_optimizers.Scion"),
         {"lr": 0.02, "momentum": 0.8, "spectral_radius": 4.0, "fp32_matmul_prec": "highest"},
+        shapes=(WIDE,),
     ),
-    "dion": Case("microsoft/dion", "Dion", {"qr_method": "qr"}),
+    "dion": Case("microsoft/dion", "Dion", {"qr_method": "qr"}, shapes=(TALL, WIDE, ROW)),
     "dion_of_low_rank": Case(
         *("microsoft/dion", "Dion"),
         {
@@ -203,17 +226,14 @@ CASES = {
             **{"betas": [0.9, 0.95], "shampoo_beta": 0.8, "eps": 1e-6, "weight_decay": 0.1},
             **{"precondition_frequency": 2},
         },
-        {},
-        SQUARE,
+        shapes=(SQUARE,),
     ),
     "soap_one_sided": Case(
         *("pytorch-optimizer", "SOAP"),
         {"precondition_frequency": 3, "max_precondition_dim": 4},
-        {},
-        OBLONG,
     ),
     "shampoo_plain": Case(
-        *("pytorch-optimizer", "Shampoo"), {"lr": 0.1, "matrix_eps": 1e-3}, {}, OBLONG + SQUARE
+        *("pytorch-optimizer", "Shampoo"), {"lr": 0.1, "matrix_eps": 1e-3}, shapes=(TALL,)
     ),
     "splus_settings": Case(
         *("pytorch-optimizer", "SPlus"),
@@ -221,28 +241,32 @@ CASES = {
             **{"lr": 0.2, "betas": [0.8, 0.95], "weight_decay": 0.2, "inverse_steps": 3},
             **{"max_dim": 6},
         },
-        {},
-        SQUARE,
+        shapes=(SQUARE,),
     ),
-    "kron": Case("kron-torch", "Kron", KRON),
+    "kron": Case("kron-torch", "Kron", KRON, shapes=(WIDE, ROW)),
     "kron_settings": Case(
         *("kron-torch", "Kron"),
         {
             **{**KRON, "lr": 0.01, "b1": 0.8, "weight_decay": 0.1, "precond_lr": 0.3},
             **{"preconditioner_update_probability": 0.4, "precond_init_scale": 0.1},
         },
+        shapes=(TALL, COLUMN),
     ),
     "kron_one_diag": Case(
-        *("kron-torch", "Kron"), {**KRON, "lr": 0.01, "memory_save_mode": "one_diag"}
+        *("kron-torch", "Kron"),
+        {**KRON, "lr": 0.01, "memory_save_mode": "one_diag"},
+        shapes=(SQUARE,),
     ),
     "kron_smart_one_diag": Case(
         *("kron-torch", "Kron"),
         {**KRON, "lr": 0.01, "memory_save_mode": "smart_one_diag", "max_size_triangular": 3},
+        shapes=(TALL,),
     ),
     "psgd_pro": Case(
         *("emerging-optimizers", "psgd.PSGDPro"),
         {"lr": 0.01, "precond_lr": 0.3},
         normals="zero",
+        shapes=(TALL, ROW),
     ),
     "psgd_pro_settings": Case(
         *("emerging-optimizers", "psgd.PSGDPro"),
@@ -251,6 +275,7 @@ CASES = {
             **{"precond_init_scale": 0.5, "max_update_rms": 0.9},
         },
         normals="zero",
+        shapes=(WIDE,),
     ),
     "psgd_pro_heavyball": Case(
         *("heavyball", "PSGDPRO"),
@@ -258,9 +283,8 @@ CASES = {
             **{"lr": 0.01, "weight_decay": 0.1, "precond_init_scale": 0.5},
             **{"preconditioner_update_probability": 1.0, "q_dtype": "float64"},
         },
-        {},
-        OBLONG + SQUARE,
-        "zero",
+        shapes=(WIDE,),
+        normals="zero",
     ),
     "psgd_pro_diagonal": Case(
         *("heavyball", "PSGDPRO"),
@@ -269,44 +293,46 @@ CASES = {
             **{"precond_init_scale": 1.0, "memory_save_mode": "all_diag"},
             **{"preconditioner_update_probability": 1.0, "q_dtype": "float64"},
         },
-        {},
-        OBLONG + SQUARE,
-        "zero",
+        shapes=(SQUARE,),
+        normals="zero",
     ),
     # Where a new basis comes into averages, its signs count, which the decomposition chooses.
     "galore": Case(
         *("galore-torch", "AdamW"),
         {"lr": 0.02, "weight_decay": 0.1},
         {**LOW_RANK, "update_proj_gap": 100},
+        shapes=(TALL, WIDE, SQUARE),
     ),
     "galore_of_the_larger_side": Case(
         *("galore-torch", "AdamW"),
         {"lr": 0.02, "betas": [0.8, 0.9], "eps": 1e-3},
         {**LOW_RANK, "update_proj_gap": 100, "proj_type": "reverse_std"},
-        OBLONG,
     ),
     "galore_without_momentum": Case(
         *("galore-torch", "AdamW"), {"lr": 0.02, "betas": [0.0, 0.9]}, LOW_RANK
     ),
     "apollo": Case(
-        *("apollo-torch", "AdamW"), {"lr": 0.02, "weight_decay": 0.1}, RANDOM, OBLONG + SQUARE
+        *("apollo-torch", "AdamW"),
+        {"lr": 0.02, "weight_decay": 0.1},
+        RANDOM,
+        (TALL, WIDE, SQUARE),
     ),
     "apollo_of_tensors": Case(
         *("apollo-torch", "AdamW"),
         {"lr": 0.02, "betas": [0.8, 0.9], "eps": 1e-3},
         {**RANDOM, "rank": 3, "scale": 4.0, "scale_type": "tensor", "proj_type": "reverse_std"},
-        OBLONG,
     ),
     "apollo_by_decomposition": Case(
         *("apollo-torch", "AdamW"),
         {"lr": 0.02},
         {**RANDOM, "proj": "svd", "update_proj_gap": 100},
-        OBLONG + SQUARE,
+        shapes=(WIDE, SQUARE),
     ),
     "apollo_mini": Case(
         *("apollo-torch", "AdamW"),
         {"lr": 0.02},
         {**RANDOM, "rank": 1, "scale": 128.0, "scale_type": "tensor"},
+        shapes=(TALL, ROW),
     ),
 }
 
@@ -315,9 +341,6 @@ CLIPPED = {
     "muon_clip": {"lr": 0.02, "weight_decay": 0.1, "qk_clip_threshold": 3.0},
     "muon_clip_of_queries": {"lr": 0.01, "qk_clip_threshold": 2.0, "qk_clip_alpha": 0.8},
 }
-
-
-NARROW = ("float32", "float", "bfloat16", "float16")
 
 
 def problem(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -483,8 +506,9 @@ def main(clones: Path) -> None:
     }
     versions = {package: version_of(package, clones) for package in PACKAGES}
     versions |= {"numpy": np.__version__, "python": platform.python_version(), "date": DATE}
+    meta = json.dumps({"cases": cases, **versions}, default=str)
     file = Path(__file__).with_name("matrix_packages.npz")
-    np.savez_compressed(file, meta=np.array(json.dumps({"cases": cases, **versions}, default=str)), **arrays)
+    np.savez_compressed(file, meta=np.array(meta), **arrays)
     print(file.name, versions)
 
 

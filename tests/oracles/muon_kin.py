@@ -122,7 +122,8 @@ def muon_clip(
     for name, p in params.items():
         power = {"query": alpha, "key": 1 - alpha}[name]
         scale = 0.2 * max(p.shape) ** 0.5
-        for u, largest in zip(momentum(grads[name], 0.95), np.asarray(max_logits), strict=True):
+        averages = ema(grads[name], 0.95, debias=False)
+        for u, largest in zip(averages, np.asarray(max_logits), strict=True):
             p = p - lr * (scale * newton_schulz(u, KELLER_JORDAN) + weight_decay * p)
             p = p * np.minimum(1, threshold / largest)[:, None] ** power
             path[name].append(p)

@@ -20,7 +20,8 @@ def muon_clip(
     *,
     ns_coeffs: Any = "keller_jordan",
     ns_steps: int | None = None,
-    nesterov: bool = True,
+    eps: Any = 1e-7,
+    nesterov: bool = False,
     dtype: str | None = None,
     consistent_rms: Any = 0.2,
     query: str = "query",
@@ -34,7 +35,8 @@ def muon_clip(
     For large transformers whose attention logits grow under Muon. `update` and `step` take the
     largest logits of each head as the extra argument `max_logits`; see `qk_clip`.
 
-        qk_clip(muon(learning_rate, weight_decay=0.1, consistent_rms=0.2), threshold, alpha)
+        optimizer = muon(learning_rate, weight_decay=0.1, nesterov=False, consistent_rms=0.2)
+        qk_clip(optimizer, threshold, alpha)
 
     Args:
         learning_rate: of all params, a number or a schedule: AdamW's.
@@ -44,7 +46,8 @@ def muon_clip(
         weight_decay: decoupled, times the learning rate.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         ns_coeffs, ns_steps: the polynomials, as `linalg.polynomials` takes them.
-        nesterov: look ahead by one more step.
+        eps: added to the norm that is divided out, though never more than the norm itself.
+        nesterov: look ahead by one more step, as Liu et al. 2025 do.
         dtype: the dtype of the products of the orthogonalization; at least float32 by default.
         consistent_rms: the root mean square of a step of a matrix; 0.2 is that of AdamW's.
         query, key, head_axis: where queries, keys and heads are; see `qk_clip`.
@@ -64,6 +67,7 @@ def muon_clip(
         ns_coeffs,
         ns_steps,
         beta,
+        eps,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
         nesterov=nesterov,

@@ -29,7 +29,9 @@ CASES = json.loads(GOLDEN.pop("meta").item())["cases"]
 
 def shapes_of(record):
     """Of which matrices there are recorded paths."""
-    return tuple(name.removeprefix(f"{record}/") for name in GOLDEN if name.startswith(f"{record}/"))
+    return tuple(
+        name.removeprefix(f"{record}/") for name in GOLDEN if name.startswith(f"{record}/")
+    )
 
 
 def _packages():

@@ -4,22 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.kron import kron as kron_oracle
-from oracles.low_rank import apollo as apollo_oracle
-from recorded import (
-    CASES,
-    GOLDEN,
-    assert_on_path,
-    paths,
-    problem,
-    shapes_of,
-    with_normals,
-)
+from recorded import CASES, GOLDEN, assert_on_path, paths, problem, shapes_of, with_normals
 
 import optfn
 from optfn.optimizers.matrix import psgd_pro
-
-ENTRIES = ("p0", "grads", "normals", "logits")
 
 
 def descent(rate, decay=0.0):
@@ -89,9 +77,7 @@ def apollo(record, decay, *args, **kwargs):
 
 
 RECORDED = {
-    "muon_settings_of_torch": optfn.muon(
-        0.01, (3.0, -3.2, 1.2), 3, 0.8, 0.0, 0.3, nesterov=False
-    ),
+    "muon_settings_of_torch": optfn.muon(0.01, (3.0, -3.2, 1.2), 3, 0.8, 0.0, 0.3, nesterov=False),
     "muon_match_rms_of_torch": optfn.muon(
         0.01, beta=0.9, eps=0.0, weight_decay=0.1, consistent_rms=0.2
     ),
@@ -192,9 +178,10 @@ RECORDED = {
     "apollo_mini": apollo("apollo_mini", 0.0, 1, 5, 128.0, "tensor"),
 }
 
-# What a package rounds, or adds to a norm.
 TOLERANCES = dict.fromkeys(("psgd_pro", "psgd_pro_settings"), 1e-7)  # adds 1e-8 to norms
-TOLERANCES |= dict.fromkeys(("psgd_pro_heavyball", "psgd_pro_diagonal"), 1e-7)  # settings in float32
+TOLERANCES |= dict.fromkeys(
+    ("psgd_pro_heavyball", "psgd_pro_diagonal"), 1e-7
+)  # settings in float32
 
 
 # By how many products a package estimates norms, and how far it rotates.
@@ -208,3 +195,42 @@ def test_walks_the_recorded_path(record, x64, monkeypatch):
     tolerance = TOLERANCES.get(record, 1e-11)
     for shape, found in paths(RECORDED[record], shapes_of(record)).items():
         assert_on_path(found, GOLDEN[f"{record}/{shape}"], problem(shape)[0], tolerance)
+
+
+IN_HEADS = optfn.matrices({"**/kernel": optfn.MatrixAxes((-2, -1), -3)})
+CLIPPED = {
+    "muon_clip": optfn.muon_clip(0.02, 3.0, eps=0.0, views=IN_HEADS),
+    "muon_clip_of_queries": optfn.muon_clip(
+        0.01, 2.0, 0.8, weight_decay=0.0, eps=0.0, views=IN_HEADS
+    ),
+}
+
+
+@pytest.mark.parametrize("record", CLIPPED)
+def test_walks_the_recorded_path_of_queries_and_keys(record, x64):
+    """As kernels `(in, heads, size)`; those of the package are `(heads * size, in)`."""
+
+    def kernels(x):
+        return jnp.asarray(x).mT.reshape(*x.shape[:-2], x.shape[-1], 4, -1)
+
+    params, grads = (
+        {role: {"kernel": kernels(problem(role)[i])} for role in ("query", "key")} for i in (0, 1)
+    )
+
+    @jax.jit
+    def run(tx, params, grads, logits):
+        def step(carry, given):
+            new = optfn.step(tx, carry[0], given[0], carry[1], max_logits=given[1])
+            return new, new[0]
+
+        return jax.lax.scan(step, (params, tx.init(params)), (grads, logits))[1]
+
+    found = run(CLIPPED[record], params, grads, GOLDEN["logits"])
+    for role in params:
+        wanted = GOLDEN[f"{record}/{role}"]
+        rows = np.asarray(found[role]["kernel"]).reshape(len(wanted), 3, -1).mT
+        assert_on_path(rows, wanted, problem(role)[0])
+
+
+def test_every_recorded_path_is_walked():
+    assert CASES.keys() == RECORDED.keys() | CLIPPED.keys()
