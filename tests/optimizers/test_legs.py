@@ -18,6 +18,7 @@ import test_low_rank
 import test_muon
 import test_muon_kin
 import test_optax
+import test_packages
 import test_psgd_pro
 import test_scion
 import test_shampoo
@@ -33,7 +34,7 @@ THEOREMS = (test_theorems, test_curvature, test_lbfgs)
 # All tests of matrix optimizers.
 OF_MATRIX_OPTIMIZERS = (
     *(test_muon, test_muon_kin, test_scion, test_dion, test_soap, test_shampoo, test_kron),
-    *(test_psgd_pro, test_low_rank, test_qk_clip),
+    *(test_psgd_pro, test_low_rank, test_qk_clip, test_packages),
 )
 
 
