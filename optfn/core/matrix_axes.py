@@ -30,8 +30,9 @@ class MatrixAxes:
     Args:
         rows: the number of an axis, or a tuple of them in the order in which they are joined.
         columns: likewise.
-        block: cuts each matrix into blocks of at most this many rows and columns, with zeros added
-            to the last ones, and takes each for a matrix of its own; None does not cut.
+        block: cuts each matrix into blocks of this many rows and columns, of which the last ones
+            have what remains, and takes each for a matrix of its own; None does not cut. Zeros fill
+            the last ones up, so a divisor of the sides costs the least.
 
     Raises:
         ValueError: an axis stands twice, or only one of rows and columns is empty.
@@ -135,8 +136,8 @@ def _uncut(x: jax.Array, sides: tuple[int, int]) -> jax.Array:
 
 def _blocks(side: int, block: int) -> tuple[int, int]:
     """The number of blocks on a side, and how long they are."""
-    number = max(-(-side // block), 1)
-    return number, -(-side // number)
+    length = min(side, block)
+    return -(-side // length) if side else 1, length
 
 
 VECTORS = ("bias", "scale", "b", "beta", "gamma", "gain", "offset", "shift")

@@ -67,6 +67,7 @@ PACKAGES = {
     "apollo-torch": "apollo_torch.apollo",
     "emerging-optimizers": "emerging_optimizers",
     "heavyball": "heavyball",
+    "facebookresearch/optimizers": "distributed_shampoo",
     "Chongjie-Si/AdaMuon": "gpt2.models.optimizers.adamuon",
     "microsoft/dion": "dion.dion_reference",
 }
@@ -96,7 +97,23 @@ class Case(NamedTuple):
     normals: str = "drawn"
 
 
+class Settings(NamedTuple):
+    """Settings that are an object of the package's: its class, and the arguments of that."""
+
+    name: str
+    kwargs: dict
+
+    def made(self, module: str):
+        return pkgutil.resolve_name(f"{module}.{self.name}")(**self.kwargs)
+
+
 MUON = {"use_muon": True}
+GRAFTING = {
+    "preconditioner_config": Settings("shampoo_types.RootInvShampooPreconditionerConfig", {}),
+    "grafting_config": Settings(
+        "shampoo_types.AdamPreconditionerConfig", {"beta2": 0.9, "epsilon": 1e-6}
+    ),
+}
 KRON = {"precond_dtype": torch.float64}
 LOW_RANK = {"rank": 2, "update_proj_gap": 5, "scale": 0.25, "proj_type": "std"}
 RANDOM = {**LOW_RANK, "scale": 1.0, "proj": "random", "scale_type": "channel"}
@@ -234,6 +251,14 @@ CASES = {
     ),
     "shampoo_plain": Case(
         *("pytorch-optimizer", "Shampoo"), {"lr": 0.1, "matrix_eps": 1e-3}, shapes=(TALL,)
+    ),
+    "shampoo_in_blocks": Case(
+        *("facebookresearch/optimizers", "distributed_shampoo.DistributedShampoo"),
+        {
+            **{"lr": 0.01, "betas": [0.8, 0.95], "epsilon": 1e-4, "weight_decay": 0.1},
+            **{"precondition_frequency": 2, "start_preconditioning_step": 3},
+            **{"max_preconditioner_dim": 5, **GRAFTING},
+        },
     ),
     "splus_settings": Case(
         *("pytorch-optimizer", "SPlus"),
@@ -422,7 +447,6 @@ def rounded_to(ref: torch.Tensor, source: torch.Tensor | None = None) -> torch.T
 def path(case: Case, p0: np.ndarray, grads: np.ndarray) -> dict[str, np.ndarray]:
     """The params after each step, and the normal numbers up to then."""
     module = PACKAGES[case.package]
-    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in case.kwargs.items()}
     normals, params, drawn = Normals(case.normals), [], []
     # The rule of Kron has the eps of float32 in it, and heavyball rounds what is in bfloat16.
     names = () if case.package in ("kron-torch", "heavyball") else NARROW
@@ -434,6 +458,10 @@ def path(case: Case, p0: np.ndarray, grads: np.ndarray) -> dict[str, np.ndarray]
         if case.package == "heavyball":
             stack.enter_context(mock.patch("heavyball.utils.stochastic_round_", rounded_to))
         make = pkgutil.resolve_name(f"{module}.{case.optimizer}")
+        kwargs = {
+            k: v.made(module) if isinstance(v, Settings) else v for k, v in case.kwargs.items()
+        }
+        kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
         p = torch.nn.Parameter(torch.tensor(p0))
         opt = make([{"params": [p], **case.group}] if case.group else [p], **kwargs)
         for g in grads:

@@ -171,8 +171,8 @@ def shampoo(
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         precondition_frequency: the updates between two roots, a number or a schedule.
         start_preconditioning_step: the first update with roots; None for `precondition_frequency`.
-        max_preconditioner_dim: matrices with longer sides are cut into blocks, each of them a
-            matrix of its own; None cuts none. See `in_blocks`.
+        max_preconditioner_dim: matrices with longer sides are cut into blocks of this length, each
+            of them a matrix of its own; None cuts none. See `in_blocks`.
         exponent: of the factors, with a minus; see `scale_by_shampoo`.
         max_square_dim: a side of a matrix or block that is longer has the diagonal of its factor
             only; None for none.

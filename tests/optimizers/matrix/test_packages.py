@@ -149,6 +149,10 @@ RECORDED = {
     "shampoo_plain": optfn.chain(
         optfn.scale_by_shampoo(b1=0.0, eps=1e-3), optfn.scale_by_learning_rate(0.1)
     ),
+    "shampoo_in_blocks": optfn.shampoo(
+        *(0.01, 0.8, 0.95, 1e-4, 0.1, None, 2, 3, 5),
+        grafting=optfn.scale_by_adam(0.8, 0.9, 1e-6),
+    ),
     "splus_settings": optfn.splus(0.2, 0.8, 0.95, 0.2, inverse_every=3, max_dim=6),
     "kron": kron("kron", 3e-4),
     "kron_settings": kron(
