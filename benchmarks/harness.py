@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import importlib.metadata
+import json
 import math
 import multiprocessing
 import os
@@ -162,6 +163,41 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     new.add_argument("--quick", action="store_true", help="a short check, no evidence")
     new.add_argument("--record", type=Path, metavar="PATH", help="write the report to this file")
     return new
+
+
+def kept(
+    folder: Path | None, name: str, settings: Mapping[str, Any], measure: Callable, *args: Any
+) -> Any:
+    """What `measure(*args)` gives, or what it gave before, if that is in the folder.
+
+    Args:
+        folder: where results are, or are to be, kept; None keeps none.
+        name: of the result's file.
+        settings: those of the measurement, kept with the result, in the form of JSON.
+        measure: a function whose result JSON can hold.
+        *args: its arguments.
+
+    Raises:
+        ValueError: the result in the folder is of other settings.
+    """
+    if folder is None:
+        return measure(*args)
+    path = folder / f"{name}.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["settings"] != settings:
+            raise ValueError(
+                f"{path} has the settings {found['settings']}, wanted {settings}: take another "
+                "folder, or remove the file."
+            )
+        progress(f"  from {path.name}")
+        return found["result"]
+    result = measure(*args)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"settings": settings, "result": result}))
+    part.replace(path)  # so that an interruption leaves no half of a file
+    return result
 
 
 class Report:

@@ -5,17 +5,23 @@ taken at the averages where an optimizer averages. A rate solves a problem if it
 seed. All rates and seeds of an optimizer on a problem run in one program, under `jax.vmap` over the
 optimizer. All other arguments have their defaults. Learning-rate-free optimizers are swept over
 factors of their rate.
+
+Matrix optimizers are measured where there are matrices. Those that leave the rest to an optimizer
+with a rate of its own leave it to AdamW with the rate of the matrices.
+
+With `--results FOLDER` each optimizer's outcomes are kept there, and not measured again.
 """
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, listed, parser, progress, shown
+from harness import Report, kept, listed, parser, progress, shown
 
 import optfn
 from optfn.testing.problems import ALL, Problem
@@ -72,7 +78,21 @@ WITH_RATE = [
     "schedule_free_adamw",
 ]
 FREE = ["dog", "dowg", "prodigy", "dadapt_adamw", "cocob"]
-OPTIMIZERS = [*WITH_RATE, *FREE]
+WITH_ADAMW = ["muon", "normuon", "adamuon", "dion", "dion2"]
+OF_MATRICES = [
+    *WITH_ADAMW,
+    "scion",
+    "soap",
+    "kl_soap",
+    "kl_shampoo",
+    "shampoo",
+    "splus",
+    "kron",
+    "psgd_pro",
+    "galore",
+    "apollo",
+]
+OPTIMIZERS = [*WITH_RATE, *FREE, *OF_MATRICES]
 
 # The extra arguments of `update`, made from the loss as a function of the params.
 EXTRA_ARGS: dict[str, Callable[[Callable, Any], dict[str, Any]]] = {
@@ -89,11 +109,23 @@ def sweep(name: str, count: int | None = None) -> np.ndarray:
     return values[np.linspace(0, len(values) - 1, count or len(values)).round().astype(int)]
 
 
+def make(name: str, value: float) -> optfn.Transform:
+    """The optimizer at a rate or factor."""
+    rest = {"rest": optfn.adamw(value)} if name in WITH_ADAMW else {}
+    return getattr(optfn, name)(value, **rest)
+
+
+def has_matrices(problem: Problem) -> bool:
+    """Whether a matrix optimizer takes a leaf of the params for a matrix."""
+    params = jax.eval_shape(problem.init, jax.random.key(0))
+    return any(row.view is not None for row in optfn.summary(optfn.muon(0.1), params).rows)
+
+
 def first_hits(
     name: str, problem: Problem, values: Iterable[float], seeds: int, steps: int
 ) -> np.ndarray:
     """The step that first reached the target, by value and seed; 0 where none did."""
-    tx = optfn.stack([getattr(optfn, name)(float(value)) for value in values])
+    tx = optfn.stack([make(name, float(value)) for value in values])
 
     def train(tx: Any, key: jax.Array) -> jax.Array:
         start_key, noise_key = jax.random.split(key)
@@ -152,19 +184,36 @@ Outcomes = dict[str, dict[str, Outcome]]
 
 
 def measure(
-    names: Sequence[str], problems: Sequence[Problem], seeds: int, steps: int, count: int | None
+    name: str, problems: Sequence[Problem], seeds: int, steps: int, count: int | None
+) -> dict[str, Outcome]:
+    """The outcomes of an optimizer by problem."""
+    values, outcomes = sweep(name, count), {}
+    for problem in problems:
+        found = best(first_hits(name, problem, values, seeds, steps), values)
+        outcomes[problem.name] = found
+        shown([problem.name, *cells(found, seeds)])
+    jax.clear_caches()  # no program is used twice
+    return outcomes
+
+
+def measure_all(
+    names: Sequence[str],
+    problems: Sequence[Problem],
+    seeds: int,
+    steps: int,
+    count: int | None,
+    folder: Path | None,
 ) -> Outcomes:
     """The outcomes by optimizer and problem."""
+    with_matrices = [problem for problem in problems if has_matrices(problem)]
     outcomes: Outcomes = {}
     for i, name in enumerate(names, 1):
         progress(f"{i}/{len(names)}: {name}")
-        values = sweep(name, count)
-        outcomes[name] = {}
-        for problem in problems:
-            found = best(first_hits(name, problem, values, seeds, steps), values)
-            outcomes[name][problem.name] = found
-            shown([problem.name, *cells(found, seeds)])
-        jax.clear_caches()  # no program is used twice
+        own = with_matrices if name in OF_MATRICES else problems
+        settings = {"problems": [problem.name for problem in own]}
+        settings |= {"seeds": seeds, "steps": steps, "count": count}
+        found = kept(folder, name, settings, measure, name, own, seeds, steps, count)
+        outcomes[name] = {problem: Outcome(*outcome) for problem, outcome in found.items()}
     return outcomes
 
 
@@ -175,33 +224,29 @@ def cells(found: Outcome, seeds: int) -> list[str]:
     return [f"{found.seeds}/{seeds}", f"{found.steps:g}", f"{found.value:.2g}{edge}"]
 
 
-def report_all(report: Report, outcomes: Outcomes, seeds: int) -> None:
-    names = list(outcomes)
-    problems = list(outcomes[names[0]])
+def report_all(report: Report, outcomes: Outcomes, problems: Sequence[str], seeds: int) -> None:
     for problem in problems:
-        if not any(outcomes[name][problem].solved for name in names):
+        measured = [found[problem] for found in outcomes.values() if problem in found]
+        if measured and not any(outcome.solved for outcome in measured):
             report.judge(False, f"{problem}: solved by none.")
-    lines = []
-    for name in names:
-        missed = [problem for problem in problems if not outcomes[name][problem].solved]
-        steps = [found.steps for found in outcomes[name].values() if found.solved]
-        mean = statistics.geometric_mean(steps) if steps else float("inf")
-        what = f"{name}: {len(missed)} of {len(problems)} not solved: {', '.join(missed)}."
-        verdict = report.judge(not missed, what)
-        shown = f"{mean:.0f}" if steps else ""
-        lines.append(((len(missed), mean), [name, f"{len(steps)} {verdict}", shown]))
-    report.add_table(
-        "Optimizers",
+    for name, found in outcomes.items():
+        missed = [problem for problem in found if not found[problem].solved]
+        what = f"{name}: {len(missed)} of {len(found)} not solved: {', '.join(missed)}."
+        report.judge(not missed, what)
+    note = (
         "Problems solved at the best value of the sweep, and the geometric mean of their median "
         "steps. An optimizer that solves more averages over harder problems: compare means only "
-        "between equal numbers solved.",
-        ["optimizer", f"solved of {len(problems)}", "steps"],
-        [line for _, line in sorted(lines, key=lambda line: line[0])],
+        "between equal numbers solved."
     )
+    with_matrices = next((list(outcomes[name]) for name in OF_MATRICES if name in outcomes), [])
+    tables = {"Optimizers": problems, "Optimizers on problems with matrices": with_matrices}
+    for title, chosen in tables.items():
+        if rows := solved_rows(outcomes, chosen):
+            report.add_table(title, note, ["optimizer", f"solved of {len(chosen)}", "steps"], rows)
     report.add_table(
         "Problems",
         "How many optimizers solve each, and which does in the fewest steps.",
-        ["problem", f"solvers of {len(names)}", "fastest", "steps"],
+        ["problem", "solvers", "fastest", "steps"],
         [of_problem(problem, outcomes) for problem in problems],
     )
     report.add_table(
@@ -211,20 +256,35 @@ def report_all(report: Report, outcomes: Outcomes, seeds: int) -> None:
         "outside.",
         ["problem", "optimizer", "seeds", "median steps", "best rate"],
         [
-            [problem, name, *cells(outcomes[name][problem], seeds)]
+            [problem, name, *cells(found[problem], seeds)]
             for problem in problems
-            for name in names
+            for name, found in outcomes.items()
+            if problem in found
         ],
     )
 
 
+def solved_rows(outcomes: Outcomes, problems: Sequence[str]) -> list[list[str]]:
+    """A row for each optimizer that was measured on all problems, those that solve most first."""
+    lines = []
+    for name, found in outcomes.items():
+        if not problems or not found.keys() >= set(problems):
+            continue
+        steps = [found[problem].steps for problem in problems if found[problem].solved]
+        mean = statistics.geometric_mean(steps) if steps else float("inf")
+        cell = f"{len(steps)} {'pass' if len(steps) == len(problems) else 'MISS'}"
+        lines.append(((-len(steps), mean), [name, cell, f"{mean:.0f}" if steps else ""]))
+    return [line for _, line in sorted(lines, key=lambda line: line[0])]
+
+
 def of_problem(problem: str, outcomes: Outcomes) -> list[str]:
-    solvers = {name: found[problem].steps for name, found in outcomes.items()}
-    solvers = {name: s for name, s in solvers.items() if outcomes[name][problem].solved}
+    measured = {name: found[problem] for name, found in outcomes.items() if problem in found}
+    solvers = {name: outcome.steps for name, outcome in measured.items() if outcome.solved}
+    count = f"{len(solvers)} of {len(measured)}"
     if not solvers:
-        return [problem, "0", "", ""]
+        return [problem, count, "", ""]
     fastest = min(solvers, key=lambda name: solvers[name])
-    return [problem, str(len(solvers)), fastest, f"{solvers[fastest]:g}"]
+    return [problem, count, fastest, f"{solvers[fastest]:g}"]
 
 
 def main() -> None:
@@ -233,6 +293,7 @@ def main() -> None:
     new.add_argument("--optimizers", type=listed(OPTIMIZERS), help="instead of all")
     new.add_argument("--problems", type=listed(by_name), help="instead of all")
     new.add_argument("--steps", type=int, help="instead of 1000")
+    new.add_argument("--results", type=Path, metavar="FOLDER", help="keeps what is measured")
     args = new.parse_args()
     quick = args.quick
     names = args.optimizers or (["sgd", "adam", "prodigy"] if quick else OPTIMIZERS)
@@ -240,19 +301,22 @@ def main() -> None:
     seeds, steps = (2, args.steps or 60) if quick else (5, args.steps or 1000)
     count = 4 if quick else None
     report = Report(f"{len(problems)} test problems: which optimizer solves what")
-    outcomes = measure(names, [by_name[problem] for problem in problems], seeds, steps, count)
+    chosen = [by_name[problem] for problem in problems]
+    outcomes = measure_all(names, chosen, seeds, steps, count, args.results)
     swept = f"{len(sweep('sgd', count))} rates from 1e-4 to 10"
     factors = f"{len(sweep('dog', count))} factors from 0.1 to 10"
     report.tables.append(
         "## Conditions\n\n"
         f"A small sweep, equal for all: {swept}, log-spaced, all other arguments at their "
         f"defaults; {factors} for {', '.join(FREE)}, which find their own rate. The rate of "
-        "polyak_sgd is the largest it may take. Rates are constant, runs have "
-        f"{steps} steps and {seeds} seeds. It shows what works out of the box within these bounds, "
-        "and not what an optimizer can reach with a schedule, with its other arguments tuned, or "
-        "in a longer run.\n"
+        "polyak_sgd is the largest it may take. Matrix optimizers are measured where there are "
+        "matrices; the rest is left to their default, and for "
+        f"{', '.join(WITH_ADAMW)}, whose default has a rate of its own, to AdamW with the rate of "
+        f"the matrices. Rates are constant, runs have {steps} steps and {seeds} seeds. It shows "
+        "what works out of the box within these bounds, and not what an optimizer can reach with a "
+        "schedule, with its other arguments tuned, or in a longer run.\n"
     )
-    report_all(report, outcomes, seeds)
+    report_all(report, outcomes, problems, seeds)
     report.publish(args.record)
 
 

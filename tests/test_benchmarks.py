@@ -148,6 +148,24 @@ def test_a_choice_names_what_it_does_not_know():
         choice("oak,ash")
 
 
+def test_what_was_measured_is_kept_with_its_settings(tmp_path):
+    calls = []
+
+    def measure(*args):
+        calls.append(args)
+        return {"losses": [[1.5, math.nan], [0.25, math.inf]]}
+
+    folder = tmp_path / "results"
+    first = harness.kept(folder, "adam", {"steps": 3}, measure, 1, 2)
+    again = harness.kept(folder, "adam", {"steps": 3}, measure, 1, 2)
+    np.testing.assert_array_equal(first["losses"], again["losses"])
+    assert calls == [(1, 2)] and [path.name for path in folder.iterdir()] == ["adam.json"]
+    with pytest.raises(ValueError, match=r"adam.json has the settings {'steps': 3}, wanted"):
+        harness.kept(folder, "adam", {"steps": 4}, measure)
+    harness.kept(None, "adam", {"steps": 3}, measure)
+    assert len(calls) == 2
+
+
 def test_report_says_first_what_fell_short(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--record=/some/where/else.md", "x"])
     report = harness.Report("Title")
@@ -279,15 +297,117 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
     module = import_module("problems")
     named = {name.split()[0] for name in cases.OPTIMIZERS}
     functions = {name for name in named if inspect.isfunction(getattr(optfn, name, None))}
-    # L-BFGS has a benchmark of its own, and what is no matrix is left to another optimizer.
+    # L-BFGS has a benchmark of its own, and MuonClip is Muon where there is no attention.
+    assert functions - {"lbfgs", "muon_clip"} == set(module.OPTIMIZERS)
     of_matrices = {n for n in functions if ".matrix." in getattr(optfn, n).__module__}
-    assert functions - {"lbfgs"} - of_matrices == set(module.OPTIMIZERS)
+    assert of_matrices - {"muon_clip"} == set(module.OF_MATRICES)
+
+
+def test_problems_know_which_have_matrices():
+    """A vector has none, and neither has a tree of vectors."""
+    module = import_module("problems")
+    with_matrices = {problem.name for problem in module.ALL if module.has_matrices(problem)}
+    assert with_matrices == {"factorization", "classifier", "recurrent", "attention"}
+
+
+@pytest.mark.slow
+def test_problems_measures_matrix_optimizers_where_there_are_matrices(tmp_path):
+    """And keeps what it measured, which another call reads."""
+    options = ("--quick", "--optimizers", "adam,muon", "--problems", "quadratic,factorization")
+    report = run("problems.py", *options, "--results", str(tmp_path))
+    assert run("problems.py", *options, "--results", str(tmp_path)) == report
+    rows = [tuple(row[:2]) for row in table(report, "Every problem")]
+    assert rows == [("quadratic", "adam"), ("factorization", "adam"), ("factorization", "muon")]
+    assert [row[0] for row in table(report, "Optimizers")] == ["adam"]
+    compared = table(report, "Optimizers on problems with matrices")
+    assert {row[0] for row in compared} == {"adam", "muon"}
 
 
 @pytest.mark.slow
 def test_flatten_reports_steps_traces_and_compilations():
     (row,) = table(run("flatten.py", "--quick"), "Flattened against plain")
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
+
+
+# Text.
+
+
+def test_text_tunes_the_optimizers_that_transformers_are_trained_with():
+    """All of them, each matrix optimizer on the same matrices, at any point of its space."""
+    module = import_module("text")
+    every = module.optimizers(20, optfn.adamw(1e-3))
+    assert set(every) == {
+        *("adamw", "lion", "ademamix", "schedule_free_adamw", "muon", "normuon", "muonh"),
+        *("soap", "kl_soap", "shampoo", "kron", "scion"),
+    }
+    of_text = module.task(module.QUICK)
+    params = jax.eval_shape(of_text.init, jax.random.key(0))
+    matrices = {}
+    for name, (make, space) in every.items():
+        session = module.sweep.sobol().start(space, 2, 0)
+        for point in session.ask(2):
+            summary = optfn.summary(make(**point), params)
+        matrices[name] = {row.path for row in summary.rows if row.view is not None}
+    plain = {"adamw", "lion", "ademamix", "schedule_free_adamw"}
+    assert not any(matrices[name] for name in plain)
+    of_layers = {path for path in matrices["muon"] if path.endswith("kernel")}
+    assert of_layers == matrices["muon"] and len(of_layers) == 6
+    assert all(matrices[name] >= of_layers for name in every.keys() - plain)
+
+
+def test_text_finds_the_step_of_a_loss():
+    """Between evaluations on a line, and infinite where a run does not get there or diverges."""
+    steps_to = import_module("text").steps_to
+    assert steps_to(2.0, [10, 20, 30], [3.0, 2.5, 1.5]) == 25.0
+    assert steps_to(3.0, [10, 20, 30], [3.0, 2.5, 1.5]) == 10.0
+    assert steps_to(2.0, [10, 20, 30], [1.0, 9.0, 1.0]) == 10.0
+    assert steps_to(1.0, [10, 20, 30], [3.0, 2.5, 1.5]) == math.inf
+    assert steps_to(1.0, [10, 20, 30], [3.0, math.nan, math.nan]) == math.inf
+
+
+def test_text_calls_a_tie_what_the_interval_allows():
+    """Of two values the half width is 12.7 standard errors, of three 4.30."""
+    Interval = import_module("text").Interval
+    assert Interval.of([1.0, 3.0]) == pytest.approx((2.0, 12.706), rel=1e-4)
+    assert Interval.of([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.3027 / 3**0.5), rel=1e-4)
+    verdicts = {
+        (1.0, 2.0, 3.0): "tie",
+        (-1.2, -1.0, -0.8): "better",
+        (0.8, 1.0, 1.2): "worse",
+        (1.0, math.inf, 1.0): "worse",
+        (1.0, math.nan, 1.0): "worse",
+        (0.0, 0.0, 0.0): "tie",
+    }
+    for values, verdict in verdicts.items():
+        assert Interval.of(values).verdict("better", "worse") == verdict, values
+
+
+def test_text_races_seed_by_seed():
+    """Against AdamW of the same seed, with steps as costly as they are."""
+    module = import_module("text")
+
+    def outcome(*losses):
+        return module.Outcome({}, [], 0, [10, 20], losses, 0.0)
+
+    race = module.Race.of(outcome([2.0, 1.0], [5.0, 1.0]), outcome([3.0, 2.0], [4.0, 3.0]), 1.5)
+    np.testing.assert_array_equal(race.above, [-1.0, -2.0])
+    np.testing.assert_array_equal(race.steps, [10.0, 15.0])
+    np.testing.assert_array_equal(race.later, [1.5 * 10 - 20, 1.5 * 15 - 20])
+
+
+@pytest.mark.slow
+def test_text_races_and_keeps_what_it_measured(tmp_path):
+    options = ("--quick", "--optimizers", "muonh", "--results", str(tmp_path))
+    report = run("text.py", *options)
+    assert run("text.py", *options) == report
+    interval = rf"-?{NUMBER} ± {NUMBER}"
+    rows = {row[0]: row[1:] for row in table(report, "To AdamW's loss")}
+    zero = "0.000 ± 0.000"
+    assert matches(rows["adamw"], interval, zero, "", interval, NUMBER, interval, "")
+    cells = "better|tie|worse", f"{interval}|by [01] of 2 seeds", NUMBER, f"({interval})?"
+    assert matches(rows["muonh"], interval, interval, *cells, "faster|tie|slower")
+    tuned = {row[0]: row[1:] for row in table(report, "Tuning")}
+    assert tuned["adamw"][1] == "0.0003 to 0.03" and tuned["muonh"][2:4] == ["none", ""]
 
 
 # Sweeps.
