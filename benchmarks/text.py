@@ -50,7 +50,7 @@ class Settings(NamedTuple):
 
     layers: int = 2
     batch_size: int = 8
-    steps: int = 400
+    steps: int = 320
     evaluations: int = 16
     trials: int = 16
     seeds: int = 3
