@@ -1,14 +1,11 @@
 """Eigenvectors of symmetric matrices: exactly, or followed by a step of power iteration."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.dtypes import compute_dtype
 from optfn.linalg.lapack import eigh, qr
-from optfn.linalg.orthogonal import adjoint
 
 
 @jax.jit
@@ -29,7 +26,7 @@ def eigenbasis(a: jax.Array) -> jax.Array:
     if not a.size:
         return a
     wide = _of_common_scale(a)
-    return _eigenvectors(wide).astype(a.dtype)
+    return jnp.flip(eigh(wide)[1], axis=-1).astype(a.dtype)
 
 
 @jax.jit
@@ -51,7 +48,7 @@ def power_step(a: jax.Array, q: jax.Array) -> jax.Array:
     if not a.size:
         return q
     wide = q.astype(compute_dtype(q.dtype))
-    return _orthonormal(_of_common_scale(a) @ wide).astype(q.dtype)
+    return qr(_of_common_scale(a) @ wide)[0].astype(q.dtype)
 
 
 @jax.jit
@@ -83,7 +80,7 @@ def refined_eigenbasis(a: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array
     estimates = jnp.sum((wide.conj() * product).real, axis=-2)
     order = jnp.argsort(estimates, axis=-1, descending=True)
     product = jnp.take_along_axis(product, order[..., None, :], axis=-1)
-    return _orthonormal(product).astype(q.dtype), order
+    return qr(product)[0].astype(q.dtype), order
 
 
 def _check_square(a: jax.Array, call: str) -> None:
@@ -100,49 +97,3 @@ def _of_common_scale(a: jax.Array) -> jax.Array:
     half = exponent // 2
     one = jnp.ones_like(largest)
     return wide * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponent)
-
-
-@jax.custom_jvp
-def _eigenvectors(a: jax.Array) -> jax.Array:
-    return jnp.flip(eigh(a)[1], axis=-1)
-
-
-@_eigenvectors.defjvp
-def _eigenvectors_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (a,), (da,) = primals, tangents
-    v = _eigenvectors(a)
-    w = jnp.sum((v.conj() * (a @ v)).real, axis=-2)
-    gaps = w[..., None, :] - w[..., :, None]
-    known = jnp.abs(gaps) > _rounding(a) * jnp.max(jnp.abs(w), axis=-1)[..., None, None]
-    inverse = jnp.where(known, 1 / jnp.where(known, gaps, 1), 0)
-    da = (da + adjoint(da)) / 2
-    return v, v @ (inverse * (adjoint(v) @ da @ v))
-
-
-@jax.custom_jvp
-def _orthonormal(x: jax.Array) -> jax.Array:
-    """The orthogonal factor of square matrices."""
-    return qr(x)[0]
-
-
-@_orthonormal.defjvp
-def _orthonormal_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    q = _orthonormal(x)
-    r = jnp.triu(adjoint(q) @ x)
-    pivots = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-    # A column that depends on those before it has no derivative; it is taken for fixed.
-    known = pivots > _rounding(x) * jnp.max(pivots, axis=-1, keepdims=True)
-    eye = jnp.eye(x.shape[-1], dtype=x.dtype)
-    r = jnp.where(known[..., :, None], r, eye)
-    change = lax.linalg.triangular_solve(r, adjoint(q) @ dx)
-    change = jnp.where(known[..., None, :], change, 0)
-    below = jnp.tril(change, -1)
-    skew = below - adjoint(below)
-    if jnp.iscomplexobj(x):
-        skew = skew + 1j * (eye * change).imag
-    return q, q @ skew
-
-
-def _rounding(x: jax.Array) -> Any:
-    return x.shape[-1] * jnp.finfo(x.dtype).eps

@@ -9,7 +9,7 @@ from jax import lax
 
 from optfn.core.dtypes import compute_dtype, real_dtype
 from optfn.core.numerics import ratio
-from optfn.linalg.orthogonal import adjoint
+from optfn.linalg.adjoint import adjoint
 
 
 class Bounds(NamedTuple):

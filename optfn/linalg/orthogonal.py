@@ -12,6 +12,7 @@ from jax import lax
 from optfn.core.arguments import Argument
 from optfn.core.dtypes import compute_dtype, real_dtype
 from optfn.core.numerics import Norm, norms_along
+from optfn.linalg.adjoint import adjoint
 from optfn.linalg.lapack import svd
 
 Normalization = Literal["frobenius", "schatten4", "rows"]
@@ -207,11 +208,6 @@ def _orthogonalized(
     return (adjoint(rows) if is_tall else rows).astype(x.dtype)
 
 
-def adjoint(x: jax.Array) -> jax.Array:
-    """The conjugate transpose of each matrix."""
-    return x.mT.conj() if jnp.iscomplexobj(x) else x.mT
-
-
 def _on_matrix(x: jax.Array, coefficients: jax.Array) -> jax.Array:
     return lax.scan(_step, x, coefficients)[0]
 
@@ -270,7 +266,9 @@ def _over(x: jax.Array, norm: Norm, eps: Any) -> jax.Array:
 def polar(x: jax.Array) -> jax.Array:
     """The orthogonal polar factor U V^T of U S V^T, by a singular value decomposition.
 
-    What `orthogonalize` approximates. A singular value of zero stays zero, within rounding.
+    What `orthogonalize` approximates. A singular value of zero stays zero, within rounding. Its
+    derivative is finite also where singular values coincide, as that of single singular vectors is
+    not.
 
     Args:
         x: `[..., rows, columns]`, one matrix or a stack.
@@ -278,6 +276,37 @@ def polar(x: jax.Array) -> jax.Array:
     if not x.size:
         return x
     wide = x.astype(compute_dtype(x.dtype))
-    u, s, vh = svd(_over(wide, norms_along((-2, -1), wide), 0))
+    return _by_singular_values(_over(wide, norms_along((-2, -1), wide), 0)).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _by_singular_values(x: jax.Array) -> jax.Array:
+    u, present, _, vh = _factors(x)
+    return (u * present) @ vh
+
+
+@_by_singular_values.defjvp
+def _by_singular_values_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    u, f, s, vh = _factors(x)
+    v, f_down, down = adjoint(vh), f.mT, s.mT
+    inside = adjoint(u) @ dx @ v
+    # Of a function f of the singular values; f is 1, or 0 for a value that stays zero.
+    differ = f != f_down
+    even = jnp.where(differ, (f - f_down) / jnp.where(differ, s - down, 1), 0)
+    odd = (f + f_down) / jnp.where(f + f_down == 0, 1, s + down)
+    symmetric, skew = inside + adjoint(inside), inside - adjoint(inside)
+    change = u @ ((even * symmetric + odd * skew) / 2) @ vh
+    slope = f / jnp.where(f == 0, 1, s)
+    if x.shape[-2] > x.shape[-1]:
+        change = change + ((dx @ v - u @ inside) * slope) @ vh
+    if x.shape[-2] < x.shape[-1]:
+        change = change + (u * slope) @ (adjoint(u) @ dx - inside @ vh)
+    return (u * f) @ vh, change
+
+
+def _factors(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """U, 1 for each singular value that is not zero within rounding, these values, and V^H."""
+    u, s, vh = svd(x)
     tiny = jnp.finfo(s.dtype).eps * max(x.shape[-2:]) * s[..., :1]
-    return ((u * (s > tiny)[..., None, :]) @ vh).astype(x.dtype)
+    return u, (s > tiny).astype(s.dtype)[..., None, :], s[..., None, :], vh

@@ -10,7 +10,7 @@ from jax import lax
 
 from optfn.core.dtypes import compute_dtype, real_dtype
 from optfn.linalg.lapack import eigh
-from optfn.linalg.orthogonal import adjoint
+from optfn.linalg.adjoint import adjoint
 
 
 @jax.jit
