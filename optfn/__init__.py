@@ -79,6 +79,7 @@ from optfn.compose.restart import own_step as own_step
 from optfn.compose.restart import reset as reset
 from optfn.compose.sam import sam as sam
 from optfn.compose.spikes import skip_spikes as skip_spikes
+from optfn.compose.staggered import staggered as staggered
 
 # The training loop.
 from optfn.microbatching import microbatch as microbatch

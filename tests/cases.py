@@ -165,6 +165,7 @@ OPTIMIZERS = {
     ),
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
     "across": optfn.across(optfn.sgd(0.05, 0.9), "x"),
+    "staggered": optfn.staggered(optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1))),
     "own_step": optfn.own_step(optfn.adam(schedules.linear(0.1, 0.05, 9))),
     "keep_params_nonnegative": optfn.chain(optfn.adam(0.1), optfn.keep_params_nonnegative()),
     "accumulate": optfn.accumulate(optfn.adam(0.1), 2),

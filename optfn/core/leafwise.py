@@ -28,6 +28,7 @@ from optfn.core.tree import (
     is_leaf,
     leaf_location,
 )
+from optfn.core.turns import turns
 
 
 class Leafwise(Transform):
@@ -41,6 +42,8 @@ class Leafwise(Transform):
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
         elementary: the rule is about one operation, so tracing it once per shape gains nothing.
+        refreshes: the rule computes something costly every few steps: `update_leaf` gets the
+            keyword argument `turn`, with which `is_due` says when.
         random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
             gets the keyword argument `key`, folded from the seed, the step, the stage's name and
             the leaf's path. Two such stages of the same name in different wrappers need different
@@ -49,6 +52,7 @@ class Leafwise(Transform):
 
     Slots: ClassVar[Any] = None
     elementary: ClassVar[bool] = False
+    refreshes: ClassVar[bool] = False
 
     def init_leaf(self, param: jax.Array) -> Any:
         """The `Slots` for one param, given in the compute dtype."""
@@ -60,7 +64,7 @@ class Leafwise(Transform):
         """The new update and slots of one leaf.
 
         Declared extra args are keyword arguments; a `"tree"` is this leaf's entry, and a `"key"`
-        is folded for this leaf.
+        is folded for this leaf. So is the `turn` of a rule that `refreshes`.
 
         Args:
             g: the gradient, or the update from the stage before.
@@ -73,6 +77,10 @@ class Leafwise(Transform):
     def draws_at(self, step: jax.Array) -> jax.Array:
         """The step whose key a random rule gets: an earlier one draws again what was drawn then."""
         return step
+
+    def is_refreshed(self, g: jax.Array) -> bool:
+        """Whether a rule that `refreshes` does so for this leaf."""
+        return True
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -206,7 +214,9 @@ def apply_run(
         _columns([own[k] for own in own_rules], rule, slots.get(rule.name), updates)
         for k, rule in enumerate(rules)
     ]
-    extras = [_extras(rule, updates, ctx) for rule in rules]
+    extras = [
+        _extras(rule, [own[k] for own in own_rules], updates, ctx) for k, rule in enumerate(rules)
+    ]
     # Not step + 1: if the step is donated, one increment is its only reader and needs no copy.
     next_step = ctx.next_step
     count = {dtype: next_step.astype(dtype) for dtype in {real_dtype(x.dtype) for x in leaves}}
@@ -420,7 +430,9 @@ def _as_trees(old: Any, per_leaf: list) -> Any:
     )
 
 
-def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any]]:
+def _extras(
+    rule: Leafwise, own: Sequence[Leafwise], updates: PyTree, ctx: Context
+) -> list[dict[str, Any]]:
     """The keyword arguments of `update_leaf`, leaf by leaf."""
     leaves = jax.tree.leaves(updates)
     args = {k: (kind, ctx.extra_args[k]) for k, kind in rule.extra_args.items()}
@@ -441,6 +453,8 @@ def _extras(rule: Leafwise, updates: PyTree, ctx: Context) -> list[dict[str, Any
         keys["key"] = key_at(seed, rule.draws_at(ctx.step), f"{rule.name}.seed")
     for k, key in keys.items():
         split[k] = leaf_keys(key, rule.name, updates)
+    if rule.refreshes:
+        split["turn"] = turns([part.is_refreshed(g) for part, g in zip(own, leaves, strict=True)])
     return [whole | {k: values[i] for k, values in split.items()} for i in range(len(leaves))]
 
 

@@ -1,18 +1,20 @@
 """The lift of a rule for one matrix to all matrices of all leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.placement import Along, is_along, is_sharded, replicate, split_like
 from optfn.core.tree import PyTree
-from optfn.core.whole_matrices import Split, are_split, of_stack, on_whole_matrices
+from optfn.core.turns import Turn
+from optfn.core.whole_matrices import Split, are_split, for_each, of_stack, on_whole_matrices
 
 
 class Matrixwise(Leafwise):
@@ -88,7 +90,8 @@ class Matrixwise(Leafwise):
             return self._joined(new, old) if like else new
 
         param = None if param is None else self.views.split(replicate(param))
-        own = {k: v for k, v in extra.items() if self.extra_args.get(k) != "function"}
+        is_shared = {k: k == "turn" or self.extra_args.get(k) == "function" for k in extra}
+        own = {k: v for k, v in extra.items() if not is_shared[k]}
         shared = {k: v for k, v in extra.items() if k not in own}
 
         def rule(g, slots, param, own):
@@ -115,6 +118,10 @@ class Matrixwise(Leafwise):
         return jax.tree.map(lambda slot: Along.of(slot, param), made, is_leaf=is_along)
 
     @final
+    def is_refreshed(self, g: jax.Array) -> bool:
+        return self.views.is_matrix and bool(g.size)
+
+    @final
     def runs_alone(self, updates: PyTree) -> bool:
         if self.random:  # a key is for a leaf, not for a part of a stack
             return False
@@ -126,16 +133,29 @@ class Matrixwise(Leafwise):
 
     @final
     def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
+        if self.random:  # a key is for a leaf, not for a part of a stack
+            return {}
+        args = list(args)
         kinds: dict[Any, list[int]] = {}
-        for i, ((own,), leaf_args) in enumerate(zip(own_rules, args, strict=True)):
-            if not self.random and are_split(leaf_args[0], own.views) and own._lie_alike(leaf_args):
-                kinds.setdefault((id(own), own._kind(leaf_args)), []).append(i)
+        for i, (own,) in enumerate(own_rules):
+            g = args[i][0]
+            if are_split(g, own.views):
+                args[i] = own._with_turns_of_matrices(args[i])
+                if own._lie_alike(args[i]):
+                    kinds.setdefault((own._spread, id(own), own._kind(args[i])), []).append(i)
         done = {}
-        for leaves in kinds.values():
-            own = own_rules[leaves[0]][0]
-            new = own._spread([args[i] for i in leaves])
-            done |= dict(zip(leaves, new, strict=True))
+        for (together, *_), leaves in kinds.items():
+            new = together([args[i] for i in leaves])
+            done |= dict(zip(leaves, new, strict=False))
         return done
+
+    def _with_turns_of_matrices(self, args: tuple) -> tuple:
+        """The arguments of a leaf, with its turn for each of its matrices."""
+        g, *others, (extra,) = args
+        if extra.get("turn") is not None:
+            turn = [for_each(number, g, self.views) for number in extra["turn"]]
+            extra = {**extra, "turn": Turn(*turn)}
+        return g, *others, [extra]
 
     def _kind(self, args: tuple) -> tuple:
         """The form of a leaf's arrays, and how they are split."""
@@ -160,19 +180,22 @@ class Matrixwise(Leafwise):
         treedef = jax.tree.structure(_arrays(first))
         stacked = self.rebuilt(views=of_stack(self.views, g.ndim))
         static, numbers = StaticRules.split((stacked,), True)
+        takes_turns = first[4][0].get("turn") is not None
 
         def rule(shared, *stacks):
             numbers, t = shared
-            g, slots, param, extra = treedef.unflatten(stacks)
-            return jax.tree.leaves(run(static.rules(numbers), g, slots, param, t, extra))
+
+            def at_once(stacks):
+                g, slots, param, extra = treedef.unflatten(stacks)
+                return jax.tree.leaves(run(static.rules(numbers), g, slots, param, t, extra))
+
+            # Of a stack everything is computed if one matrix is due.
+            return lax.map(at_once, stacks) if takes_turns else at_once(stacks)
 
         columns = list(zip(*(jax.tree.leaves(_arrays(args)) for args in leaves), strict=True))
         results = 1 + len(jax.tree.leaves(slots))  # the update and the slots
         new = on_whole_matrices(rule, columns, self._splits(first), results, (numbers, first[3]))
-        return [
-            (u, jax.tree.unflatten(jax.tree.structure(slots), own))
-            for u, *own in zip(*new, strict=True)
-        ]
+        return _as_results(zip(*new, strict=True), slots)
 
     def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
         """The keyword arguments of each matrix of a stack of this shape."""
@@ -201,6 +224,12 @@ def _is_like_matrix(slot: Along, sides: tuple[int, ...]) -> bool:
 
 def _map_slots(function: Callable, form: Any, *others: Any) -> Any:
     return jax.tree.map(function, form, *others, is_leaf=is_along)
+
+
+def _as_results(arrays: Iterable[Sequence[jax.Array]], slots: list) -> list[tuple]:
+    """For each leaf the new update, and its new slots in the form of the old ones."""
+    form = jax.tree.structure(slots)
+    return [(u, jax.tree.unflatten(form, own)) for u, *own in arrays]
 
 
 def _arrays(args: tuple) -> tuple:

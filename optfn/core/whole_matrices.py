@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optfn.core.matrix_axes import MatrixAxes
 
@@ -78,14 +78,22 @@ def are_split(x: Any, view: MatrixAxes) -> bool:
 
 
 def of_stack(view: MatrixAxes, ndim: int) -> MatrixAxes:
-    """The view of an array whose stack has one axis, the first."""
+    """The view of an array whose stack has one axis, the first, and of one without a stack."""
     stack, rows, columns = view.axes((1,) * ndim)
     order = [axis for axis in range(ndim) if axis not in stack]
     return replace(
         view,
-        rows=tuple(1 + order.index(axis) for axis in rows),
-        columns=tuple(1 + order.index(axis) for axis in columns),
+        rows=tuple(order.index(axis) - len(order) for axis in rows),
+        columns=tuple(order.index(axis) - len(order) for axis in columns),
     )
+
+
+def for_each(number: Any, like: jax.Array, view: MatrixAxes) -> jax.Array:
+    """A number for each matrix of an array, split as the stack is."""
+    stack, _, _ = view.axes(like.shape)
+    spec = PartitionSpec(*Split.of(like, stack).of_stack)
+    numbers = jnp.broadcast_to(number, [like.shape[axis] for axis in stack])
+    return jax.sharding.reshard(numbers, NamedSharding(jax.typeof(like).sharding.mesh, spec))
 
 
 def on_whole_matrices(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.dtypes import compute_dtype, real_dtype
-from optfn.linalg.lapack import eigh
 from optfn.linalg.adjoint import adjoint
+from optfn.linalg.lapack import eigh
 
 
 @jax.jit

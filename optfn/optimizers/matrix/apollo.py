@@ -15,10 +15,11 @@ from optfn.core.dtypes import cast, real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
-from optfn.core.numerics import abs_sq, is_multiple, norm_of, norms_along, sqrt, whole
+from optfn.core.numerics import abs_sq, norm_of, norms_along, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.randomness import seed
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due
 from optfn.linalg import leading_vectors
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.optimizers.matrix.galore import PROJECTS_ROWS, transposed
@@ -70,6 +71,7 @@ class scale_by_apollo(Matrixwise):
     """
 
     random = True
+    refreshes = True
 
     rank: int = static(default=256)
     update_proj_gap: Any = 200
@@ -105,11 +107,12 @@ class scale_by_apollo(Matrixwise):
             else None,
         )
 
-    def update_matrix(self, g, slots, param, t, *, key: Any = None):
+    def update_matrix(self, g, slots, param, t, *, key: Any = None, turn: Any = None):
         rows, (side, _), rank = self._form(g.shape)
         x = transposed(g, rows)
         if self.proj == "svd":
-            due = is_multiple(whole(t) - 1, self.update_proj_gap)
+            before = whole(t) - 1
+            due = (before == 0) | is_due(before, self.update_proj_gap, turn)
             basis = refreshed(due, lambda: leading_vectors(x, rank, slots.basis), slots.basis)
             low = basis.mT.conj() @ x
         else:

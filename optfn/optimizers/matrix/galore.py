@@ -1,5 +1,6 @@
 """GaLore: an optimizer that runs on a projection of each matrix."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from optfn.core.slots import placed
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due, turns
 from optfn.linalg import leading_vectors
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
@@ -140,6 +142,8 @@ class scale_by_galore(Transform):
     projection".
     """
 
+    refreshes = True
+
     rank: int = static(default=128)
     update_proj_gap: Any = 200
     scale: Any = 1.0
@@ -166,9 +170,8 @@ class scale_by_galore(Transform):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         grads, treedef = jax.tree.flatten(updates)
         own = self._projections(updates if ctx.params is None else ctx.params)
-        due = is_multiple(ctx.step, self.update_proj_gap)
         old = contents_like(slots.basis, updates, f"the slots {self.name}.basis")
-        bases = refreshed(due, lambda: list(map(_renewed, own, grads, old)), old)
+        bases = self._refreshed(own, grads, old, ctx.step)
         low = list(map(_project, own, grads, bases))
         low, inner = self.base_optimizer.apply_named(
             treedef.unflatten(low), slots.inner, ctx._replace(params=None)
@@ -180,6 +183,23 @@ class scale_by_galore(Transform):
         ]
         kept = jax.tree.structure(slots.basis).unflatten(jax.tree.leaves(bases))
         return treedef.unflatten(steps), Projected(kept, inner)
+
+    def _refreshed(self, own: list, grads: list, old: list, step: jax.Array) -> list:
+        """The bases after the renewal of those that are due."""
+        own_turns = turns([by is not None for by in own])
+        if not any(own_turns):
+            due = is_multiple(step, self.update_proj_gap)
+            return refreshed(due, lambda: list(map(_renewed, own, grads, old)), old)
+        return [
+            None
+            if by is None
+            else refreshed(
+                (step == 0) | is_due(step, self.update_proj_gap, turn),
+                partial(_renewed, by, g, basis),
+                basis,
+            )
+            for turn, by, g, basis in zip(own_turns, own, grads, old, strict=True)
+        ]
 
     def _projections(self, tree: PyTree) -> list[_Projection | None]:
         pairs = zip(self.views.values(tree), jax.tree.leaves(tree), strict=True)

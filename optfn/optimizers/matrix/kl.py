@@ -13,9 +13,10 @@ from optfn.core.dtypes import real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import abs_sq, is_multiple, ratio, sqrt, whole
+from optfn.core.numerics import abs_sq, ratio, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due
 from optfn.linalg import adjoint, eigenbasis, power_step
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
@@ -60,6 +61,8 @@ class KLSoapSlots(NamedTuple):
 class _KLFactors(Matrixwise):
     """What the two have in common: the factors, their eigenbases and their eigenvalues."""
 
+    refreshes = True
+
     b1: Any = 0.9
     b2: Any = 0.98
     eps: Any = 1e-8
@@ -74,7 +77,7 @@ class _KLFactors(Matrixwise):
         scales = [Along(jnp.full(n, first, dtype), (axis,)) for axis, n in enumerate(param.shape)]
         return *along_sides(param, zeros_of_length), *along_sides(param, jnp.eye), *scales
 
-    def _next_factors(self, g: jax.Array, slots: Any, t: jax.Array) -> tuple:
+    def _next_factors(self, g: jax.Array, slots: Any, t: jax.Array, turn: Any) -> tuple:
         """Those slots after a gradient; the first one only gives the bases."""
         is_first, (rows, columns) = t == 1, g.shape
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
@@ -96,7 +99,7 @@ class _KLFactors(Matrixwise):
         scales = [jnp.where(is_first, a, b) for a, b in zip(old, scales, strict=True)]
 
         bases = refreshed(is_first, lambda: jax.tree.map(eigenbasis, factors), bases)
-        due = ~is_first & is_multiple(whole(t - 1), self.precondition_frequency)
+        due = ~is_first & is_due(whole(t - 1), self.precondition_frequency, turn)
         bases = refreshed(due, lambda: jax.tree.map(power_step, factors, bases), bases)
         return *factors, *bases, *scales
 
@@ -147,14 +150,14 @@ class scale_by_kl_shampoo(_KLFactors):
     def init_matrix(self, param):
         return KLShampooSlots(jnp.zeros_like(param), *self._first_factors(param))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(self, g, slots, param, t, *, turn=None):
         is_first = t == 1
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
         mu = jnp.where(is_first, slots.mu, average(self.b1, slots.mu, g))
         whitening = slots.left_scale[:, None] * slots.right_scale[None]
         u = rotated_back(rotated(mu, bases) * (whitening / (1 + whitening * self.eps)), bases)
-        return idle_at(is_first, u, g), KLShampooSlots(mu, *self._next_factors(g, slots, t))
+        return idle_at(is_first, u, g), KLShampooSlots(mu, *self._next_factors(g, slots, t, turn))
 
 
 class scale_by_kl_soap(_KLFactors):
@@ -187,12 +190,12 @@ class scale_by_kl_soap(_KLFactors):
     def init_matrix(self, param):
         return KLSoapSlots(*zero_moments(param), *self._first_factors(param))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(self, g, slots, param, t, *, turn=None):
         is_first = t == 1
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
         u, mu, nu = adam_in_bases(self, g, slots, bases, is_first)
-        return idle_at(is_first, u, g), KLSoapSlots(mu, nu, *self._next_factors(g, slots, t))
+        return idle_at(is_first, u, g), KLSoapSlots(mu, nu, *self._next_factors(g, slots, t, turn))
 
 
 def kl_shampoo(

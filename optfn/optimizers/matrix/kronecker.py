@@ -14,6 +14,7 @@ from optfn.core.dtypes import real_dtype
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import abs_sq, norms_along, ratio
 from optfn.core.placement import Along
+from optfn.core.turns import Turn, delay
 from optfn.linalg import adjoint
 
 # That of `kron_torch`: at each step up to step 500, then ever more rarely until step 4000.
@@ -69,8 +70,10 @@ class Kronecker(Matrixwise):
         long = self.max_size_triangular
         return [n <= 1 or n > long or axis in saved for axis, n in enumerate(sides)]
 
-    def update_matrix(self, g, slots, param, t, *, key: Any = None):
-        due, count = counted(slots.count, self.preconditioner_update_probability)
+    refreshes = True
+
+    def update_matrix(self, g, slots, param, t, *, key: Any = None, turn: Any = None):
+        due, count = counted(slots.count, self.preconditioner_update_probability, turn)
         # Zeros say nothing about the size of gradients, and would let the factors grow.
         known = due & jnp.any(g != 0)
         g, slots = refreshed(known, lambda: self.renewed(g, slots, key), (g, slots))
@@ -79,11 +82,13 @@ class Kronecker(Matrixwise):
         return u, slots._replace(count=count)
 
 
-def counted(count: jax.Array, probability: Any) -> tuple[jax.Array, jax.Array]:
-    """Whether 1 / probability steps are over, and the number of steps since they last were."""
-    count = count + 1
-    due = count * probability >= 1 - 1e-6  # 49 * (1 / 49) < 1
-    return due, jnp.where(due, 0, count)
+def counted(
+    count: jax.Array, probability: Any, turn: Turn | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a leaf is due, and the number of steps since 1 / probability of them were over."""
+    count, enough = count + 1, 1 - 1e-6  # 49 * (1 / 49) < 1
+    count = jnp.where(count * probability >= enough, 0, count)
+    return count == delay(jnp.ceil(enough / probability), turn), count
 
 
 def times(left: jax.Array, g: jax.Array, right: jax.Array) -> jax.Array:

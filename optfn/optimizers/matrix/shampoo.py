@@ -16,9 +16,10 @@ from optfn.core.in_blocks import in_blocks
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, debias
-from optfn.core.numerics import abs_sq, is_multiple, whole
+from optfn.core.numerics import abs_sq, whole
 from optfn.core.placement import Along
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due
 from optfn.linalg import adjoint, inverse_root
 from optfn.optimizers.elementwise.adam import adamw, scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
@@ -67,6 +68,8 @@ class scale_by_shampoo(Matrixwise):
     Source: Gupta et al. 2018; Shi et al. 2023.
     """
 
+    refreshes = True
+
     Slots = Factors
 
     b1: Any = 0.9
@@ -82,7 +85,7 @@ class scale_by_shampoo(Matrixwise):
         roots = [self._first(param, axis, _identity) for axis in (0, 1)]
         return Factors(jnp.zeros_like(param), *factors, *roots)
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(self, g, slots, param, t, *, turn=None):
         mu = average(self.b1, slots.mu, g)
         rows = self._grown(slots.rows, g)
         columns = self._grown(slots.columns, adjoint(g))
@@ -91,7 +94,7 @@ class scale_by_shampoo(Matrixwise):
             return self._root(rows, t), self._root(columns, t)
 
         old = slots.rows_root, slots.columns_root
-        rows_root, columns_root = refreshed(self._is_due(t), roots, old)
+        rows_root, columns_root = refreshed(self._is_due(t, turn), roots, old)
         u = _preconditioned(rows_root, debias(mu, self.b1, t), columns_root)
         return u, Factors(mu, rows, columns, rows_root, columns_root)
 
@@ -115,11 +118,11 @@ class scale_by_shampoo(Matrixwise):
         raised = factor + self.eps
         return jnp.where(raised > 0, jnp.where(raised > 0, raised, 1) ** -self.exponent, 0)
 
-    def _is_due(self, t: jax.Array) -> jax.Array:
+    def _is_due(self, t: jax.Array, turn: Any) -> jax.Array:
         start = self.start_preconditioning_step
         now, every = whole(t), self.precondition_frequency
         start = jnp.maximum(whole(every), 1) if start is None else whole(start)
-        return (now == start) | (now > start) & is_multiple(now, every)
+        return (now == start) | (now > start) & is_due(now, every, turn)
 
 
 def _identity(shape: tuple[int, ...], dtype: Any) -> jax.Array:

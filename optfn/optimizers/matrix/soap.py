@@ -13,8 +13,9 @@ from optfn.core.data import static
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
-from optfn.core.numerics import is_multiple, whole
+from optfn.core.numerics import whole
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due
 from optfn.linalg import adjoint, eigenbasis, refined_eigenbasis
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
@@ -79,6 +80,8 @@ class scale_by_soap(Matrixwise):
     precondition_frequency: Any = 10
     max_precond_dim: int = static(default=10000)
 
+    refreshes = True
+
     Slots = SoapSlots
 
     def init_matrix(self, param):
@@ -87,7 +90,7 @@ class scale_by_soap(Matrixwise):
             *zero_moments(param), *factors, *along_sides(param, jnp.eye, self.max_precond_dim)
         )
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(self, g, slots, param, t, *, turn=None):
         is_first, k = t == 1, jnp.maximum(t - 1, 1)
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
@@ -97,7 +100,7 @@ class scale_by_soap(Matrixwise):
 
         factors = self._factors(g, (slots.left, slots.right))
         bases = refreshed(is_first, lambda: jax.tree.map(eigenbasis, factors), bases)
-        due = ~is_first & is_multiple(whole(t - 1), self.precondition_frequency)
+        due = ~is_first & is_due(whole(t - 1), self.precondition_frequency, turn)
         bases, nu = refreshed(due, lambda: _refined(factors, bases, nu), (bases, nu))
         return idle_at(is_first, u, g), SoapSlots(mu, nu, *factors, *bases)
 

@@ -16,8 +16,9 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
-from optfn.core.numerics import is_multiple, propagate_nan, whole
+from optfn.core.numerics import propagate_nan, whole
 from optfn.core.tree import PyTree
+from optfn.core.turns import is_due
 from optfn.core.updates_kind import Updates
 from optfn.linalg import adjoint
 from optfn.linalg.lapack import eigh
@@ -69,6 +70,8 @@ class scale_by_splus(Matrixwise):
     Source: Frans et al. 2025.
     """
 
+    refreshes = True
+
     Slots = Bases
 
     b1: Any = 0.9
@@ -81,12 +84,14 @@ class scale_by_splus(Matrixwise):
         factors = along_sides(param, zeros_of_length, shorter)
         return Bases(jnp.zeros_like(param), *factors, *along_sides(param, jnp.eye, shorter))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(self, g, slots, param, t, *, turn=None):
         mu = average(self.b1, slots.mu, g)
         bases = slots.rows_basis, slots.columns_basis
         u = rotated_back(jnp.sign(rotated(mu, bases)), bases)
         factors = self._grown(slots.rows, g), self._grown(slots.columns, adjoint(g))
-        bases = refreshed(self._is_due(t), lambda: tuple(map(_eigenvectors, factors)), bases)
+        now = whole(t)
+        due = (now == 1) | is_due(now, self.inverse_every, turn)
+        bases = refreshed(due, lambda: tuple(map(_eigenvectors, factors)), bases)
         return propagate_nan(u, mu), Bases(mu, *factors, *bases)
 
     def _grown(self, factor: Any, g: jax.Array) -> Any:
@@ -95,10 +100,6 @@ class scale_by_splus(Matrixwise):
             return None
         grown = average(self.b2, factor, g @ adjoint(g))
         return jnp.where(jnp.all(jnp.isfinite(grown)), grown, factor)
-
-    def _is_due(self, t: jax.Array) -> jax.Array:
-        now = whole(t)
-        return (now == 1) | is_multiple(now, self.inverse_every)
 
 
 def _eigenvectors(factor: Any) -> Any:
