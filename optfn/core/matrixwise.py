@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.placement import Along, is_along, is_sharded, replicate, split_like
+from optfn.core.tracing import LOOP, in_loops
 from optfn.core.tree import PyTree
 from optfn.core.turns import Turn
 from optfn.core.whole_matrices import Split, are_split, for_each, of_stack, on_whole_matrices
@@ -28,12 +29,19 @@ class Matrixwise(Leafwise):
     A slot like the matrix is stored as an array like the param. Another one is returned as an
     `Along`, with 0 for the rows and 1 for the columns, and stored with the stack's axes in front.
 
+    Class attributes a subclass may set, besides those of `Leafwise`:
+        many_products: its work is many products of a matrix, against which copies of it, of its
+            slots and its param are little. Many small matrices of one shape then share a loop of
+            the program, which compiles faster.
+
     Args:
         views: how each leaf is a matrix or a stack of them: a `MatrixAxes` per leaf, as a tree (a
             prefix is enough), a function `(path, leaf) -> MatrixAxes` or a function
             `params -> tree`; `matrices({pattern: MatrixAxes})` says it by path, and reads names and
             shapes for the rest.
     """
+
+    many_products: ClassVar[bool] = False
 
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
@@ -126,6 +134,8 @@ class Matrixwise(Leafwise):
         if self.random:  # a key is for a leaf, not for a part of a stack
             return False
         leaves = jax.tree.leaves(updates)
+        if self.many_products and any(in_loops(leaves)):
+            return True
         # Views cost a look at every path, so they are asked for on a mesh alone.
         return any(map(is_sharded, leaves)) and any(
             map(are_split, leaves, self.views.values(updates))
@@ -137,12 +147,15 @@ class Matrixwise(Leafwise):
             return {}
         args = list(args)
         kinds: dict[Any, list[int]] = {}
+        looped = in_loops([leaf_args[0] for leaf_args in args])
         for i, (own,) in enumerate(own_rules):
             g = args[i][0]
             if are_split(g, own.views):
                 args[i] = own._with_turns_of_matrices(args[i])
                 if own._lie_alike(args[i]):
                     kinds.setdefault((own._spread, id(own), own._kind(args[i])), []).append(i)
+            elif looped[i] and self.many_products and own.views.is_matrix:
+                kinds.setdefault((own._in_loops, id(own), own._kind(args[i])), []).append(i)
         done = {}
         for (together, *_), leaves in kinds.items():
             new = together([args[i] for i in leaves])
@@ -196,6 +209,23 @@ class Matrixwise(Leafwise):
         results = 1 + len(jax.tree.leaves(slots))  # the update and the slots
         new = on_whole_matrices(rule, columns, self._splits(first), results, (numbers, first[3]))
         return _as_results(zip(*new, strict=True), slots)
+
+    def _in_loops(self, leaves: Sequence[tuple]) -> list[tuple]:
+        """The new updates and slots of leaves of one kind, as far as they fill loops."""
+        _, slots, _, t, _ = leaves[0]
+        treedef = jax.tree.structure(_arrays(leaves[0]))
+
+        def rule(arrays):
+            g, slots, param, extra = treedef.unflatten(arrays)
+            return jax.tree.leaves(run((self,), g, slots, param, t, extra))
+
+        rows = [jax.tree.leaves(_arrays(args)) for args in leaves]
+        done = []
+        for start in range(0, len(rows) - LOOP + 1, LOOP):
+            columns = zip(*rows[start : start + LOOP], strict=True)
+            new = lax.map(rule, [jnp.stack(column) for column in columns])
+            done += zip(*new, strict=True)
+        return _as_results(done, slots)
 
     def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
         """The keyword arguments of each matrix of a stack of this shape."""

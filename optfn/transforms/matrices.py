@@ -88,6 +88,8 @@ class newton_schulz(Matrixwise):
     Source: Bernstein and Newhouse 2024; Jordan et al. 2024.
     """
 
+    many_products = True
+
     coefficients: Any = numbers(default="keller_jordan")
     eps: Any = 1e-7
     normalization: Normalization = static(

@@ -51,6 +51,8 @@ class scale_by_lmo(Matrixwise):
     Source: Pethick et al. 2025.
     """
 
+    many_products = True
+
     norm: str = static(default="spectral", choices=NORMS)
     radius: Any = 1.0
     coefficients: Any = numbers(default="keller_jordan")
