@@ -437,7 +437,7 @@ def _extras(
     leaves = jax.tree.leaves(updates)
     args = {k: (kind, ctx.extra_args[k]) for k, kind in rule.extra_args.items()}
     whole = {k: value for k, (kind, value) in args.items() if kind == "function"}
-    split = {
+    split: dict[str, list] = {
         k: [cast(value, real_dtype(g.dtype)) for g in leaves]
         if kind == "scalar"
         else [

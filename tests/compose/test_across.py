@@ -49,6 +49,7 @@ REFUSED = {
     "shampoo": "scale_by_shampoo",
     "shampoo in blocks": "scale_by_shampoo",
     "splus": "scale_by_splus",
+    "staggered": "scale_by_splus",
     "newton_schulz": "newton_schulz",
     "scale_by_matrix_shape": "scale_by_matrix_shape",
     "scale_by_lmo": "scale_by_lmo",

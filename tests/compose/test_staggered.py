@@ -77,10 +77,9 @@ def test_every_leaf_has_one_turn_in_a_period(number, every):
     with in_turn():
         *own, none = turns([True] * number + [False])
     assert none is None
-    assert [(int(turn.number), int(turn.of)) for turn in own] == [
-        (i, number) for i in range(number)
-    ]
-    count = np.arange(3 * every, dtype=np.int32)[None]
+    wanted = [(i, number) for i in range(number)]
+    assert [tuple(map(int, turn or ())) for turn in own] == wanted
+    count = jnp.arange(3 * every, dtype=jnp.int32)[None]
     every_turn = Turn(np.arange(number, dtype=np.int32)[:, None], number)
     due = np.asarray(is_due(count, every, every_turn))
     for start in range(2 * every):
