@@ -3,6 +3,7 @@
 import typing as _typing
 
 from optfn import linalg as linalg
+from optfn import storage as storage
 
 # The core: what an optimizer is.
 from optfn.core.apply import apply_updates as apply_updates
@@ -42,6 +43,13 @@ from optfn.core.summary import summary as summary
 from optfn.core.transform import Transform as Transform
 from optfn.core.updates_kind import Updates as Updates
 from optfn.core.wrapper import Wrapper as Wrapper
+
+# Low precision.
+from optfn.storage.params import compensated as compensated
+from optfn.storage.params import master as master
+from optfn.storage.params import master_params as master_params
+from optfn.storage.store import convert_state as convert_state
+from optfn.storage.store import store as store
 
 # Composition.
 from optfn.compose.accumulate import accumulate as accumulate

@@ -16,6 +16,7 @@ LAYERS = (
     ("core",),
     ("linalg",),
     ("schedules", "transforms", "microbatching", "privacy"),
+    ("storage",),
     ("compose",),
     ("optimizers",),
     ("minimize",),

@@ -15,6 +15,7 @@ from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
 from optfn.core.placement import place
+from optfn.core.slot_kinds import Signed
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.state import Context, State, count_up
 from optfn.core.transform import ExtraKind, Transform, advance, as_transform
@@ -34,7 +35,7 @@ class Accumulation(NamedTuple):
         inner: the optimizer's `State`, whose step is the number of updates made.
     """
 
-    sum: PyTree
+    sum: Signed
     weight: jax.Array
     micro_step: jax.Array
     skipped: jax.Array

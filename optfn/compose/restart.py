@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optfn.core.data import child
-from optfn.core.placement import param_of
+from optfn.core.slot_paths import param_of
 from optfn.core.slots import zero_slot
 from optfn.core.state import Context, State
 from optfn.core.transform import Transform, as_transform, check_transform_type, readable_state

@@ -1,32 +1,54 @@
 """Adding updates to params."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from optfn.core.dtypes import cast
+from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
+from optfn.core.randomness import key_at, leaf_keys
+from optfn.core.rounding import round_to
 from optfn.core.state import State
 from optfn.core.transform import advance, check_state_type, check_transform_type, readable_state
 from optfn.core.tree import PyTree, bare, in_form_of
 
+Rounding = Literal["nearest", "stochastic"]
 
-def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+
+def apply_updates(
+    params: PyTree,
+    updates: PyTree,
+    *,
+    rounding: Rounding = "nearest",
+    key: jax.Array | None = None,
+) -> PyTree:
     """`params + updates`, each leaf in the dtype of its param.
 
     Args:
         params: the params.
         updates: what `update` returned, a tree like the params.
+        rounding: how sums are rounded to params of 16 bits. `"nearest"` loses updates of less than
+            2^-9 of a bfloat16 param, at every step; `"stochastic"` is right in the mean.
+        key: a random key for stochastic rounding, another one at every step.
 
     Raises:
-        ValueError: the trees or shapes differ.
+        ValueError: the trees or shapes differ; or stochastic rounding has no key.
     """
     params = to_arrays(params, "the param")
     leaves, treedef = jax.tree.flatten(params)
     updates = matched(to_arrays(updates, "the update"), params, "updates", "params")
     check_addable(params, updates)
-    return treedef.unflatten([_add(p, u) for p, u in zip(leaves, updates, strict=True)])
+    keys: list = [None] * len(leaves)
+    if _is_stochastic(rounding, "apply_updates(rounding=...)"):
+        if key is None:
+            raise ValueError(
+                "apply_updates(key=...): stochastic rounding needs a random key, another one at "
+                "every step; optfn.step(..., rounding='stochastic') folds it from the step."
+            )
+        keys = leaf_keys(key, "apply_updates", params)
+    return treedef.unflatten([_add(*entry) for entry in zip(leaves, updates, keys, strict=True)])
 
 
 def step(
@@ -34,6 +56,9 @@ def step(
     params: PyTree,
     grads: PyTree,
     state: optax.OptState,
+    *,
+    rounding: Rounding = "nearest",
+    rounding_seed: Any = 0,
     **extra_args: Any,
 ) -> tuple[PyTree, State]:
     """One step of an optimizer: gradients in, new params and state out.
@@ -55,6 +80,10 @@ def step(
         params: the params.
         grads: the gradients, a tree like the params.
         state: from `tx.init` or the last step.
+        rounding: how params of 16 bits are rounded, `"nearest"` or `"stochastic"`, as in
+            `apply_updates`. `master` and `compensated` lose nothing instead.
+        rounding_seed: of stochastic rounding, a whole number below 2^24. The same seed and step
+            round the same way.
         **extra_args: the extra arguments that `tx` declares.
 
     Returns:
@@ -66,8 +95,11 @@ def step(
     order = "step(tx, params, grads, state)"
     tx = check_transform_type(tx, f"{order}: tx")
     state = check_state_type(state, f"; the order is {order}")
+    key = None
+    if _is_stochastic(rounding, "step(rounding=...)"):
+        key = key_at(rounding_seed, state.step, "step(rounding_seed=...)")
     updates, state = advance(tx, grads, state, params, extra_args)
-    return apply_updates(params, updates), state
+    return apply_updates(params, updates, rounding=rounding, key=key), state
 
 
 def evaluation_params(
@@ -94,8 +126,17 @@ def evaluation_params(
     return in_form_of(found, params)
 
 
-def _add(param: jax.Array, update: Any) -> jax.Array:
+def _is_stochastic(rounding: str, where: str) -> bool:
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"{where} must be one of {get_args(Rounding)}, found {rounding!r}.")
+    return rounding == "stochastic"
+
+
+def _add(param: jax.Array, update: Any, key: jax.Array | None) -> jax.Array:
     if is_float0(update):
         return param
     with jax.numpy_dtype_promotion("standard"):  # on purpose: it is rounded once, into the param
-        return cast(param + update, param.dtype)
+        if key is None or not jnp.issubdtype(param.dtype, jnp.floating):
+            return cast(param + update, param.dtype)
+        wide = compute_dtype(param.dtype, update.dtype)
+        return round_to(cast(param, wide) + update, param.dtype, key)

@@ -101,6 +101,16 @@ def child(
     return _field("child", default, kw_only, also_called=also_called, converter=converter)
 
 
+def part(*, converter: Callable[..., Any], kw_only: bool = False) -> Any:
+    """Declares a field that holds other data with a meaning of its own, such as a codec.
+
+    Args:
+        converter: `(value, where) -> data`; `where` names the field in errors.
+        kw_only: whether the field must be given by keyword.
+    """
+    return _field("part", MISSING, kw_only, converter=converter)
+
+
 def numbers(*, default: Any = MISSING, kw_only: bool = False) -> Any:
     """Declares a sequence of numbers, or rows of them, kept as tuples of leaves or as one array."""
     return _field("numbers", default, kw_only)
@@ -118,7 +128,7 @@ def kind_of(field: dataclasses.Field) -> str:
 @dataclass_transform(
     frozen_default=True,
     eq_default=False,
-    field_specifiers=(static, number, per_leaf, child, numbers),
+    field_specifiers=(static, number, per_leaf, child, part, numbers),
 )
 class Data:
     """A frozen dataclass registered as a pytree; equality and hash are by identity."""
@@ -148,6 +158,8 @@ class Data:
                 return many(value, where)
             case "child":
                 return (field.metadata["converter"] or self._as_child)(value, where)
+            case "part":
+                return field.metadata["converter"](value, where)
             case _ if value is None and field.default is None:
                 return None
             case _:

@@ -12,7 +12,8 @@ import jax
 from jax.core import Tracer
 
 from optfn.core.inputs import is_float0
-from optfn.core.placement import is_sharded, lies_like, param_of, put_like
+from optfn.core.placement import is_sharded, lies_like, put_like
+from optfn.core.slot_paths import param_of
 from optfn.core.tree import PyTree
 
 

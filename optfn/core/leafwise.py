@@ -41,6 +41,8 @@ class Leafwise(Transform):
 
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
+        slot_dtypes: `{slot: field}`: static fields that name the dtype in which a slot is stored,
+            as optax's `mu_dtype` does; None keeps the dtype that `init_leaf` gives it.
         elementary: the rule is about one operation, so tracing it once per shape gains nothing.
         refreshes: the rule computes something costly every few steps: `update_leaf` gets the
             keyword argument `turn`, with which `is_due` says when.
@@ -51,6 +53,7 @@ class Leafwise(Transform):
     """
 
     Slots: ClassVar[Any] = None
+    slot_dtypes: ClassVar[Mapping[str, str]] = {}
     elementary: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
 
@@ -167,14 +170,20 @@ def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:
     _check_slots(rule, "init_leaf", new)
     taken[id(wide)] = wide
 
-    def placed(slot):
+    def placed(name, slot):
         slot = Along.of(slot, leaf)
+        dtype = getattr(rule, rule.slot_dtypes.get(name, ""), None)
+        if dtype is not None and not jnp.iscomplexobj(slot.value):
+            slot = replace(slot, value=cast(slot.value, dtype))
         if id(slot.value) in taken:
             slot = replace(slot, value=fresh(slot.value))
         taken[id(slot.value)] = slot.value
         return replace(slot, value=place(slot, leaf))
 
-    return [jax.tree.map(placed, slot, is_leaf=is_along) for slot in new]
+    return [
+        jax.tree.map(partial(placed, name), slot, is_leaf=is_along)
+        for name, slot in zip(rule.Slots._fields, new, strict=True)
+    ]
 
 
 def _first_values(rule: Leafwise, param: jax.Array) -> list:

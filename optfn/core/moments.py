@@ -8,20 +8,20 @@ import jax.numpy as jnp
 
 from optfn.core.dtypes import real_dtype
 from optfn.core.placement import Along
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative, Signed
 
 
 class FirstMoment(NamedTuple):
     """The average gradient."""
 
-    mu: PyTree
+    mu: Signed
 
 
 class Moments(NamedTuple):
     """Averages of the gradient and of its squared magnitude, which is real."""
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
 
 
 def zero_moments(param: jax.Array) -> Moments:

@@ -216,12 +216,6 @@ def shapes_in_place(init: Callable, params: Any, elsewhere: Callable[[tuple, Any
     )
 
 
-def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
-    """The path of the param that a slot belongs to, found by the slot's path ending and shape."""
-    ends = (path[start:] for start in range(len(path) + 1))
-    return next((end for end in ends if end in params and params[end].shape == slot.shape), None)
-
-
 def is_sharded(x: Any) -> bool:
     """Whether an array lies on a mesh: in a trace, whether explicit axes split it."""
     if isinstance(x, Tracer):

@@ -14,6 +14,7 @@ import optax
 from jax.core import Tracer
 
 from optfn.core.matrix_axes import MatrixAxes
+from optfn.core.slot_paths import place_in
 from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Inner, Transform, as_transform, readable_state
 from optfn.core.tree import PyTree, bare, leaf_paths, path_string
@@ -263,34 +264,15 @@ def _known(x: Any) -> Any:
 
 def _bytes(state: Any, params: PyTree) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """The bytes by leaf and slot, and those of what belongs to no leaf by slot."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    paths = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
     own: dict[str, dict[str, int]] = {}
     shared: dict[str, int] = {"step": _nbytes(state.step)}
     for path, x in jax.tree_util.tree_flatten_with_path(bare(state.slots))[0]:
-        start, leaf = _leaf_in(path, paths, x)
-        kept = shared if leaf is None else own.setdefault(path_string(leaf), {})
-        name = ".".join(filter(None, map(_entry, path[:start])))
+        part = place_in(path, paths, x)
+        kept = own.setdefault(path_string(path[part]), {}) if part else shared
+        name = ".".join(filter(None, map(_entry, path[: part.start] if part else path)))
         kept[name] = kept.get(name, 0) + _nbytes(x)
     return own, shared
-
-
-def _leaf_in(path: tuple, leaves: list[tuple], x: Any) -> tuple[int, tuple | None]:
-    """Where in a slot's path that of its leaf starts, the longest and then the first; and the leaf.
-
-    A slot may be several arrays for a leaf, whose own entries are behind the leaf's.
-    """
-    if leaves == [()]:  # params that are one array: all but counters and the like is its own
-        return len(path), () if np.ndim(x) or len(x.shape) else None
-    found = [
-        (len(leaf), -start, leaf)
-        for leaf in leaves
-        for start in range(len(path) - len(leaf) + 1)
-        if path[start : start + len(leaf)] == leaf
-    ]
-    if not found:
-        return len(path), None
-    _, start, leaf = max(found, key=lambda entry: entry[:2])
-    return -start, leaf
 
 
 def _entry(key: Any) -> str | None:

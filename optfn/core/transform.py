@@ -24,8 +24,9 @@ from optfn.core.inputs import (
 from optfn.core.layout import Layout
 from optfn.core.optax_form import OptaxForm
 from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
-from optfn.core.placement import param_of, replicated, shapes_in_place
+from optfn.core.placement import replicated, shapes_in_place
 from optfn.core.schedule import Schedule, as_schedule
+from optfn.core.slot_paths import param_of
 from optfn.core.slots import zero_slot
 from optfn.core.state import Context, State
 from optfn.core.tree import PyTree, bare

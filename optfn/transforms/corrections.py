@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
 from optfn.core.numerics import dot, norm_of, ratio, shrunk
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import Signed
 
 
 class LastGradient(NamedTuple):
     """The gradient that the stage got at the last step."""
 
-    previous_gradient: PyTree
+    previous_gradient: Signed
 
 
 class correct_by_mars(Leafwise):

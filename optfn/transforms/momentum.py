@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from optfn.core.data import static
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, debias, look_ahead
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import Signed
 
 
 class Trace(NamedTuple):
     """A decaying sum of past updates."""
 
-    trace: PyTree
+    trace: Signed
 
 
 class trace(Leafwise):
@@ -48,7 +48,7 @@ class trace(Leafwise):
 class Ema(NamedTuple):
     """An exponential moving average of past updates."""
 
-    ema: PyTree
+    ema: Signed
 
 
 class ema(Leafwise):

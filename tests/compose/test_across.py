@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optfn
-from optfn.core.placement import param_of
+from optfn.core.slot_paths import param_of
 
 SPECS = {"w": P("x"), "v": P("x"), "b": P()}
 PARAMS = {

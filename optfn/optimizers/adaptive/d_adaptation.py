@@ -12,6 +12,7 @@ from optfn.core.each_leaf import each_leaf
 from optfn.core.mapped import total
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, dot, ratio, sqrt, tree_sum
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.slots import copy_params, scalar_slot, zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform
@@ -22,9 +23,9 @@ from optfn.core.updates_kind import Updates
 class Estimate(NamedTuple):
     """Adam's moments, a weighted sum of the gradients, the distance and its numerator, the rate."""
 
-    mu: PyTree
-    nu: PyTree
-    grad_sum: PyTree
+    mu: Signed
+    nu: NonNegative
+    grad_sum: Signed
     distance: jax.Array
     numerator: jax.Array
     rate: jax.Array
@@ -33,9 +34,9 @@ class Estimate(NamedTuple):
 class ProdigyEstimate(NamedTuple):
     """`Estimate` with the initial params."""
 
-    mu: PyTree
-    nu: PyTree
-    grad_sum: PyTree
+    mu: Signed
+    nu: NonNegative
+    grad_sum: Signed
     distance: jax.Array
     numerator: jax.Array
     rate: jax.Array

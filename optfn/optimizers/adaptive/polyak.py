@@ -12,6 +12,7 @@ from optfn.core.each_leaf import each_leaf
 from optfn.core.mapped import total
 from optfn.core.moments import average, debias
 from optfn.core.numerics import abs_sq, dot, norm_of, ratio, sqrt, tree_scale, tree_sum
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.slots import scalar_slot, zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform
@@ -104,7 +105,7 @@ def polyak_sgd(
 class Model(NamedTuple):
     """The averages of the gradient, the loss and <g, p>, a lower bound of the loss, the rate."""
 
-    mu: PyTree
+    mu: Signed
     value: jax.Array
     along: jax.Array
     lower_bound: jax.Array
@@ -114,8 +115,8 @@ class Model(NamedTuple):
 class AdamModel(NamedTuple):
     """`Model` with the average squared gradient."""
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
     value: jax.Array
     along: jax.Array
     lower_bound: jax.Array

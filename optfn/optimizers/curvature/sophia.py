@@ -15,6 +15,7 @@ from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
 from optfn.core.randomness import key_at, leaf_keys, seed
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.slots import zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
@@ -97,8 +98,8 @@ def _given(g, hessian):
 class Curvature(NamedTuple):
     """The averages of the gradient and of the Hessian's diagonal, and the estimator's slots."""
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
     estimator: Any
 
 

@@ -6,7 +6,7 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -14,8 +14,8 @@ from optfn.transforms.scale import scale_by_learning_rate
 class SquaredSteps(NamedTuple):
     """Average squares of the gradient and of the steps."""
 
-    e_g: PyTree
-    e_x: PyTree
+    e_g: NonNegative
+    e_x: NonNegative
 
 
 class scale_by_adadelta(Leafwise):

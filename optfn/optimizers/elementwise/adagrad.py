@@ -8,14 +8,14 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import full_like_real
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative
 from optfn.transforms.scale import scale_by_learning_rate
 
 
 class SumOfSquares(NamedTuple):
     """The sum of all squared gradients."""
 
-    sum_of_squares: PyTree
+    sum_of_squares: NonNegative
 
 
 class scale_by_rss(Leafwise):

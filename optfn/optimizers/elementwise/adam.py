@@ -16,7 +16,7 @@ from optfn.core.moments import (
     zeros_like_real,
 )
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -181,9 +181,9 @@ def nadamw(
 class MaxMoments(NamedTuple):
     """Adam's moments and the largest second moment so far."""
 
-    mu: PyTree
-    nu: PyTree
-    nu_max: PyTree
+    mu: Signed
+    nu: NonNegative
+    nu_max: NonNegative
 
 
 class scale_by_amsgrad(Leafwise):

@@ -8,7 +8,7 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, debias, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -16,10 +16,10 @@ from optfn.transforms.scale import scale_by_learning_rate
 class AdanMoments(NamedTuple):
     """Averages of the gradient, its change and the squared look-ahead, and the last gradient."""
 
-    m: PyTree
-    v: PyTree
-    n: PyTree
-    g: PyTree
+    m: Signed
+    v: Signed
+    n: NonNegative
+    g: Signed
 
 
 class scale_by_adan(Leafwise):

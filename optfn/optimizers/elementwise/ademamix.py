@@ -8,7 +8,7 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, debias, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -16,9 +16,9 @@ from optfn.transforms.scale import scale_by_learning_rate
 class MixedMoments(NamedTuple):
     """A fast and a slow average of the gradient, and the average of its squared magnitude."""
 
-    m1: PyTree
-    m2: PyTree
-    nu: PyTree
+    m1: Signed
+    m2: Signed
+    nu: NonNegative
 
 
 class scale_by_ademamix(Leafwise):
@@ -104,8 +104,8 @@ def ademamix(
 class SummedMoments(NamedTuple):
     """A decaying sum of gradients and an average of their squared magnitude."""
 
-    m: PyTree
-    n: PyTree
+    m: Signed
+    n: NonNegative
 
 
 class scale_by_simplified_ademamix(Leafwise):

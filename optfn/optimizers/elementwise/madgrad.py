@@ -9,6 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import zeros_like_real
 from optfn.core.numerics import abs_sq, ratio, sqrt
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 from optfn.transforms.decay import add_decayed_weights
@@ -17,8 +18,8 @@ from optfn.transforms.decay import add_decayed_weights
 class DualAverages(NamedTuple):
     """Weighted sums of the squared gradients and of the gradients, and the initial params."""
 
-    grad_sum_sq: PyTree
-    s: PyTree
+    grad_sum_sq: NonNegative
+    s: Signed
     x0: PyTree
 
 

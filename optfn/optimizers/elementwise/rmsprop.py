@@ -9,7 +9,7 @@ from optfn.core.data import as_switch, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias, full_like_real
 from optfn.core.numerics import abs_sq, sqrt
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative
 from optfn.transforms.momentum import trace
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -17,7 +17,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 class SecondMoment(NamedTuple):
     """The average squared magnitude of the gradient."""
 
-    nu: PyTree
+    nu: NonNegative
 
 
 class scale_by_rms(Leafwise):

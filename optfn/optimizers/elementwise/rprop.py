@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import full_like_real
-from optfn.core.tree import PyTree
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.transforms.scale import negate
 
 
 class StepSizes(NamedTuple):
     """A step size for every entry, and the last step."""
 
-    step_sizes: PyTree
-    prev_updates: PyTree
+    step_sizes: NonNegative
+    prev_updates: Signed
 
 
 class scale_by_rprop(Leafwise):

@@ -10,6 +10,7 @@ from optfn.core.data import as_switch, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_along, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
+from optfn.core.slot_kinds import NonNegative
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.transforms.clip import clip_by_block_rms
@@ -24,7 +25,7 @@ class FactoredMoments(NamedTuple):
 
     v_row: PyTree
     v_col: PyTree
-    v: PyTree
+    v: NonNegative
 
 
 class scale_by_factored_rms(Leafwise):

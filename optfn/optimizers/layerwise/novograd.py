@@ -10,6 +10,7 @@ from optfn.core.leafwise import Leafwise
 from optfn.core.mapped import total
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, sqrt
+from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -17,7 +18,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 class LayerMoments(NamedTuple):
     """The decaying sum of normalized gradients, and one average squared norm per array."""
 
-    mu: PyTree
+    mu: Signed
     nu: PyTree
 
 

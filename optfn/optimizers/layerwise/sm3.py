@@ -9,6 +9,7 @@ from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_along, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
+from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
 from optfn.transforms.scale import scale_by_learning_rate
 
@@ -16,7 +17,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 class CoverMoments(NamedTuple):
     """In `mu` one number per slice along every axis of an array; in `nu` the average direction."""
 
-    mu: PyTree
+    mu: Signed
     nu: PyTree
 
 

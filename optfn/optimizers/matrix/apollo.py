@@ -18,6 +18,7 @@ from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, norm_of, norms_along, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.randomness import seed
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
 from optfn.core.turns import is_due
 from optfn.linalg import leading_vectors
@@ -30,8 +31,8 @@ from optfn.transforms.scale import scale_by_learning_rate
 class ScaledMoments(NamedTuple):
     """Moments of the projection, the size of the last update, and the basis if it is kept."""
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
     size: PyTree
     basis: PyTree
 

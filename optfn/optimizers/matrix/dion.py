@@ -16,6 +16,7 @@ from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import norms_along, ratio
 from optfn.core.placement import Along
 from optfn.core.randomness import key_at, seed
+from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint, orthogonalize, polynomials
 from optfn.linalg.lapack import qr
@@ -28,7 +29,7 @@ from optfn.transforms.scale import scale_by_learning_rate
 class DionSlots(NamedTuple):
     """What was not applied yet, and the subspace in which the last step lay."""
 
-    momentum: PyTree
+    momentum: Signed
     basis: PyTree
 
 
@@ -164,7 +165,7 @@ def dion(
 class Dion2Slots(NamedTuple):
     """What was not applied yet."""
 
-    momentum: PyTree
+    momentum: Signed
 
 
 class scale_by_dion2(Matrixwise):

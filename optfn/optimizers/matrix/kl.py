@@ -15,6 +15,7 @@ from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
 from optfn.core.numerics import abs_sq, ratio, sqrt, whole
 from optfn.core.placement import Along
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
 from optfn.core.turns import is_due
 from optfn.linalg import adjoint, eigenbasis, power_step
@@ -36,7 +37,7 @@ class KLShampooSlots(NamedTuple):
     """The average gradient; of rows and columns the factor, its eigenbasis, and one over the roots
     of its eigenvalues."""
 
-    mu: PyTree
+    mu: Signed
     left: PyTree
     right: PyTree
     left_basis: PyTree
@@ -48,8 +49,8 @@ class KLShampooSlots(NamedTuple):
 class KLSoapSlots(NamedTuple):
     """Those of KL-Shampoo, and Adam's second moment in the eigenbases."""
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
     left: PyTree
     right: PyTree
     left_basis: PyTree

@@ -18,6 +18,7 @@ from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, debias
 from optfn.core.numerics import abs_sq, whole
 from optfn.core.placement import Along
+from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
 from optfn.core.turns import is_due
 from optfn.linalg import adjoint, inverse_root
@@ -32,7 +33,7 @@ class Factors(NamedTuple):
     A side that is too long for a square factor has a vector, the diagonal.
     """
 
-    mu: PyTree
+    mu: Signed
     rows: PyTree
     columns: PyTree
     rows_root: PyTree

@@ -14,6 +14,7 @@ from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
 from optfn.core.numerics import whole
+from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
 from optfn.core.turns import is_due
 from optfn.linalg import adjoint, eigenbasis, refined_eigenbasis
@@ -36,8 +37,8 @@ class SoapSlots(NamedTuple):
     A side that is too long has None for its factor and its basis.
     """
 
-    mu: PyTree
-    nu: PyTree
+    mu: Signed
+    nu: NonNegative
     left: PyTree
     right: PyTree
     left_basis: PyTree

@@ -17,6 +17,7 @@ from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
 from optfn.core.numerics import propagate_nan, whole
+from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
 from optfn.core.turns import is_due
 from optfn.core.updates_kind import Updates
@@ -39,7 +40,7 @@ class Bases(NamedTuple):
     A side that is too long for a factor has None.
     """
 
-    mu: PyTree
+    mu: Signed
     rows: PyTree
     columns: PyTree
     rows_basis: PyTree

@@ -1,0 +1,340 @@
+"""Codecs: the choice of a format for a slot, by what its entries can be.
+
+Each codec has formats for both kinds of slots: for entries of either sign, and for entries that are
+not negative, such as a second moment, whose relative error counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.data import Data, check_count, part, static
+from optfn.core.dtypes import cast
+from optfn.core.rounding import round_to
+from optfn.core.slot_kinds import NON_NEGATIVE, SIGNED, Kind
+from optfn.storage import formats
+from optfn.storage.formats import TINY, Format, Grouped
+from optfn.storage.groups import Groups
+
+
+class Codec(Data):
+    """How slots are stored.
+
+    A codec of your own defines `encode`, which gives an array of a narrower dtype or a `Format`.
+    """
+
+    def _repr_name(self) -> str:
+        name = super()._repr_name()
+        return f"storage.{name}" if type(self).__module__.startswith("optfn.") else name
+
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
+        """What stands for an array in the state.
+
+        Args:
+            x: a real array.
+            kind: `"signed"` or `"non_negative"`.
+            key: rounds stochastically; None rounds to nearest.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define encode.")
+
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
+        """The largest error of every entry, rounded to nearest, like `x` in shape."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its error.")
+
+    def for_slot(self, name: str, kind: Kind) -> "Codec | None":
+        """The codec for a slot, None to leave it as it is.
+
+        Args:
+            name: its qualified name, such as `"scale_by_adam.mu"`.
+            kind: what its entries can be.
+        """
+        return self
+
+    def check_names(self, names: list[str]) -> None:
+        """Refuses names that are none of these slots."""
+
+
+def decode(stored: Any) -> jax.Array:
+    """The array that a codec has encoded, in float32."""
+    return stored.decode() if isinstance(stored, Format) else cast(stored, jnp.float32)
+
+
+def encode_like(stored: Any, x: jax.Array, key: jax.Array | None = None) -> Any:
+    """An array, stored as another one is."""
+    return stored.encode(x, key) if isinstance(stored, Format) else round_to(x, stored.dtype, key)
+
+
+class bf16(Codec):
+    """bfloat16: 2 bytes an entry, 8 binary digits and the range of float32.
+
+    An average that moves by less than 2^-9 of itself at a step, as a second moment with b2 = .999
+    does in the end, stands still where it is rounded to nearest: round stochastically.
+
+    The error is at most 2^-8 of the entry.
+    """
+
+    def encode(self, x, kind=SIGNED, key=None):
+        return round_to(cast(x, jnp.float32), jnp.bfloat16, key)
+
+    def error_bound(self, x, kind=SIGNED):
+        return _unless_infinite(x, jnp.abs(x) * 2.0**-8 + TINY)
+
+
+class _grouped(Codec):
+    """A format for each kind of slot, with a scale for each group of neighbours along an axis."""
+
+    group: int = static(default=32)
+    axis: int = static(default=-1)
+    scale_dtype: str = static(default="bfloat16", choices=("bfloat16", "float16", "float32"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        check_count(self.group, f"{name}(group=...)")
+        if type(self.axis) is not int:
+            raise TypeError(f"{name}(axis=...) must be a whole number, found {self.axis!r}.")
+
+    def formats(self) -> tuple[type[Grouped], type[Grouped]]:
+        """The formats of entries of either sign and of entries that are not negative."""
+        raise NotImplementedError
+
+    def encode(self, x, kind=SIGNED, key=None):
+        own, groups = self.layout(x.shape, kind)
+        return own.of(x, groups, self.scale_dtype, key) if x.ndim else cast(x, jnp.float32)
+
+    def error_bound(self, x, kind=SIGNED):
+        own, groups = self.layout(x.shape, kind)
+        return own.error_bound(x, groups, self.scale_dtype) if x.ndim else jnp.zeros_like(x)
+
+    def layout(self, shape: tuple[int, ...], kind: Kind) -> tuple[type[Grouped], Groups]:
+        """The format of an array, and how it is cut into groups; scalars are not."""
+        own = self.formats()[_is_non_negative(kind)]
+        return own, Groups.of(shape, self._axis_of(shape), self.group) if shape else Groups(0, 0, 0)
+
+    def _axis_of(self, shape: tuple[int, ...]) -> int:
+        """The axis, counted from the first."""
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"{type(self).__name__}(axis=...) is {self.axis}, but an array to be stored has "
+                f"shape {shape}."
+            )
+        return self.axis % len(shape)
+
+
+def _is_non_negative(kind: str) -> bool:
+    if kind not in (SIGNED, NON_NEGATIVE):
+        raise ValueError(f"kind must be {SIGNED!r} or {NON_NEGATIVE!r}, found {kind!r}.")
+    return kind == NON_NEGATIVE
+
+
+class int8(_grouped):
+    """8 bits an entry and a scale for every 32: both moments of AdamW in 2.125 bytes a param.
+
+    The usual choice. With `a` the largest magnitude of a group, an entry m of either sign and an
+    entry v that is not negative are stored as
+
+        round(127 z),  z = 2 y / (1 + |y|),  y = m / a          round(255 sqrt(v / a))
+
+    The error of m is at most a/504 near zero and a/127 at the largest entry, the error of sqrt(v)
+    sqrt(a)/510, to which the rounding of the scales adds 2^-8 of an entry. A v that is not zero
+    never becomes zero.
+
+    Args:
+        group: how many neighbours share a scale.
+        axis: the axis along which they lie.
+        scale_dtype: the dtype of the scales. Those of float16, which FlashOptim has, are between
+            6e-8, or zero, and 65504.
+
+    Source: FlashOptim (Gonzalez et al. 2026).
+    """
+
+    def formats(self):
+        return formats.Int8, formats.UInt8Roots
+
+
+_LEAST = 16  # entries of a group of int4: with fewer, scales take more than the codes save
+
+
+class int4(_grouped):
+    """4 bits an entry and a scale for every 128: both moments of AdamW in 1.03 bytes a param.
+
+    For the least memory; with a rate that suits float32 it may train worse. The formulas are those
+    of `int8`, with 7 in the place of 127 and 15 in that of 255. Two entries of a group share a
+    byte, so groups are even and equally long; an array that no axis cuts so is stored by `int8`.
+
+    The error of m is at most a/25 near zero and a/7 at the largest entry, the error of sqrt(v)
+    sqrt(a)/30; but where v is below a/900, it is read as a/225.
+
+    Args:
+        group: how many neighbours share a scale, at most.
+        axis: the axis along which they lie, if it can be.
+        scale_dtype: the dtype of the scales.
+
+    Source: Li, Chen and Zhu 2023, with other codes.
+    """
+
+    group: int = static(default=128)
+
+    def formats(self):
+        return formats.Int4, formats.UInt4Roots
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.group < _LEAST:
+            raise ValueError(f"int4(group=...) must be at least {_LEAST}, found {self.group}.")
+
+    def layout(self, shape, kind):
+        groups = self._even_groups(shape) if shape else None
+        if groups is None:
+            return int8(axis=self.axis, scale_dtype=self.scale_dtype).layout(shape, kind)
+        return self.formats()[_is_non_negative(kind)], groups
+
+    def _even_groups(self, shape: tuple[int, ...]) -> Groups | None:
+        """Groups that are even and equally long, of at least 16 entries; None if there are none."""
+        first = self._axis_of(shape)
+        for axis in (first, *(i for i in reversed(range(len(shape))) if i != first)):
+            sizes = (n for n in range(min(self.group, shape[axis]), _LEAST - 1, -1) if n % 2 == 0)
+            size = next((n for n in sizes if shape[axis] % n == 0), None)
+            if size:
+                return Groups.of(shape, axis, size)
+        return None
+
+
+class fp8(_grouped):
+    """8-bit floating point and a scale for every 256: both moments of AdamW in 2.02 bytes a param.
+
+    Small entries keep their digits, four with e4m3 and three with e5m2, so they are finer than
+    with `int8` below 1/30 of the largest entry and coarser above. Entries that are not negative are
+    stored by their roots.
+
+    The error is at most 1/16 of the entry, or of its root, with e4m3 and 1/8 with e5m2; below
+    2^-14 (2^-29) of the largest entry there are fewer digits.
+
+    Args:
+        form: `"e4m3"` or `"e5m2"`.
+        group: how many neighbours share a scale.
+        axis: the axis along which they lie.
+        scale_dtype: the dtype of the scales.
+
+    Source: Micikevicius et al. 2022.
+    """
+
+    group: int = static(default=256)
+    form: str = static(default="e4m3", choices=("e4m3", "e5m2"), kw_only=True)
+
+    def formats(self):
+        if self.form == "e4m3":
+            return formats.E4M3, formats.E4M3Roots
+        return formats.E5M2, formats.E5M2Roots
+
+
+class f16(_grouped):
+    """float16 and a scale for every 256 entries: 2 bytes an entry with 11 binary digits.
+
+    Without scales gradients below 6e-8 would vanish and those above 65504 would be infinite.
+
+    The error is at most 2^-11 of the entry, or of its root; below 2^-29 of the largest entry there
+    are fewer digits.
+
+    Args:
+        group: how many neighbours share a scale.
+        axis: the axis along which they lie.
+        scale_dtype: the dtype of the scales.
+    """
+
+    group: int = static(default=256)
+    scale_dtype: str = static(default="float32", choices=("bfloat16", "float16", "float32"))
+
+    def formats(self):
+        return formats.Float16, formats.Float16Roots
+
+
+class factored(Codec):
+    """The means of rows and columns in the place of a second moment, which they are multiplied to.
+
+    Adafactor's memory for any optimizer: entries of either sign, and those of fewer than two axes,
+    are left as they are. Matrices of rank one are exact; for others no error is bounded.
+    """
+
+    def encode(self, x, kind=SIGNED, key=None):
+        return formats.RankOne.of(x) if kind == NON_NEGATIVE and x.ndim > 1 else x
+
+    def error_bound(self, x, kind=SIGNED):
+        is_stored = kind == NON_NEGATIVE and x.ndim > 1
+        return jnp.full_like(x, jnp.inf) if is_stored else jnp.zeros_like(x)
+
+
+class split(Codec):
+    """24 bits: bfloat16, and a byte for what it lacks, in 127ths of half its last digit.
+
+    The error is at most 2^-15.8 of the entry.
+    """
+
+    def encode(self, x, kind=SIGNED, key=None):
+        return formats.Split.of(x, key)
+
+    def error_bound(self, x, kind=SIGNED):
+        return _unless_infinite(x, jnp.abs(x) * 2.0**-15.8 + TINY)
+
+
+def _unless_infinite(x: jax.Array, bound: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(cast(x, jnp.bfloat16)), bound, jnp.inf)
+
+
+def _by_name(value: Any, where: Any) -> dict[str, Codec]:
+    if not isinstance(value, Mapping) or not value:
+        raise TypeError(f"{where} must be a dict {{name of a slot: codec}}, found {value!r}.")
+    return {name: as_codec(codec, f"{where}, '{name}',") for name, codec in value.items()}
+
+
+class by_slot(Codec):
+    """A codec for each slot, by its name or by what its entries can be.
+
+        by_slot({"mu": bf16(), "nu": int8()})
+        by_slot({"signed": int8(), "non_negative": factored()})
+
+    Args:
+        codecs: by the name of a slot, which may be qualified as in `"scale_by_adam.mu"`, or by
+            `"signed"` or `"non_negative"`. The longest name that fits decides. Other slots are left
+            as they are.
+    """
+
+    codecs: Mapping[str, Codec] = part(converter=_by_name)
+
+    def for_slot(self, name, kind):
+        fitting = [own for own in self.codecs if _ends_with(name, own)]
+        own = max(fitting, key=len, default=kind)
+        return self.codecs.get(own)
+
+    def check_names(self, names):
+        for own in self.codecs.keys() - {SIGNED, NON_NEGATIVE}:
+            if not any(_ends_with(name, own) for name in names):
+                raise ValueError(
+                    f"by_slot(codecs=...): {own!r} is no slot that may be rounded; there are: "
+                    f"{', '.join(names) or 'none'}."
+                )
+
+    def encode(self, x, kind=SIGNED, key=None):
+        codec = self.for_slot("", kind)
+        return x if codec is None else codec.encode(x, kind, key)
+
+    def error_bound(self, x, kind=SIGNED):
+        codec = self.for_slot("", kind)
+        return jnp.zeros_like(x) if codec is None else codec.error_bound(x, kind)
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")
+
+
+def as_codec(value: Any, where: Any) -> Codec:
+    """A codec from what users put in the place of one: also a dtype's name, or a dict by slot."""
+    if isinstance(value, Codec):
+        return value
+    if isinstance(value, Mapping):
+        return by_slot(value)
+    names = "bf16(), f16(), fp8(), int8(), int4(), factored(), split() or by_slot({...})"
+    hint = "; call it, as in int8()" if isinstance(value, type) and issubclass(value, Codec) else ""
+    raise TypeError(f"{where} must be a codec such as {names}, found {value!r}{hint}.")

@@ -1,0 +1,234 @@
+"""`store`: the state of any optimizer in low precision."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from optfn.core.data import part, per_leaf, static
+from optfn.core.placement import Along, place, put_like, shapes_in_place
+from optfn.core.randomness import key_at, seed
+from optfn.core.slot_kinds import slot_kinds
+from optfn.core.slot_paths import place_in
+from optfn.core.state import Context, State
+from optfn.core.transform import check_state_type, check_transform_type
+from optfn.core.tree import PyTree, bare, leaf_paths, mismatch, path_string
+from optfn.core.wrapper import Wrapper
+from optfn.storage.codecs import Codec, as_codec, decode, encode_like
+from optfn.storage.formats import Format
+
+# Slots of fewer entries are not worth their digits.
+SMALL = 4096
+
+
+class store(Wrapper):
+    """Keeps the slots of an optimizer in low precision, and computes in float32.
+
+        tx = optfn.store(optfn.adamw(1e-3), storage.int8())  # 2.125 bytes a param, not 8
+        tx = optfn.store(optfn.adamw(1e-3), {"mu": storage.bf16(), "nu": storage.int8()})
+
+    Each slot is read, updated and stored again, leaf by leaf in a compiled step. Rules say which of
+    their slots may be rounded: averages of gradients and of their squares. What must be exact stays
+    as it is: counters, factors and bases of matrices, copies and averages of params. So do complex
+    slots. The params themselves are not touched: see `compensated` and `master`.
+
+    By default the slots of vectors and of fewer than 4096 entries stay in float32: norms and biases
+    take little memory, and their digits matter.
+
+    Slots keep their names and the optimizer its hyperparameters. `convert_state` gives the state of
+    a run that goes on with another storage.
+
+    Args:
+        transform: the optimizer, or a stage of one.
+        codec: a codec, or a dict of codecs by the name or the kind of a slot, as in `by_slot`.
+        leaves: which params have their slots stored, a bool per leaf; True for all.
+        rounding: `"nearest"`, or `"stochastic"`, whose mean is exact: an average moves, however
+            little it moves at a step. Random numbers take time on a CPU.
+        seed: of stochastic rounding, a whole number below 2^24.
+
+    Raises:
+        ValueError: at `init`, if a name in the dict is no slot of the optimizer.
+    """
+
+    splittable = True
+
+    codec: Codec = part(converter=as_codec)
+    leaves: Any = per_leaf(default=None, of=bool)
+    rounding: str = static(default="nearest", choices=("nearest", "stochastic"), kw_only=True)
+    seed: Any = seed()
+
+    @property
+    def name(self) -> str | None:
+        return self._given_name
+
+    def init_slots(self, params: PyTree) -> Any:
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((self, params))):
+            return self._first_slots(params)
+        # In one program no slot is ever there in float32.
+        slots = _first_slots_jitted(self, params)
+        places = shapes_in_place(self._first_slots, jax.tree.map(_shape, params), _nowhere)
+        return jax.tree.map(_put, slots, places)
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        updates, new = self.transform.apply_named(updates, read(slots), ctx)
+        key = None
+        if self.rounding == "stochastic":
+            key = key_at(self.seed, ctx.step, "store(seed=...)")
+        return updates, stored_like(slots, new, key)
+
+    def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
+        return read(slots), step
+
+    def with_inner(self, slots: Any, label: str, new: Any) -> Any:
+        return stored_like(slots, new)
+
+    def _first_slots(self, params: PyTree) -> Any:
+        """The first slots, each stored by its codec."""
+        slots = self.transform.init_named(params)
+        codecs = self._codecs(slots, params)
+        leaves, treedef = jax.tree.flatten(slots)
+        zero = _zero_of(params)
+
+        def stored(x: jax.Array, chosen: tuple | None) -> Any:
+            if chosen is None:
+                return x
+            codec, kind = chosen
+            axes = tuple(range(x.ndim))
+            x = place(Along(x + zero, axes), x)
+            return jax.tree.map(lambda part: place(Along(part, axes), x), codec.encode(x, kind))
+
+        return treedef.unflatten(map(stored, leaves, codecs))
+
+    def _codecs(self, slots: Any, params: PyTree) -> list[tuple | None]:
+        """The codec and the kind of every slot that is stored."""
+        params = bare(params)
+        own = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+        wanted = {}
+        if self.leaves is not None:
+            wanted = dict(zip(leaf_paths(params), self.leaves.values(params), strict=True))
+        found: list[tuple | None] = []
+        names = []
+        for (path, x), kind in zip(
+            jax.tree_util.tree_flatten_with_path(bare(slots))[0], slot_kinds(slots), strict=True
+        ):
+            where = place_in(path, own, x)
+            param = None if where is None else path_string(path[where])
+            name = ".".join(path_string((key,)) for key in path[: where and where.start])
+            large = x.size >= SMALL and (x.ndim > 1 or where is None)
+            names += [name] if kind is not None else []
+            chosen = wanted.get(param, large if self.leaves is None else self.leaves.is_one)
+            rounds = kind is not None and jnp.issubdtype(x.dtype, jnp.floating)
+            rounds = rounds and x.ndim > 0 and x.size > 0
+            codec = self.codec.for_slot(name, kind) if rounds and chosen else None
+            found.append(codec and (codec, kind))
+        self.codec.check_names(list(dict.fromkeys(names)))
+        return found
+
+
+def convert_state(tx: optax.GradientTransformation, state: optax.OptState, params: PyTree) -> State:
+    """The state of a run that goes on with another storage: from float32 to 8 bits, and back.
+
+        tx = optfn.store(tx, storage.int8())
+        state = optfn.convert_state(tx, state, params)
+
+    Formats are known by themselves, so the optimizer that made the state is not needed. What was
+    rounded away does not come back.
+
+    Args:
+        tx: the optimizer to go on with, which differs from the old one in storage alone: in `store`
+            around it or its parts, or in optax's arguments such as `mu_dtype`.
+        state: the state after the last step of the old one.
+        params: the params after it.
+
+    Raises:
+        ValueError: the state is of another optimizer or of other params.
+    """
+    where = "convert_state(tx, state, params)"
+    tx = check_transform_type(tx, f"{where}: tx")
+    state = check_state_type(state)
+    form = jax.eval_shape(tx.init, params)
+    wanted = jax.eval_shape(read, form.slots)
+    slots = read(state.slots)
+    reason = mismatch(wanted, slots, "the optimizer's", "the given")
+    shapes = [
+        (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (wanted, slots)), strict=False)
+    ]
+    if reason or any(x != y for x, y in shapes):
+        raise ValueError(f"{where}: the state does not fit: {reason or 'shapes differ'}.")
+    return State(state.step, stored_like(tx.init(params).slots, slots))
+
+
+_first_slots_jitted = jax.jit(store._first_slots)
+
+
+def _zero_of(params: PyTree) -> jax.Array:
+    """0, which XLA does not know: what it knows it would encode while it compiles, for minutes."""
+    floating = (x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating))
+    least = min((x for x in floating if x.size), key=lambda x: x.size, default=jnp.zeros(()))
+    known = jnp.max(least).astype(jnp.float32)
+    return 0 * jnp.where(jnp.isfinite(known), known, 0)
+
+
+def _shape(param: jax.Array) -> jax.ShapeDtypeStruct:
+    sharding = param.sharding if param.committed else None
+    return jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding)
+
+
+def _nowhere(path: tuple, shape: jax.ShapeDtypeStruct) -> None:
+    """The place of an array that belongs to no param."""
+
+
+def _put(x: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:
+    its = place.sharding
+    return x if its is None or x.sharding == its else jax.device_put(x, its)
+
+
+def read(slots: Any) -> Any:
+    """The slots in float32, or wider where they are stored so."""
+    return jax.tree.map(_read, slots, is_leaf=_is_stored)
+
+
+def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
+    """Other slots, stored as these are.
+
+    Args:
+        stored: slots as they stand in a state.
+        slots: slots as `read` gives them.
+        key: rounds stochastically, with a key for each slot by its path; None rounds to nearest.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(stored, is_leaf=_is_stored)
+
+    def store_one(path: tuple, old: Any, new: Any) -> Any:
+        if not _is_narrow(old):
+            return new
+        code = None if key is None else zlib.crc32(path_string(path).encode())
+        own = _encode(old, new, None if key is None else jax.random.fold_in(key, code))
+        return jax.tree.map(put_like, own, old)
+
+    leaves = treedef.flatten_up_to(slots)
+    return treedef.unflatten(
+        store_one(path, old, new) for (path, old), new in zip(paths, leaves, strict=True)
+    )
+
+
+def _is_stored(x: Any) -> bool:
+    return isinstance(x, Format)
+
+
+def _is_narrow(x: Any) -> bool:
+    """Whether it is a format, or an array of fewer bits than float32."""
+    dtype = getattr(x, "dtype", None)
+    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    return _is_stored(x) or (floating and jnp.finfo(dtype).bits < 32)
+
+
+def _read(x: Any) -> Any:
+    return _decode(x) if _is_narrow(x) else x
+
+
+# One trace for each kind of slot.
+_decode = jax.jit(decode)
+_encode = jax.jit(encode_like)
