@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -53,15 +54,16 @@ class scale_by_adam(Leafwise):
         return zero_moments(param)
 
     def update_leaf(self, g, slots, param, t):
-        mu_hat, nu_hat, moments = self._moments(g, slots, t)
+        mu_hat, nu_hat, moments = corrected_moments(self, g, slots, t)
         return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), moments
 
-    def _moments(self, g, slots, t):
-        """mu_hat, nu_hat and the new slots."""
-        mu = average(self.b1, slots.mu, g)
-        nu = average(self.b2, slots.nu, abs_sq(g))
-        mu_hat = look_ahead(mu, g, self.b1, t) if self.nesterov else debias(mu, self.b1, t)
-        return mu_hat, debias(nu, self.b2, t), Moments(mu, nu)
+
+def corrected_moments(rule: Any, g: jax.Array, slots: Moments, t: jax.Array) -> tuple:
+    """mu_hat, nu_hat and the new slots, with a rule's `b1`, `b2` and `nesterov`."""
+    mu = average(rule.b1, slots.mu, g)
+    nu = average(rule.b2, slots.nu, abs_sq(g))
+    mu_hat = look_ahead(mu, g, rule.b1, t) if rule.nesterov else debias(mu, rule.b1, t)
+    return mu_hat, debias(nu, rule.b2, t), Moments(mu, nu)
 
 
 def adam(

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
+from optfn.core.data import static
+from optfn.core.leafwise import Leafwise
+from optfn.core.moments import Moments, zero_moments
 from optfn.core.numerics import sqrt
-from optfn.optimizers.elementwise.adam import scale_by_adam
+from optfn.optimizers.elementwise.adam import corrected_moments
 from optfn.transforms.scale import scale_by_learning_rate
 
 
-class scale_by_radam(scale_by_adam):
+class scale_by_radam(Leafwise):
     """The direction of rectified Adam: momentum until the second moment can be trusted.
 
         rho_inf = 2 / (1 - b2) - 1
@@ -32,10 +35,20 @@ class scale_by_radam(scale_by_adam):
 
     elementwise = True
 
+    b1: Any = 0.9
+    b2: Any = 0.999
+    eps: Any = 1e-8
+    eps_root: Any = 0.0
     threshold: Any = 5.0
+    nesterov: bool = static(default=False, kw_only=True)
+
+    Slots = Moments
+
+    def init_leaf(self, param):
+        return zero_moments(param)
 
     def update_leaf(self, g, slots, param, t):
-        mu_hat, nu_hat, moments = self._moments(g, slots, t)
+        mu_hat, nu_hat, moments = corrected_moments(self, g, slots, t)
         rho, rho_inf = _average_length(self.b2, t), 2 / (1 - self.b2) - 1
         trusted = rho >= self.threshold
         r = _rectification(jnp.where(trusted, rho, 6), jnp.where(trusted, rho_inf, 6))
