@@ -30,11 +30,7 @@ MODULES = {
 }
 
 # Arguments that no function here has.
-NOT_HERE: dict[str, str] = dict.fromkeys(
-    ("mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "state_dtype"),
-    "slots are float32, or wider for wider params",
-)
-NOT_HERE["mask_compatible_extra_args"] = "the kind of each extra argument is declared"
+NOT_HERE = {"mask_compatible_extra_args": "the kind of each extra argument is declared"}
 
 _SEED = "`seed`, a number that can be swept; `key` by name, too, of a key or a number"
 
@@ -62,6 +58,7 @@ OTHER_ARGUMENTS = {
         "weight_dimension_numbers side views",
         "`views` says how leaves are matrices; `side` is the one that is projected",
     ),
+    "apply_updates": ("rounding key", "additions, for params in fewer bits than float32"),
     "ema": ("nesterov", "an addition, which looks ahead by one more step"),
     "scale_by_lion": ("mode smooth_beta", "the sign; other functions are other algorithms"),
     "nadam": ("nesterov", "always; without it this is `adam`"),
@@ -77,8 +74,7 @@ OTHER_ARGUMENTS = {
     "add_noise": ("key seed", _SEED),
     "schedule_free": (
         "r keep_average",
-        "`r`, where optax has `state_dtype`, is the power of t in the weights; `keep_average` is "
-        "for `b1=0`, which is NaN in optax",
+        "`r` is the power of t in the weights; `keep_average` is for `b1=0`, which is NaN in optax",
     ),
     "schedule_free_sgd": ("keep_average", "for `b1=0`, which is NaN in optax"),
     "schedule_free_adamw": ("keep_average", "for `b1=0`, which is NaN in optax"),
@@ -100,6 +96,8 @@ OTHER_ARGUMENTS = {
 
 REQUIRED = inspect.Parameter.empty
 
+_AS_WIDE = "means float32, or wider for wider params"
+
 # Defaults that differ: optfn's, and why.
 OTHER_DEFAULTS = {
     ("scale_by_learning_rate", "learning_rate"): (REQUIRED, "optax's None means ascent"),
@@ -112,6 +110,8 @@ OTHER_DEFAULTS = {
             "eps": (1e-7, "the author's"),
         }.items()
     },
+    ("adafactor", "dtype_momentum"): (None, _AS_WIDE),
+    ("scale_by_distance_over_gradients", "param_dtype"): (None, _AS_WIDE),
     ("adadelta", "learning_rate"): (1.0, "as in torch; optax's None means ascent"),
     ("adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
     ("scale_by_adopt", "clip_value_fn"): (None, "means optax's function, t^(1/4)"),
@@ -125,8 +125,15 @@ _PRECONDITIONING = (
     'no `"spectral"`'
 )
 
+_BOTH_AVERAGES = (
+    "`mu_dtype` is that of the two averages of gradients throughout; in optax all slots start in "
+    "it and go on in float32"
+)
+
 # What is called alike and means something else.
 MEANINGS = {
+    "ademamix": _BOTH_AVERAGES,
+    "scale_by_ademamix": _BOTH_AVERAGES,
     "muon": _PRECONDITIONING,
     "scale_by_muon": _PRECONDITIONING,
     "Schedule": "a class whose arguments are leaves; any function of the step does too",

@@ -4,17 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.finite import check_gradients_arrive
 from optfn.core.control_flow import cond
-from optfn.core.data import child, static
+from optfn.core.data import child, static, storage_dtype
 from optfn.core.dtypes import cast, like_number, own_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
 from optfn.core.inputs import check_floating
 from optfn.core.numerics import all_finite, ratio, tree_scale
 from optfn.core.outputs import cast_like
-from optfn.core.placement import place
 from optfn.core.slot_kinds import Signed
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.state import Context, State, count_up
@@ -88,14 +88,12 @@ class accumulate(Transform):
     every: Any
     use_grad_mean: bool = static(default=True, kw_only=True)
     weighted: bool = static(default=False, kw_only=True)
-    accumulator_dtype: Any = static(default=None, kw_only=True)
+    accumulator_dtype: DTypeLike | None = storage_dtype("sum", default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         check_gradients_arrive(self.transform, "accumulate")
-        if self.accumulator_dtype is not None:
-            name = _name_of_floating(self.accumulator_dtype, "accumulate(accumulator_dtype=...)")
-            object.__setattr__(self, "accumulator_dtype", name)
+        _check_range(self.accumulator_dtype)
 
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         own: dict[str, ExtraKind] = {"weight": "scalar"} if self.weighted else {}
@@ -105,7 +103,7 @@ class accumulate(Transform):
         # An integer param can only be frozen inside; it has no sum.
         summed = view(params, floating(params))
         return Accumulation(
-            sum=jax.tree.map(self._in_accumulator_dtype, zeros_of(summed)),
+            sum=zeros_of(summed, dtype=self.accumulator_dtype),
             weight=scalar_slot(0, params),
             micro_step=zero_slot(jnp.int32, params),
             skipped=zero_slot(jnp.int32, params),
@@ -157,14 +155,6 @@ class accumulate(Transform):
             inner=inner,
         )
 
-    def _in_accumulator_dtype(self, x: jax.Array) -> jax.Array:
-        if self.accumulator_dtype is None:
-            return x
-        dtype = jnp.dtype(self.accumulator_dtype)
-        if jnp.iscomplexobj(x):
-            dtype = jnp.promote_types(dtype, x.dtype)
-        return place(cast(x, dtype), x)
-
 
 def _plus(g, before):
     return (before + g,)
@@ -174,13 +164,9 @@ def _over(total, weight):
     return (ratio(total, weight),)
 
 
-def _name_of_floating(dtype: Any, where: str) -> str:
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
-    if float(jnp.finfo(found).max) < 1e30:
-        raise TypeError(f"{where} must have the range of float32, found {found.name}.")
-    return found.name
+def _check_range(accumulator_dtype: DTypeLike | None) -> None:
+    if accumulator_dtype is not None and float(jnp.finfo(accumulator_dtype).max) < 1e30:
+        raise TypeError(
+            "accumulate(accumulator_dtype=...) must have the range of float32, found "
+            f"{accumulator_dtype}."
+        )

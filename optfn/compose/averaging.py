@@ -4,12 +4,15 @@ Three sequences are kept: z, which the inner optimizer moves; x, an average of z
 `evaluation_params` evaluates; and y between them, the params, at which gradients are taken.
 """
 
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
 
-from optfn.core.data import child, static
+from optfn.core.data import child, static, storage_dtype
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import ratio
@@ -69,6 +72,8 @@ class schedule_free(Transform):
         learning_rate: a number, or a warm-up schedule. The first weight uses its value at step 0.
         b1: the share of x, a number or a schedule; with 0 this is Polyak's averaging.
         weight_lr_power: a number or a schedule.
+        state_dtype: the dtype in which z is stored; None is float32, or wider for wider params.
+            What it cannot hold of a step is lost: bfloat16 is for steps above a 256th of an entry.
         r: a number or a schedule; above 0, early steps are forgotten.
         keep_average: whether to keep x in the state, as one more copy of the params. Otherwise x is
             computed from y and z, and b1 must not be 0. For params narrower than float32 x is
@@ -89,7 +94,8 @@ class schedule_free(Transform):
     learning_rate: Any
     b1: Any = 0.9
     weight_lr_power: Any = 2.0
-    r: Any = 0.0
+    state_dtype: DTypeLike | None = storage_dtype("z", default=None)
+    r: Any = field(default=0.0, kw_only=True)
     keep_average: bool = static(default=False, kw_only=True)
 
     def __post_init__(self):
@@ -100,7 +106,8 @@ class schedule_free(Transform):
 
     def init_slots(self, params: PyTree) -> WeightedAverages:
         inner = self.base_optimizer.init_named(params)
-        first = _first_averages(params, self.resolve(0).b1, inner, keep=self.keep_average)
+        share, keep = self.resolve(0).b1, self.keep_average
+        first = _first_averages(params, share, inner, keep=keep, dtype=self.state_dtype)
         return WeightedAverages(*first, scalar_slot(0, params), scalar_slot(0, params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
@@ -109,6 +116,8 @@ class schedule_free(Transform):
         weight = ctx.next_step.astype(largest.dtype) ** self.r * largest**self.weight_lr_power
         total = slots.weight + weight
         rate = 1.0 if makes_steps(self.base_optimizer) else -self.learning_rate
+        if self.state_dtype is not None:
+            steps, rate = _steps_of_stored(slots.z, steps, rate), 1.0
         steps, z, x = _averaged(ctx, steps, slots, rate, ratio(weight, total), self.b1)
         return steps, WeightedAverages(z, x, self.b1, inner, largest, total)
 
@@ -173,12 +182,37 @@ def _check_share(share: Any, keep_average: bool, where: str) -> None:
         )
 
 
-def _first_averages(params: PyTree, share: Any, inner: Any, *, keep: bool) -> Averages:
+def _first_averages(
+    params: PyTree, share: Any, inner: Any, *, keep: bool, dtype: DTypeLike | None = None
+) -> Averages:
     def average(p):
         return copy_params_wide(p) if keep or p.dtype != compute_dtype(p.dtype) else None
 
     x = jax.tree.map(average, params)
-    return Averages(copy_params_wide(params), x, scalar_slot(share, params), inner)
+    return Averages(copy_params_wide(params, dtype), x, scalar_slot(share, params), inner)
+
+
+def _steps_of_stored(z: PyTree, steps: PyTree, rate: Any) -> PyTree:
+    """The steps of z as it is stored: x, which is computed from y and z, drifts after any other."""
+    (moved,) = each_leaf(_moved, steps, z, numbers=(rate,))
+    moved = jax.tree.map(_rounded_like, moved, z)
+    return each_leaf(_difference, moved, z)[0]
+
+
+def _moved(step, z, rate):
+    return (z + rate * step,)
+
+
+def _difference(x, z):
+    return (x - z,)
+
+
+def _rounded_like(x: jax.Array, z: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        return x
+    # The compiler may drop a cast to a narrow dtype and back.
+    to = jnp.finfo(z.dtype)
+    return lax.reduce_precision(x, to.nexp, to.nmant)
 
 
 def _averaged(
@@ -209,8 +243,9 @@ def _averaged_leaf(step, y, z, x, rate, c, share, along, pull):
 def _evaluated(params: PyTree, slots: Any) -> PyTree:
     def evaluated(y, z, x):
         if x is None:
+            wide, z = (cast(p, compute_dtype(y.dtype, z.dtype)) for p in (y, z))
             b = slots.share.astype(z.real.dtype)
-            x = y + (1 - ratio(jnp.ones_like(b), b)) * (z - y)
+            x = wide + (1 - ratio(jnp.ones_like(b), b)) * (z - wide)
         return cast(x, y.dtype)
 
     return jax.tree.map(evaluated, params, slots.z, slots.x)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.arguments import Argument
+from optfn.core.dtypes import floating_name
 from optfn.core.tree import PerLeaf
 
 F = TypeVar("F", bound=Callable)
@@ -54,6 +55,28 @@ def number(
         converter: `value -> value` makes a number of the other form.
     """
     return _field("number", default, False, also_called=also_called, converter=converter)
+
+
+def storage_dtype(*slots: str, default: Any = MISSING, kw_only: bool = False) -> Any:
+    """Declares the dtype in which slots are stored; None is the rule's own.
+
+    Users give it as jax takes it. It is kept by its name, so that all spellings are one treedef.
+
+    Args:
+        *slots: the names of the slots.
+        default: the value when none is given, usually None.
+        kw_only: whether the field must be given by keyword.
+    """
+    return _field("static", default, kw_only, converter=floating_name, slots=slots)
+
+
+def storage_fields(cls: Any) -> dict[str, str]:
+    """By slot the name of the `storage_dtype` field for it."""
+    return {
+        slot: field.name
+        for field in dataclasses.fields(cls)
+        for slot in field.metadata.get("slots", ())
+    }
 
 
 def per_leaf(
@@ -128,7 +151,7 @@ def kind_of(field: dataclasses.Field) -> str:
 @dataclass_transform(
     frozen_default=True,
     eq_default=False,
-    field_specifiers=(static, number, per_leaf, child, part, numbers),
+    field_specifiers=(static, number, storage_dtype, per_leaf, child, part, numbers),
 )
 class Data:
     """A frozen dataclass registered as a pytree; equality and hash are by identity."""
@@ -383,8 +406,10 @@ def as_switch(value: Any, where: Any) -> bool:
 
 
 def _check_static(value: Any, field: dataclasses.Field, where: Any) -> Any:
-    choices = field.metadata.get("choices")
-    if isinstance(field.default, bool):
+    choices, converter = map(field.metadata.get, ("choices", "converter"))
+    if converter is not None:
+        value = None if value is None else converter(value, where)
+    elif isinstance(field.default, bool):
         value = as_switch(value, where)
     elif choices and not (isinstance(value, type(choices[0])) and value in choices):
         raise ValueError(f"{where} must be one of {choices}, found {_describe(value)}.")

@@ -60,6 +60,28 @@ def widen(x: jax.Array, compute: Any) -> jax.Array:
     return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
 
 
+def floating_name(dtype: Any, where: Any) -> str:
+    """The name of a floating point dtype, the same for all its spellings; `where` is for errors."""
+    try:
+        found = jnp.dtype(dtype)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
+    return found.name
+
+
+def storage_of(own: Any, dtype: Any) -> np.dtype:
+    """The dtype in which a slot of the dtype `own` is stored if `dtype` is asked for.
+
+    None asks for none, and a complex slot stays complex.
+    """
+    if dtype is None:
+        return jnp.dtype(own)
+    is_complex = jnp.issubdtype(own, jnp.complexfloating)
+    return compute_dtype(dtype, own) if is_complex else jnp.dtype(dtype)
+
+
 def like_number(count: jax.Array, number: Any) -> jax.Array:
     """A count in the dtype of a hyperparameter, to compare it with."""
     return cast(count, dtype_of(number))

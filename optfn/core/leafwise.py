@@ -12,7 +12,16 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core import boxes
-from optfn.core.dtypes import cast, cast_numbers, compute_dtype, dtype_of, real_dtype, widen
+from optfn.core.data import storage_fields
+from optfn.core.dtypes import (
+    cast,
+    cast_numbers,
+    compute_dtype,
+    dtype_of,
+    real_dtype,
+    storage_of,
+    widen,
+)
 from optfn.core.inputs import check_floating
 from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
@@ -37,12 +46,11 @@ class Leafwise(Transform):
     A subclass lists its hyperparameters as fields and defines `update_leaf` and, if it has state,
     `Slots` (a NamedTuple type) and `init_leaf`. Inside the rule every number is a scalar array of
     the real compute dtype, arrays are at least float32, and a `per_leaf` field is this leaf's own
-    value. The state holds one `Slots` whose fields are trees like the params.
+    value. The state holds one `Slots` whose fields are trees like the params. A slot starts in the
+    dtype that a field `storage_dtype(slot)` names, or else in that of `init_leaf`, and keeps it.
 
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
-        slot_dtypes: `{slot: field}`: static fields that name the dtype in which a slot is stored,
-            as optax's `mu_dtype` does; None keeps the dtype that `init_leaf` gives it.
         elementary: the rule is about one operation, so tracing it once per shape gains nothing.
         refreshes: the rule computes something costly every few steps: `update_leaf` gets the
             keyword argument `turn`, with which `is_due` says when.
@@ -53,7 +61,6 @@ class Leafwise(Transform):
     """
 
     Slots: ClassVar[Any] = None
-    slot_dtypes: ClassVar[Mapping[str, str]] = {}
     elementary: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
 
@@ -90,6 +97,9 @@ class Leafwise(Transform):
         is_lift = getattr(cls.init_leaf, "__final__", False)
         if not is_lift:
             check_names_slots(cls, "init_leaf", Leafwise)
+        unknown = storage_fields(cls).keys() - set(getattr(cls.Slots, "_fields", ()))
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no slots {sorted(unknown)} to store in a dtype.")
         if cls.random and "key" in cls.extra_args:
             raise TypeError(f"{cls.__name__} is random: it gets its key without declaring one.")
 
@@ -106,9 +116,9 @@ class Leafwise(Transform):
         rules = [rule for (rule,) in _specialise((self.resolve(0),), params, leaves)]
         often = common([(id(r), x.shape, x.dtype) for r, x in zip(rules, leaves, strict=True)])
         for i, (rule, leaf) in enumerate(zip(rules, leaves, strict=True)):
-            # A program for the slots of a leaf of low precision makes no wide copy of it; one for a
-            # rare shape would be compiled beside those for zeros that other stages use too.
-            low = leaf.dtype != compute_dtype(leaf.dtype)
+            # A program makes no wide copy of a leaf or a slot of low precision; else one for a rare
+            # shape would be compiled beside those for zeros that other stages use too.
+            low = leaf.dtype != compute_dtype(leaf.dtype) or any(asked_dtypes(self).values())
             at_once = (often[i] or low) and not isinstance(leaf, Tracer)
             with _naming((self,), params, i):
                 slots.append(
@@ -151,6 +161,11 @@ class Leafwise(Transform):
         return False  # `apply_run` casts both, leaf by leaf
 
 
+def asked_dtypes(rule: Leafwise) -> dict[str, str | None]:
+    """The names of the dtypes that users asked for, by slot."""
+    return {slot: getattr(rule, field) for slot, field in storage_fields(rule).items()}
+
+
 def check_names_slots(cls: type[Leafwise], method: str, base: type) -> None:
     """Refuses a rule that defines how its slots start without naming their type."""
     if cls.Slots is None and getattr(cls, method) is not getattr(base, method):
@@ -168,12 +183,13 @@ def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:
     wide = cast(leaf, compute_dtype(leaf.dtype))
     new = rule.init_leaf(wide)
     _check_slots(rule, "init_leaf", new)
+    asked = asked_dtypes(rule)
     taken[id(wide)] = wide
 
     def placed(name, slot):
         slot = Along.of(slot, leaf)
-        dtype = getattr(rule, rule.slot_dtypes.get(name, ""), None)
-        if dtype is not None and not jnp.iscomplexobj(slot.value):
+        if asked.get(name) is not None:
+            dtype = storage_of(dtype_of(slot.value), asked[name])
             slot = replace(slot, value=cast(slot.value, dtype))
         if id(slot.value) in taken:
             slot = replace(slot, value=fresh(slot.value))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.boxes import boxed_like, holds_one
-from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
+from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype, storage_of
 from optfn.core.inputs import check_floating, is_float0
 from optfn.core.placement import Along, fresh, on_devices_of, place
 from optfn.core.tree import PyTree
@@ -34,22 +34,25 @@ def _slot(value: Any, dtype: Any, params: PyTree) -> jax.Array:
     return on_devices_of(fresh(known), leaves)
 
 
-def zeros_of(params: PyTree, *, real: bool = False, times: int | None = None) -> PyTree:
+def zeros_of(
+    params: PyTree, *, real: bool = False, times: int | None = None, dtype: Any = None
+) -> PyTree:
     """Zeros like the params in their compute dtype.
 
     Args:
         params: the params.
         real: whether they are of the real dtype.
         times: how many for each param, along a new first axis; None for one.
+        dtype: the dtype in which they are stored in the place of it; complex ones stay complex.
     """
     check_floating("the param", params)
 
     def zeros(p):
-        dtype = compute_dtype(p.dtype)
-        dtype = real_dtype(dtype) if real else dtype
+        own = compute_dtype(p.dtype)
+        own = storage_of(real_dtype(own) if real else own, dtype)
         if times is None:
-            return jnp.zeros_like(p, dtype)
-        return Along(jnp.zeros((times, *p.shape), dtype), (None, *range(p.ndim)))
+            return jnp.zeros_like(p, own)
+        return Along(jnp.zeros((times, *p.shape), own), (None, *range(p.ndim)))
 
     return placed(zeros, params)
 
@@ -72,13 +75,13 @@ def copy_params(params: PyTree) -> PyTree:
     return placed(fresh, params)
 
 
-def copy_params_wide(params: PyTree) -> PyTree:
-    """A copy of the params in fresh buffers, in their compute dtypes."""
+def copy_params_wide(params: PyTree, dtype: Any = None) -> PyTree:
+    """A copy of the params in fresh buffers, in their compute dtypes, or stored as `dtype`."""
     check_floating("the param", params)
 
     def wide(p):
-        dtype = compute_dtype(p.dtype)
-        return fresh(p) if p.dtype == dtype else cast(p, dtype)
+        own = storage_of(compute_dtype(p.dtype), dtype)
+        return fresh(p) if p.dtype == own else cast(p, own)
 
     return placed(wide, params)
 

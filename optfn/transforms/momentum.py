@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from optfn.core.data import static
+from optfn.core.data import static, storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, debias, look_ahead
 from optfn.core.slot_kinds import Signed
@@ -26,6 +27,8 @@ class trace(Leafwise):
     Args:
         decay: the share of the sum that is kept, a number or a schedule; 0.9 is usual.
         nesterov: look ahead by one more step of the sum.
+        accumulator_dtype: the dtype in which v is stored; None is float32, or wider for wider
+            params.
 
     Source: Polyak 1964; Nesterov 1983 in the form of Sutskever et al. 2013.
     """
@@ -34,6 +37,7 @@ class trace(Leafwise):
 
     decay: Any
     nesterov: bool = static(default=False)
+    accumulator_dtype: DTypeLike | None = storage_dtype("trace", default=None)
 
     Slots = Trace
 
@@ -64,6 +68,8 @@ class ema(Leafwise):
         decay: the share of the average that is kept, a number or a schedule.
         debias: divide by the sum of the weights of the gradients so far (exact for a constant
             decay).
+        accumulator_dtype: the dtype in which v is stored; None is float32, or wider for wider
+            params.
         nesterov: look ahead.
     """
 
@@ -71,6 +77,7 @@ class ema(Leafwise):
 
     decay: Any
     debias: bool = static(default=True)
+    accumulator_dtype: DTypeLike | None = storage_dtype("ema", default=None)
     nesterov: bool = static(default=False, kw_only=True)
 
     Slots = Ema

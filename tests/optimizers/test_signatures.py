@@ -57,9 +57,6 @@ NOT_IN_OPTAX = {
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
 }
 
-# A storage dtype is chosen by wrapping a transform, not by a flag of each rule.
-NOT_HERE = {"mu_dtype", "accumulator_dtype", "dtype_momentum", "param_dtype", "state_dtype"}
-
 # Where optax's function and its stage differ, and so do optfn's; the authors' eps of Grams.
 NOT_THE_STAGE_S = {
     ("shampoo", "b2"),  # of the factors; the one of Adam's norms is another
@@ -103,7 +100,7 @@ def stages_in(tx):
 def test_arguments_are_optax_s(name):
     """Their names, their order, their kinds and their defaults."""
 
-    omitted = NOT_HERE | set(OTHER_ARGUMENTS.get(name, ("",))[0].split())
+    omitted = set(OTHER_ARGUMENTS.get(name, ("",))[0].split())
     defaults = {k: value for (owner, k), (value, _) in OTHER_DEFAULTS.items() if owner == name}
 
     def arguments(function):

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
-from optfn.core.data import show, static
+from optfn.core.data import show, static, storage_dtype
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.each_leaf import each_leaf
 from optfn.core.leafwise import Leafwise
@@ -253,6 +254,8 @@ class scale_by_distance_over_gradients(Leafwise):
     Args:
         reps_rel: the initial r relative to 1 + ||p_start||; 1e-4 where layers are normalized.
         eps: added under the root.
+        param_dtype: the dtype in which p_start is stored; None is float32, or wider for wider
+            params. (optax's default is float32 for these too.)
         global_scale: a factor, a number or a schedule.
 
     Raises:
@@ -267,6 +270,7 @@ class scale_by_distance_over_gradients(Leafwise):
 
     reps_rel: Any = 1e-6
     eps: Any = 1e-8
+    param_dtype: DTypeLike | None = storage_dtype("start", default=None)
     global_scale: Any = 1.0
 
     Slots = DistanceState

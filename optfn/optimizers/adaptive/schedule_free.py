@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jax.typing import DTypeLike
+
 from optfn import schedules
 from optfn.compose.averaging import schedule_free
 from optfn.compose.chain import chain
@@ -18,6 +20,7 @@ def schedule_free_sgd(
     b1: Any = 0.9,
     weight_decay: Any = None,
     weight_lr_power: Any = 2.0,
+    state_dtype: DTypeLike | None = None,
     *,
     keep_average: bool = False,
 ) -> schedule_free:
@@ -34,13 +37,16 @@ def schedule_free_sgd(
         b1: the share of the average in the params.
         weight_decay: a number or a schedule; None for no decay.
         weight_lr_power: the power of the rate in the average's weights.
+        state_dtype: the dtype in which z is stored; see `schedule_free`.
         keep_average: whether the state holds the average, which b1 = 0 needs; see `schedule_free`.
 
     Source: Defazio et al. 2024.
     """
     direction: list[Transform] = [] if weight_decay is None else [add_decayed_weights(weight_decay)]
     rate = _warmed_up(learning_rate, warmup_steps)
-    return schedule_free(chain(*direction), rate, b1, weight_lr_power, keep_average=keep_average)
+    return schedule_free(
+        chain(*direction), rate, b1, weight_lr_power, state_dtype, keep_average=keep_average
+    )
 
 
 def schedule_free_adamw(
@@ -51,6 +57,7 @@ def schedule_free_adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_lr_power: Any = 2.0,
+    state_dtype: DTypeLike | None = None,
     *,
     keep_average: bool = False,
 ) -> schedule_free:
@@ -69,6 +76,7 @@ def schedule_free_adamw(
         eps: added to the root.
         weight_decay: a number or a schedule.
         weight_lr_power: the power of the rate in the average's weights.
+        state_dtype: the dtype in which z is stored; see `schedule_free`.
         keep_average: whether the state holds the average, which b1 = 0 needs; see `schedule_free`.
 
     Source: Defazio et al. 2024.
@@ -79,6 +87,7 @@ def schedule_free_adamw(
         _warmed_up(learning_rate, warmup_steps),
         b1,
         weight_lr_power,
+        state_dtype,
         keep_average=keep_average,
     )
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.control_flow import refreshed
-from optfn.core.data import child
+from optfn.core.data import child, storage_dtype
 from optfn.core.dtypes import cast, own_dtype, widen
 from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
@@ -123,6 +124,7 @@ class scale_by_sophia(Transform):
         update_interval: the steps between two estimates, a number or a schedule.
         hessian_diagonal_fn: the estimator: a transform whose updates are the estimate. Hutchinson's
             takes the keyword argument `obj_fn`, the loss as a function of the params.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
 
     Source: Liu et al. 2024.
     """
@@ -136,10 +138,12 @@ class scale_by_sophia(Transform):
     clip_threshold: Any = 1.0
     update_interval: Any = 10
     hessian_diagonal_fn: Transform = child(default=HUTCHINSON, converter=as_transform)
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
 
     def init_slots(self, params: PyTree) -> Curvature:
         estimator = self.hessian_diagonal_fn.init_named(params)
-        return Curvature(zeros_of(params), zeros_of(params, real=True), estimator)
+        mu = zeros_of(params, dtype=self.mu_dtype)
+        return Curvature(mu, zeros_of(params, real=True), estimator)
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return slots.estimator, step
@@ -187,6 +191,7 @@ def sophia(
     clip_threshold: Any = 1.0,
     update_interval: Any = 10,
     hessian_diagonal_fn: optax.GradientTransformation = HUTCHINSON,
+    mu_dtype: DTypeLike | None = None,
 ) -> chain:
     """Sophia: clipped Newton steps on the diagonal of the Hessian, for language models.
 
@@ -206,12 +211,13 @@ def sophia(
         clip_threshold: the largest entry of u; None does not clip.
         update_interval: the steps between two estimates.
         hessian_diagonal_fn: the estimator; see `scale_by_sophia`.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_sophia`.
 
     Source: Liu et al. 2024.
     """
     limit = float("inf") if clip_threshold is None else clip_threshold
     return chain(
-        scale_by_sophia(b1, b2, eps, gamma, limit, update_interval, hessian_diagonal_fn),
+        scale_by_sophia(b1, b2, eps, gamma, limit, update_interval, hessian_diagonal_fn, mu_dtype),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

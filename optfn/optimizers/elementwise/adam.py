@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
-from optfn.core.data import static
+from optfn.core.data import static, storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import (
     Moments,
@@ -34,6 +35,7 @@ class scale_by_adam(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
         nesterov: the look-ahead of Dozat 2016, without its extra factor b2:
             mu_hat = b1 * mu / (1 - b1^(t+1)) + (1 - b1) * g / (1 - b1^t).
 
@@ -46,6 +48,7 @@ class scale_by_adam(Leafwise):
     b2: Any = 0.999
     eps: Any = 1e-8
     eps_root: Any = 0.0
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
     nesterov: bool = static(default=False, kw_only=True)
 
     Slots = Moments
@@ -72,6 +75,7 @@ def adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
 ) -> chain:
@@ -86,12 +90,13 @@ def adam(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_adam`.
         nesterov: NAdam's look-ahead.
 
     Source: Kingma and Ba 2015.
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -102,6 +107,7 @@ def adamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
     *,
@@ -119,6 +125,7 @@ def adamw(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_adam`.
         weight_decay: a number or a schedule. (torch's default is 1e-2.)
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         nesterov: NAdam's look-ahead.
@@ -126,7 +133,7 @@ def adamw(
     Source: Loshchilov and Hutter 2019.
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -138,6 +145,7 @@ def nadam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
 ) -> chain:
     """Adam with Nesterov's look-ahead: `adam(..., nesterov=True)` under its own name.
 
@@ -149,10 +157,11 @@ def nadam(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_adam`.
 
     Source: Dozat 2016.
     """
-    return adam(learning_rate, b1, b2, eps, eps_root, nesterov=True)
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=True)
 
 
 def nadamw(
@@ -161,6 +170,7 @@ def nadamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
 ) -> chain:
@@ -172,12 +182,13 @@ def nadamw(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_adam`.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Dozat 2016; Loshchilov and Hutter 2019.
     """
-    return adamw(learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov=True)
+    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=True)
 
 
 class MaxMoments(NamedTuple):
@@ -199,6 +210,7 @@ class scale_by_amsgrad(Leafwise):
         b2: decay of the second moment, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
         bias_correction_mu: use mu / (1 - b1^t); False uses mu, as in the paper.
         bias_correction_nu: take the maximum of nu / (1 - b2^t); False takes that of nu, as in the
             paper. (torch takes the maximum of nu and corrects it afterwards.)
@@ -212,6 +224,7 @@ class scale_by_amsgrad(Leafwise):
     b2: Any = 0.999
     eps: Any = 1e-8
     eps_root: Any = 0.0
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
     bias_correction_mu: bool = static(default=True)
     bias_correction_nu: bool = static(default=True)
 
@@ -235,6 +248,7 @@ def amsgrad(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> chain:
@@ -249,12 +263,13 @@ def amsgrad(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_amsgrad`.
         bias_correction_mu: see `scale_by_amsgrad`.
         bias_correction_nu: see `scale_by_amsgrad`.
 
     Source: Reddi et al. 2018.
     """
     return chain(
-        scale_by_amsgrad(b1, b2, eps, eps_root, bias_correction_mu, bias_correction_nu),
+        scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu),
         scale_by_learning_rate(learning_rate),
     )

@@ -3,8 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
+from optfn.core.data import storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, debias, zeros_like_real
 from optfn.core.numerics import abs_sq, sqrt
@@ -37,6 +39,8 @@ class scale_by_ademamix(Leafwise):
             0: `schedules.linear(0, alpha, total_steps)`.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which m1 and m2 are stored; None is float32, or wider for wider
+            params. (optax starts in it, nu too, and goes on in float32.)
 
     Source: Pagliardini et al. 2024.
     """
@@ -49,6 +53,7 @@ class scale_by_ademamix(Leafwise):
     alpha: Any = 6.0
     eps: Any = 1e-8
     eps_root: Any = 0.0
+    mu_dtype: DTypeLike | None = storage_dtype("m1", "m2", default=None)
 
     Slots = MixedMoments
 
@@ -72,6 +77,7 @@ def ademamix(
     alpha: Any = 5.0,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> chain:
@@ -89,13 +95,14 @@ def ademamix(
         alpha: the weight of the slow average, a number or a schedule.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which both averages are stored; see `scale_by_ademamix`.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Pagliardini et al. 2024.
     """
     return chain(
-        scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root),
+        scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

@@ -4,9 +4,10 @@ from dataclasses import field
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
-from optfn.core.data import static
+from optfn.core.data import static, storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, zero_moments
 from optfn.core.numerics import abs_sq, propagate_nan, sqrt
@@ -28,6 +29,7 @@ class scale_by_adopt(Leafwise):
         b1: decay of the average, a number or a schedule.
         b2: decay of the second moment, a number or a schedule.
         eps: the smallest divisor.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
         nesterov: u = b1 * mu + (1 - b1) * n.
         use_clipping: clip the normalized gradients n, which matters most in the first steps.
         clip_value_fn: the limit c, a number or a schedule; None is (t - 1)^(1/4).
@@ -40,6 +42,7 @@ class scale_by_adopt(Leafwise):
     b1: Any = 0.9
     b2: Any = 0.9999
     eps: Any = 1e-6
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
     nesterov: bool = static(default=False, kw_only=True)
     use_clipping: bool = static(default=True, kw_only=True)
     clip_value_fn: Any = field(default=None, kw_only=True)
@@ -67,6 +70,7 @@ def adopt(
     b1: Any = 0.9,
     b2: Any = 0.9999,
     eps: Any = 1e-6,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
@@ -82,6 +86,7 @@ def adopt(
         b1: decay of the average.
         b2: decay of the second moment.
         eps: the smallest divisor.
+        mu_dtype: the dtype in which the average is stored; see `scale_by_adopt`.
         nesterov: look ahead by one more step of the average.
         use_clipping: clip the normalized gradients.
         clip_value_fn: their limit, a number or a schedule; None is (t - 1)^(1/4).
@@ -93,6 +98,7 @@ def adopt(
             b1,
             b2,
             eps,
+            mu_dtype,
             nesterov=nesterov,
             use_clipping=use_clipping,
             clip_value_fn=clip_value_fn,

@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
+from optfn.core.data import storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import FirstMoment, average
 from optfn.core.numerics import propagate_nan
@@ -21,6 +23,7 @@ class scale_by_lion(Leafwise):
     Args:
         b1: the weight of the momentum in the direction, a number or a schedule.
         b2: decay of the momentum, a number or a schedule.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
 
     Source: Chen et al. 2023.
     """
@@ -29,6 +32,7 @@ class scale_by_lion(Leafwise):
 
     b1: Any = 0.9
     b2: Any = 0.99
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
 
     Slots = FirstMoment
 
@@ -44,6 +48,7 @@ def lion(
     learning_rate: Any,
     b1: Any = 0.9,
     b2: Any = 0.99,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-3,
     mask: Any = None,
 ) -> chain:
@@ -56,13 +61,14 @@ def lion(
         learning_rate: a number or a schedule.
         b1: the weight of the momentum in the direction.
         b2: decay of the momentum.
+        mu_dtype: the dtype in which the momentum is stored; see `scale_by_lion`.
         weight_decay: a number or a schedule.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
 
     Source: Chen et al. 2023.
     """
     return chain(
-        scale_by_lion(b1, b2),
+        scale_by_lion(b1, b2, mu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

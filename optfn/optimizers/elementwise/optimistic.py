@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
@@ -64,6 +65,7 @@ def optimistic_adam_v2(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
     nesterov: bool = True,
 ) -> chain:
     """Adam with an optimistic correction of its direction, for games such as adversarial training.
@@ -79,12 +81,13 @@ def optimistic_adam_v2(
         b2: decay of the second moment.
         eps: added to the root.
         eps_root: added under the root.
+        mu_dtype: the dtype in which the average gradient is stored; see `scale_by_adam`.
         nesterov: look ahead by one more step of the average.
 
     Source: Daskalakis et al. 2018.
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_optimistic_gradient(alpha, beta),
         scale_by_learning_rate(learning_rate),
     )

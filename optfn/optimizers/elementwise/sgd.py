@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jax.typing import DTypeLike
+
 from optfn.compose.chain import chain
 from optfn.core.data import also_called
 from optfn.transforms.momentum import ema, trace
@@ -9,7 +11,12 @@ from optfn.transforms.noise import add_noise
 from optfn.transforms.scale import scale_by_learning_rate
 
 
-def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> chain:
+def sgd(
+    learning_rate: Any,
+    momentum: Any = None,
+    nesterov: bool = False,
+    accumulator_dtype: DTypeLike | None = None,
+) -> chain:
     """Stochastic gradient descent, plain or with heavy-ball or Nesterov momentum.
 
         p <- p - learning_rate * u        u = g,  or u from `trace(momentum, nesterov)`
@@ -22,6 +29,7 @@ def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> cha
         learning_rate: a number or a schedule.
         momentum: decay of the sum, usually 0.9; None keeps no state.
         nesterov: Nesterov's look-ahead; it needs a momentum.
+        accumulator_dtype: the dtype in which the sum is stored; see `trace`.
 
     Raises:
         ValueError: nesterov without momentum.
@@ -32,7 +40,9 @@ def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> cha
         if nesterov:
             raise ValueError("sgd(nesterov=True) needs a momentum, as in momentum=0.9.")
         return chain(scale_by_learning_rate(learning_rate))
-    return chain(trace(momentum, nesterov), scale_by_learning_rate(learning_rate))
+    return chain(
+        trace(momentum, nesterov, accumulator_dtype), scale_by_learning_rate(learning_rate)
+    )
 
 
 def momentum(learning_rate: Any, b1: Any = 0.9, *, bias_correction: bool = False) -> chain:

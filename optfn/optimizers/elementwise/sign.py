@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
@@ -38,7 +39,9 @@ def sign_sgd(learning_rate: Any) -> chain:
     return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
 
 
-def signum(learning_rate: Any, beta: Any = 0.9) -> chain:
+def signum(
+    learning_rate: Any, beta: Any = 0.9, accumulator_dtype: DTypeLike | None = None
+) -> chain:
     """Sign descent with momentum: the sign of the average gradient.
 
         v <- beta * v + (1 - beta) * g        p <- p - learning_rate * sign(v)
@@ -48,7 +51,12 @@ def signum(learning_rate: Any, beta: Any = 0.9) -> chain:
     Args:
         learning_rate: a number or a schedule.
         beta: decay of the average, a number or a schedule.
+        accumulator_dtype: the dtype in which the average is stored; see `ema`.
 
     Source: Bernstein et al. 2018.
     """
-    return chain(ema(beta, debias=False), scale_by_sign(), scale_by_learning_rate(learning_rate))
+    return chain(
+        ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
+        scale_by_sign(),
+        scale_by_learning_rate(learning_rate),
+    )

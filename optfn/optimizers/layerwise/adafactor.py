@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.data import as_switch, static
@@ -98,6 +99,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: Any = 1.0,
     momentum: Any = None,
+    dtype_momentum: DTypeLike | None = None,
     weight_decay_rate: Any = None,
     eps: Any = 1e-30,
     factored: bool = True,
@@ -118,6 +120,8 @@ def adafactor(
         multiply_by_parameter_scale: multiply by the root mean square of the params.
         clipping_threshold: the largest root mean square of a direction; None does not clip.
         momentum: decay of an average of the updates; None for no average.
+        dtype_momentum: the dtype in which that average is stored; see `ema`. (optax's default is
+            float32, for float64 params too.)
         weight_decay_rate: a decay that the learning rate does not scale; None for no decay.
         eps: added to the squares.
         factored: False keeps an average for every entry.
@@ -135,7 +139,7 @@ def adafactor(
     if as_switch(multiply_by_parameter_scale, "adafactor(multiply_by_parameter_scale=...)"):
         stages.append(scale_by_param_block_rms())
     if momentum is not None:
-        stages.append(ema(momentum, debias=False))
+        stages.append(ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
     if weight_decay_rate is not None:
         stages.append(add_decayed_weights(weight_decay_rate, weight_decay_mask))
     return chain(*stages, negate())

@@ -3,8 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
+from optfn.core.data import storage_dtype
 from optfn.core.dtypes import real_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.mapped import total
@@ -35,6 +37,7 @@ class scale_by_novograd(Leafwise):
         eps: added to the root.
         eps_root: added under the root.
         weight_decay: a number or a schedule; the sum includes the decay.
+        mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -51,6 +54,7 @@ class scale_by_novograd(Leafwise):
     eps: Any = 1e-8
     eps_root: Any = 0.0
     weight_decay: Any = 0.0
+    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
 
     Slots = LayerMoments
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import optax
+from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import partition
@@ -22,6 +23,7 @@ def scale_by_muon(
     ns_steps: int | None = None,
     beta: Any = 0.95,
     eps: Any = 1e-7,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     debias: bool = False,
@@ -37,6 +39,7 @@ def scale_by_muon(
         ns_coeffs, ns_steps: the polynomials, as `linalg.polynomials` takes them.
         beta: the share of the average that is kept, a number or a schedule.
         eps: added to the norm that is divided out.
+        mu_dtype: the dtype in which the average is stored; see `ema`.
         nesterov: look ahead by one more step.
         debias: correct the average for its zero start, as optax does: with `nesterov` that weighs
             the gradient otherwise during the first steps.
@@ -45,7 +48,7 @@ def scale_by_muon(
         views: how each leaf is a matrix; see `matrices`.
     """
     return chain(
-        ema(beta, debias, nesterov=nesterov),
+        ema(beta, debias, mu_dtype, nesterov=nesterov),
         newton_schulz(
             polynomials(ns_coeffs, ns_steps),
             eps,
@@ -64,6 +67,7 @@ def muon(
     eps: Any = 1e-7,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     debias: bool = False,
@@ -94,6 +98,8 @@ def muon(
         eps: added to the norm that is divided out, though never more than the norm itself.
         weight_decay: decoupled, times the learning rate, of the matrices only.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        mu_dtype: the dtype in which averages of gradients are stored, also by the default `rest`;
+            None is float32, or wider for wider params.
         nesterov: look ahead by one more step.
         debias: correct the average for its zero start, as optax does.
         preconditioning: what is divided out before: "frobenius", "schatten4" or "rows".
@@ -119,6 +125,7 @@ def muon(
                 ns_steps,
                 beta,
                 eps,
+                mu_dtype,
                 nesterov=nesterov,
                 debias=debias,
                 preconditioning=preconditioning,
@@ -129,7 +136,7 @@ def muon(
             add_decayed_weights(weight_decay, weight_decay_mask),
             scale_by_learning_rate(learning_rate),
         ),
-        adam_of_muon() if rest is None else rest,
+        adam_of_muon(mu_dtype) if rest is None else rest,
         views,
     )
 
@@ -141,6 +148,6 @@ def scaled_to_shape(shape_scale: str, consistent_rms: Any, views: Any) -> scale_
     return scale_by_matrix_shape("rms", consistent_rms, views=views)
 
 
-def adam_of_muon() -> chain:
+def adam_of_muon(mu_dtype: DTypeLike | None = None) -> chain:
     """The optimizer of Jordan et al. for what is no matrix."""
-    return adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)
+    return adamw(3e-4, b2=0.95, eps=1e-10, mu_dtype=mu_dtype, weight_decay=0.0)
