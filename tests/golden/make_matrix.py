@@ -4,13 +4,15 @@
 
 It needs Python 3.12 and what `PACKAGES` names: most are on PyPI, and those with a slash are read
 from a folder of clones, `git clone https://github.com/microsoft/dion CLONES/dion` and so on. (Of
-GaLore and APOLLO only the modules that are named here: they import much else.)
+GaLore and APOLLO only the modules that are named here: they import much else, so install them with
+`--no-deps`.)
 
 A few matrices of odd shapes, the outputs as rows, take 12 steps along gradients given beforehand,
 whose sizes change. The file holds `p0/SHAPE` and `grads/SHAPE` [12, rows, columns], the params
 after each step of every case in `CASE/SHAPE`, the normal numbers that it drew in
 `normals/CASE/SHAPE` [12, ...] (those of the last step that drew any), and `meta`, a JSON string:
 the versions, and under "cases" the package, the call and the options of the param group of each.
+MuonClip takes two matrices, `query` and `key`, and the largest `logits` of four heads [12, 4].
 
 Everything is in float64: while a package runs, the dtypes that it casts to stand for float64. Its
 other conventions stay, and the tests say by which settings or stages optfn follows them:
@@ -21,16 +23,20 @@ other conventions stay, and the tests say by which settings or stages optfn foll
   momentum and no look ahead, as Kimi K2, and its Shampoo neither momentum nor grafting.
 - emerging-optimizers' AdaMuon divides by the root of the second moment and leaves the norm as it
   is then; its NorMuon keeps a moment for each entry of the longer side.
-- GaLore and APOLLO decay the params after the step.
+- GaLore and APOLLO decay the params after the step, and add eps before the correction of the
+  second moment.
+- kron-torch makes the factors equal in size at one update in a hundred, optfn at each; their
+  product is the same.
 - PSGD PRO adds noise to the gradients of which optfn adds the mean, and estimates norms from
   random vectors: here all these numbers are zero. heavyball takes one product more for a norm and
-  rotates by up to 1/2 instead of 1/8, starts at the scale that it is given and has no limits.
+  rotates by up to 1/2 instead of 1/8. Both start at a given scale and have one limit or none.
 
 Not here, since they follow other rules than the authors' code that is in `matrix.npz`:
-heavyball's SOAP (its momentum is rotated with the basis), KL-Shampoo and KL-SOAP (eigenvalues
-computed of the factors) and Kron (its norm is an average), and its Muon in stochastic bfloat16;
-emerging-optimizers' SOAP and REKLS; pytorch-optimizer's ScalableShampoo (roots by iteration) and
-GaLore, which renews its basis one step early.
+heavyball's SOAP, KL-SOAP and KL-Shampoo (they lift the factors before the QR decomposition and
+correct them for their zero start, and the KL ones take eigenvalues from the factors), its Kron
+(whose norms are running bounds) and its Muon (in bfloat16 with stochastic rounding);
+pytorch-optimizer's ScalableShampoo (roots by iteration) and GaLore, which renews its basis one step
+early.
 """
 
 import os
