@@ -16,11 +16,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import jax
+import jax.numpy as jnp
 import optax
 import optax_names
 from legs import LEGS
 
 import optfn
+from optfn import storage
 from optfn.core.optax_names import ELSEWHERE, PLANNED
 from optfn.testing import ConformanceError, check_transform
 from optfn.testing.checks import CHECKS
@@ -126,10 +129,43 @@ def _lists(names: dict[str, list[str]]) -> Table:
     return [["", "names"], *rows]
 
 
+def memory() -> Table:
+    """Bytes of state a param of every optimizer, by how it is stored."""
+    codecs = {
+        "bf16": storage.bf16(),
+        "int8": storage.int8(),
+        "int4": storage.int4(),
+    }
+    rows = [["optimizer", "float32", *codecs, "24-bit params, int8"]]
+    for name in LEGS:
+        wide, narrow = (
+            {"layer": {"kernel": jax.ShapeDtypeStruct((1024, 4096), dtype)}}
+            for dtype in (jnp.float32, jnp.bfloat16)
+        )
+        tx = _with_required(getattr(optfn, name))
+        ways = [tx, *(optfn.store(tx, codec) for codec in codecs.values())]
+        found = [optfn.summary(way, wide) for way in ways]
+        found.append(optfn.summary(optfn.master(optfn.store(tx, storage.int8())), narrow))
+        rows.append([f"`{name}`", *(f"{one.bytes_per_param:.2f}" for one in found)])
+    return rows
+
+
+def _with_required(function: Callable) -> optfn.Transform:
+    """The optimizer with its defaults."""
+    given = {"learning_rate": 1e-3}
+    required = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    return function(**{name: given[name] for name in required})
+
+
 TABLES: dict[tuple[str, str], Callable[[], Table]] = {
     ("README.md", "algorithms"): algorithms,
     ("docs/conformance.md", "checks"): checks,
     ("docs/conformance.md", "findings"): findings,
+    ("docs/memory.md", "memory"): memory,
     ("docs/optax_table.md", "elsewhere"): elsewhere,
     ("docs/optax_table.md", "arguments"): other_arguments,
     ("docs/optax_table.md", "same"): same_arguments,

@@ -17,8 +17,8 @@ from optfn.transforms.scale import scale_by_learning_rate
 class CoverMoments(NamedTuple):
     """In `mu` one number per slice along every axis of an array; in `nu` the average direction."""
 
-    mu: Signed
-    nu: PyTree
+    mu: PyTree
+    nu: Signed
 
 
 class scale_by_sm3(Leafwise):
