@@ -242,7 +242,9 @@ def report_all(report: Report, outcomes: Outcomes, problems: Sequence[str], seed
     tables = {"Optimizers": problems, "Optimizers on problems with matrices": with_matrices}
     for title, chosen in tables.items():
         if rows := solved_rows(outcomes, chosen):
-            report.add_table(title, note, ["optimizer", f"solved of {len(chosen)}", "steps"], rows)
+            which = "" if chosen is problems else f" The problems are {', '.join(chosen)}."
+            header = ["optimizer", f"solved of {len(chosen)}", "steps"]
+            report.add_table(title, note + which, header, rows)
     report.add_table(
         "Problems",
         "How many optimizers solve each, and which does in the fewest steps.",

@@ -50,8 +50,8 @@ class Settings(NamedTuple):
 
     layers: int = 2
     batch_size: int = 8
-    steps: int = 320
-    evaluations: int = 16
+    steps: int = 300
+    evaluations: int = 15
     trials: int = 16
     seeds: int = 3
     rounds: int = 10
