@@ -65,6 +65,8 @@ def ratio(a: Any, b: jax.Array) -> jax.Array:
 
 # With this many entries or more, a second pass over them costs more than a branch.
 WORTH_A_BRANCH = 2**11
+# So many scalars are summed by a scan.
+WORTH_A_SCAN = 16
 
 
 def global_norm(tree: PyTree, axis_name: Any = ()) -> jax.Array:
@@ -208,8 +210,15 @@ def _room_for_squares(largest: jax.Array) -> jax.Array:
 
 
 def tree_sum(tree: PyTree) -> jax.Array:
-    """The sum of the scalars in a tree; 0 for an empty one."""
-    return reduce(add, jax.tree.leaves(tree), jnp.zeros((), own_dtype(tree)))
+    """The sum of the scalars in a tree; 0 for an empty one.
+
+    XLA repeats a chain of additions, as it makes of a sum, in each leaf that reads the result, and
+    so compiles in the square of their number. It does not repeat a scan.
+    """
+    dtype, leaves = own_dtype(tree), jax.tree.leaves(tree)
+    if len(leaves) < WORTH_A_SCAN:
+        return reduce(add, leaves, jnp.zeros((), dtype))
+    return lax.associative_scan(lax.add, jnp.stack([cast(x, dtype) for x in leaves]))[-1]
 
 
 def tree_scale(number: jax.Array, tree: PyTree) -> PyTree:
