@@ -100,6 +100,7 @@ _AS_WIDE = "means float32, or wider for wider params"
 
 # Defaults that differ: optfn's, and why.
 OTHER_DEFAULTS = {
+    ("freeze", "mask"): (None, "since the first argument may be the mask"),
     ("scale_by_learning_rate", "learning_rate"): (REQUIRED, "optax's None means ascent"),
     **{
         (name, argument): default

@@ -108,7 +108,7 @@ class accumulate(Transform):
             micro_step=zero_slot(jnp.int32, params),
             skipped=zero_slot(jnp.int32, params),
             has_updated=zero_slot(bool, params),
-            inner=self.transform.init(params),
+            inner=self.transform.init_state(params),
         )
 
     def schedule_step(self, slots: Any, step: Any) -> Any:

@@ -65,7 +65,7 @@ class Skipping(Transform):
             total=zero_slot(jnp.int32, params),
             skipped=zero_slot(bool, params),
             gave_up=zero_slot(bool, params),
-            inner=self.transform.init(params),
+            inner=self.transform.init_state(params),
         )
 
     def attempt(

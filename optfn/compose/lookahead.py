@@ -78,7 +78,7 @@ class lookahead(Transform):
 
     def init_slots(self, params: PyTree) -> Slow:
         slow = copy_params_wide(view(params, floating(params)))
-        return Slow(slow, self.fast_optimizer.init(params))
+        return Slow(slow, self.fast_optimizer.init_state(params))
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return inner_of(slots.fast, step)
@@ -95,7 +95,7 @@ class lookahead(Transform):
         own, slow = each_leaf(_followed, own, params, slots.slow, numbers=numbers)
         steps = merge(own, steps, mine)
         if self.reset_state:
-            first = self.fast_optimizer.init(apply_updates(ctx.params, steps))
+            first = self.fast_optimizer.init_state(apply_updates(ctx.params, steps))
             fast = jax.tree.map(lambda new, old: jnp.where(synced, new, old), first, fast)
         return steps, Slow(slow, fast)
 

@@ -89,7 +89,9 @@ class sam(Transform):
 
     def init_slots(self, params: PyTree) -> Rounds:
         cache = None if self.opaque_mode else copy_params(params)
-        return Rounds(self.optimizer.init(params), self.adv_optimizer.init(params), cache)
+        return Rounds(
+            self.optimizer.init_state(params), self.adv_optimizer.init_state(params), cache
+        )
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return inner_of(getattr(slots, HOLDERS[label]), step)
@@ -125,7 +127,7 @@ class sam(Transform):
         return steps, Rounds(state, self._adversary_after(slots, slots.cache), slots.cache)
 
     def _adversary_after(self, slots: Rounds, params: PyTree) -> State:
-        return self.adv_optimizer.init(params) if self.reset_state else slots.adversary
+        return self.adv_optimizer.init_state(params) if self.reset_state else slots.adversary
 
     def _whole_round(self, grads: PyTree, slots: Rounds, ctx: Context) -> tuple[PyTree, Any]:
         extra = {k: v for k, v in ctx.extra_args.items() if k != "grad_fn"}

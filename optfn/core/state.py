@@ -79,22 +79,25 @@ class State(_Fields):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
+            holders = [x for x in _stages(self.slots) if hasattr(x, name)]
+            if len(holders) == 1:
+                return getattr(holders[0], name)
+            if holders:
+                raise AttributeError(
+                    f"{len(holders)} stages have a slot '{name}': write state.slots[stage].{name}."
+                )
             place = place_of(name, self.slots)
             if place is None:
-                return _only_slot(name, self.slots)
+                raise AttributeError(f"the state has no '{name}'.")
             raise OtherNameError(
                 f"the state has no '{name}': what optax calls so is here '{place}'."
             )
 
 
-def _only_slot(name: str, slots: Any) -> Any:
-    """The slot of that name of the only stage that has one; stages inside wrappers do not count."""
+def _stages(slots: Any) -> list:
+    """The slots of the stages, those inside of wrappers not counted."""
     stages = slots.values() if isinstance(slots, dict) else ()
-    found = [stage for stage in stages if name in getattr(stage, "_fields", ())]
-    if len(found) == 1:
-        return getattr(found[0], name)
-    several = f"{len(found)} stages have one, so write state.slots[stage].{name}" if found else ""
-    raise AttributeError(f"the state has no '{name}'{several and ': '}{several}.")
+    return [stage for stage in stages if hasattr(stage, "_fields")]
 
 
 class Context(NamedTuple):

@@ -28,6 +28,7 @@ from optfn.core.placement import replicated, shapes_in_place
 from optfn.core.schedule import Schedule, as_schedule
 from optfn.core.slot_paths import param_of
 from optfn.core.slots import zero_slot
+from optfn.core.small_rates import Seen, warn_of_small_rates
 from optfn.core.state import Context, State
 from optfn.core.tree import PyTree, bare
 from optfn.core.updates_kind import Updates, check_root
@@ -183,13 +184,16 @@ class Transform(Data, OptaxForm):
         Args:
             params: a pytree of real or complex floating point arrays; `None` leaves are ignored.
                 `jax.ShapeDtypeStruct` leaves give a state of `ShapeDtypeStruct`s.
+
+        Warns:
+            UserWarning: a constant learning rate is too small to move params of 16 bits near 1.
         """
-        check_root(self)
         leaves = jax.tree.leaves(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return _abstract_init(self, params)
         params = to_arrays(params, "the param")
-        return State(zero_slot(jnp.int32, params), self.init_named(params))
+        warn_of_small_rates(_stages_of(self, params))
+        return self.init_state(params)
 
     @final
     @kept
@@ -254,6 +258,12 @@ class Transform(Data, OptaxForm):
         return f"{text}.named({self._given_name!r})" if self._given_name else text
 
     # What a wrapper calls on its inner transforms.
+
+    @final
+    def init_state(self, params: PyTree) -> State:
+        """`init` in a wrapper that owns a `State`, of arrays and without a warning."""
+        check_root(self)
+        return State(zero_slot(jnp.int32, params), self.init_named(params))
 
     @final
     def init_named(self, params: PyTree) -> dict[str, Any]:
@@ -509,6 +519,15 @@ def _labelled(tx: Transform) -> Iterator[tuple[Transform, str, tuple[str, ...], 
         else:
             for transform in transforms_in(value):
                 yield transform, field, outer, False
+
+
+def _stages_of(tx: Transform, params: PyTree, outer: tuple[str, ...] = ()) -> Iterator[Seen]:
+    """The names, the stage and the params of every stage, the outer before the inner."""
+    if tx.name is not None:
+        outer = (*outer, tx.name)
+        yield outer, tx, params
+    for inner, label, names, _ in _labelled(tx):
+        yield from _stages_of(inner, tx.inner_params(params, label), (*outer, *names))
 
 
 def inner_of(held: Any, step: Any) -> tuple[Any, Any]:

@@ -207,10 +207,10 @@ class fp8(_grouped):
 
     Small entries keep their digits, four with e4m3 and three with e5m2, so they are finer than
     with `int8` below 1/30 of the largest entry and coarser above. Entries that are not negative are
-    stored by their roots.
+    stored by their roots, with a digit more in the place of the sign.
 
-    The error is at most 1/16 of the entry, or of its root, with e4m3 and 1/8 with e5m2; below
-    2^-14 (2^-29) of the largest entry there are fewer digits.
+    The error of m is at most 1/16 of m with e4m3 and 1/8 with e5m2, that of sqrt(v) 1/31 and 1/15;
+    below 2^-14 (2^-29) of the largest entry there are fewer digits.
 
     Args:
         form: `"e4m3"` or `"e5m2"`.
@@ -226,8 +226,8 @@ class fp8(_grouped):
 
     def formats(self):
         if self.form == "e4m3":
-            return formats.E4M3, formats.E4M3Roots
-        return formats.E5M2, formats.E5M2Roots
+            return formats.E4M3, formats.E4M4Roots
+        return formats.E5M2, formats.E5M3Roots
 
 
 class f16(_grouped):
@@ -283,7 +283,7 @@ def _unless_infinite(x: jax.Array, bound: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(cast(x, jnp.bfloat16)), bound, jnp.inf)
 
 
-def _by_name(value: Any, where: Any) -> dict[str, Codec]:
+def _by_name(value: Any, where: Any = "the codecs") -> dict[str, Codec]:
     if not isinstance(value, Mapping) or not value:
         raise TypeError(f"{where} must be a dict {{name of a slot: codec}}, found {value!r}.")
     return {name: as_codec(codec, f"{where}, '{name}',") for name, codec in value.items()}
@@ -329,7 +329,7 @@ def _ends_with(name: str, end: str) -> bool:
     return f".{name}".endswith(f".{end}")
 
 
-def as_codec(value: Any, where: Any) -> Codec:
+def as_codec(value: Any, where: Any = "the codec") -> Codec:
     """A codec from what users put in the place of one: also a dtype's name, or a dict by slot."""
     if isinstance(value, Codec):
         return value

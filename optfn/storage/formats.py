@@ -68,6 +68,7 @@ class Grouped(_Codes, Format):
     most: ClassVar[float]  # the number of the share 1
     least: ClassVar[float] = 1.0  # the smallest positive number
     roots: ClassVar[bool] = False
+    twice: ClassVar[float] = 0.0  # what a rounding before that to a number adds, in their distances
 
     @classmethod
     def share(cls, number: jax.Array) -> jax.Array:
@@ -101,7 +102,7 @@ class Grouped(_Codes, Format):
         shares = ratio(sizes, exact)
         number = cls.number(shares)
         lower, upper = cls.around(number)
-        half = (upper - lower) / 2 + number * ROUNDING
+        half = (upper - lower) * (0.5 + cls.twice) + number * ROUNDING
         ends = cls.share(lax.max(number - half, 0 * number)), cls.share(number + half)
         off = lax.max(shares - ends[0], ends[1] - shares)
         error = exact * off + change * (shares + off) + sizes * ROUNDING
@@ -137,7 +138,8 @@ class Grouped(_Codes, Format):
             scales = jnp.where(scales > 0, jnp.maximum(scales, least), scales)
         else:
             scales = jnp.where(scales > LARGEST, jnp.inf, scales)
-        return lax.reduce_precision(scales, 8, 16) if dtype == jnp.float32 else cast(scales, dtype)
+        exact = jnp.dtype(dtype) == jnp.float32
+        return lax.reduce_precision(scales, 8, 16) if exact else cast(scales, dtype)
 
     def encode(self, x: jax.Array, key: jax.Array | None = None) -> Self:
         return self.of(x, self.groups, self.scales.dtype, key)
@@ -202,6 +204,47 @@ class Float(Grouped):
     @classmethod
     def nearest(cls, number: jax.Array) -> jax.Array:
         return cast(cast(number, cls.dtype), number.dtype)
+
+
+class Unsigned(Grouped):
+    """Floating numbers of a byte without a sign, whose bit is one digit more.
+
+    They are the numbers of float16 that end in `zeros` zero bits.
+    """
+
+    __slots__ = ()
+
+    dtype, roots, twice = jnp.uint8, True, 2.0**-7
+    zeros: ClassVar[int]
+
+    @classmethod
+    def around(cls, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+        code = cls._code(size)
+        code = code - (cls._number(code) > size).astype(code.dtype)
+        upper = lax.min(cls._number(code + np.uint16(1)), jnp.full_like(size, cls.most))
+        return cls._number(code), upper
+
+    @classmethod
+    def nearest(cls, number: jax.Array) -> jax.Array:
+        return cls._number(cls._code(number, 1 << (cls.zeros - 1)))
+
+    @classmethod
+    def packed(cls, numbers: jax.Array, groups: Groups) -> jax.Array:
+        return groups.join(cast(cls._code(numbers), cls.dtype))
+
+    def unpacked(self) -> jax.Array:
+        return self._number(cast(self.groups.split(self.codes), jnp.uint16))
+
+    @classmethod
+    def _code(cls, number: jax.Array, more: int = 0) -> jax.Array:
+        bits = lax.bitcast_convert_type(cast(number, jnp.float16), jnp.uint16)
+        bits = bits + np.uint16(more)
+        return lax.shift_right_logical(bits, lax.full_like(bits, cls.zeros))
+
+    @classmethod
+    def _number(cls, code: jax.Array) -> jax.Array:
+        bits = lax.shift_left(code, lax.full_like(code, cls.zeros))
+        return cast(lax.bitcast_convert_type(bits, jnp.float16), jnp.float32)
 
 
 class Packed(Grouped):
@@ -282,11 +325,11 @@ class E4M3(Float):
     dtype, most, least = jnp.float8_e4m3fn, 448, 2.0**-9
 
 
-class E4M3Roots(E4M3):
-    """One byte for an entry that is not negative, with 4 digits."""
+class E4M4Roots(Unsigned):
+    """One byte for an entry that is not negative, with 5 digits."""
 
     __slots__ = ()
-    roots = True
+    zeros, most, least = 6, 2 - 2.0**-4, 2.0**-18
 
 
 class E5M2(Float):
@@ -296,11 +339,11 @@ class E5M2(Float):
     dtype, most, least = jnp.float8_e5m2, 57344, 2.0**-16
 
 
-class E5M2Roots(E5M2):
-    """One byte for an entry that is not negative, with 3 digits."""
+class E5M3Roots(Unsigned):
+    """One byte for an entry that is not negative, with 4 digits."""
 
     __slots__ = ()
-    roots = True
+    zeros, most, least = 7, 61440, 2.0**-17
 
 
 class _Sums(NamedTuple):

@@ -21,7 +21,7 @@ class Groups(NamedTuple):
 
     axis: int
     length: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
     def of(cls, shape: tuple[int, ...], axis: int, size: int) -> "Groups":

@@ -195,16 +195,18 @@ def master_params(
     tx = check_transform_type(tx, "master_params(tx, state, params): tx")
     state = readable_state(state)
     own = bare(params)
-    places = list(walk(tx, state.slots, state.step, own))
-    found = [x for x in places if isinstance(x.stage, _FullPrecision)]
+    found = [
+        (stage, slots, seen)
+        for _, stage, slots, _, seen in walk(tx, state.slots, state.step, own)
+        if isinstance(stage, _FullPrecision)
+    ]
     if not found:
         raise ValueError(
             "master_params(tx, state, params): tx has neither a master(...) nor a compensated(...)."
         )
     full = _widened(own)
-    for place in found:
-        kept = place.stage.full_params(place.params, place.slots)
-        full = merge(kept, full, seen_in(place.params, full))
+    for stage, slots, seen in found:
+        full = merge(stage.full_params(seen, slots), full, seen_in(seen, full))
     return in_form_of(full, params)
 
 

@@ -310,3 +310,16 @@ def test_a_missing_extra_argument_is_told_before_trees_that_do_not_fit():
     tx = optfn.polyak_sgd()
     with pytest.raises(TypeError, match="misses the extra argument 'value'"):
         tx.update((GRADS, GRADS), tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("name", ["schedule_free", "schedule_free_sgd", "schedule_free_adamw"])
+def test_optaxs_eval_params_read_the_state_of_schedule_free(name):
+    given = (optfn.sgd(0.1), 0.1) if name == "schedule_free" else (0.1,)
+    tx = getattr(optfn, name)(*given)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(3):
+        params, state = optfn.step(tx, params, GRADS, state)
+    found = optax.contrib.schedule_free_eval_params(state, params)
+    expected = optfn.evaluation_params(tx, state, params)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert optax.tree.get(state, "b1") is state.slots["schedule_free"].share

@@ -98,7 +98,7 @@ def test_a_round_trip_stays_inside_the_bound_and_is_a_fixed_point(x):
 
 def test_the_bounds_are_tight():
     rng = np.random.default_rng(0)
-    x = np.float32(rng.uniform(-1, 1, (256, 256)))
+    x = np.float32(rng.uniform(-1, 1, (512, 64)))
     x[:, ::32] = 1
     for name, kind, own, _, read, _, bound in seen(x):
         assert 0.5 <= (abs(np.float64(read) - own) / bound).max() <= 1, (name, kind)
@@ -109,8 +109,8 @@ def test_the_bounds_are_tight():
 SAID = {
     "bf16": (lambda x: 2.0**-8 * x, None),
     "f16": (lambda x: 2.0**-11 * x, lambda r: 2.0**-11 * r),
-    "fp8 e4m3": (lambda x: x / 16, lambda r: r / 16),
-    "fp8 e5m2": (lambda x: x / 8, lambda r: r / 8),
+    "fp8 e4m3": (lambda x: x / 16, lambda r: r / 31),
+    "fp8 e5m2": (lambda x: x / 8, lambda r: r / 15),
     "int8": (lambda x: np.where(x < 1 / 253, 1 / 504, 1 / 127), lambda r: 1 / 510 + 0 * r),
     "int4": (lambda x: np.where(x < 1 / 13, 1 / 25, 1 / 7), lambda r: 1 / 30 + 0 * r),
     "split": (lambda x: 2.0**-15.8 * x, None),
@@ -148,22 +148,24 @@ def test_a_negative_second_moment_is_seen():
 
 
 def test_the_ends_of_the_range():
-    x = np.zeros((5, 64), np.float32)
+    x = np.zeros((4, 64), np.float32)
     x[0], x[1], x[2], x[3] = float(jnp.finfo(jnp.bfloat16).max), TINY, -0.0, 2 * TINY
-    x[3, ::2], x[4, ::2] = 1e-40, 1e-40
+    x[3, ::2] = 1e-40
     for name, kind, own, _, read, _, bound in seen(x):
         if name == "int8 columns":
             continue
         if np.isinf(bound[0]).any():  # scales end at 8.5e37, those of float16 at 65504
-            assert not np.isfinite(read[0]).any()
+            assert (~np.isfinite(read[0]) | (abs(read[0] / own[0] - 1) < 1 / 4)).all(), name
         else:
             assert (abs(np.float64(read[0]) - own[0]) <= bound[0]).all(), name
             assert name in ("bf16", "split", "by_slot") or kind == "non_negative"
         assert (abs(read[1] - TINY) <= bound[1]).all(), name
         assert (read[2] == 0).all(), name
-        assert (abs(np.float64(read) - own) <= bound)[3:].all(), name  # denormals count as zeros
+        assert (abs(np.float64(read) - own) <= bound)[3].all(), name  # denormals count as zeros
         if kind == "non_negative":
             assert (read[1] >= TINY).all() and (read[3, 1::2] >= TINY).all(), name
+    for name, _, own, _, read, _, bound in seen(np.full((4, 64), 1e-40)):
+        assert (abs(np.float64(read) - own) <= bound).all(), name
     # Beyond the largest bfloat16, for scales 8.5e37, is infinity: no entry is finite and wrong.
     for _, _, _, _, read, _, bound in seen(np.full((4, 64), MAX)):
         assert (np.isinf(bound) | np.isfinite(read)).all()
@@ -188,6 +190,9 @@ def test_stochastic_rounding_is_right_in_the_mean():
             keys = jax.random.split(jax.random.key(0), n)
             error, deviation = mean_and_deviation(name, kind, keys)
             assert (np.abs(error) <= 5 * deviation / n**0.5 + 1e-6).all(), (name, kind)
+            # All entries together show what is wrong with one in the variable that is rounded.
+            outward = np.mean(np.asarray(error) * np.sign(of_kind(x, kind)))
+            assert abs(outward) <= 5 * np.mean(deviation**2) ** 0.5 / (n * x.size) ** 0.5 + 1e-7
             assert (deviation > 0).mean() > 0.5, (name, kind)
 
 
@@ -229,7 +234,7 @@ def test_in_double_precision(kind, x64):
     for read, random, bound in run(x, jax.random.key(0)).values():
         assert read.dtype == random.dtype == jnp.float32
         assert (abs(np.float64(read) - x) <= bound + 2.0**-24 * abs(x)).all()
-        assert (abs(np.float64(random) - x) <= 2.1 * bound + 2.0**-24 * abs(x)).all()
+        assert (abs(np.float64(random) - x) <= 2.5 * bound + 2.0**-24 * abs(x)).all()
 
 
 @pytest.mark.parametrize("name", [n for n in CODECS if n != "int8 columns"])

@@ -1,7 +1,7 @@
-"""AdamW with 8-bit moments and 24-bit params against `FlashAdamW`, as `golden/make_storage.py` has it.
+"""AdamW with 8-bit moments and 24-bit params against a path of `golden/make_storage.py`.
 
-The formats are the same. The package divides by the scale of a group, XLA multiplies by the inverse,
-so a share that lies half way between two codes may become either.
+The formats are the same. `FlashAdamW` divides by the scale of a group, XLA multiplies by the
+inverse, so a share that lies half way between two codes may become either.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_eight_bits(steps):
 
 @pytest.mark.parametrize("steps", [1, 20])
 def test_eight_bits_and_params_of_24(steps):
-    """The rest is read as 2^-12 less than stored here, so that encoding it again changes nothing."""
+    """Here the rest is read as 2^-12 of it less, so that encoding it again changes nothing."""
     tx = optfn.master(eight_bit_adamw())
     params, state = walked(tx, jnp.asarray(P0, jnp.bfloat16), steps)
     slots = state.slots["master"]
@@ -70,4 +70,4 @@ def test_eight_bits_and_params_of_24(steps):
     half = 2.0 ** (np.floor(np.log2(abs(theirs[0]))) - 8)
     full = np.asarray(optfn.master_params(tx, state, params))
     off = abs(full - (theirs[0] + theirs[1] / 127 * half)) / abs(theirs[0])
-    assert off.max() < 2e-4 and (off > steps * 2.0**-20 + 2.0**-16).sum() <= 10
+    assert off.max() < steps * 2.0**-16 and np.median(off) < 2.0**-16

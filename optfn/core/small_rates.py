@@ -1,0 +1,51 @@
+"""A warning where a learning rate is too small for the params to move."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from optfn.core.tree import PyTree, leaf_paths
+from optfn.core.updates_kind import Part, makes_steps
+
+Seen = tuple[tuple[str, ...], Part, PyTree]
+
+
+def warn_of_small_rates(stages: Iterable[Seen]) -> None:
+    """Warns once of the first constant rate that is below what the dtype of its params can show.
+
+    An entry of 1 of b binary digits does not move by less than 2^-(b + 1).
+
+    Args:
+        stages: the names, the stage and the params of every stage; traced params are not looked at.
+    """
+    for names, stage, params in stages:
+        rate = getattr(stage, "learning_rate", None)
+        if not isinstance(rate, float) or not makes_steps(stage):
+            continue
+        narrow = [
+            (path, p.dtype)
+            for path, p in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+            if not isinstance(p, Tracer) and 0 < abs(rate) < _least_step(p.dtype)
+        ]
+        if narrow:
+            (path, dtype), others = narrow[0], len(narrow) - 1
+            warnings.warn(
+                f"{'.'.join(names)}.learning_rate is {rate:g}, but an entry of 1 in {dtype.name} "
+                f"does not move by steps below {_least_step(dtype):.2g}: the params '{path}'"
+                f"{f' and {others} more' if others else ''} may stand still. Wrap the optimizer in "
+                "master(...) or compensated(...), or take the steps by "
+                "step(..., rounding='stochastic'), where this warning may be ignored.",
+                stacklevel=3,
+            )
+            return
+
+
+def _least_step(dtype: Any) -> float:
+    """What an entry of 1 in a dtype of fewer than 32 bits needs to move; 0 for other dtypes."""
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
+        return 0.0
+    return float(jnp.finfo(dtype).eps) / 4
