@@ -5,6 +5,7 @@ them and spends nothing on them.
 """
 
 import enum
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -237,6 +238,7 @@ def view_context(ctx: Context, mine: list[bool], like: PyTree, transform: Transf
         if "function" not in kind or ctx.params is None:
             return value
 
+        @functools.wraps(value)
         def seen(own, *args, **kwargs):
             result = value(merge(own, ctx.params, mine), *args, **kwargs)
             return view(result, mine) if kind == "tree function" else result

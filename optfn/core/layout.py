@@ -5,6 +5,7 @@ where the slots of its param lie: a sharded state stays sharded, and each device
 After it the updates go to where the params lie.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ class Layout:
         if "function" not in kind or not self._moves:
             return value
 
+        @functools.wraps(value)
         def at_home(params: PyTree, *args: Any, **kwargs: Any) -> Any:
             result = value(self.leave(params), *args, **kwargs)
             return self.enter(result) if kind == "tree function" else result

@@ -323,3 +323,28 @@ def test_optaxs_eval_params_read_the_state_of_schedule_free(name):
     expected = optfn.evaluation_params(tx, state, params)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
     assert optax.tree.get(state, "b1") is state.slots["schedule_free"].share
+
+
+SEARCHES = {
+    "backtracking": lambda lib: lib.scale_by_backtracking_linesearch(15),
+    "zoom": lambda lib: lib.scale_by_zoom_linesearch(15),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optfn.freeze(tx, False)])
+def test_arguments_of_the_function_searched_are_passed_through(search, wrap):
+    def value_fn(params, batch, weight=1.0):
+        return weight * jnp.sum(jnp.square(params["w"] - batch)) + jnp.sum(params["b"] ** 2)
+
+    batch, found = jnp.full(PARAMS["w"].shape, 0.5), []
+    value, grad = jax.value_and_grad(value_fn)(PARAMS, batch, 3.0)
+    for lib in (optax, optfn):
+        tx = lib.chain(lib.sgd(1.0), search(lib))
+        tx = wrap(tx) if lib is optfn else tx
+        given = {"value": value, "grad": grad, "batch": batch, "weight": 3.0}
+        update = jax.jit(
+            lambda s, given, tx=tx: tx.update(grad, s, PARAMS, value_fn=value_fn, **given)
+        )
+        found.append(update(tx.init(PARAMS), given)[0])
+    chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-6)

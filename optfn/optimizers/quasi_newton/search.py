@@ -1,7 +1,8 @@
 """The base class of line searches, with the line they search and the state they leave."""
 
-from collections.abc import Callable
-from functools import reduce
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -92,7 +93,8 @@ class LineSearch(Transform):
     """A stage that finds how far to go along the updates, which point downhill.
 
     `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
-    `grad`, its value and uphill gradient at the params. If the updates point uphill, the search
+    `grad`, its value and uphill gradient at the params. Further arguments that `value_fn` names,
+    such as a batch, are taken from those of `update`. If the updates point uphill, the search
     follows the negative gradient, with no entry larger than 1; if they are zero, the params stay.
     """
 
@@ -126,12 +128,25 @@ class LineSearch(Transform):
         grad = cast_like(ctx.extra_args["grad"], updates)
         value = jnp.asarray(ctx.extra_args["value"], dtype)
         direction, slope = _downhill(updates, grad)
-        line = Line(ctx.extra_args["value_fn"], ctx.params, direction, value, grad, slope)
+        value_fn = _with_its_arguments(ctx.extra_args)
+        line = Line(value_fn, ctx.params, direction, value, grad, slope)
         found = self.search(line, cast(slots.learning_rate, dtype))
         return tree_scale(found.learning_rate, direction), found._replace(grad=conj(found.grad))
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return incoming if incoming.is_mixed else Updates.STEP
+
+
+def _with_its_arguments(extra_args: Mapping[str, Any]) -> Callable:
+    """`value_fn` as a function of the params alone, given what else it names among the others."""
+    value_fn = extra_args["value_fn"]
+    try:
+        _, *named = inspect.signature(value_fn).parameters
+    except ValueError:  # builtins may have no signature
+        return value_fn
+    given = extra_args.keys() - LineSearch.extra_args.keys()
+    own = {name: extra_args[name] for name in named if name in given}
+    return partial(value_fn, **own) if own else value_fn
 
 
 def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
