@@ -11,7 +11,8 @@ from donation import watched
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages"),
-    *("wrappers", "minimize", "sweeps", "write_a_policy", "frameworks", "sharding", "matrix", "memory"),
+    *("wrappers", "minimize", "sweeps", "write_a_policy", "frameworks", "sharding", "matrix"),
+    "memory",
 )
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
