@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from functools import reduce, singledispatch
 from operator import or_
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optfn.core.arguments import Argument
@@ -224,9 +223,9 @@ class Transform(Data, OptaxForm):
         """
         updates = to_arrays(updates, "the gradient")
         needless = not isinstance(state, State) and _is_empty(state) and _needs_no_state(self)
-        own = State(np.int32(0), {}) if needless else state
+        own = State(jnp.zeros((), jnp.int32), {}) if needless else state
         wide, new = advance(self, updates, own, params, extra_args)
-        return cast_like(wide, updates), state if needless else new
+        return cast_like(wide, updates), cast(State, state) if needless else new
 
     @property
     def name(self) -> str | None:
