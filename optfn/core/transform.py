@@ -114,8 +114,7 @@ class Transform(Data, OptaxForm):
         transform's slots, or else takes these slots themselves.
 
         Args:
-            slots: this transform's slots.
-            step: this transform's step.
+            slots: this transform's slots, as they are at its own `step`.
             label: the inner transform's key where a dict holds it, else the name of the field.
         """
         return inner_of(_held_in(slots), step)
@@ -295,10 +294,7 @@ class Transform(Data, OptaxForm):
     def inner_transforms(self, slots: Any, step: Any, params: PyTree = None) -> list[Inner]:
         """The direct inner transforms, each with its slots, its step and its params.
 
-        Args:
-            slots: this transform's slots.
-            step: this transform's step.
-            params: this transform's params, where the inner params are needed.
+        They follow from this transform's own, of which the params may be left out.
         """
         found = []
         for transform, label, names, is_group in _labelled(self):
