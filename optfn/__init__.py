@@ -13,6 +13,7 @@ from optfn.core.data import child as child
 from optfn.core.data import numbers as numbers
 from optfn.core.data import per_leaf as per_leaf
 from optfn.core.data import static as static
+from optfn.core.data import storage_dtype as storage_dtype
 from optfn.core.numerics import abs_sq as abs_sq
 from optfn.core.numerics import global_norm as global_norm
 from optfn.core.numerics import sqrt as sqrt
@@ -36,6 +37,8 @@ from optfn.core.optax_names import missing as _missing
 from optfn.core.paths import by_path as by_path
 from optfn.core.placement import Along as Along
 from optfn.core.schedule import Schedule as Schedule
+from optfn.core.slot_kinds import NonNegative as NonNegative
+from optfn.core.slot_kinds import Signed as Signed
 from optfn.core.state import Context as Context
 from optfn.core.state import State as State
 from optfn.core.summary import Summary as Summary

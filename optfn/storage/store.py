@@ -11,7 +11,7 @@ from jax.core import Tracer
 from optfn.core.data import part, per_leaf, static
 from optfn.core.placement import Along, place, put_like, shapes_in_place
 from optfn.core.randomness import key_at, seed
-from optfn.core.slot_kinds import slot_kinds
+from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.slot_paths import place_in
 from optfn.core.state import Context, State
 from optfn.core.transform import check_state_type, check_transform_type
@@ -102,27 +102,27 @@ class store(Wrapper):
 
         return treedef.unflatten(map(stored, leaves, codecs))
 
-    def _codecs(self, slots: Any, params: PyTree) -> list[tuple | None]:
-        """The codec and the kind of every slot that is stored."""
+    def _codecs(self, slots: Any, params: PyTree) -> list[tuple[Codec, Kind] | None]:
+        """The codec and the kind of every slot that is stored, None for the others."""
         params = bare(params)
-        own = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
-        wanted = {}
+        paths = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+        leaves = {}
         if self.leaves is not None:
-            wanted = dict(zip(leaf_paths(params), self.leaves.values(params), strict=True))
-        found: list[tuple | None] = []
-        names = []
-        for (path, x), kind in zip(
-            jax.tree_util.tree_flatten_with_path(bare(slots))[0], slot_kinds(slots), strict=True
-        ):
-            where = place_in(path, own, x)
-            param = None if where is None else path_string(path[where])
-            name = ".".join(path_string((key,)) for key in path[: where and where.start])
-            large = x.size >= SMALL and (x.ndim > 1 or where is None)
-            names += [name] if kind is not None else []
-            chosen = wanted.get(param, large if self.leaves is None else self.leaves.is_one)
-            rounds = kind is not None and jnp.issubdtype(x.dtype, jnp.floating)
-            rounds = rounds and x.ndim > 0 and x.size > 0
-            codec = self.codec.for_slot(name, kind) if rounds and chosen else None
+            leaves = dict(zip(leaf_paths(params), self.leaves.values(params), strict=True))
+        arrays = jax.tree_util.tree_flatten_with_path(bare(slots))[0]
+        names, found = [], []
+        for (path, x), kind in zip(arrays, slot_kinds(slots), strict=True):
+            codec = None
+            if kind is not None and jnp.issubdtype(x.dtype, jnp.floating) and x.ndim and x.size:
+                part = place_in(path, paths, x)
+                names.append(".".join(path_string((key,)) for key in path[: part and part.start]))
+                if self.leaves is None:
+                    is_chosen = x.size >= SMALL and (x.ndim > 1 or part is None)
+                elif part is None:
+                    is_chosen = self.leaves.is_one
+                else:
+                    is_chosen = leaves[path_string(path[part])]
+                codec = self.codec.for_slot(names[-1], kind) if is_chosen else None
             found.append(codec and (codec, kind))
         self.codec.check_names(list(dict.fromkeys(names)))
         return found
@@ -204,9 +204,10 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
     def store_one(path: tuple, old: Any, new: Any) -> Any:
         if not _is_narrow(old):
             return new
-        code = None if key is None else zlib.crc32(path_string(path).encode())
-        own = _encode(old, new, None if key is None else jax.random.fold_in(key, code))
-        return jax.tree.map(put_like, own, old)
+        own_key = None
+        if key is not None:
+            own_key = jax.random.fold_in(key, zlib.crc32(path_string(path).encode()))
+        return jax.tree.map(put_like, _encode(old, new, own_key), old)
 
     leaves = treedef.flatten_up_to(slots)
     return treedef.unflatten(
