@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import optfn
-from optfn import schedules
+from optfn import schedules, storage
 from optfn.core.dtypes import compute_dtype
 from optfn.core.tree import leaf_paths
 
@@ -168,6 +168,10 @@ OPTIMIZERS = {
     "staggered": optfn.staggered(optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1))),
     "own_step": optfn.own_step(optfn.adam(schedules.linear(0.1, 0.05, 9))),
     "keep_params_nonnegative": optfn.chain(optfn.adam(0.1), optfn.keep_params_nonnegative()),
+    "store": optfn.store(optfn.adamw(0.1), storage.int8(), leaves=True),
+    "store in bfloat16": optfn.store(optfn.sgd(0.05, 0.9), storage.bf16(), leaves=True),
+    "compensated": optfn.compensated(optfn.sgd(0.05, 0.9)),
+    "master": optfn.master(optfn.adam(0.1)),
     "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
     "accumulate weighted": optfn.accumulate(optfn.sgd(0.1, 0.5), 2, weighted=True),
     "skip_nonfinite": optfn.skip_nonfinite(optfn.sgd(0.01, 0.9)),

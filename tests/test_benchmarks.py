@@ -329,6 +329,21 @@ def test_flatten_reports_steps_traces_and_compilations():
     assert matches(row, "tiny", "adam", *[NUMBER] * 7)
 
 
+# Storage.
+
+
+@pytest.mark.slow
+def test_storage_reports_steps_and_training(tmp_path):
+    options = ("--quick", "--results", str(tmp_path))
+    report = run("storage.py", *options)
+    storages = ["float32", "bf16", "bf16, stochastic", "int8", "fp8", "int4", "int8, 24-bit params"]
+    steps = table(report, "Steps on tiny")
+    assert [row[0] for row in steps] == [*storages, "bfloat16 params, stochastic"]
+    assert float(steps[0][1]) == 1
+    assert [row[0] for row in table(report, "The digits")] == storages
+    assert run("storage.py", *options) == report
+
+
 # Text.
 
 

@@ -38,6 +38,8 @@ class store(Wrapper):
     By default the slots of vectors and of fewer than 4096 entries stay in float32: norms and biases
     take little memory, and their digits matter.
 
+    Inside `shard_map` it stands outside of `across`, as groups are of this device's part.
+
     Slots keep their names and the optimizer its hyperparameters. `convert_state` gives the state of
     a run that goes on with another storage.
 
@@ -52,8 +54,6 @@ class store(Wrapper):
     Raises:
         ValueError: at `init`, if a name in the dict is no slot of the optimizer.
     """
-
-    splittable = True
 
     codec: Codec = part(converter=as_codec)
     leaves: Any = per_leaf(default=None, of=bool)

@@ -50,6 +50,8 @@ REFUSED = {
     "shampoo in blocks": "scale_by_shampoo",
     "splus": "scale_by_splus",
     "staggered": "scale_by_splus",
+    "store": "store",
+    "store in bfloat16": "store",
     "newton_schulz": "newton_schulz",
     "scale_by_matrix_shape": "scale_by_matrix_shape",
     "scale_by_lmo": "scale_by_lmo",

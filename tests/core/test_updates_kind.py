@@ -52,6 +52,7 @@ WRAPPERS = {
     "accumulate": lambda tx: optfn.accumulate(tx, 2),
     "cautious": optfn.cautious,
     "chain": optfn.chain,
+    "compensated": optfn.compensated,
     "conditionally_mask": lambda tx: optfn.conditionally_mask(tx, lambda step: step % 2 == 1),
     "conditionally_transform": lambda tx: optfn.conditionally_transform(
         tx, lambda step: step % 2 == 1
@@ -65,6 +66,7 @@ WRAPPERS = {
     "lookahead": lambda tx: optfn.lookahead(tx, 5, 0.5),
     "loss_scale": optfn.loss_scale,
     "masked": lambda tx: optfn.masked(tx, is_matrix),
+    "master": optfn.master,
     "mean_of_params": optfn.mean_of_params,
     "mechanize": lambda tx: optfn.mechanize(tx, s_init=0.1),
     "monitor": optfn.monitor,
@@ -79,6 +81,7 @@ WRAPPERS = {
     "schedule_free": lambda tx: optfn.schedule_free(tx, 0.1),
     "skip_nonfinite": optfn.skip_nonfinite,
     "skip_spikes": optfn.skip_spikes,
+    "store": lambda tx: optfn.store(tx, optfn.storage.int8(), True),
     "with_gradient_signs": optfn.with_gradient_signs,
 }
 INSIDE = {
@@ -89,7 +92,10 @@ INSIDE = {
     "a factor": optfn.scale(0.5),
 }
 # They keep params and are documented to be around an optimizer, but take any transform.
-AROUND_OPTIMIZERS = {"ema_of_params", "mean_of_params", "lookahead"}
+AROUND_OPTIMIZERS = {
+    *("ema_of_params", "mean_of_params", "lookahead"),
+    *("compensated", "master"),
+}
 REFUSED_AROUND_DIRECTIONS = {"ema_nesterov", "primal_averaging", "mechanize"}
 REFUSED_AROUND_UNKNOWN = {"cautious", "with_gradient_signs", "schedule_free"}
 EVERY = cases.OPTIMIZERS | cases.STAGES | MORE
