@@ -1,6 +1,6 @@
 """The transform: a pure `(init, update)` pair over pytrees that is itself a pytree."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce, singledispatch
 from operator import or_
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, final
@@ -188,7 +188,7 @@ class Transform(Data, OptaxForm):
         """
         leaves = jax.tree.leaves(params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
-            return _abstract_init(self, params)
+            return abstract(self.init, params)
         params = to_arrays(params, "the param")
         warn_of_small_rates(_stages_of(self, params))
         return self.init_state(params)
@@ -548,8 +548,8 @@ def transforms_in(value: Any) -> list:
     return list(value) if type(value) in (list, tuple) else [value]
 
 
-def _abstract_init(tx: Transform, params: PyTree) -> State:
-    """The state's shapes and dtypes, and where its arrays will lie."""
+def abstract(init: Callable[[PyTree], Any], params: PyTree) -> Any:
+    """The shapes and dtypes of what `init` makes of params, and where its arrays will lie."""
     known = jax.tree.map(lambda x: None if isinstance(x, jax.ShapeDtypeStruct) else x, params)
     to_arrays(known, "the param")
     by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
@@ -559,4 +559,4 @@ def _abstract_init(tx: Transform, params: PyTree) -> State:
         own = param_of(path, slot, by_path)
         return whole if own is None else getattr(by_path[own], "sharding", None)
 
-    return shapes_in_place(tx.init, params, elsewhere)
+    return shapes_in_place(init, params, elsewhere)

@@ -9,12 +9,12 @@ import optax
 from jax.core import Tracer
 
 from optfn.core.data import part, per_leaf, static
-from optfn.core.placement import Along, place, put_like, shapes_in_place
+from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
 from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.slot_paths import place_in
 from optfn.core.state import Context, State
-from optfn.core.transform import check_state_type, check_transform_type
+from optfn.core.transform import abstract, check_state_type, check_transform_type
 from optfn.core.tree import PyTree, bare, leaf_paths, mismatch, path_string
 from optfn.core.wrapper import Wrapper
 from optfn.storage.codecs import Codec, as_codec, decode, encode_like
@@ -69,8 +69,7 @@ class store(Wrapper):
             return self._first_slots(params)
         # In one program no slot is ever there in float32.
         slots = _first_slots_jitted(self, params)
-        places = shapes_in_place(self._first_slots, jax.tree.map(_shape, params), _nowhere)
-        return jax.tree.map(_put, slots, places)
+        return jax.tree.map(_put, slots, abstract(self._first_slots, jax.tree.map(_shape, params)))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         updates, new = self.transform.apply_named(updates, read(slots), ctx)
@@ -175,10 +174,6 @@ def _zero_of(params: PyTree) -> jax.Array:
 def _shape(param: jax.Array) -> jax.ShapeDtypeStruct:
     sharding = param.sharding if param.committed else None
     return jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding)
-
-
-def _nowhere(path: tuple, shape: jax.ShapeDtypeStruct) -> None:
-    """The place of an array that belongs to no param."""
 
 
 def _put(x: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:
