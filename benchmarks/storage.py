@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import digits
 import jax
@@ -53,7 +53,7 @@ class Storage(NamedTuple):
 
     around: Callable[[optfn.Transform], optfn.Transform] = lambda tx: tx
     params: Any = jnp.float32
-    rounding: str = "nearest"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
 
 
 def stored(codec: storage.Codec, **options: Any) -> Callable[[optfn.Transform], optfn.Transform]:

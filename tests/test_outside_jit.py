@@ -92,6 +92,7 @@ def test_the_derivative_of_an_update_does_not_compile_again(name):
 TX = optfn.adam(schedules.linear(0.1, 0.05, 9))
 STATE = TX.init(PARAMS)
 SCALED = optfn.loss_scale(TX)
+MASTER = optfn.master(TX)
 X, ROWS = jnp.ones(2), jnp.ones((4, 2))
 KEY = jax.random.key(0)
 microbatched = optfn.microbatch(jax.grad(lambda p, rows: jnp.mean(rows @ p)), 1, 2)
@@ -115,6 +116,7 @@ FUNCTIONS = {
     "apply_updates": lambda: optfn.apply_updates(PARAMS, GRADS),
     "as_arrays": lambda: optfn.as_arrays(TX),
     "child": None,  # a field
+    "convert_state": lambda: optfn.convert_state(TX, STATE, PARAMS),
     "current_loss_scale": lambda: optfn.current_loss_scale(SCALED.init(PARAMS)),
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
     "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
@@ -123,11 +125,13 @@ FUNCTIONS = {
     "in_axes": lambda: optfn.in_axes(optfn.stack([TX, TX])),
     "matrices_and_tables": None,  # a view
     "matrix_labels": None,  # labels
+    "master_params": lambda: optfn.master_params(MASTER, MASTER.init(PARAMS), PARAMS),
     "metrics": lambda: optfn.metrics(SCALED, SCALED.init(PARAMS)),
     "microbatch": lambda: (microbatched(X, ROWS), concatenated(ROWS)),
     "minimize": lambda: optfn.minimize(cases.bowl, X).x,
     "noisy_mean": lambda: optfn.noisy_mean(GRADS, 1.0, 1.0, KEY, 2),
     "numbers": None,  # a field
+    "NonNegative": None,  # a type
     "per_example_global_norm_clip": lambda: optfn.per_example_global_norm_clip([ROWS], 1.0),
     "per_example_layer_norm_clip": lambda: optfn.per_example_layer_norm_clip([ROWS], 1.0),
     "per_leaf": None,  # a field
@@ -135,10 +139,12 @@ FUNCTIONS = {
     "raise_if_gave_up": lambda: optfn.raise_if_gave_up(SCALED.init(PARAMS)),
     "replace": lambda: optfn.replace(TX, b1=0.8).init(PARAMS),
     "reset": lambda: optfn.reset(TX, STATE, PARAMS, "scale_by_adam"),
+    "Signed": None,  # a type
     "sqrt": lambda: optfn.sqrt(MANY),
     "stack": lambda: optfn.stack([TX, TX]),
     "start_on_sphere": lambda: optfn.start_on_sphere(PARAMS),
     "static": None,  # a field
+    "storage_dtype": None,  # a field
     "summary": lambda: optfn.summary(TX, PARAMS),
     "step": lambda: optfn.step(TX, PARAMS, GRADS, STATE),
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),

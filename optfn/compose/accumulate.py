@@ -88,7 +88,7 @@ class accumulate(Transform):
     every: Any
     use_grad_mean: bool = static(default=True, kw_only=True)
     weighted: bool = static(default=False, kw_only=True)
-    accumulator_dtype: DTypeLike | None = storage_dtype("sum", default=None, kw_only=True)
+    accumulator_dtype: Any = storage_dtype("sum", default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

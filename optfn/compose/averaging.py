@@ -99,7 +99,7 @@ class schedule_free(Transform):
     learning_rate: Any
     b1: Any = 0.9
     weight_lr_power: Any = 2.0
-    state_dtype: DTypeLike | None = storage_dtype("z", default=None)
+    state_dtype: Any = storage_dtype("z", default=None)
     r: Any = field(default=0.0, kw_only=True)
     keep_average: bool = static(default=False, kw_only=True)
 

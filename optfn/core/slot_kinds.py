@@ -7,7 +7,7 @@
 A slot that declares nothing is exact: counters, factors and bases of matrices, copies of params.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
@@ -26,22 +26,26 @@ Signed = Annotated[PyTree, SIGNED]
 NonNegative = Annotated[PyTree, NON_NEGATIVE]
 
 
-def slot_kinds(slots: Any) -> list[Kind | None]:
-    """The declared kind of every leaf of a state, in flattening order; None for what is exact."""
-    return list(_kinds(slots, None))
+def slot_kinds(slots: Any, is_leaf: Callable[[Any], bool]) -> list[Kind | None]:
+    """The declared kind of every leaf of a state, in flattening order; None for what is exact.
+
+    Args:
+        slots: slots, by name or in a `State`.
+        is_leaf: which nodes are leaves too.
+    """
+    return list(_kinds(slots, None, is_leaf))
 
 
-def _kinds(tree: Any, kind: Kind | None) -> Iterator[Kind | None]:
-    if kind is None and hasattr(tree, "_fields"):
-        declared = _declared(type(tree))
-        for name, value in zip(type(tree)._fields, tree, strict=True):
-            yield from _kinds(value, declared.get(name))
-    elif kind is None and not jax.tree_util.all_leaves([tree]):
-        children, _ = jax.tree_util.default_registry.flatten_one_level(tree)
-        for child in children:
-            yield from _kinds(child, None)
-    else:
-        yield from [kind] * len(jax.tree.leaves(tree))
+def _kinds(tree: Any, kind: Kind | None, is_leaf: Callable[[Any], bool]) -> Iterator[Kind | None]:
+    if kind is not None or is_leaf(tree) or jax.tree_util.all_leaves([tree]):
+        for _ in jax.tree.leaves(tree, is_leaf=is_leaf):
+            yield kind
+        return
+    declared = _declared(type(tree)) if hasattr(tree, "_fields") else {}
+    names = getattr(type(tree), "_fields", ())
+    children, _ = jax.tree_util.default_registry.flatten_one_level(tree)  # pyright: ignore
+    for i, child in enumerate(children):
+        yield from _kinds(child, declared.get(names[i]) if names else None, is_leaf)
 
 
 def _declared(cls: type) -> dict[str, Kind]:

@@ -1,7 +1,7 @@
 """A warning where a learning rate is too small for the params to move."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,15 +14,18 @@ from optfn.core.updates_kind import Part, makes_steps
 Seen = tuple[tuple[str, ...], Part, PyTree]
 
 
-def warn_of_small_rates(stages: Iterable[Seen]) -> None:
+def warn_of_small_rates(params: PyTree, stages: Callable[[], Iterable[Seen]]) -> None:
     """Warns once of the first constant rate that is below what the dtype of its params can show.
 
     An entry of 1 of b binary digits does not move by less than 2^-(b + 1).
 
     Args:
+        params: all params; if none of them is narrow, nothing else is looked at.
         stages: the names, the stage and the params of every stage; traced params are not looked at.
     """
-    for names, stage, params in stages:
+    if not any(_least_step(p.dtype) for p in jax.tree.leaves(params)):
+        return
+    for names, stage, params in stages():
         rate = getattr(stage, "learning_rate", None)
         if not isinstance(rate, float) or not makes_steps(stage):
             continue

@@ -190,7 +190,7 @@ class Transform(Data, OptaxForm):
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return abstract(self.init, params)
         params = to_arrays(params, "the param")
-        warn_of_small_rates(_stages_of(self, params))
+        warn_of_small_rates(params, lambda: _stages_of(self, params))
         return self.init_state(params)
 
     @final
@@ -537,7 +537,7 @@ def with_inner_of(held: Any, new: Any) -> Any:
 
 def _held_in(slots: Any) -> Any:
     """The field `inner` of a wrapper's slots if it holds slots, else the slots themselves."""
-    held = getattr(slots, "inner", None)
+    held = None if isinstance(slots, State) else getattr(slots, "inner", None)
     return held if isinstance(held, (dict, State)) else slots
 
 

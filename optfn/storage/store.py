@@ -88,7 +88,7 @@ class store(Wrapper):
         """The first slots, each stored by its codec."""
         slots = self.transform.init_named(params)
         codecs = self._codecs(slots, params)
-        leaves, treedef = jax.tree.flatten(slots)
+        leaves, treedef = jax.tree.flatten(slots, is_leaf=_is_stored)
         zero = _zero_of(params)
 
         def stored(x: jax.Array, chosen: tuple | None) -> Any:
@@ -108,11 +108,11 @@ class store(Wrapper):
         leaves = {}
         if self.leaves is not None:
             leaves = dict(zip(leaf_paths(params), self.leaves.values(params), strict=True))
-        arrays = jax.tree_util.tree_flatten_with_path(bare(slots))[0]
+        arrays = jax.tree_util.tree_flatten_with_path(bare(slots), is_leaf=_is_stored)[0]
         names, found = [], []
-        for (path, x), kind in zip(arrays, slot_kinds(slots), strict=True):
+        for (path, x), kind in zip(arrays, slot_kinds(slots, _is_stored), strict=True):
             codec = None
-            if kind is not None and jnp.issubdtype(x.dtype, jnp.floating) and x.ndim and x.size:
+            if kind is not None and _can_be_stored(x):
                 part = place_in(path, paths, x)
                 names.append(".".join(path_string((key,)) for key in path[: part and part.start]))
                 if self.leaves is None:
@@ -212,6 +212,12 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
 
 def _is_stored(x: Any) -> bool:
     return isinstance(x, Format)
+
+
+def _can_be_stored(x: Any) -> bool:
+    """Whether it is an array of floats of which there are several, and not stored already."""
+    floating = not _is_narrow(x) and jnp.issubdtype(x.dtype, jnp.floating)
+    return floating and x.ndim > 0 and x.size > 0
 
 
 def _is_narrow(x: Any) -> bool:

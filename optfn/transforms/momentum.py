@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from optfn.core.data import static, storage_dtype
 from optfn.core.leafwise import Leafwise
@@ -37,7 +36,7 @@ class trace(Leafwise):
 
     decay: Any
     nesterov: bool = static(default=False)
-    accumulator_dtype: DTypeLike | None = storage_dtype("trace", default=None)
+    accumulator_dtype: Any = storage_dtype("trace", default=None)
 
     Slots = Trace
 
@@ -77,7 +76,7 @@ class ema(Leafwise):
 
     decay: Any
     debias: bool = static(default=True)
-    accumulator_dtype: DTypeLike | None = storage_dtype("ema", default=None)
+    accumulator_dtype: Any = storage_dtype("ema", default=None)
     nesterov: bool = static(default=False, kw_only=True)
 
     Slots = Ema

@@ -171,6 +171,7 @@ def test_params_that_stand_still_are_their_own_average(wrap):
 # Dtypes and leaves.
 
 
+@pytest.mark.filterwarnings("ignore:.* may stand still")
 def test_the_average_of_bfloat16_params_is_float32():
     """Of the params as they are stored: what rounding took from an update is not in it."""
     start, grads = jnp.ones(2, jnp.bfloat16), jnp.full((100, 2), -1.0, jnp.bfloat16)

@@ -72,6 +72,7 @@ def test_a_state_of_another_kind_is_no_empty_one():
 
 SEEDS = {"seed", "random_seed"}
 ARGUMENTS = {"learning_rate": 0.1, "eta": 1.0, "gamma": 0.5}
+ARGUMENTS |= {"transform": optfn.adam(0.1), "codec": optfn.storage.int8()}
 
 
 def parameters(function):

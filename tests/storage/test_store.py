@@ -159,3 +159,13 @@ def test_codes_and_scales_lie_where_their_param_does(explicit):
         assert part.sharding.spec == spec, part
     assert new_params["w"].sharding.spec == spec
     assert not any(word in text for word in ("all-gather", "all-to-all", "all-reduce", "permute"))
+
+
+def test_a_store_in_a_store_keeps_what_it_chose():
+    inner = optfn.store(optfn.adam(1e-3), {"nu": storage.bf16()})
+    outer = optfn.store(inner, storage.int8())
+    state = outer.init(PARAMS)
+    slots = state.slots["scale_by_adam"]
+    assert type(slots.mu["w"]).__name__ == "Int8" and slots.nu["w"].dtype == jnp.bfloat16
+    _, after = train(outer, PARAMS, gradients(2), state)
+    assert forms(after) == forms(state)

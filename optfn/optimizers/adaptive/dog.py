@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.data import show, static, storage_dtype
@@ -270,7 +269,7 @@ class scale_by_distance_over_gradients(Leafwise):
 
     reps_rel: Any = 1e-6
     eps: Any = 1e-8
-    param_dtype: DTypeLike | None = storage_dtype("start", default=None)
+    param_dtype: Any = storage_dtype("start", default=None)
     global_scale: Any = 1.0
 
     Slots = DistanceState

@@ -138,7 +138,7 @@ class scale_by_sophia(Transform):
     clip_threshold: Any = 1.0
     update_interval: Any = 10
     hessian_diagonal_fn: Transform = child(default=HUTCHINSON, converter=as_transform)
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
 
     def init_slots(self, params: PyTree) -> Curvature:
         estimator = self.hessian_diagonal_fn.init_named(params)

@@ -48,7 +48,7 @@ class scale_by_adam(Leafwise):
     b2: Any = 0.999
     eps: Any = 1e-8
     eps_root: Any = 0.0
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
     nesterov: bool = static(default=False, kw_only=True)
 
     Slots = Moments
@@ -224,7 +224,7 @@ class scale_by_amsgrad(Leafwise):
     b2: Any = 0.999
     eps: Any = 1e-8
     eps_root: Any = 0.0
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
     bias_correction_mu: bool = static(default=True)
     bias_correction_nu: bool = static(default=True)
 

@@ -53,7 +53,7 @@ class scale_by_ademamix(Leafwise):
     alpha: Any = 6.0
     eps: Any = 1e-8
     eps_root: Any = 0.0
-    mu_dtype: DTypeLike | None = storage_dtype("m1", "m2", default=None)
+    mu_dtype: Any = storage_dtype("m1", "m2", default=None)
 
     Slots = MixedMoments
 

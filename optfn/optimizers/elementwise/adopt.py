@@ -42,7 +42,7 @@ class scale_by_adopt(Leafwise):
     b1: Any = 0.9
     b2: Any = 0.9999
     eps: Any = 1e-6
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
     nesterov: bool = static(default=False, kw_only=True)
     use_clipping: bool = static(default=True, kw_only=True)
     clip_value_fn: Any = field(default=None, kw_only=True)

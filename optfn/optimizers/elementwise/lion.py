@@ -32,7 +32,7 @@ class scale_by_lion(Leafwise):
 
     b1: Any = 0.9
     b2: Any = 0.99
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
 
     Slots = FirstMoment
 

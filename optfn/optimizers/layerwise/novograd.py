@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
 from optfn.core.data import storage_dtype
@@ -54,7 +53,7 @@ class scale_by_novograd(Leafwise):
     eps: Any = 1e-8
     eps_root: Any = 0.0
     weight_decay: Any = 0.0
-    mu_dtype: DTypeLike | None = storage_dtype("mu", default=None)
+    mu_dtype: Any = storage_dtype("mu", default=None)
 
     Slots = LayerMoments
 
