@@ -7,8 +7,9 @@
 A slot that declares nothing is exact: counters, factors and bases of matrices, copies of params.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import jax
 
@@ -49,6 +50,17 @@ def _kinds(tree: Any, kind: Kind | None, is_leaf: Callable[[Any], bool]) -> Iter
 
 
 def _declared(cls: type) -> dict[str, Kind]:
-    hints = get_type_hints(cls, include_extras=True)
-    found = {name: getattr(hint, "__metadata__", (None,))[0] for name, hint in hints.items()}
-    return {name: kind for name, kind in found.items() if kind in (SIGNED, NON_NEGATIVE)}
+    """The kinds of a NamedTuple's fields; annotations that cannot be read here say none."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in vars(base).get("__annotations__", {}).items():
+            hint = getattr(hint, "__forward_arg__", hint)
+            if isinstance(hint, str):
+                try:
+                    hint = eval(hint, vars(sys.modules[base.__module__]))
+                except Exception:
+                    continue
+            kind = getattr(hint, "__metadata__", (None,))[0]
+            if kind in (SIGNED, NON_NEGATIVE):
+                found[name] = kind
+    return found

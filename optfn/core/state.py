@@ -79,7 +79,7 @@ class State(_Fields):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            holders = [x for x in _stages(self.slots) if hasattr(x, name)]
+            holders = [x for x in _stages(self.slots) if name in x._fields]
             if len(holders) == 1:
                 return getattr(holders[0], name)
             if holders:

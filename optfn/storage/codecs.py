@@ -85,9 +85,9 @@ class bf16(Codec):
 class _grouped(Codec):
     """A format for each kind of slot, with a scale for each group of neighbours along an axis."""
 
-    group: int = static(default=32)
+    group: int = static(default=64)
     axis: int = static(default=-1)
-    scale_dtype: str = static(default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    scale_dtype: str = static(default="float32", choices=("float32", "float16", "bfloat16"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -130,7 +130,7 @@ def _is_non_negative(kind: str) -> bool:
 
 
 class int8(_grouped):
-    """8 bits an entry and a scale for every 32: both moments of AdamW in 2.125 bytes a param.
+    """8 bits an entry and a scale for every 64: both moments of AdamW in 2.125 bytes a param.
 
     The usual choice. With `a` the largest magnitude of a group, an entry m of either sign and an
     entry v that is not negative are stored as
@@ -138,16 +138,17 @@ class int8(_grouped):
         round(127 z),  z = 2 y / (1 + |y|),  y = m / a          round(255 sqrt(v / a))
 
     The error of m is at most a/504 near zero and a/127 at the largest entry, the error of sqrt(v)
-    sqrt(a)/510, to which the rounding of the scales adds 2^-8 of an entry. A v that is not zero
-    never becomes zero.
+    sqrt(a)/510. A v that is not zero never becomes zero. An average that moves by less than that at
+    a step may stand still where it is rounded to nearest: `store(..., rounding="stochastic")`.
 
     Args:
         group: how many neighbours share a scale.
         axis: the axis along which they lie.
-        scale_dtype: the dtype of the scales. Those of float16, which FlashOptim has, are between
-            6e-8, or zero, and 65504.
+        scale_dtype: the dtype of the scales. In 16 bits they stand still while the largest entry of
+            a group moves little, unless rounding is stochastic, and their own rounding, 2^-8 or
+            2^-11, is added to the error. Those of float16 end at 6e-8 and 65504.
 
-    Source: FlashOptim (Gonzalez et al. 2026).
+    Source: FlashOptim (Gonzalez et al. 2026), which has groups of 32 and scales in float16.
     """
 
     def formats(self):
@@ -158,7 +159,7 @@ _LEAST = 16  # entries of a group of int4: with fewer, scales take more than the
 
 
 class int4(_grouped):
-    """4 bits an entry and a scale for every 128: both moments of AdamW in 1.03 bytes a param.
+    """4 bits an entry and a scale for every 128: both moments of AdamW in 1.06 bytes a param.
 
     For the least memory; with a rate that suits float32 it may train worse. The formulas are those
     of `int8`, with 7 in the place of 127 and 15 in that of 255. Two entries of a group share a
@@ -203,7 +204,7 @@ class int4(_grouped):
 
 
 class fp8(_grouped):
-    """8-bit floating point and a scale for every 256: both moments of AdamW in 2.02 bytes a param.
+    """8-bit floating point and a scale for every 256: both moments of AdamW in 2.03 bytes a param.
 
     Small entries keep their digits, four with e4m3 and three with e5m2, so they are finer than
     with `int8` below 1/30 of the largest entry and coarser above. Entries that are not negative are
@@ -245,7 +246,6 @@ class f16(_grouped):
     """
 
     group: int = static(default=256)
-    scale_dtype: str = static(default="float32", choices=("bfloat16", "float16", "float32"))
 
     def formats(self):
         return formats.Float16, formats.Float16Roots
@@ -330,11 +330,12 @@ def _ends_with(name: str, end: str) -> bool:
 
 
 def as_codec(value: Any, where: Any = "the codec") -> Codec:
-    """A codec from what users put in the place of one: also a dtype's name, or a dict by slot."""
+    """A codec from what users put in the place of one: also a dict of codecs by slot."""
     if isinstance(value, Codec):
         return value
     if isinstance(value, Mapping):
         return by_slot(value)
     names = "bf16(), f16(), fp8(), int8(), int4(), factored(), split() or by_slot({...})"
-    hint = "; call it, as in int8()" if isinstance(value, type) and issubclass(value, Codec) else ""
+    is_class = isinstance(value, type) and issubclass(value, Codec)
+    hint = f"; call it, as in {value.__name__}()" if is_class else ""
     raise TypeError(f"{where} must be a codec such as {names}, found {value!r}{hint}.")

@@ -14,7 +14,7 @@ from jax import lax
 
 from optfn.core.dtypes import cast
 from optfn.core.numerics import ratio
-from optfn.core.rounding import goes_up, nearest_whole, neighbours
+from optfn.core.rounding import goes_up, nearest_whole, neighbours, round_to
 from optfn.storage.groups import Groups
 
 # A stored number that is not zero is read as at least this: less may be flushed to zero.
@@ -124,14 +124,18 @@ class Grouped(_Codes, Format):
         numbers = cls._rounded(ratio(roots, groups.spread(scales)), key)
         if cls.roots:
             numbers = jnp.where(roots > 0, lax.max(numbers, lax.full_like(x, cls.least)), numbers)
-        return cls(cls.packed(numbers, groups), cls.stored_scales(scales, scale_dtype))
+        own_key = None if key is None else jax.random.fold_in(key, 1)
+        return cls(cls.packed(numbers, groups), cls.stored_scales(scales, scale_dtype, own_key))
 
     @classmethod
-    def stored_scales(cls, scales: jax.Array, dtype: Any) -> jax.Array:
+    def stored_scales(
+        cls, scales: jax.Array, dtype: Any, key: jax.Array | None = None
+    ) -> jax.Array:
         """Scales as they are stored.
 
         Those of float32 have 17 digits, so that the rounding of a product with them does not move
-        them when it is stored again. Those of roots stay above zero, and so do their squares.
+        them when it is stored again. Those of roots stay above zero, and so do their squares. What
+        is rounded to nearest in 16 bits stands still while the largest entry moves little.
         """
         if cls.roots:
             least = max(float(jnp.finfo(dtype).smallest_subnormal), TINY**0.5)
@@ -139,7 +143,7 @@ class Grouped(_Codes, Format):
         else:
             scales = jnp.where(scales > LARGEST, jnp.inf, scales)
         exact = jnp.dtype(dtype) == jnp.float32
-        return lax.reduce_precision(scales, 8, 16) if exact else cast(scales, dtype)
+        return lax.reduce_precision(scales, 8, 16) if exact else round_to(scales, dtype, key)
 
     def encode(self, x: jax.Array, key: jax.Array | None = None) -> Self:
         return self.of(x, self.groups, self.scales.dtype, key)
@@ -171,7 +175,7 @@ class Grouped(_Codes, Format):
         if key is None:
             return cls.nearest(number)
         lower, upper = cls.around(lax.min(lax.abs(number), jnp.full_like(number, cls.most)))
-        # The mean of the entries is to be exact, which are the shares or their squares.
+        # The mean is to be that of the entries, which are the shares or their squares.
         power = lax.square if cls.roots else lax.abs
         entries = (power(x) for x in (cls.share(lower), cls.share(upper), shares))
         return lax.select(goes_up(key, *entries), upper, lower) * lax.sign(number)

@@ -97,6 +97,13 @@ class _FullPrecision(Transform):
 
     def full_params(self, params: PyTree, slots: FullPrecision) -> PyTree:
         """The params in float32, or wider where they are wider."""
+        narrow = sum(map(_is_narrow, jax.tree.leaves(params)))
+        kept = len(jax.tree.leaves(slots.rest))
+        if narrow != kept:
+            raise ValueError(
+                f"{self.name} keeps what {kept} params of 16 bits lack, found {narrow} such params"
+                ": was the state made from params of these dtypes?"
+            )
         rests = iter(jax.tree.leaves(slots.rest))
         return jax.tree.map(
             lambda param: self.full(param, next(rests)) if _is_narrow(param) else param, params
@@ -194,6 +201,8 @@ def master_params(
     """
     tx = check_transform_type(tx, "master_params(tx, state, params): tx")
     state = readable_state(state)
+    if params is None:
+        raise ValueError("master_params(tx, state, params): params must be given, found None.")
     own = bare(params)
     found = [
         (stage, slots, seen)

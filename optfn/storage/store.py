@@ -47,8 +47,8 @@ class store(Wrapper):
         transform: the optimizer, or a stage of one.
         codec: a codec, or a dict of codecs by the name or the kind of a slot, as in `by_slot`.
         leaves: which params have their slots stored, a bool per leaf; True for all.
-        rounding: `"nearest"`, or `"stochastic"`, whose mean is exact: an average moves, however
-            little it moves at a step. Random numbers take time on a CPU.
+        rounding: `"nearest"`, or `"stochastic"`, which is right in the mean: an average moves,
+            however little it moves at a step. Random numbers take time on a CPU.
         seed: of stochastic rounding, a whole number below 2^24.
 
     Raises:
@@ -112,9 +112,10 @@ class store(Wrapper):
         names, found = [], []
         for (path, x), kind in zip(arrays, slot_kinds(slots, _is_stored), strict=True):
             codec = None
-            if kind is not None and _can_be_stored(x):
-                part = place_in(path, paths, x)
+            part = None if _is_stored(x) else place_in(path, paths, x)
+            if kind is not None:
                 names.append(".".join(path_string((key,)) for key in path[: part and part.start]))
+            if kind is not None and _can_be_stored(x):
                 if self.leaves is None:
                     is_chosen = x.size >= SMALL and (x.ndim > 1 or part is None)
                 elif part is None:
@@ -123,7 +124,8 @@ class store(Wrapper):
                     is_chosen = leaves[path_string(path[part])]
                 codec = self.codec.for_slot(names[-1], kind) if is_chosen else None
             found.append(codec and (codec, kind))
-        self.codec.check_names(list(dict.fromkeys(names)))
+        if paths:
+            self.codec.check_names(list(dict.fromkeys(names)))
         return found
 
 

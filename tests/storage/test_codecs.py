@@ -20,6 +20,7 @@ CODECS = {
     "fp8 e4m3": storage.fp8(),
     "fp8 e5m2": storage.fp8(form="e5m2"),
     "int8": storage.int8(),
+    "int8 bfloat16 scales": storage.int8(32, scale_dtype="bfloat16"),
     "int8 float16 scales": storage.int8(scale_dtype="float16"),
     "int8 columns": storage.int8(axis=0, scale_dtype="float32"),
     "int4": storage.int4(),
@@ -275,9 +276,9 @@ def test_four_bits_take_half_a_byte_where_an_axis_allows():
     [
         (storage.bf16(), 2, 2),
         (storage.f16(), 2 + 4 / 256, 2 + 4 / 256),
-        (storage.fp8(), 1 + 2 / 256, 1 + 2 / 256),
-        (storage.int8(), 1 + 2 / 32, 1 + 2 / 32),
-        (storage.int4(), 1 / 2 + 2 / 128, 1 / 2 + 2 / 128),
+        (storage.fp8(), 1 + 4 / 256, 1 + 4 / 256),
+        (storage.int8(), 1 + 4 / 64, 1 + 4 / 64),
+        (storage.int4(), 1 / 2 + 4 / 128, 1 / 2 + 4 / 128),
         (storage.split(), 3, 3),
         (storage.factored(), 4, 4 * (256 + 512) / (256 * 512)),
     ],
@@ -315,7 +316,7 @@ def test_wrong_codecs_get_a_sentence():
         storage.int4(8)
     with pytest.raises(ValueError, match=r"form.*'e4m3', 'e5m2'.*e3m4"):
         storage.fp8(form="e3m4")
-    with pytest.raises(ValueError, match=r"scale_dtype.*'bfloat16', 'float16', 'float32'.*int8"):
+    with pytest.raises(ValueError, match=r"scale_dtype.*'float32', 'float16', 'bfloat16'.*int8"):
         storage.int8(scale_dtype="int8")
     with pytest.raises(TypeError, match=r"axis.*whole number.*found 'rows'"):
         storage.int8(axis="rows")

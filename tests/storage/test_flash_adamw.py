@@ -25,7 +25,7 @@ GRADS = np.ldexp(np.float32(GOLDEN["grads"]), GOLDEN["exponents"])
 def eight_bit_adamw():
     h = META["hyperparameters"]
     tx = optfn.adamw(h["lr"], *h["betas"], h["eps"], weight_decay=h["weight_decay"])
-    return optfn.store(tx, storage.int8(scale_dtype="float16"), leaves=True)
+    return optfn.store(tx, storage.int8(32, scale_dtype="float16"), leaves=True)
 
 
 def walked(tx, params, steps):
