@@ -43,7 +43,10 @@ KEEPS_GRADIENTS = {"accumulate", "skip_nonfinite", "skip_spikes", "loss_scale", 
 EVALUATES_ELSEWHERE = {"lookahead"}
 REFUSED = {wrapper: {"loss_scale"} for wrapper in KEEPS_GRADIENTS}
 # It would change the updates of those that must be last.
-REFUSED["lookahead"] = {"lookahead", "ema_of_params", "mean_of_params"}
+REFUSED["lookahead"] = {
+    *("lookahead", "ema_of_params", "mean_of_params"),
+    *("compensated", "master"),
+}
 
 
 SHARES = 5

@@ -51,6 +51,8 @@ def test_every_state_has_a_spec_for_each_of_its_arrays(name, mesh):
     boxes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     if name == "flatten":  # its vectors have no names
         return
+    if name == "store":  # an axis of these short ones is one group, whose scale cannot be split
+        return
     for box in boxes:
         for x in jax.tree.leaves(box):
             spec = nn.get_partition_spec(box)
