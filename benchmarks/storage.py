@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import digits
 import jax
@@ -35,6 +35,7 @@ from scipy import stats
 
 import optfn
 from optfn import storage, sweep
+from optfn.core.rounding import Rounding
 
 PEER = "float32"
 FRESH_SEED = 100
@@ -53,7 +54,7 @@ class Storage(NamedTuple):
 
     around: Callable[[optfn.Transform], optfn.Transform] = lambda tx: tx
     params: Any = jnp.float32
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    rounding: Rounding = "nearest"
 
 
 def stored(codec: storage.Codec, **options: Any) -> Callable[[optfn.Transform], optfn.Transform]:

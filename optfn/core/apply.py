@@ -1,6 +1,6 @@
 """Adding updates to params."""
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,10 @@ import optax
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
 from optfn.core.randomness import key_at, leaf_keys
-from optfn.core.rounding import round_to
+from optfn.core.rounding import Rounding, round_to
 from optfn.core.state import State
 from optfn.core.transform import advance, check_state_type, check_transform_type, readable_state
 from optfn.core.tree import PyTree, bare, in_form_of
-
-Rounding = Literal["nearest", "stochastic"]
 
 
 def apply_updates(

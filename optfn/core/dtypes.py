@@ -60,6 +60,11 @@ def widen(x: jax.Array, compute: Any) -> jax.Array:
     return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
 
 
+def is_narrow(dtype: Any) -> bool:
+    """Whether it is a floating point dtype of fewer bits than float32."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
 def floating_name(dtype: Any, where: Any) -> str:
     """The name of a floating point dtype, the same for all its spellings; `where` is for errors."""
     try:

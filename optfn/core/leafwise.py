@@ -115,10 +115,11 @@ class Leafwise(Transform):
         check_floating("the param", params)
         rules = [rule for (rule,) in _specialise((self.resolve(0),), params, leaves)]
         often = common([(id(r), x.shape, x.dtype) for r, x in zip(rules, leaves, strict=True)])
+        asks = any(asked_dtypes(self).values())
         for i, (rule, leaf) in enumerate(zip(rules, leaves, strict=True)):
             # A program makes no wide copy of a leaf or a slot of low precision; else one for a rare
             # shape would be compiled beside those for zeros that other stages use too.
-            low = leaf.dtype != compute_dtype(leaf.dtype) or any(asked_dtypes(self).values())
+            low = leaf.dtype != compute_dtype(leaf.dtype) or asks
             at_once = (often[i] or low) and not isinstance(leaf, Tracer)
             with _naming((self,), params, i):
                 slots.append(

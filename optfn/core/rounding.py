@@ -1,6 +1,6 @@
 """Rounding to a narrower dtype: to nearest, or at random so that the mean is exact."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import numpy as np
 from jax import lax
 
 from optfn.core.dtypes import cast
+
+Rounding = Literal["nearest", "stochastic"]
 
 
 def round_to(x: jax.Array, dtype: Any, key: jax.Array | None = None) -> jax.Array:

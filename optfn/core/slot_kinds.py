@@ -58,7 +58,7 @@ def _declared(cls: type) -> dict[str, Kind]:
             if isinstance(hint, str):
                 try:
                     hint = eval(hint, vars(sys.modules[base.__module__]))
-                except Exception:
+                except (AttributeError, NameError, SyntaxError, TypeError):
                     continue
             kind = getattr(hint, "__metadata__", (None,))[0]
             if kind in (SIGNED, NON_NEGATIVE):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from optfn.core.dtypes import is_narrow
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.updates_kind import Part, makes_steps
 
@@ -49,6 +50,4 @@ def warn_of_small_rates(params: PyTree, stages: Callable[[], Iterable[Seen]]) ->
 
 def _least_step(dtype: Any) -> float:
     """What an entry of 1 in a dtype of fewer than 32 bits needs to move; 0 for other dtypes."""
-    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 32:
-        return 0.0
-    return float(jnp.finfo(dtype).eps) / 4
+    return float(jnp.finfo(dtype).eps) / 4 if is_narrow(dtype) else 0.0

@@ -252,7 +252,7 @@ class f16(_grouped):
 
 
 class factored(Codec):
-    """The means of rows and columns in the place of a second moment, which they are multiplied to.
+    """The sums of rows and columns in the place of a second moment, as whose product it is read.
 
     Adafactor's memory for any optimizer: entries of either sign, and those of fewer than two axes,
     are left as they are. Matrices of rank one are exact; for others no error is bounded.

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optfn.core.data import child, static
-from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.dtypes import cast, compute_dtype, is_narrow
 from optfn.core.holes import merge, seen_in
 from optfn.core.inputs import matched
 from optfn.core.slots import placed
@@ -220,7 +219,7 @@ def master_params(
 
 
 def _is_narrow(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    return is_narrow(x.dtype)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """`store`: the state of any optimizer in low precision."""
 
 import zlib
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ import optax
 from jax.core import Tracer
 
 from optfn.core.data import part, per_leaf, static
+from optfn.core.dtypes import is_narrow
 from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
+from optfn.core.rounding import Rounding
 from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.slot_paths import place_in
 from optfn.core.state import Context, State
@@ -57,7 +59,7 @@ class store(Wrapper):
 
     codec: Codec = part(converter=as_codec)
     leaves: Any = per_leaf(default=None, of=bool)
-    rounding: str = static(default="nearest", choices=("nearest", "stochastic"), kw_only=True)
+    rounding: str = static(default="nearest", choices=get_args(Rounding), kw_only=True)
     seed: Any = seed()
 
     @property
@@ -224,9 +226,7 @@ def _can_be_stored(x: Any) -> bool:
 
 def _is_narrow(x: Any) -> bool:
     """Whether it is a format, or an array of fewer bits than float32."""
-    dtype = getattr(x, "dtype", None)
-    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-    return _is_stored(x) or (floating and jnp.finfo(dtype).bits < 32)
+    return _is_stored(x) or is_narrow(x.dtype)
 
 
 def _read(x: Any) -> Any:
