@@ -3,13 +3,11 @@
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.inputs import check_addable, is_float0, matched, to_arrays
 from optfn.core.randomness import key_at, leaf_keys
-from optfn.core.rounding import Rounding, round_to
+from optfn.core.rounding import Rounding, added
 from optfn.core.state import State
 from optfn.core.transform import advance, check_state_type, check_transform_type, readable_state
 from optfn.core.tree import PyTree, bare, in_form_of
@@ -131,10 +129,4 @@ def _is_stochastic(rounding: str, where: str) -> bool:
 
 
 def _add(param: jax.Array, update: Any, key: jax.Array | None) -> jax.Array:
-    if is_float0(update):
-        return param
-    with jax.numpy_dtype_promotion("standard"):  # on purpose: it is rounded once, into the param
-        if key is None or not jnp.issubdtype(param.dtype, jnp.floating):
-            return cast(param + update, param.dtype)
-        wide = compute_dtype(param.dtype, update.dtype)
-        return round_to(cast(param, wide) + update, param.dtype, key)
+    return param if is_float0(update) else added(param, update, key)

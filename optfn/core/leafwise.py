@@ -23,10 +23,11 @@ from optfn.core.dtypes import (
     widen,
 )
 from optfn.core.inputs import check_floating
+from optfn.core.leaf_order import Turn, after, in_order
 from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
-from optfn.core.state import Context
+from optfn.core.state import Context, SlotsIn
 from optfn.core.tracing import common, traced_once
 from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
@@ -232,8 +233,11 @@ def apply_run(
     rules = tuple(rule.resolved_at(ctx) for rule in rules)
     leaves, treedef = jax.tree.flatten(updates)
     params: list = [None] * len(leaves)
+    targets = params
+    if ctx.params is not None:
+        targets = flatten_like(ctx.params, updates, "params", "updates")
     if any(rule.needs_params for rule in rules):
-        params = flatten_like(ctx.params, updates, "params", "updates")
+        params = targets
     check_floating("the gradient", updates)
     own_rules = _specialise(rules, updates if ctx.params is None else ctx.params, leaves)
     columns = [
@@ -265,11 +269,17 @@ def apply_run(
         for i, leaf in enumerate(leaves)
     ]
     done = rules[0].run_together(own_rules, args) if len(rules) == 1 else {}
+    ordered = in_order(leaves, [leaf_args[1] for leaf_args in args], ctx)
+    flag: Any = np.zeros((), bool)
     new_leaves, new_slots = [], []
     for i, own in enumerate(own_rules):
         with _naming(rules, updates, i):
             if i in done:
                 leaf, slot = done[i]
+            elif (how := ordered[i]) is not None:
+                turn = Turn(flag, ctx.step, targets[i])
+                in_turn = _run_in_turn_jitted if once[i] else _run_in_turn
+                leaf, slot, flag = in_turn(part_axes(), how, turn, *split[id(own)], *args[i])
             elif once[i]:
                 leaf, slot = _run_jitted(part_axes(), *split[id(own)], *args[i])
             else:
@@ -339,6 +349,25 @@ class StaticRules:
 
     def __hash__(self) -> int:
         return self._hash
+
+
+def _run_in_turn(
+    axes: tuple, slots_in: SlotsIn, turn: Turn, known: StaticRules, operands: list, *args: Any
+) -> tuple[jax.Array, list, jax.Array]:
+    """`run` of one leaf after another, and the flag for which the next one waits."""
+    rules = known.rules(operands)
+    update, *rest = args
+    update = after(turn.before, update)
+    new_update, slots = run(rules, update, *rest)
+    flag = turn.flag(new_update)
+    if slots_in == "formats":
+        return new_update, after(flag, slots), flag
+    # Computing them anew is less work than holding them in float32.
+    _, slots = run(rules, after(flag, update), *rest)
+    return new_update, slots, flag
+
+
+_run_in_turn_jitted = jax.jit(_run_in_turn, static_argnums=(0, 1, 3))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

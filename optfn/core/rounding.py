@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optfn.core.dtypes import cast
+from optfn.core.dtypes import cast, compute_dtype
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -29,6 +29,15 @@ def round_to(x: jax.Array, dtype: Any, key: jax.Array | None = None) -> jax.Arra
     size = lax.select(goes_up(key, lower, upper, lax.abs(x)), upper, lower)
     inside = jnp.isfinite(upper) & jnp.isfinite(x)
     return lax.select(inside, cast(lax.select(x < 0, -size, size), dtype), nearest)
+
+
+def added(param: jax.Array, update: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """`param + update`, rounded once, into the dtype of the param; with a key as in `round_to`."""
+    with jax.numpy_dtype_promotion("standard"):  # on purpose: the update may be wider
+        if key is None or not jnp.issubdtype(param.dtype, jnp.floating):
+            return cast(param + update, param.dtype)
+        wide = compute_dtype(param.dtype, update.dtype)
+        return round_to(cast(param, wide) + update, param.dtype, key)
 
 
 def neighbours(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """What passes between an optimizer and its caller, and between a stage and the optimizer."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -105,6 +105,9 @@ def _has_slot(stage: Any, name: str) -> bool:
     return name in stage._fields or isinstance(getattr(type(stage), name, None), property)
 
 
+SlotsIn = Literal["dtypes", "formats"]
+
+
 class Context(NamedTuple):
     """What a stage may read besides the updates and its own slots.
 
@@ -113,11 +116,14 @@ class Context(NamedTuple):
         step: int32 scalar, 0 at the first update.
         extra_args: the caller's keyword arguments: those that a stage declares, checked, and any
             others as they came, for optax's transformations.
+        slots_in: how a wrapper stores the slots, which stages see in float32: by rounding them to
+            narrower `"dtypes"`, or in `"formats"` that are computed; None if as they see them.
     """
 
     params: PyTree | None
     step: jax.Array
     extra_args: Mapping[str, Any]
+    slots_in: SlotsIn | None = None
 
     @property
     def next_step(self) -> jax.Array:

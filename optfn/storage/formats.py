@@ -119,8 +119,11 @@ class Grouped(_Codes, Format):
     def of(cls, x: jax.Array, groups: Groups, scale_dtype: Any, key: Any = None) -> Self:
         """An array in this format."""
         x = groups.split(cast(x, jnp.float32))
-        roots = lax.sqrt(x) if cls.roots else x
-        scales = groups.largest(roots)
+        if cls.roots:
+            x = jnp.where(x < 0, jnp.nan, x)
+        scales = groups.largest(x)
+        # The root of the largest, not the largest root: fewer roots.
+        roots, scales = (lax.sqrt(x), lax.sqrt(scales)) if cls.roots else (x, scales)
         numbers = cls._rounded(ratio(roots, groups.spread(scales)), key)
         if cls.roots:
             numbers = jnp.where(roots > 0, lax.max(numbers, lax.full_like(x, cls.least)), numbers)

@@ -71,5 +71,9 @@ class Groups(NamedTuple):
         """
         whole = jnp.dtype(f"int{8 * x.dtype.itemsize}")
         bits = lax.bitcast_convert_type(lax.abs(x), whole)
-        most = lax.reduce_max(bits, (self.axis + 1,))
+        axis, size = self.axis + 1, self.size
+        while size % 2 == 0 and size > 16:  # faster on a CPU than a reduction alone
+            size //= 2
+            bits = lax.max(*lax.split(bits, [size, size], axis=axis))
+        most = lax.reduce_max(bits, (axis,))
         return lax.bitcast_convert_type(most, x.dtype)

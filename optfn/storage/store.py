@@ -15,7 +15,7 @@ from optfn.core.randomness import key_at, seed
 from optfn.core.rounding import Rounding
 from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.slot_paths import place_in
-from optfn.core.state import Context, State
+from optfn.core.state import Context, SlotsIn, State
 from optfn.core.transform import abstract, check_state_type, check_transform_type
 from optfn.core.tree import PyTree, bare, leaf_paths, mismatch, path_string
 from optfn.core.wrapper import Wrapper
@@ -74,6 +74,7 @@ class store(Wrapper):
         return jax.tree.map(_put, slots, abstract(self._first_slots, jax.tree.map(_shape, params)))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        ctx = ctx._replace(slots_in=_slots_in(slots) or ctx.slots_in)
         updates, new = self.transform.apply_named(updates, read(slots), ctx)
         key = None
         if self.rounding == "stochastic":
@@ -212,6 +213,13 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
     return treedef.unflatten(
         store_one(path, old, new) for (path, old), new in zip(paths, leaves, strict=True)
     )
+
+
+def _slots_in(slots: Any) -> SlotsIn | None:
+    leaves = jax.tree.leaves(slots, is_leaf=_is_stored)
+    if any(map(_is_stored, leaves)):
+        return "formats"
+    return "dtypes" if any(map(_is_narrow, leaves)) else None
 
 
 def _is_stored(x: Any) -> bool:
