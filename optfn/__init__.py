@@ -300,6 +300,11 @@ from optfn.minimize import Status as Status
 from optfn.minimize import minimize as minimize
 from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
 
+# From and to configuration files.
+from optfn.config.names import configurable as configurable
+from optfn.config.read import from_config as from_config
+from optfn.config.write import to_config as to_config
+
 # Schedules are a namespace of their own.
 from optfn import schedules as schedules
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("storage",),
     ("compose",),
     ("optimizers",),
-    ("minimize",),
+    ("minimize", "config"),
     ("__init__",),
     ("sweep", "testing"),
 )

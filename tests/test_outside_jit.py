@@ -90,6 +90,7 @@ def test_the_derivative_of_an_update_does_not_compile_again(name):
 # Every other public function.
 
 TX = optfn.adam(schedules.linear(0.1, 0.05, 9))
+CONFIG = optfn.to_config(optfn.as_arrays(TX))
 STATE = TX.init(PARAMS)
 SCALED = optfn.loss_scale(TX)
 MASTER = optfn.master(TX)
@@ -116,9 +117,11 @@ FUNCTIONS = {
     "apply_updates": lambda: optfn.apply_updates(PARAMS, GRADS),
     "as_arrays": lambda: optfn.as_arrays(TX),
     "child": None,  # a field
+    "configurable": None,  # a decorator
     "convert_state": lambda: optfn.convert_state(TX, STATE, PARAMS),
     "current_loss_scale": lambda: optfn.current_loss_scale(SCALED.init(PARAMS)),
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
+    "from_config": lambda: optfn.from_config(CONFIG).init(PARAMS),
     "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
     "hyperparameters": lambda: optfn.hyperparameters(TX, STATE),
     "in_blocks": None,  # views
@@ -147,6 +150,7 @@ FUNCTIONS = {
     "storage_dtype": None,  # a field
     "summary": lambda: optfn.summary(TX, PARAMS),
     "step": lambda: optfn.step(TX, PARAMS, GRADS, STATE),
+    "to_config": lambda: optfn.to_config(TX),
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
     "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
     "value_and_grad_from_state": evaluated_and_found,

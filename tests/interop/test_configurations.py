@@ -1,6 +1,9 @@
 """Optimizers in configurations: as fields of dataclasses and in Hydra's."""
 
 import dataclasses
+import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -11,6 +14,7 @@ import pytest
 from hydra.utils import instantiate
 
 import optfn
+from optfn import schedules
 
 
 @dataclasses.dataclass
@@ -60,3 +64,30 @@ def test_what_hydra_took_apart_says_what_to_write(given):
     given = given | {"_args_": [CHAIN["_args_"][1]]} if given is CHAIN else given
     with pytest.raises(hydra.errors.InstantiationException, match="_convert_: all prevents"):
         instantiate(given)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/configs.md").read_text()
+SNIPPETS = re.findall(r"^```py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+LIBRARIES = ("hydra", "ml_collections", "fiddle", "tyro", "draccus")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_page_on_configs_says_how_each_library_makes_it(library, tmp_path, monkeypatch):
+    snippet = dict(zip(LIBRARIES, SNIPPETS, strict=True))[library]
+    assert re.search(rf"^(import|from) {library}", snippet, re.MULTILINE)
+    (tmp_path / f"with_{library}.py").write_text(snippet)
+    monkeypatch.syspath_prepend(tmp_path)
+    tx = importlib.import_module(f"with_{library}").tx
+    rate = schedules.linear(1e-3, 0.0, 99)
+    wanted = optfn.chain(optfn.clip_by_global_norm(1.0), optfn.adamw(rate, weight_decay=0.1))
+    assert repr(tx) == repr(wanted)
+
+
+def test_what_a_library_of_configs_holds_is_what_was_written():
+    from ml_collections import ConfigDict
+    from omegaconf import OmegaConf
+
+    tx = optfn.adamw(schedules.linear(0.1, 0.0, 9), mask=optfn.by_path({"**/b": False}, True))
+    written = optfn.to_config(tx)
+    for held in (OmegaConf.create(written), ConfigDict(written)):
+        assert repr(optfn.from_config(held)) == repr(tx)

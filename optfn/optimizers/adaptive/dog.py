@@ -138,9 +138,12 @@ class scale_by_dog(Transform):
             rate = jnp.where(r == 0, self.init_step_value, rate)
         return tree_scale(rate, updates), DistanceRate(r, norm, slots.start, rate)
 
+    @property
+    def init_step(self) -> tuple[str, Any]:
+        return self.init_step_kind, self.init_step_value
+
     def _arguments(self) -> list[str]:
-        init_step = self.init_step_kind, self.init_step_value
-        return [f"init_step={show(init_step)}", f"eps={show(self.eps)}"]
+        return [f"init_step={show(self.init_step)}", f"eps={show(self.eps)}"]
 
 
 def dog(

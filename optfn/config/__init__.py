@@ -1,0 +1,1 @@
+"""Optimizers as plain data, for configuration files."""

@@ -1,0 +1,160 @@
+"""What a config may name: the public names of the library, and functions of users' own."""
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar, overload
+
+from optfn.core.data import Data, kind_of
+from optfn.core.matrix_axes import MatrixAxes
+from optfn.core.paths import by_path
+from optfn.core.schedule import Schedule
+from optfn.core.transform import Transform
+from optfn.storage.codecs import Codec
+
+F = TypeVar("F", bound=Callable)
+
+# What a config describes, and what it holds besides numbers.
+_MADE = (Transform, Schedule, Codec, by_path, MatrixAxes)
+# They give a function or a tree, for labels and views.
+_OF_VIEWS = ("in_blocks", "matrix_labels")
+# Functions that stand for themselves.
+_FUNCTIONS = ("matrices_and_tables",)
+# optax's transformations and classes to inherit from are not data.
+_LEFT_OUT = ("from_optax", "Transform", "Leafwise", "Matrixwise", "Wrapper", "Schedule", "Codec")
+
+_own: dict[str, Callable] = {}
+
+
+@overload
+def configurable(function: F, /) -> F: ...
+@overload
+def configurable(*, name: str | None = None) -> Callable[[F], F]: ...
+
+
+def configurable(function: Any = None, /, *, name: str | None = None) -> Any:
+    """Lets configs name a function or a class of your own.
+
+        @optfn.configurable
+        def decays(path, leaf):
+            return leaf.ndim > 1
+
+        optfn.from_config(
+            {"name": "adamw", "learning_rate": 1e-3, "mask": {"function": "decays"}}
+        )
+
+    `{"name": "its_name", ...}` calls it with the other entries for arguments: a function that makes
+    an optimizer, a stage, a schedule or a codec, or a class of one. `{"function": "its_name"}` is
+    the function itself, for masks, labels and schedules.
+
+    Args:
+        function: a function or a class. It is returned unchanged.
+        name: what configs call it; its own name if None.
+
+    Raises:
+        TypeError: it cannot be called, or has no name.
+        ValueError: the name is one of the library's, or stands for another function already.
+    """
+    if function is None:
+        return functools.partial(_configurable, name=name)
+    return _configurable(function, name)
+
+
+def _configurable(function: F, name: str | None) -> F:
+    if not callable(function):
+        raise TypeError(f"configurable(...) must be a function or a class, found {function!r}.")
+    name = name or getattr(function, "__name__", None)
+    if not name or not name.isidentifier():
+        raise TypeError(
+            f"configurable(name=...): {function!r} needs a name like those of Python, found "
+            f"{name!r}."
+        )
+    if name in public_names():
+        raise ValueError(f"configurable(name=...): {name!r} is a name of optfn's.")
+    if name in _own and _place(_own[name]) != _place(function):
+        raise ValueError(
+            f"configurable(name=...): {name!r} is {_own[name]!r} already; give {function!r} "
+            "another name."
+        )
+    _own[name] = function
+    return function
+
+
+def _place(function: Any) -> tuple:
+    """Where it is defined: a cell that runs again defines the same function anew."""
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+
+
+@functools.cache
+def factories() -> Mapping[str, Any]:
+    """What makes a part of an optimizer, by what one writes behind `optfn.`."""
+    library: Any = sys.modules[__name__.partition(".")[0]]
+    spaces = {"": library, "schedules.": library.schedules, "storage.": library.storage}
+    return {
+        f"{space}{name}": value
+        for space, module in spaces.items()
+        for name, value in vars(module).items()
+        if name not in (*_LEFT_OUT, *_FUNCTIONS) and not name.startswith("_")
+        if name in _OF_VIEWS or issubclass(made_by(value), _MADE) or isinstance(value, MatrixAxes)
+    }
+
+
+@functools.cache
+def public_names() -> Mapping[str, Any]:
+    """The factories and the functions of the library."""
+    library: Any = sys.modules[__name__.partition(".")[0]]
+    return {**factories(), **{name: getattr(library, name) for name in _FUNCTIONS}}
+
+
+def all_names() -> dict[str, Any]:
+    """The public names and the users' own."""
+    return {**public_names(), **_own}
+
+
+def made_by(factory: Any) -> type:
+    """The class of what a factory makes, as far as it says."""
+    made = factory
+    if not isinstance(factory, type):
+        made = getattr(inspect.unwrap(factory), "__annotations__", {}).get("return")
+    return made if isinstance(made, type) else object
+
+
+def name_of(factory: Any) -> str | None:
+    """What configs call a factory or a function; None if they cannot."""
+    return next((name for name, x in all_names().items() if x is factory), None)
+
+
+def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments that a config may give."""
+    parameters = inspect.signature(factory).parameters
+    return {name: x for name, x in parameters.items() if x.kind is not x.VAR_KEYWORD}
+
+
+@functools.cache
+def argument_names(kind: str) -> frozenset[str]:
+    """What the fields of a kind are called in the library; functions call theirs so too."""
+    classes = [x for x in public_names().values() if isinstance(x, type) and issubclass(x, Data)]
+    fields = [field for cls in classes for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    return frozenset(field.name for field in fields if kind_of(field) == kind)
+
+
+def unknown(found: Any, choices: Iterable[str]) -> str:
+    """The end of a message on a name that is none of these."""
+    names = sorted(choices)
+    near = nearest(found, names)
+    hint = f"; did you mean {near!r}?" if near else "."
+    return f"found {found!r}{hint} There are: {', '.join(names)}."
+
+
+def nearest(found: Any, names: Iterable[str]) -> str | None:
+    """The name that is most like what was written; None if no one is like it."""
+    by_text = {_plain(name): name for name in names}
+    near = get_close_matches(_plain(found), by_text, 1, 0.7) if isinstance(found, str) else ()
+    return by_text[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return name.rpartition(".")[2].replace("_", "").replace("-", "").lower()
