@@ -305,6 +305,10 @@ from optfn.config.names import configurable as configurable
 from optfn.config.read import from_config as from_config
 from optfn.config.write import to_config as to_config
 
+# From and to the state of other libraries.
+from optfn.interop.optax_state import from_optax_state as from_optax_state
+from optfn.interop.optax_state import to_optax_state as to_optax_state
+
 # Schedules are a namespace of their own.
 from optfn import schedules as schedules
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("storage",),
     ("compose",),
     ("optimizers",),
-    ("minimize", "config"),
+    ("minimize", "config", "interop"),
     ("__init__",),
     ("sweep", "testing"),
 )

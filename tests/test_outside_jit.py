@@ -90,6 +90,7 @@ def test_the_derivative_of_an_update_does_not_compile_again(name):
 # Every other public function.
 
 TX = optfn.adam(schedules.linear(0.1, 0.05, 9))
+OPTAX = optax.adam(optax.linear_schedule(0.1, 0.05, 9))
 CONFIG = optfn.to_config(optfn.as_arrays(TX))
 STATE = TX.init(PARAMS)
 SCALED = optfn.loss_scale(TX)
@@ -122,6 +123,7 @@ FUNCTIONS = {
     "current_loss_scale": lambda: optfn.current_loss_scale(SCALED.init(PARAMS)),
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
     "from_config": lambda: optfn.from_config(CONFIG).init(PARAMS),
+    "from_optax_state": lambda: optfn.from_optax_state(TX, OPTAX.init(PARAMS), PARAMS),
     "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
     "hyperparameters": lambda: optfn.hyperparameters(TX, STATE),
     "in_blocks": None,  # views
@@ -151,6 +153,7 @@ FUNCTIONS = {
     "summary": lambda: optfn.summary(TX, PARAMS),
     "step": lambda: optfn.step(TX, PARAMS, GRADS, STATE),
     "to_config": lambda: optfn.to_config(TX),
+    "to_optax_state": lambda: optfn.to_optax_state(TX, STATE, OPTAX, PARAMS),
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
     "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
     "value_and_grad_from_state": evaluated_and_found,

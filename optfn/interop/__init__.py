@@ -1,0 +1,1 @@
+"""What other libraries have, in the form of this one, and back."""
