@@ -308,6 +308,7 @@ from optfn.config.write import to_config as to_config
 # From and to the state of other libraries.
 from optfn.interop.optax_state import from_optax_state as from_optax_state
 from optfn.interop.optax_state import to_optax_state as to_optax_state
+from optfn.interop.torch_state import from_torch_state as from_torch_state
 
 # Schedules are a namespace of their own.
 from optfn import schedules as schedules

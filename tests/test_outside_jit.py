@@ -91,6 +91,7 @@ def test_the_derivative_of_an_update_does_not_compile_again(name):
 
 TX = optfn.adam(schedules.linear(0.1, 0.05, 9))
 OPTAX = optax.adam(optax.linear_schedule(0.1, 0.05, 9))
+TORCH = {"w": {"step": 1, "exp_avg": np.ones((3, 2)), "exp_avg_sq": np.ones((3, 2))}}
 CONFIG = optfn.to_config(optfn.as_arrays(TX))
 STATE = TX.init(PARAMS)
 SCALED = optfn.loss_scale(TX)
@@ -124,6 +125,7 @@ FUNCTIONS = {
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
     "from_config": lambda: optfn.from_config(CONFIG).init(PARAMS),
     "from_optax_state": lambda: optfn.from_optax_state(TX, OPTAX.init(PARAMS), PARAMS),
+    "from_torch_state": lambda: optfn.from_torch_state(TX, TORCH, PARAMS),
     "global_norm": lambda: jax.value_and_grad(optfn.global_norm)([MANY, 1.0]),
     "hyperparameters": lambda: optfn.hyperparameters(TX, STATE),
     "in_blocks": None,  # views
