@@ -23,6 +23,7 @@ from optfn.config.names import (
 )
 from optfn.core.matrix_axes import MatrixAxes
 from optfn.core.optax_names import what_to_write
+from optfn.core.paths import by_path
 from optfn.core.transform import Transform
 from optfn.core.updates_kind import Updates
 
@@ -164,7 +165,9 @@ def _around(
     found: dict[str, list] = {"stage": [], "wrapper": []}
     for key, value in entries.items():
         other = names.get(key) if isinstance(key, str) else None
-        if other is None or not _makes_transforms(other) or not _may_make_transforms(factory):
+        # A function of a user's may not say what it makes.
+        may_be = _makes_transforms(other) or key not in public_names()
+        if other is None or not may_be or not _may_make_transforms(factory):
             raise _no_argument(key, factory, parameters, f"{where}.{key}")
         if value is not None:
             first = next(iter(parameters_of(other)), None)
@@ -196,6 +199,8 @@ def _with(put: Callable, other: Callable) -> Callable:
 def _in_front(stage: Callable, made: Any, value: Any, where: str) -> Any:
     parameters = parameters_of(stage)
     first = _made(stage, parameters, _as_arguments(value, list(parameters)), where)
+    if not isinstance(first, Transform):
+        raise TypeError(f"{where} must make a stage, found {type(first).__name__}.")
     if first.updates_kind(Updates.DIRECTION) in (Updates.STEP, Updates.LAST):
         raise ValueError(
             f"{where} would stand in front of the optimizer, but it is an optimizer itself: write "
@@ -240,7 +245,7 @@ def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
             args = _positional(value, place)
         elif key in argument_names("per_leaf"):
             kwargs[key] = _read(value, place)
-        elif key == "patterns":
+        elif key == "patterns" and issubclass(made_by(factory), by_path):
             kwargs[key] = _in_order(value, place)
         else:
             kwargs[key] = _frozen(_read(value, place))
@@ -271,9 +276,9 @@ def _positional(value: Any, where: str) -> list:
 
 def _in_order(pairs: Any, where: str) -> Any:
     """A dict, also from pairs: of patterns the first decides, and files may sort a dict."""
-    if not _is_list(pairs):
-        return _read(pairs, where)
-    if not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
+    if _is_mapping(pairs):
+        pairs = list(pairs.items())
+    if not _is_list(pairs) or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
         raise TypeError(f"{where} must be a dict or pairs of its entries, found {_shown(pairs)}.")
     return {key: _frozen(_read(value, f"{where}.{key}")) for key, value in pairs}
 
@@ -341,7 +346,7 @@ def _array(values: Any, others: dict, where: str) -> Any:
         return array
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype and dtype:
         raise ValueError(f"{where}.dtype is {dtype}, which needs jax_enable_x64.")
-    if not weak:
+    if not weak or not array.size:
         return jnp.asarray(array)
     # An array of numbers without a dtype of their own.
     return jnp.stack([jnp.asarray(x) for x in array.ravel().tolist()]).reshape(array.shape)

@@ -90,6 +90,11 @@ def _how(value: Any) -> str:
 def _call(factory: Any, value: Any, where: str) -> dict[str, Any]:
     entries: dict[str, Any] = {"name": name_of(factory)}
     for key in parameters_of(factory):
+        if not hasattr(value, key):
+            raise ValueError(
+                f"{where}.{key}: {type(value).__name__} does not keep its argument {key!r} as an "
+                "attribute, so it cannot be written."
+            )
         entry = getattr(value, key)
         if key == "patterns":  # the first that fits decides, and files may sort the keys of a dict
             entry = [list(pair) for pair in entry]

@@ -1,14 +1,15 @@
 """What the slots of a stage are in optax's state, and back."""
 
 from collections.abc import Callable, Collection
-from functools import reduce
+from functools import cache, reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from optfn.compose.accumulate import accumulate
 from optfn.core.optax_fields import ELSEWHERE
 from optfn.core.placement import put_like
 from optfn.core.state import State
@@ -33,7 +34,6 @@ SQUARES = (
 # What other stages call otherwise than `ELSEWHERE` says, by the name of the slot.
 OTHERS = {
     "schedule_free": {"share": "b1"},
-    "scale_by_muon": {"ema": "mu"},
     "reduce_on_plateau": {"avg_count": "count"},
     "skip_nonfinite": {"consecutive": "notfinite_count", "total": "total_notfinite"},
 }
@@ -46,9 +46,9 @@ NOT_OURS = ("ns_coeffs", "b1", "info", "last_finite")
 
 def slots_from(pair: Pair, params: PyTree) -> dict[str, Any]:
     """The slots of a stage, by their names, from its part of optax's state."""
-    special = SPECIAL.get(type(pair.stage).__name__)
+    special = _special(pair)
     if special is not None:
-        return special[0](pair)
+        return special.read(pair)
     found, used = {}, set[str]()
     for name, slot, other in _fields(pair):
         where = f"{show_path(pair.part.path)}.{other}"
@@ -70,9 +70,9 @@ def fields_from(pair: Pair, count: Any) -> dict[str, Any]:
         pair: a stage and its part.
         count: the number of updates that the stage has made.
     """
-    special = SPECIAL.get(type(pair.stage).__name__)
+    special = _special(pair)
     if special is not None:
-        return special[1](pair, count)
+        return special.write(pair, count)
     found: dict[str, Any] = {}
     for name, slot, other in _fields(pair):
         old = getattr(pair.part.state, other)
@@ -261,7 +261,7 @@ def _accumulate_from(pair: Pair) -> dict[str, Any]:
     if jax.tree.leaves(other.skip_state):
         raise ValueError(f"{where}.skip_state has no place in {'.'.join(pair.names)}.")
     count = other.mini_step
-    times = count if getattr(pair.stage, "use_grad_mean", True) else 1
+    times = count if cast(accumulate, pair.stage).use_grad_mean else 1
     total = jax.tree.map(lambda x: x * times, other.acc_grads)
     return {
         "sum": carried(total, own.sum, f"{where}.acc_grads"),
@@ -274,7 +274,7 @@ def _accumulate_from(pair: Pair) -> dict[str, Any]:
 def _accumulate_to(pair: Pair, count: Any) -> dict[str, Any]:
     other, own = pair.part.state, pair.slots
     where = ".".join(pair.names)
-    weight = own.weight if getattr(pair.stage, "use_grad_mean", True) else 1
+    weight = own.weight if cast(accumulate, pair.stage).use_grad_mean else 1
     empty = own.micro_step == 0
 
     def mean(x):
@@ -286,7 +286,54 @@ def _accumulate_to(pair: Pair, count: Any) -> dict[str, Any]:
     }
 
 
-SPECIAL: dict[str, tuple[Callable, Callable]] = {
-    "scale_by_lbfgs": (_lbfgs_from, _lbfgs_to),
-    "accumulate": (_accumulate_from, _accumulate_to),
+class Special(NamedTuple):
+    """A state of another form: its kind, and how it is read and written."""
+
+    kind: str
+    read: Callable[[Pair], dict[str, Any]]
+    write: Callable[[Pair, Any], dict[str, Any]]
+
+
+SPECIAL = {
+    "scale_by_lbfgs": Special("ScaleByLBFGSState", _lbfgs_from, _lbfgs_to),
+    "accumulate": Special("MultiStepsState", _accumulate_from, _accumulate_to),
 }
+
+
+def _special(pair: Pair) -> Special | None:
+    """How the state of this stage is read, if not by names; an error if it is another rule's."""
+    stage, part = type(pair.stage).__name__, pair.part
+    special = SPECIAL.get(stage)
+    rules = stages_of(part.kind)
+    is_another = bool(rules) and stage not in rules and _is_in_optax(stage)
+    if is_another or (special is not None and part.kind != special.kind):
+        of = f" of {' or '.join(sorted(rules))}" if rules else ""
+        raise ValueError(
+            f"optax's {show_path(part.path)} is a {part.kind}{of}, not of {'.'.join(pair.names)}."
+        )
+    return special
+
+
+def stages_of(kind: str) -> set[str]:
+    """optax's stages whose state is of this type, as far as a call without arguments shows it."""
+    return {name for name, own in _kinds().items() if own == kind}
+
+
+def _is_in_optax(stage: str) -> bool:
+    return stage in _kinds()
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    """The type of the state of each stage of optax that needs no arguments."""
+    found = {}
+    for module in (optax, optax.contrib):
+        for name in dir(module):
+            if name.startswith("scale_by_"):
+                try:
+                    tx = getattr(module, name)()
+                    state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((2,), jnp.float32))
+                except Exception:  # it needs more, and is not compared
+                    continue
+                found[name] = type(state).__name__
+    return found

@@ -62,9 +62,11 @@ def from_optax_state(
     found = pairs(tx, first, optax_state, params)
     _check_no_keys(optax_state)
     steps = _Steps(found, optax_state)
-    if count is None:
-        count = _least_count(found)
-    step = steps.of(None, count)
+    step = steps.of(None, _least_count(found) if count is None else count)
+    if count is not None and not isinstance(step, Tracer) and step != count:
+        raise ValueError(
+            f"from_optax_state(count=...) is {count}, but optax's state counts {step} updates."
+        )
     new = {pair.names: slots_from(pair, params) for pair in found}
 
     def renewed(place: Place) -> Any:
@@ -154,7 +156,7 @@ class _Steps:
     def owner(self, path: Path) -> Path | None:
         """The path of the inner state to which a count belongs; None for the root's."""
         if path[-1] == "gradient_step":
-            return next(p for p in self.states if p[:-1] == path[:-1])
+            return next((p for p in self.states if p[:-1] == path[:-1]), None)
         inside = [own for own in self.states if path[: len(own)] == own]
         return max(inside, key=len, default=None)
 
