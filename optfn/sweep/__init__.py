@@ -18,6 +18,7 @@ from optfn.sweep.policies.policy import Verdict as Verdict
 from optfn.sweep.policies.policy import run_all as run_all
 from optfn.sweep.progress import Progress as Progress
 from optfn.sweep.result import Result as Result
+from optfn.sweep.result import RunResult as RunResult
 from optfn.sweep.result import TrialResult as TrialResult
 from optfn.sweep.run import run as run
 from optfn.sweep.search import Search as Search

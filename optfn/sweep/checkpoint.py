@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.trial import PLAIN, decoded, encoded
 
 KEPT = 2
+MOST_OF_THE_TIME = 0.02  # the share that saving may take
 
 
 class Store:
@@ -50,6 +53,8 @@ class Store:
         self.search = search
         self.fingerprint: dict[str, str] = {}
         self.damaged: list[int] = []
+        self.seconds = 0.0
+        self.saved = time.perf_counter()
         self.found = self._newest()
 
     @property
@@ -57,24 +62,60 @@ class Store:
         """The lanes of the sweep in the folder; None without one."""
         return None if self.found is None else int(self.found[0]["fingerprint"]["lanes"])
 
+    def is_due(self, segments: int, every: int | None) -> bool:
+        """Whether the next checkpoint is due.
+
+        Args:
+            segments: the segments so far.
+            every: the segments between two checkpoints; None is as many as keep the time of saving
+                to a fiftieth of all, and none before the first.
+        """
+        if every is not None:
+            return not segments % every
+        return time.perf_counter() - self.saved >= self.seconds / MOST_OF_THE_TIME
+
     def save(self, scheduler: Scheduler) -> None:
-        """Writes the scheduler's state; the checkpoint before stays until this one is whole."""
-        for step in self.damaged:  # their replacement is written
-            self.manager.delete(step)
+        """Writes the scheduler's state; the checkpoint before stays until this one is whole.
+
+        A sweep outlives its disk: what goes wrong in writing is a warning.
+        """
+        with self._warned():
+            for step in self.damaged:  # their replacement is written
+                self.manager.delete(step)
         self.damaged = []
         if scheduler.executor.segments in self.manager.all_steps():
             return
-        arrays = _arrays(scheduler)
-        host = _host(scheduler) | {"sha256": {name: _sha(x) for name, x in arrays.items()}}
         first = scheduler.trials[0].own_history[0][1]
         if not self.fingerprint:
             self.fingerprint = fingerprint(scheduler, self.search, first)
+        began = time.perf_counter()
+        arrays = _arrays(scheduler)
+        host = _host(scheduler, arrays)
         host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.plan.space, first)}
         saved = self.items.Composite(
             arrays=self.items.StandardSave(arrays),
             host=self.items.JsonSave({"record": host, "sha256": _sha_of_json(host)}),
         )
-        self.manager.save(scheduler.executor.segments, args=saved, force=True)
+        with self._warned():
+            self.manager.save(scheduler.executor.segments, args=saved, force=True)
+        self.saved = time.perf_counter()
+        self.seconds = self.saved - began
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        """Makes an error in writing, or Ctrl-C, a warning, and removes what is unfinished."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as problem:  # any error of Orbax and its writers
+            reason = str(problem).split("\n")[0][:200]
+            warnings.warn(
+                f"checkpoint={str(self.folder)!r}: a checkpoint could not be written "
+                f"({type(problem).__name__}: {reason}); the last whole one is kept.",
+                stacklevel=4,
+            )
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            self.manager.reload()
 
     def restore(self, scheduler: Scheduler) -> bool:
         """Sets a new scheduler to the state of the last whole checkpoint; False without one.
@@ -123,8 +164,10 @@ class Store:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with self._warned():
+            self.manager.wait_until_finished()
+        with suppress(Exception):  # it raises what was warned of
+            self.manager.close()
 
     def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         try:
@@ -219,13 +262,13 @@ def _arrays(scheduler: Scheduler) -> dict[str, np.ndarray]:
     }
 
 
-def _host(scheduler: Scheduler) -> dict[str, Any]:
+def _host(scheduler: Scheduler, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     space, executor = scheduler.plan.space, scheduler.executor
-    arrays = {name: (x.shape, str(x.dtype)) for name, x in _arrays(scheduler).items()}
     return json.loads(
         json.dumps(
             {
-                "arrays": arrays,
+                "arrays": {name: (x.shape, str(x.dtype)) for name, x in arrays.items()},
+                "sha256": {name: _sha(x) for name, x in arrays.items()},
                 "trials": [
                     {name: getattr(trial, name) for name in PLAIN}
                     | {
@@ -297,7 +340,7 @@ def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.nd
         shapes = jax.eval_shape(
             lambda lanes: scheduler.plan.task.scored_params(lanes.candidate.tx, lanes.carry), like
         )
-        trial.params = _filled(shapes, arrays, f"params {trial.number}")
+        trial.params = _filled((shapes,) * scheduler.runs, arrays, f"params {trial.number}")
 
 
 def _filled(like: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:

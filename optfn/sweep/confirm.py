@@ -15,7 +15,8 @@ class Confirm:
     """Trains the best trials of a sweep again, on seeds that none has seen.
 
     The best score of many is biased: it was also picked for its luck. Fresh runs have no such bias;
-    their mean becomes the score of the trial and decides the order. It costs `top * seeds` runs. At
+    their mean becomes the score of the trial and decides the order, and their params are its
+    params. It costs `top * seeds` runs. At
     the same cost, more seeds make the scores more precise, more trials the choice wider.
 
     Args:
@@ -51,11 +52,13 @@ class Confirm:
         )
         train(scheduler)
         confirmed = np.full((len(result), self.seeds), np.nan)
+        kept = dict(result.kept)
         for place, i in enumerate(best):
             fresh = scheduler.trials[place * self.seeds : (place + 1) * self.seeds]
             if len(fresh) == self.seeds and all(trial.status != "stopped" for trial in fresh):
                 worst = result.task.sign * np.inf
                 scores = [t.scores[0] if np.isfinite(t.loss) else worst for t in fresh]
                 confirmed[i] = scores
+                kept[int(i)] = tuple(t.params and t.params[0] for t in fresh)
         lane_steps = result.lane_steps + scheduler.executor.lane_steps
-        return replace(result, confirmed=confirmed, lane_steps=lane_steps)
+        return replace(result, confirmed=confirmed, kept=kept, lane_steps=lane_steps)

@@ -413,15 +413,21 @@ def compact(lanes: Lanes, source: jax.Array) -> Lanes:
     return jax.tree.map(lambda x: x[source], lanes)
 
 
-@partial(jax.jit, static_argnames=("task", "mesh"))
-def _fetch_params(lanes: Lanes, place: jax.Array, *, task: Training, mesh: Mesh | None) -> PyTree:
-    lane = jax.tree.map(lambda x: x[place], _on_every_device(lanes, mesh))
-    return task.scored_params(lane.candidate.tx, lane.carry)
+@partial(jax.jit, static_argnames=("count", "task", "mesh"))
+def _fetch_params(
+    lanes: Lanes, first: jax.Array, *, count: int, task: Training, mesh: Mesh | None
+) -> tuple[PyTree, ...]:
+    part = _slice_lanes(_on_every_device(lanes, mesh), first, count)
+    each = [jax.tree.map(lambda x, i=i: x[i], part) for i in range(count)]
+    return tuple(task.scored_params(lane.candidate.tx, lane.carry) for lane in each)
 
 
-def fetch_params(lanes: Lanes, place: int, task: Training, mesh: Mesh | None = None) -> PyTree:
-    """The params `[...]` of the lane at `place`, on the host."""
-    return jax.tree.map(to_host, _fetch_params(lanes, np.int32(place), task=task, mesh=mesh))
+def fetch_params(
+    lanes: Lanes, first: int, count: int, task: Training, mesh: Mesh | None = None
+) -> tuple[PyTree, ...]:
+    """The params `[...]` of each of the lanes from `first` on, on the host."""
+    options = {"count": count, "task": task, "mesh": mesh}
+    return jax.tree.map(to_host, _fetch_params(lanes, np.int32(first), **options))
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")

@@ -53,6 +53,7 @@ class Executor:
         state: `Lanes` with arrays `[lanes, ...]` on the devices; None before `enter`.
         shared: the arrays that all lanes read, on every device.
         mode: how lanes are trained: "vmap", "map" or "loop", or "auto" until that is decided.
+        task: the training run without its arrays, which the compiled programs hold.
         segments: the number of segments trained.
         lane_steps: the steps of all lanes so far, idle ones included.
 
@@ -72,6 +73,7 @@ class Executor:
         self._seconds: list[float] = []
         self._compiling = 0.0
         task = plan.task
+        self.task = task.without_arrays
         everywhere = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
         self.shared = Shared(
             np.uint32(plan.seed),
@@ -99,7 +101,7 @@ class Executor:
     def empty_lanes(self, candidate: Candidate) -> Lanes:
         """Lanes without a run, for candidates like this one."""
         many = self._in_places([candidate] * self.places)
-        return engine.empty_lanes(self.plan.task, many, self.lanes, self.shared, self.plan.mesh)
+        return engine.empty_lanes(self.task, many, self.lanes, self.shared, self.plan.mesh)
 
     def load(self, entrants: Mapping[int, tuple[Candidate, tuple[int, ...]]]) -> None:
         """Starts runs: for each place its candidate, and a seed for each of its `runs` runs."""
@@ -115,7 +117,7 @@ class Executor:
             self.to_devices(np.array(seeds, np.int32).reshape(-1)),
             self.to_devices(self._lanes_of(entrants)),
             self.shared,
-            task=self.plan.task,
+            task=self.task,
             mesh=self.plan.mesh,
         )
 
@@ -151,9 +153,10 @@ class Executor:
             mesh=self.plan.mesh,
         )
 
-    def fetch_params(self, place: int) -> PyTree:
-        """The params `[...]` of the first run of a place, on the host."""
-        return engine.fetch_params(self.state, place * self.runs, self.plan.task, self.plan.mesh)
+    def fetch_params(self, place: int) -> tuple[PyTree, ...]:
+        """The params `[...]` of each run of a place, on the host."""
+        first, count = place * self.runs, self.runs
+        return engine.fetch_params(self.state, first, count, self.task, self.plan.mesh)
 
     def shrink(self, places: Sequence[int], segments_left: int) -> bool:
         """Drops idle lanes where that saves more time than a compilation takes.
@@ -208,7 +211,7 @@ class Executor:
             self.shared,
             np.int32(self.segments * self.plan.segment),
             self._stream.take(self.segments, steps),
-            task=self.plan.task,
+            task=self.task,
             length=self.plan.segment,
             mode=mode,
             mesh=self.plan.mesh,
@@ -271,7 +274,7 @@ class Executor:
             self.to_devices(np.zeros(self.lanes, bool)),
             self.shared,
             self._stream.like(self.segments),
-            task=self.plan.task,
+            task=self.task,
             length=self.plan.segment,
             mode=mode,
             mesh=self.plan.mesh,
@@ -296,7 +299,7 @@ class Executor:
     def _of_program(self, candidate: Candidate, lanes: int) -> tuple:
         many = self._in_places([candidate] * (lanes // self.runs))
         batches = self._stream.like(self.segments)
-        return self.plan.task, many, lanes, self.shared, batches, self.plan.segment
+        return self.task, many, lanes, self.shared, batches, self.plan.segment
 
     def _in_places(self, candidates: Sequence[Candidate]) -> Candidate:
         return stack_candidates(candidates, self.runs)

@@ -154,7 +154,7 @@ def step_lane(
     root = jax.random.key(shared.seed)
     key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
     batch_key, loss_key = jax.random.split(key)
-    if task.stream is None:
+    if batch is None:
         common = jax.random.fold_in(root, at)
         batch = task.draw(common if task.common_batches else batch_key, shared.data)
     carry, metrics = task.advance(lane.candidate.tx, lane.carry, batch, loss_key)

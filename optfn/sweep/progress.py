@@ -68,21 +68,48 @@ class Progress(NamedTuple):
         )
 
 
+class _Lines:
+    """Progress as lines on the standard error stream, fewer and fewer of them."""
+
+    def __init__(self) -> None:
+        self.last: Progress | None = None
+        self.printed = 0.0
+
+    def show(self, progress: Progress) -> None:
+        self.last = progress
+        if progress.seconds >= min(1.1 * self.printed, self.printed + 60):
+            self.print_last()
+
+    def print_last(self) -> None:
+        if self.last is not None:
+            print(self.last, file=sys.stderr, flush=True)
+            self.last, self.printed = None, self.last.seconds
+
+
 @contextmanager
 def shown(
     progress: bool | Callable[[Progress], None] | None,
 ) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows progress: by default on a line of the terminal, if there is one."""
+    """A function that shows progress: by default on a line of the terminal, if there is one.
+
+    In a file or a pipe it prints lines: the first, the last, and one whenever the time has grown by
+    a tenth, or a minute.
+    """
     if callable(progress):
         yield progress
         return
-    if progress is False or (progress is None and not sys.stderr.isatty()):
+    terminal = sys.stderr.isatty()
+    if progress is False or (progress is None and not terminal):
         yield lambda progress: None
         return
     try:
         from rich.console import Console
     except ImportError:
-        yield lambda progress: print(progress, file=sys.stderr, flush=True)
+        terminal = False
+    if not terminal:
+        lines = _Lines()
+        yield lines.show
+        lines.print_last()
         return
     with Console(stderr=True).status("compiling") as status:
         yield lambda progress: status.update(str(progress))

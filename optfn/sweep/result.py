@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,6 +21,13 @@ from optfn.sweep.trial import History
 STATUSES = *get_args(TrialStatus), "stopped"
 
 
+class RunResult(NamedTuple):
+    """One run of a trial: its score, and the params that have it, None if they were not kept."""
+
+    score: float
+    params: PyTree
+
+
 @dataclass(frozen=True)
 class TrialResult:
     """One trial: its hyperparameters and its outcome.
@@ -29,12 +36,13 @@ class TrialResult:
         trial: its number.
         values: the hyperparameters.
         optimizer: the optimizer with these hyperparameters.
-        score: the mean over its seeds, in the units of the task; inf (or -inf) if a run diverged.
+        score: the mean over its runs, in the units of the task; inf (or -inf) if a run diverged.
         spread: the standard deviation over its seeds; nan for one seed, or if a run diverged.
         status: "ok", "pruned", "diverged", "not_finite" or "stopped".
         steps: the steps taken.
-        params: the params of the first seed that were scored, the average of an optimizer that
+        params: the params of the first run that were scored, the average of an optimizer that
             averages; None if they were not kept.
+        runs: for each seed whose score counts, its score, and its params or None.
         hyperparameter_history: pairs of a step and the hyperparameters from that step on. There are
             several only under a population policy; `optimizer` then changes from one to the next.
     """
@@ -47,6 +55,7 @@ class TrialResult:
     status: str
     steps: int
     params: PyTree = None
+    runs: tuple["RunResult", ...] = ()
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
 
 
@@ -66,7 +75,8 @@ class Result:
         curves: by name, float `[trials, segments]`, the mean over the seeds at each age; nan after
             the trial's end.
         ages: int `[segments]`, the ages of the curves, in steps.
-        kept: the params of the best trials, by trial number.
+        kept: by the number of a trial, for the best of them, the params of each run whose score
+            counts.
         rungs: the ages at which the policy judged.
         copied_from: int `[rounds, trials]`, the source of each population member in each round.
         hyperparameter_history: for each trial, pairs of a step and the point that trained its
@@ -88,7 +98,7 @@ class Result:
     segments: Sequence[list[int]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
     ages: np.ndarray = field(repr=False)
-    kept: dict[int, PyTree] = field(repr=False)
+    kept: dict[int, tuple[PyTree, ...]] = field(repr=False)
     rungs: tuple[int, ...] = field(repr=False)
     copied_from: np.ndarray = field(repr=False)
     hyperparameter_history: Sequence[History] = field(repr=False)
@@ -170,6 +180,8 @@ class Result:
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         several = len(scores) > 1 and bool(np.isfinite(scores).all())
+        params = self.kept.get(int(number), (None,) * len(scores))
+        runs = tuple(map(RunResult, scores.tolist(), params))
         return TrialResult(
             trial=int(number),
             values=dict(self.points[number]),
@@ -178,7 +190,8 @@ class Result:
             spread=float(scores.std(ddof=1)) if several else float("nan"),
             status=str(self.status[number]),
             steps=int(self.steps[number]),
-            params=self.kept.get(int(number)),
+            params=runs[0].params if runs else None,
+            runs=runs,
             hyperparameter_history=self.hyperparameter_history[number],
         )
 
@@ -294,7 +307,7 @@ class Result:
             policy=run_all(),
             seeds_of=seeds_of,
             mode=self.mode,
-            keep_best=1,
+            keep_best=len(trials),
         )
 
     def table(self, k: int = 10) -> str:

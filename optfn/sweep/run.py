@@ -48,7 +48,7 @@ def run(
     keep_best: int = 1,
     confirm: Confirm | None = None,
     checkpoint: str | os.PathLike | None = None,
-    checkpoint_every: int = 10,
+    checkpoint_every: int | None = None,
     progress: bool | Callable[[Progress], None] | None = None,
 ) -> Result:
     """Trains many trials of an optimizer's hyperparameters in one compiled program.
@@ -92,12 +92,15 @@ def run(
         confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
         checkpoint: a folder. The same call continues a sweep that was killed, with the same
             results; with more `trials` it continues a finished sweep.
-        checkpoint_every: the segments between two checkpoints.
-        progress: True shows a progress line, False none; None shows it on a terminal. A function of
-            `Progress` is called after every segment.
+        checkpoint_every: the segments between two checkpoints; None is one after the first segment,
+            then as many as take a fiftieth of the time.
+        progress: True shows progress, on a line of the terminal, or as lines where there is none;
+            False shows none, and None only on a terminal. A function of `Progress` is called after
+            every segment.
 
     Returns:
-        The trials, as arrays. Those left unfinished by Ctrl-C or `max_seconds` are "stopped".
+        The trials, as arrays. Those left unfinished by Ctrl-C or `max_seconds` are "stopped"; the
+        params of the best so far are kept.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -118,7 +121,8 @@ def run(
             f"{_kind(policy)}."
         )
     counts = {"steps": steps, "seeds": seeds, "keep_best": keep_best}
-    counts["checkpoint_every"] = checkpoint_every
+    if checkpoint_every is not None:
+        counts["checkpoint_every"] = checkpoint_every
     for name, value in counts.items():
         check_count(value, f"sweep.run({name}=...)")
     segment = ceil_div(steps, 10) if segment is None else segment
@@ -170,7 +174,9 @@ def run(
             while scheduler.advance():
                 seconds = time.perf_counter() - began
                 show(Progress.of(scheduler, seconds))
-                if store and not scheduler.executor.segments % checkpoint_every:
+                if store and any_process(
+                    store.is_due(scheduler.executor.segments, checkpoint_every)
+                ):
                     store.save(scheduler)
                     session.flush()
                 if any_process(interrupted() or seconds > max_seconds):
@@ -181,6 +187,8 @@ def run(
         if store:
             store.save(scheduler)
         session.flush()
+        if not ended:
+            scheduler.keep_unfinished()
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train)

@@ -113,7 +113,8 @@ class Scheduler:
         for place, trial in entering.items():
             if trial.parked is not None:
                 self.executor.resume(place, trial.parked)
-                trial.parked = None
+                trial.parked = trial.params = None
+                self.kept = [other for other in self.kept if other is not trial]
         return True
 
     def _ask(self) -> None:
@@ -206,10 +207,7 @@ class Scheduler:
             elif trial.diverged:
                 self._end(trial, "diverged")
             elif arrived == self.plan.steps:
-                finite = bool(np.isfinite(trial.loss))
-                if finite:
-                    self._keep(place)
-                self._end(trial, "ok" if finite else "not_finite")
+                self._end(trial, "ok" if np.isfinite(trial.loss) else "not_finite")
 
     def _judge(self) -> None:
         """Asks the policy about every trial that stands at a rung."""
@@ -236,6 +234,7 @@ class Scheduler:
                 trial.parked = None
                 self._end(trial, trial.status_if_stopped)
             elif verdict is Verdict.PAUSE and trial in places:
+                self._keep(places[trial])
                 trial.parked = self.executor.park(places[trial])
                 del self.running[places[trial]]
             elif verdict is Verdict.CONTINUE and trial not in places:
@@ -270,14 +269,23 @@ class Scheduler:
 
     def _end(self, trial: Trial, status: TrialStatus) -> None:
         """Ends a trial: it leaves its place, and the search gets its outcome."""
-        self.running = {place: other for place, other in self.running.items() if other is not trial}
         trial.status = status
+        for place in [place for place, other in self.running.items() if other is trial]:
+            self._keep(place)
+            del self.running[place]
         self.session.tell(trial.number, *trial.report(self.plan))
 
+    def keep_unfinished(self) -> None:
+        """Keeps the params of the trials in training that are among the best so far."""
+        for place in self.running:
+            self._keep(place)
+
     def _keep(self, place: int) -> None:
-        """Keeps the params of the trial if it is among the best so far."""
+        """Keeps the params of a trial if it is among the best so far; first come finished ones."""
         trial = self.running[place]
-        ranked = sorted([*self.kept, trial], key=lambda t: (t.loss, t.number))
+        if not np.isfinite(trial.loss):
+            return
+        ranked = sorted([*self.kept, trial], key=lambda t: (t.status != "ok", t.loss, t.number))
         self.kept = ranked[: self.keep_best]
         if trial in self.kept:
             trial.params = self.executor.fetch_params(place)

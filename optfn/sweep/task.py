@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -106,13 +107,25 @@ class Training:
             return self.batch(key, data)
         if self.batch_size is None:
             return data
-        rows = jax.random.randint(key, (self.batch_size,), 0, self.number_of_examples())
+        count = jnp.shape(jax.tree.leaves(data)[0])[0]
+        rows = jax.random.randint(key, (self.batch_size,), 0, count)
         return jax.tree.map(lambda x: x[rows], data)
 
     @property
     def initial_params(self) -> PyTree:
         """The params that every run starts from; None where each makes its own."""
         return None
+
+    @cached_property
+    def without_arrays(self) -> Self:
+        """The functions of the task; compiled programs keep them, but let go of its arrays."""
+        functions = copy(self)
+        arrays = ["data", "held_out", "stream"]
+        if self.initial_params is not None:
+            arrays.append("init")
+        for name in arrays:
+            object.__setattr__(functions, name, None)
+        return functions
 
     def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
         """The carry of a run before its first step."""
@@ -136,7 +149,7 @@ class Training:
         """The results of `evaluate`."""
         if self.evaluate is None:
             return {}
-        others = () if self.held_out is None else (held_out,)
+        others = () if held_out is None else (held_out,)
         metrics = self.evaluate(self.scored_params(tx, carry), *others)
         _check_scalars(metrics, f"{type(self).__name__}(evaluate=...)")
         return metrics

@@ -40,7 +40,7 @@ class Trial:
             no finite score, nan before the first.
         curve: the metrics after each of its segments, as means over the runs.
         parked: its lanes, `[runs, ...]` on the host, while it is paused.
-        params: the params of its first run, if it is among the best.
+        params: the params of each of its runs, if it is among the best.
         history: pairs of a step and the point that trained its params from that step on. There are
             several only in a population, where a copy takes over the history of its source.
         own_history: pairs of a step and the point that this trial had from that step on.
@@ -59,7 +59,7 @@ class Trial:
     scores: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
-    params: PyTree = None
+    params: tuple[PyTree, ...] | None = None
     history: History = field(default_factory=list)
     own_history: History = field(default_factory=list)
 

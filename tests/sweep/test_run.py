@@ -526,7 +526,7 @@ COMMON = {
 def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, tmp_path):
     task = sweep.Task(START, loss, **COMMON[kind], **SCORED)
     policy = sweep.successive_halving(first=5, bracket=36)
-    kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy}
+    kwargs = {"trials": 36, "lanes": 16, "mode": "map", "policy": policy, "steps": 25}
     run(RATE, task, max_seconds=0.0, checkpoint=tmp_path, **kwargs)
     result = run(RATE, task, checkpoint=tmp_path, **kwargs)
     waited = [t for t in result.segments if np.ptp(t) >= len(t)]
@@ -534,7 +534,7 @@ def test_a_trial_that_waited_for_others_is_rerun_with_the_batches_it_had(kind, t
     assert len(ended) and all(result.segments[i] in waited for i in ended)
     for i in ended:
         segments = result.segments[i]
-        assert len(segments) == 4 and result.started_at[i] == 5 * segments[0]
+        assert len(segments) == 5 and result.started_at[i] == 5 * segments[0]
         assert result.rerun(i).score == result.trial(i).score
 
 
@@ -596,14 +596,15 @@ def test_paused_trials_go_on_where_they_were():
     """Successive halving has scores of those that came to the end as running all has them."""
     policy = sweep.successive_halving(first=5, eta=3, bracket=9)
     told = []
-    halved = run(RATE, trials=18, lanes=8, policy=policy, keep_best=4, progress=told.append)
+    kwargs = {"trials": 18, "lanes": 8, "steps": 25, "keep_best": 4}
+    halved = run(RATE, policy=policy, progress=told.append, **kwargs)
     # Of each of two brackets at most 3 wait, with 4 params, 8 moments, 5 hyperparameters, the
     # optimizer's step, a seed and an age of four bytes each, and two flags of one.
     assert told[0].host_bytes == 2 * 3 * (20 * 4 + 2)
     assert "paused trials take up to" in str(told[0])
-    full = run(RATE, trials=18, lanes=8, keep_best=4)
+    full = run(RATE, **kwargs)
     ok = halved.status == "ok"
-    assert ok.sum() == 2 and (halved.steps[~ok] < 20).all()
+    assert ok.sum() == 2 and (halved.steps[~ok] < 25).all()
     np.testing.assert_array_equal(halved.scores[ok], full.scores[ok])
     best = halved.best().trial
     assert best == full.best().trial

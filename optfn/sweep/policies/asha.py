@@ -48,8 +48,7 @@ class asha(Policy):
         check_eta(self.eta, "asha(eta=...)")
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
-        rungs = geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
-        return rungs[:1] + tuple(age for age in rungs[1:] if 3 * age <= 2 * steps)
+        return geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
         return [

@@ -318,13 +318,18 @@ def check_run(steps: int, segment: int) -> None:
 
 
 def geometric_rungs(first: int, eta: int, steps: int, segment: int, where: str) -> tuple[int, ...]:
-    """first, first * eta, first * eta^2, ..., each rounded up to whole segments, below steps."""
+    """first, first * eta, first * eta^2, ..., each rounded up to whole segments, below steps.
+
+    None but the first is in the last third of a run, where stopping saves little and would leave
+    few to choose from.
+    """
     check_run(steps, segment)
     rungs = []
     while (age := round_up(first, segment)) < steps:
         if age not in rungs[-1:]:
             rungs.append(age)
         first *= eta
+    rungs = rungs[:1] + [age for age in rungs[1:] if 3 * age <= 2 * steps]
     return require_rungs(rungs, steps, segment, where)
 
 
