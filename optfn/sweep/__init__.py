@@ -4,6 +4,7 @@ from optfn.sweep.compare import Comparison as Comparison
 from optfn.sweep.compare import compare as compare
 from optfn.sweep.confirm import Confirm as Confirm
 from optfn.sweep.join_optimizers import join_optimizers as join_optimizers
+from optfn.sweep.one_of import OneOf as OneOf
 from optfn.sweep.optuna_search import optuna_search as optuna_search
 from optfn.sweep.policies.asha import asha as asha
 from optfn.sweep.policies.from_optuna import from_optuna as from_optuna

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -20,6 +20,7 @@ import numpy as np
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
+from optfn.sweep.one_of import OneOf
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -38,19 +39,22 @@ class Store:
     Args:
         folder: created if it does not exist.
         search: the search of the sweep.
+        enqueue: the points that it tries first.
 
     Raises:
         ImportError: Orbax is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike, search: Search):
+    def __init__(
+        self, folder: str | os.PathLike, search: Search, enqueue: Sequence[Mapping[str, Any]] = ()
+    ):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.items = ocp.args
-        self.search = search
+        self.search = _plain([_outline(search), *enqueue]) if enqueue else _outline(search)
         self.fingerprint: dict[str, str] = {}
         self.damaged: list[int] = []
         self.seconds = 0.0
@@ -85,7 +89,7 @@ class Store:
         self.damaged = []
         if scheduler.executor.segments in self.manager.all_steps():
             return
-        first = scheduler.trials[0].own_history[0][1]
+        first = next(t for t in scheduler.trials if t.candidate is not None).own_history[0][1]
         if not self.fingerprint:
             self.fingerprint = fingerprint(scheduler, self.search, first)
         began = time.perf_counter()
@@ -194,12 +198,14 @@ class Store:
 
 
 @contextmanager
-def stored(folder: str | os.PathLike | None, search: Search) -> Iterator[Store | None]:
+def stored(
+    folder: str | os.PathLike | None, search: Search, enqueue: Sequence[Mapping[str, Any]]
+) -> Iterator[Store | None]:
     """The store of a folder, whole when the context ends; None without a folder."""
     if folder is None:
         yield None
         return
-    store = Store(folder, search)
+    store = Store(folder, search, enqueue)
     try:
         yield store
     finally:
@@ -210,13 +216,13 @@ class _DamagedError(Exception):
     """A checkpoint that differs from the one written."""
 
 
-def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) -> dict[str, str]:
+def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> dict[str, str]:
     """The identity of a sweep, by name; equal for the same call in another process.
 
     Args:
         scheduler: the scheduler of the sweep.
-        search: the search of the sweep.
-        first: the point of its first trial.
+        search: the outline of the search, as JSON.
+        first: the point of its first trial that did not fail.
     """
     plan, policy, executor = scheduler.plan, scheduler.policy, scheduler.executor
     candidate, task = plan.candidate(first), plan.task
@@ -229,7 +235,7 @@ def fingerprint(scheduler: Scheduler, search: Search, first: Mapping[str, Any]) 
         numbers["trials"] = scheduler.session.trials
     return {
         "its space": _sha_of_space(plan.space),
-        "its search": _sha_of_json(_outline(search)),
+        "its search": _sha_of_json(search),
         "its policy": _sha_of_json(_plain(policy)),
         "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
         "its optimizer": _sha_of_numbers(candidate),
@@ -376,7 +382,7 @@ def _sha_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _sha_of_numbers(candidate: Candidate) -> str:
+def _sha_of_numbers(candidate: Candidate | None) -> str:
     return _sha_of(*map(_bytes, jax.tree.leaves(candidate)))
 
 
@@ -390,6 +396,8 @@ def _sha_of_space(space: Mapping[str, Distribution]) -> str:
 
 def _plain(value: Any) -> Any:
     """The value as JSON, the same in every process: functions by their code, objects by fields."""
+    if isinstance(value, OneOf):
+        return ["OneOf", value.name, [[o, *map(_plain, b)] for o, b in value.branches.items()]]
     if isinstance(value, Choice):
         return ["Choice", [_plain(option) for option in value.options]]
     if isinstance(value, Fixed):

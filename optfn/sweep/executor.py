@@ -16,6 +16,7 @@ from optfn.sweep import engine
 from optfn.sweep.candidate import Candidate, stack_candidates, structure_key
 from optfn.sweep.interrupt import any_process
 from optfn.sweep.lane import Lanes, Shared
+from optfn.sweep.one_of import point_of
 from optfn.sweep.plan import Plan, lanes_multiple, round_up
 from optfn.sweep.stream import Stream
 from optfn.sweep.task import Training
@@ -326,7 +327,7 @@ class Executor:
 
 def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
     """The most lanes that fit, by the bytes of a program with few lanes and one with twice them."""
-    candidate = plan.candidate({name: d.at(0.5) for name, d in plan.space.items()})
+    candidate = plan.candidate(point_of(plan.space, lambda name, d, key: d.at(0.5)))
     multiple = lanes_multiple(runs, plan.mesh)
     width = round_up(engine.LEAST_LANES, multiple)
     executor = Executor(plan, 1, "vmap", 0.0)

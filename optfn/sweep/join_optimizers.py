@@ -86,14 +86,14 @@ def optimizer_of_history(
     """The optimizer that changes its point at the steps of a history.
 
     Args:
-        make: a function of the hyperparameters of a point that returns its optimizer.
+        make: a function of a point that returns its optimizer.
         history: pairs of a step and the point from that step on, the first at step 0.
         length: repeats the last point up to this length; histories of one length give optimizers of
             one structure. None repeats nothing.
     """
     history = [*history, *[history[-1]] * ((length or 0) - len(history))]
     if len(history) == 1:
-        return make(**history[0][1])
+        return make(history[0][1])
 
-    many = jax.tree.map(stack_values, *(make(**point) for _, point in history))
+    many = jax.tree.map(stack_values, *(make(point) for _, point in history))
     return join_optimizers(many, [step for step, _ in history[1:]])

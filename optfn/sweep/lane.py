@@ -72,7 +72,7 @@ def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Sha
     """
     candidate = for_seed(candidate, seed)
     key = jax.random.fold_in(jax.random.key(shared.seed), seed)
-    carry = task.begin(candidate.tx, jax.random.fold_in(key, 0), shared.initial_params)
+    carry = task.begin(candidate, jax.random.fold_in(key, 0), shared.initial_params)
     flags = jnp.ones((), bool), jnp.zeros((), bool)
     return Lanes(candidate, carry, seed, jnp.zeros((), jnp.int32), *flags)
 
@@ -156,8 +156,10 @@ def step_lane(
     batch_key, loss_key = jax.random.split(key)
     if batch is None:
         common = jax.random.fold_in(root, at)
-        batch = task.draw(common if task.common_batches else batch_key, shared.data)
-    carry, metrics = task.advance(lane.candidate.tx, lane.carry, batch, loss_key)
+        batch = task.draw(
+            common if task.common_batches else batch_key, shared.data, lane.candidate.task
+        )
+    carry, metrics = task.advance(lane.candidate, lane.carry, batch, loss_key)
     metrics = jax.tree.map(_wide, metrics)
     healthy = task.is_finite(carry)
     if "loss" in metrics:
@@ -181,7 +183,7 @@ def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> di
     """
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
-    measured = jax.tree.map(_wide, task.score(lane.candidate.tx, lane.carry, shared.held_out))
+    measured = jax.tree.map(_wide, task.score(lane.candidate, lane.carry, shared.held_out))
     if both := sorted(means.keys() & measured.keys()):
         raise ValueError(
             f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "

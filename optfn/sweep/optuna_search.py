@@ -11,9 +11,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from optfn.sweep.one_of import coordinates, point_of
 from optfn.sweep.optuna_library import optuna_library, quiet_optuna
 from optfn.sweep.search import Point, Session, TrialStatus, check_seed, check_trials
 from optfn.sweep.space import (
+    BELOW_ONE,
     Choice,
     Distribution,
     Fixed,
@@ -48,8 +50,9 @@ class optuna_search:
     | here | in Optuna |
     |---|---|
     | `Uniform`, `LogUniform`, `IntUniform` | a float or int of the same name |
-    | `OneMinusLogUniform` | a float of the same name: 1 - value, with `log` |
+    | `OneMinusLogUniform` | a float of the same name; the sampler sees 1 - value, with `log` |
     | `Choice` | a categorical: the option, or its position where an option is not a plain value |
+    | `OneOf` | a categorical, and what its option has, as "optimizer.adam.learning_rate" |
     | `Fixed` | nothing |
 
     The trial's user attributes have the values that were used, and its status. A study that
@@ -161,9 +164,11 @@ class _Session:
         self.seed = seed
         self.sampler = sampler
         self.shared = shared
+        self.first: list[Point] = []
+        self.coordinates = coordinates(space)
         self.parameters = {
-            name: _parameter(distribution)
-            for name, distribution in space.items()
+            key: _parameter(distribution)
+            for key, distribution in self.coordinates.items()
             if not isinstance(distribution, Fixed)
         }
         self._begin(uuid.uuid4().hex)
@@ -188,21 +193,44 @@ class _Session:
         return [self._ask() for _ in range(len(self.asked), end)]
 
     def _ask(self) -> Point:
-        number = len(self.study.get_trials(deepcopy=False))
+        waiting = (optuna_library().trial.TrialState.WAITING,)
+        trials = self.study.get_trials(deepcopy=False)
+        number = len(trials) - len(self.study.get_trials(deepcopy=False, states=waiting))
         state = np.random.SeedSequence([self.seed, number]).generate_state(1)
         _reseed(self.study.sampler, int(state[0]))
-        trial = self.study.ask(self.parameters)
+        trial = self.study.ask()
+        self._point(trial)
         self.asked.append(trial)
         self.log.append(["ask", dict(trial.params)])
-        return self._point(trial.params)
+        return self._point(trial)
 
-    def _point(self, params: Mapping[str, Any]) -> Point:
-        return {
-            name: distribution.value
-            if isinstance(distribution, Fixed)
-            else _value(distribution, params[name])
-            for name, distribution in self.space.items()
-        }
+    def _point(self, trial: Any) -> Point:
+        """The point of a trial, whose sampler is asked for what it does not have yet."""
+
+        def value_of(name: str, distribution: Distribution, key: str) -> Any:
+            if isinstance(distribution, Fixed):
+                return distribution.value
+            have = trial.params
+            param = have[key] if key in have else _suggested(trial, key, self.parameters[key])
+            return _value(distribution, param)
+
+        return point_of(self.space, value_of)
+
+    def enqueue(self, points: Sequence[Point]) -> None:
+        self.first = list(points)
+        self._enqueue()
+
+    def _enqueue(self) -> None:
+        for point in self.first:
+            params = {}
+
+            def note(name, distribution, key, point=point, params=params):
+                if not isinstance(distribution, Fixed):
+                    params[key] = _param(distribution, point[name])
+                return point[name]
+
+            point_of(self.space, note)
+            self.study.enqueue_trial(params)
 
     def tell(
         self,
@@ -233,6 +261,9 @@ class _Session:
         if status == "ok" and score is not None:
             self.study.tell(trial, self.sign * score)
             return
+        if status == "failed":
+            self.study.tell(trial, state=states.FAIL)
+            return
         if status == "pruned" and score is not None and not reports:
             trial.report(self.sign * score, 1)
         self.study.tell(trial, state=states.PRUNED)
@@ -242,6 +273,7 @@ class _Session:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._begin(state["run"])
+        self._enqueue()
         for what, *event in state["log"]:
             if what == "ask":
                 self._ask()
@@ -273,13 +305,15 @@ class _Session:
     def _frozen(self, index: int, trials: list) -> Any:
         trial = copy.deepcopy(trials[self.asked[index].number])
         trial.system_attrs = {}
+        trial.params = {k: _written(self.coordinates[k], x) for k, x in trial.params.items()}
+        trial.distributions = {k: _writing(self.coordinates[k]) for k in trial.distributions}
         trial.user_attrs = {
             "run": self.run,
             "trial": index,
             "status": self.ended[index],
             "values": {
                 name: value if _plain(value) else repr(value)
-                for name, value in self._point(trial.params).items()
+                for name, value in self._point(trial).items()
             },
         }
         return trial
@@ -313,7 +347,7 @@ class _Session:
         """Another program's trial, without the attributes of its sampler."""
         library = optuna_library()
         for name in trial.distributions.keys() & self.parameters.keys():
-            there, here = trial.distributions[name], self.parameters[name]
+            there, here = trial.distributions[name], _writing(self.coordinates[name])
             try:
                 library.distributions.check_distribution_compatibility(there, here)
             except ValueError:
@@ -321,11 +355,17 @@ class _Session:
                     f"trial {trial.number} of the study is of another space: {name!r} is {there} "
                     f"there, {here} here."
                 ) from None
+        params, distributions = dict(trial.params), dict(trial.distributions)
+        for key in params.keys() & self.parameters.keys():
+            if isinstance(distribution := self.coordinates[key], OneMinusLogUniform):
+                low, high = distribution.at(0.0), distribution.at(BELOW_ONE)
+                params[key] = distribution.distance(min(max(params[key], low), high))
+                distributions[key] = self.parameters[key]
         return library.trial.create_trial(
             state=trial.state,
             values=trial.values,
-            params=trial.params,
-            distributions=trial.distributions,
+            params=params,
+            distributions=distributions,
             intermediate_values=trial.intermediate_values,
         )
 
@@ -347,6 +387,20 @@ def _parameter(distribution: Distribution) -> Any:
     raise TypeError(f"Optuna has nothing for {distribution!r}.")
 
 
+def _writing(distribution: Distribution) -> Any:
+    """Optuna's distribution of what is written to a storage: of the value itself."""
+    if isinstance(distribution, OneMinusLogUniform):
+        kinds = optuna_library().distributions
+        return kinds.FloatDistribution(distribution.at(0.0), distribution.at(BELOW_ONE))
+    return _parameter(distribution)
+
+
+def _written(distribution: Distribution, param: Any) -> Any:
+    """What is written for a param of the sampler."""
+    is_distance = isinstance(distribution, OneMinusLogUniform)
+    return _value(distribution, param) if is_distance else param
+
+
 def _by_position(options: tuple) -> bool:
     """Whether Optuna cannot store these options, or cannot tell them apart."""
     if not all(map(_plain, options)):
@@ -362,6 +416,25 @@ def _value(distribution: Distribution, param: Any) -> Any:
     if isinstance(distribution, IntUniform):
         return param
     return float(np.float32(1 - param if isinstance(distribution, OneMinusLogUniform) else param))
+
+
+def _param(distribution: Distribution, value: Any) -> Any:
+    """The inverse of `_value`."""
+    if isinstance(distribution, Choice):
+        index = distribution.index(value)
+        return index if _by_position(distribution.options) else distribution.options[index]
+    return distribution.distance(value) if isinstance(distribution, OneMinusLogUniform) else value
+
+
+def _suggested(trial: Any, key: str, parameter: Any) -> Any:
+    """The sampler's param for a key of Optuna's trial."""
+    kinds = optuna_library().distributions
+    match parameter:
+        case kinds.FloatDistribution():
+            return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
+        case kinds.IntDistribution():
+            return trial.suggest_int(key, parameter.low, parameter.high, log=parameter.log)
+    return trial.suggest_categorical(key, parameter.choices)
 
 
 def _reseed(sampler: Any, seed: int) -> None:

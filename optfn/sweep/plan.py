@@ -5,11 +5,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from optfn.core.transform import Transform
 from optfn.sweep.candidate import Candidate
-from optfn.sweep.space import Distribution, Fixed
+from optfn.sweep.one_of import applying, call, names
+from optfn.sweep.space import Choice, Distribution
 from optfn.sweep.task import Training
 
 
@@ -47,7 +52,7 @@ class Plan:
     @property
     def searched(self) -> tuple[str, ...]:
         """The names whose values differ between trials."""
-        return tuple(n for n, d in self.space.items() if not isinstance(d, Fixed))
+        return names(self.space, searched=True)
 
     def age(self, segments: int) -> int:
         """The steps a run has taken after this many segments of its own."""
@@ -55,12 +60,35 @@ class Plan:
 
     def candidate(self, point: Mapping[str, Any]) -> Candidate:
         """What a lane trains for a point."""
-        return Candidate(self.make_optimizer(**point), {})
+        return Candidate(self.optimizer(point), self.task_values(point))
+
+    def optimizer(self, point: Mapping[str, Any]) -> Transform:
+        """The optimizer of a point."""
+        return call(self.make_optimizer, self.space, point, self.task.hyperparameters)
+
+    def task_values(self, point: Mapping[str, Any]) -> dict[str, ArrayLike]:
+        """The numbers of a point that the functions of the task take."""
+        found = applying(self.space, point)
+        return {
+            n: as_number(n, found[n], point[n]) for n in self.task.hyperparameters if n in point
+        }
 
     def for_runs(self, runs: int) -> Self:
         """The plan with lanes rounded up to whole trials of `runs` runs, even over the devices."""
         lanes = round_up(self.lanes, lanes_multiple(runs, self.mesh))
         return dataclasses.replace(self, lanes=lanes)
+
+
+def as_number(name: str, distribution: Distribution, value: Any) -> np.ndarray:
+    """A value as the functions of a task get it, with the same dtype in all trials."""
+    options = distribution.options if isinstance(distribution, Choice) else (value,)
+    for x in options:
+        if not isinstance(x, (bool, int, float, np.generic, np.ndarray, jax.Array)):
+            raise TypeError(
+                f"the space's {name!r} goes to a function of the task, which takes numbers, found "
+                f"{x!r}."
+            )
+    return np.asarray(value, jnp.result_type(*options))
 
 
 def lanes_multiple(runs: int, mesh: Mesh | None) -> int:

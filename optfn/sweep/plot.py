@@ -13,6 +13,7 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.one_of import OneOf
 from optfn.sweep.plan import ceil_div
 from optfn.sweep.policies.pbt import lineage as ancestry
 from optfn.sweep.result import Result
@@ -309,7 +310,7 @@ def schedules(
         length: Any = int(of.steps.max()) if steps is None else steps
         lines = {
             f"trial {trial}": [
-                (start, of.plan.make_optimizer(**point))
+                (start, of.plan.optimizer(point))
                 for start, point in of.hyperparameter_history[trial]
             ]
             for trial in _best(of, top)
@@ -438,6 +439,12 @@ def _best(result: Result, top: int) -> list[int]:
 
 
 def _space(result: Result) -> dict[str, Distribution]:
+    for distribution in result.plan.space.values():
+        if isinstance(distribution, OneOf):
+            raise ValueError(
+                f"trials of {distribution!r} have different hyperparameters, which this picture "
+                "cannot show: sweep over its options one by one, as compare does."
+            )
     return dict(result.plan.space)
 
 

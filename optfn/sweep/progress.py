@@ -22,6 +22,7 @@ class Progress(NamedTuple):
         seconds: seconds so far.
         seconds_left: an estimate from the trials so far; nan before the first has ended.
         host_bytes: an upper bound on the bytes that paused trials take in the host's memory.
+        failed: trials that raised an error.
     """
 
     best: float
@@ -34,6 +35,7 @@ class Progress(NamedTuple):
     seconds: float
     seconds_left: float
     host_bytes: int
+    failed: int = 0
 
     @classmethod
     def of(cls, scheduler: Scheduler, seconds: float) -> "Progress":
@@ -54,16 +56,18 @@ class Progress(NamedTuple):
             seconds=seconds,
             seconds_left=left,
             host_bytes=scheduler.paused_bytes(),
+            failed=status.count("failed"),
         )
 
     def __str__(self) -> str:
-        ended = self.ok + self.pruned + self.diverged
+        ended = self.ok + self.pruned + self.diverged + self.failed
+        lost = f"{self.diverged} diverged" + (f", {self.failed} failed" if self.failed else "")
         left = "" if self.seconds_left != self.seconds_left else f", {self.seconds_left:.0f} s left"
         paused = f"; paused trials take up to {self.host_bytes / 1e6:,.1f} MB"
         best = "none yet" if self.best != self.best else f"{self.best:.4g}"
         return (
             f"{ended}/{self.trials} trials: best {best}, {self.running} running, {self.ok} ok, "
-            f"{self.pruned} pruned, {self.diverged} diverged; {self.speed:,.0f} lane-steps/s, "
+            f"{self.pruned} pruned, {lost}; {self.speed:,.0f} lane-steps/s, "
             f"{self.seconds:.0f} s{left}{paused if self.host_bytes else ''}"
         )
 

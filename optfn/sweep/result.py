@@ -1,6 +1,6 @@
 """The results of a sweep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
 
@@ -10,6 +10,7 @@ from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.sweep.join_optimizers import optimizer_of_history
+from optfn.sweep.one_of import OneOf
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import run_all
 from optfn.sweep.scheduler import Scheduler
@@ -18,6 +19,7 @@ from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.task import Training
 from optfn.sweep.trial import History
 
+AGAIN = "the trial"  # no name of an argument
 STATUSES = *get_args(TrialStatus), "stopped"
 
 
@@ -35,21 +37,23 @@ class TrialResult:
     Attributes:
         trial: its number.
         values: the hyperparameters.
-        optimizer: the optimizer with these hyperparameters.
+        optimizer: the optimizer with these hyperparameters; None if it failed.
         score: the mean over its runs, in the units of the task; inf (or -inf) if a run diverged.
         spread: the standard deviation over its seeds; nan for one seed, or if a run diverged.
-        status: "ok", "pruned", "diverged", "not_finite" or "stopped".
+        status: "ok", "pruned", "diverged", "not_finite", "stopped", or "failed" where an error was
+            raised.
         steps: the steps taken.
         params: the params of the first run that were scored, the average of an optimizer that
             averages; None if they were not kept.
         runs: for each seed whose score counts, its score, and its params or None.
         hyperparameter_history: pairs of a step and the hyperparameters from that step on. There are
             several only under a population policy; `optimizer` then changes from one to the next.
+        error: what was raised, if it failed.
     """
 
     trial: int
     values: dict[str, Any]
-    optimizer: Transform
+    optimizer: Transform | None
     score: float
     spread: float
     status: str
@@ -57,6 +61,7 @@ class TrialResult:
     params: PyTree = None
     runs: tuple["RunResult", ...] = ()
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Result:
             that copies another takes over its history.
         own_history: the same for the points a member had itself, also those given up for a copy.
         confirmed: float `[trials, fresh seeds]`, the scores of `Confirm`; nan for other trials.
+        errors: by the number of a trial that failed, what was raised.
         lane_steps: the steps of all lanes, idle ones included.
         seconds: the duration of the whole sweep.
         mode: how lanes were trained, "vmap", "map" or "loop".
@@ -103,6 +109,7 @@ class Result:
     copied_from: np.ndarray = field(repr=False)
     hyperparameter_history: Sequence[History] = field(repr=False)
     own_history: Sequence[History] = field(repr=False)
+    errors: dict[int, str] = field(repr=False)
     lane_steps: int
     seconds: float
     mode: str
@@ -133,6 +140,7 @@ class Result:
             copied_from=np.array(scheduler.copied_from, int).reshape(-1, len(trials)),
             hyperparameter_history=[trial.history for trial in trials],
             own_history=[trial.own_history for trial in trials],
+            errors={trial.number: trial.error for trial in trials if trial.error},
             lane_steps=scheduler.executor.lane_steps,
             seconds=seconds,
             mode=scheduler.executor.mode,
@@ -162,6 +170,11 @@ class Result:
         scores[fresh, : self.confirmed.shape[1]] = self.confirmed[fresh]
         return scores
 
+    @property
+    def _names(self) -> list[str]:
+        """The names of all hyperparameters that a trial has."""
+        return list(dict.fromkeys(name for point in self.points for name in point))
+
     def order(self) -> np.ndarray:
         """int `[trials]`, the trials from the best to the worst.
 
@@ -185,7 +198,7 @@ class Result:
         return TrialResult(
             trial=int(number),
             values=dict(self.points[number]),
-            optimizer=self._optimizer(number),
+            optimizer=None if number in self.errors else self._optimizer(number),
             score=float(self.task.sign * self.losses[number]),
             spread=float(scores.std(ddof=1)) if several else float("nan"),
             status=str(self.status[number]),
@@ -193,12 +206,13 @@ class Result:
             params=runs[0].params if runs else None,
             runs=runs,
             hyperparameter_history=self.hyperparameter_history[number],
+            error=self.errors.get(int(number), ""),
         )
 
     def _optimizer(self, trial: int, length: int | None = None) -> Transform:
         """The optimizer that trained the trial; histories of one `length` give one structure."""
         history = self.hyperparameter_history[trial]
-        return optimizer_of_history(self.plan.make_optimizer, history, length)
+        return optimizer_of_history(self.plan.optimizer, history, length)
 
     def top(self, k: int) -> list[TrialResult]:
         """The k best trials, the best first."""
@@ -212,7 +226,7 @@ class Result:
         """
         first = self.top(1)[0]
         if not np.isfinite(first.score):
-            tried = {name: [p[name] for p in self.points] for name in self.points[0]}
+            tried = {name: [p[name] for p in self.points if name in p] for name in self._names}
             ranges = ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
             raise ValueError(
                 f"no trial has a finite score, {self._ends()} of {len(self)}: {ranges} was tried."
@@ -241,21 +255,7 @@ class Result:
                 f"{len(best)}."
             )
 
-        def narrowed(distribution: Distribution, values: list) -> Distribution:
-            if isinstance(distribution, Fixed):
-                return distribution
-            if isinstance(distribution, Choice):
-                chosen = sorted({distribution.index(value) for value in values})
-                return Choice(*(distribution.options[i] for i in chosen))
-            places = [distribution.unit(value) for value in values]
-            low, high = min(places), max(places)
-            margin = (high - low) / (len(places) - 1)
-            return distribution.between(max(low - margin, 0.0), min(high + margin, 1.0))
-
-        return {
-            name: narrowed(distribution, [values[name] for values in best])
-            for name, distribution in self.plan.space.items()
-        }
+        return narrowed(self.plan.space, best)
 
     def rerun(self, trial: int, *, seeds: Sequence[int] | None = None) -> TrialResult:
         """Trains a trial again, in the same program with the other lanes empty.
@@ -298,12 +298,13 @@ class Result:
         length = max(len(self.hyperparameter_history[trial]) for trial in trials)
         plan = replace(
             self.plan,
-            make_optimizer=lambda trial: self._optimizer(trial, length),
-            space={"trial": Fixed(None)},
+            make_optimizer=lambda **values: self._optimizer(values[AGAIN], length),
+            space=dict.fromkeys([AGAIN, *self.plan.task.hyperparameters], Fixed(None)),
         )
+        points = [{AGAIN: trial, **_task_values(self, trial)} for trial in trials]
         return Scheduler(
             plan.for_runs(len(seeds_of(0))),
-            session=listed([{"trial": trial} for trial in trials]),
+            session=listed(points),
             policy=run_all(),
             seeds_of=seeds_of,
             mode=self.mode,
@@ -312,13 +313,13 @@ class Result:
 
     def table(self, k: int = 10) -> str:
         """A line for each of the k best trials, and the counts of every status."""
-        names = list(self.points[0])
+        names = self._names
         head = ["trial", self.task.objective, *names, "steps", "status"]
         rows = [
             [
                 str(m.trial),
                 number(m.score) + ("" if np.isnan(m.spread) else f" ± {number(m.spread)}"),
-                *(number(m.values[name]) for name in names),
+                *(number(m.values[name]) if name in m.values else "" for name in names),
                 str(m.steps),
                 m.status,
             ]
@@ -345,8 +346,8 @@ class Result:
             "status": [m.status for m in members],
         }
         numbers = {"trial": [m.trial for m in members]}
-        names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in self.points[0]}
-        tried = {column: [m.values[x] for m in members] for x, column in names.items()}
+        names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in self._names}
+        tried = {column: [m.values.get(x) for m in members] for x, column in names.items()}
         return numbers | tried | outcomes
 
     def to_pandas(self) -> Any:
@@ -371,6 +372,43 @@ def _check_trial(number: int, trials: int) -> None:
         raise IndexError(
             f"result.trial(number={number!r}): there are {trials} trials, numbered from 0."
         )
+
+
+def _task_values(result: Result, trial: int) -> dict[str, Any]:
+    """The task's hyperparameters, of a trial that had them from first to last."""
+    history = result.hyperparameter_history[trial]
+    first, *others = [result.plan.task_values(point) for _, point in history]
+    if any(other != first for other in others):
+        raise ValueError(f"trial {trial} changed the task on its way: it cannot be rerun.")
+    return first
+
+
+def narrowed(
+    space: Mapping[str, Distribution], points: Sequence[dict[str, Any]]
+) -> dict[str, Distribution]:
+    """The part of a space that holds the points, with a margin."""
+    return {argument: _narrowed(argument, d, points) for argument, d in space.items()}
+
+
+def _narrowed(
+    name: str, distribution: Distribution, points: Sequence[dict[str, Any]]
+) -> Distribution:
+    if isinstance(distribution, OneOf):
+        options = {}
+        for option, (make, space) in distribution.branches.items():
+            if chosen := [p for p in points if p[distribution.name] == option]:
+                options[option] = make, narrowed(space, chosen)
+        return OneOf(distribution.name, options)
+    if isinstance(distribution, Fixed):
+        return distribution
+    values = [point[name] for point in points]
+    if isinstance(distribution, Choice):
+        chosen = sorted({distribution.index(value) for value in values})
+        return Choice(*(distribution.options[i] for i in chosen))
+    places = [distribution.unit(value) for value in values]
+    low, high = min(places), max(places)
+    margin = (high - low) / max(len(places) - 1, 1)
+    return distribution.between(max(low - margin, 0.0), min(high + margin, 1.0))
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:

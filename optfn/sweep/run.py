@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,14 @@ from optfn.sweep.checkpoint import Store, stored
 from optfn.sweep.confirm import Confirm
 from optfn.sweep.executor import most_lanes
 from optfn.sweep.interrupt import any_process, interruptible
+from optfn.sweep.one_of import OneOf, check_names, names
 from optfn.sweep.plan import Plan, ceil_div
 from optfn.sweep.policies.asha import asha
 from optfn.sweep.policies.policy import Policy, run_all
 from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import Search, check_seed, random
+from optfn.sweep.search import Search, check_seed, completed, random
 from optfn.sweep.space import as_space
 from optfn.sweep.task import Training
 
@@ -36,6 +37,8 @@ def run(
     steps: int,
     search: Search | None = None,
     policy: Policy | None = None,
+    enqueue: Sequence[Mapping[str, Any]] = (),
+    catch: type[Exception] | tuple[type[Exception], ...] = Exception,
     seeds: int = 1,
     lanes: int | None = None,
     segment: int | None = None,
@@ -66,14 +69,19 @@ def run(
     Args:
         task: the training run, a `Task` or a `TrainingLoop`.
         optimizer: a function of the hyperparameters that returns an optimizer, such as
-            `optfn.adamw` or your own; it is called once for each trial, with plain numbers.
-        space: its keyword arguments by name: distributions, lists of options, plain values.
+            `optfn.adamw` or your own; it is called once for each trial, with plain numbers. Or a
+            `OneOf`, several of them, each with its own space.
+        space: distributions, lists of options or plain values by name. Each goes to whoever takes
+            it: as an argument of `optimizer`, or a keyword-only argument of the task's functions.
         trials: the number of trials; may be None where the search has an end, as `grid()` has.
         steps: the updates of a whole run.
         search: chooses the points: `random()` by default, `sobol()`, `grid()` or
             `optuna_search(...)`.
         policy: ends trials early: `asha(first=segment)` by default; `run_all()` ends none, and is
             the default where a run is one segment.
+        enqueue: points to try first. Names they leave out are drawn at random.
+        catch: the errors that make a trial failed, instead of ending the sweep: of its optimizer,
+            or of the program that trains it. If every trial fails, the first error is raised.
         seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
         lanes: the runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
             devices; None is as many as there are runs, at most about 32.
@@ -137,14 +145,26 @@ def run(
     if math.isnan(max_loss):
         raise ValueError("sweep.run(max_loss=...) must be a number, found nan.")
     began = time.perf_counter()
+    catch = catch if isinstance(catch, tuple) else (catch,)
+    if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in catch):
+        raise TypeError(
+            f"sweep.run(catch=...) must be a class of errors or a tuple of them, found {catch!r}."
+        )
     space, search = as_space(space), random() if search is None else search
+    if isinstance(optimizer, OneOf):
+        space = {optimizer.name: optimizer, **space}
+    check_names(optimizer, space, task.names_by_function)
+    task.check_needed(names(space))
     session = search.start(space, trials, seed)
+    enqueue = [completed(space, point, number) for number, point in enumerate(enqueue)]
+    if enqueue:
+        session.enqueue(enqueue)
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
     with (
         shown(progress) as show,
         interruptible() as interrupted,
-        stored(checkpoint, search) as store,
+        stored(checkpoint, search, enqueue) as store,
     ):
         if lanes is None:
             few = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
@@ -165,6 +185,7 @@ def run(
             seeds_of=lambda number: tuple(range(seeds)),
             mode=mode,
             keep_best=keep_best if confirm is None else max(keep_best, confirm.top),
+            catch=catch,
         )
         if store is not None:
             store.restore(scheduler)

@@ -1,6 +1,7 @@
 """Trials: a queue, the places where they train, and a policy that ends the poor ones early."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from optfn.core.transform import check_transform_type
 from optfn.sweep.candidate import Candidate, Structures
 from optfn.sweep.executor import Executor, Measured
+from optfn.sweep.one_of import OneOf
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Copy, Policy, Scores, Verdict
 from optfn.sweep.search import Session, TrialStatus
-from optfn.sweep.space import Choice
+from optfn.sweep.space import Choice, Distribution
 from optfn.sweep.trial import Trial
 
 MOST_WAITING = 8  # queued trials per place; those of other structures train later
@@ -32,6 +34,7 @@ class Scheduler:
         seeds_of: gives the seeds of a trial by its number, as many for every trial.
         mode: how lanes are trained, see `Executor`.
         keep_best: the number of best trials whose params are kept.
+        catch: the errors that make a trial failed.
         trials: all trials, by number.
         queue: the trials that wait for a place: new ones, and paused ones that continue.
         running: the trials in training, by place.
@@ -46,6 +49,7 @@ class Scheduler:
     seeds_of: Callable[[int], tuple[int, ...]]
     mode: str
     keep_best: int
+    catch: tuple[type[Exception], ...] = ()
 
     trials: list[Trial] = field(default_factory=list)
     queue: list[Trial] = field(default_factory=list)
@@ -56,6 +60,7 @@ class Scheduler:
     structure: int = -1
     entered: int = -1
     exhausted: bool = False
+    first_error: Exception | None = None
 
     def __post_init__(self):
         plan, policy = self.plan, self.policy
@@ -96,12 +101,13 @@ class Scheduler:
     def _fill(self) -> bool:
         """Fills the free places; enters another structure once no trial of this one is left."""
         self._ask()
-        if not self.running:
-            if not self.queue:
-                return False
-            if self.queue[0].structure != self.structure:
-                self.enter(self.queue[0])
-                self._ask()
+        while not self.running and self.queue and self.queue[0].structure != self.structure:
+            self._enter_or_fail(self.queue[0])
+            self._ask()
+        if not self.running and not self.queue:
+            if self.first_error and all(trial.status == "failed" for trial in self.trials):
+                raise self.first_error
+            return False
         free = [place for place in range(self.executor.places) if place not in self.running]
         fitting = [trial for trial in self.queue if trial.structure == self.structure]
         fitting.sort(key=lambda trial: trial.parked is None)
@@ -131,24 +137,29 @@ class Scheduler:
         ):
             points = self.session.ask(free)
             self.exhausted = not points
-            for point in points:
-                self.queue.append(self.add(point))
+            for trial in [self.add(point) for point in points]:
+                if trial.status == "failed":
+                    self.session.tell(trial.number, math.inf, "failed")
+                else:
+                    self.queue.append(trial)
 
     def add(self, point: dict[str, Any]) -> Trial:
         """Adds the next trial, of this point."""
         number = len(self.trials)
         try:
             candidate = self.plan.candidate(point)
+            check_transform_type(candidate.tx, f"the optimizer of trial {number}")
         except Exception as error:
             values = ", ".join(f"{name}={value!r}" for name, value in point.items())
             error.add_note(f"in the optimizer of trial {number}: {values}")
-            raise
-        check_transform_type(candidate.tx, f"the optimizer of trial {number}")
+            self._raise_unless_caught(error)
+            self.trials.append(Trial(number, point, None, -1, self.seeds_of(number)))
+            self.trials[-1].fail(error)
+            return self.trials[-1]
         structure = self._structure_of(candidate, number)
         if self.policy.needs_all_trials and not number:  # its copies may take any option
-            for name, distribution in self.plan.space.items():
-                for option in distribution.options if isinstance(distribution, Choice) else ():
-                    self._structure_of(self.plan.candidate(point | {name: option}), number)
+            for other in with_other_options(self.plan.space, point):
+                self._structure_of(self.plan.candidate(other), number)
         self.trials.append(Trial(number, point, candidate, structure, self.seeds_of(number)))
         return self.trials[-1]
 
@@ -163,8 +174,27 @@ class Scheduler:
             )
         return structure
 
+    def _enter_or_fail(self, trial: Trial) -> None:
+        """Enters the trial's structure; if that cannot be compiled, its queued trials fail."""
+        try:
+            self.enter(trial)
+        except Exception as error:
+            error.add_note(f"in the program that trains trial {trial.number}")
+            self._raise_unless_caught(error)
+            self.structure = -1
+            for other in [t for t in self.queue if t.structure == trial.structure]:
+                other.fail(error)
+                self.queue.remove(other)
+                self.session.tell(other.number, math.inf, "failed")
+
+    def _raise_unless_caught(self, error: Exception) -> None:
+        if self.policy.needs_all_trials or not isinstance(error, self.catch):
+            raise error  # a population needs all its members
+        self.first_error = self.first_error or error
+
     def enter(self, trial: Trial) -> None:
         """Makes lanes for candidates of the trial's structure."""
+        assert trial.candidate is not None
         self.structure, self.entered = trial.structure, trial.number
         self.executor.enter(trial.candidate)
 
@@ -291,3 +321,18 @@ class Scheduler:
             trial.params = self.executor.fetch_params(place)
         for other in ranked[self.keep_best :]:
             other.params = None
+
+
+def with_other_options(
+    space: Mapping[str, Distribution], point: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The points that differ in one choice, which a copy in a population may come to."""
+    for name, distribution in space.items():
+        if isinstance(distribution, OneOf):
+            raise ValueError(
+                "a population copies the state of one member to another, which "
+                f"{distribution!r} does not allow: sweep over its options one by one, as compare "
+                "does."
+            )
+        for option in distribution.options if isinstance(distribution, Choice) else ():
+            yield {**point, name: option}

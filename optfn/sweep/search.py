@@ -8,10 +8,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from optfn.core.data import check_count
+from optfn.sweep.one_of import OneOf, applying, coordinates, point_of
 from optfn.sweep.space import Choice, Distribution, Fixed, as_space
 
 Point = dict[str, Any]
-TrialStatus = Literal["ok", "pruned", "diverged", "not_finite"]
+TrialStatus = Literal["ok", "pruned", "diverged", "not_finite", "failed"]
 
 
 class Session(Protocol):
@@ -26,7 +27,7 @@ class Session(Protocol):
     def ask(self, count: int) -> list[Point]:
         """The next points, at most `count`; none when the search is over.
 
-        A point has a plain value for each name of the space, in the same order.
+        A point has a plain value for each name of the space that applies, in the same order.
         """
         ...
 
@@ -42,9 +43,13 @@ class Session(Protocol):
         Args:
             index: its number in the order of asking, from 0.
             score: lower is better; for a pruned trial, its last score.
-            status: "ok", "pruned", "diverged" or "not_finite".
+            status: "ok", "pruned", "diverged", "not_finite", or "failed" with the score inf.
             reports: intermediate scores, as pairs (step, score).
         """
+        ...
+
+    def enqueue(self, points: Sequence[Point]) -> None:
+        """Gives these points first. Call it before `restore` and the first `ask`."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -72,17 +77,33 @@ class Search(Protocol):
 
 
 class _Listed:
-    """Points given by their numbers, whatever the scores."""
+    """Points given by their numbers, whatever the scores.
 
-    def __init__(self, point: Callable[[int], Point], trials: int):
+    Args:
+        point: gives the point of a number.
+        trials: the number of points.
+        all: whether these are all points there are, so that enqueued ones are tried beside them.
+    """
+
+    def __init__(self, point: Callable[[int], Point], trials: int, *, all: bool = False):
         self.point = point
         self.trials = trials
+        self.all = all
+        self.first: Sequence[Point] = ()
         self.asked = 0
+
+    def enqueue(self, points: Sequence[Point]) -> None:
+        self.first = points
+        self.trials += len(points) if self.all else 0
+
+    def _at(self, number: int) -> Point:
+        before = len(self.first)
+        return dict(self.first[number]) if number < before else self.point(number - before)
 
     def ask(self, count: int) -> list[Point]:
         numbers = range(self.asked, min(self.asked + count, self.trials))
         self.asked += len(numbers)
-        return [self.point(number) for number in numbers]
+        return [self._at(number) for number in numbers]
 
     def tell(
         self,
@@ -162,8 +183,7 @@ class grid:
 
     def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:
         space = as_space(space)
-        axes = [_options(name, distribution) for name, distribution in space.items()]
-        size = math.prod(map(len, axes))
+        size = _size(space)
         if trials is not None:
             check_count(trials, "trials")
             if trials > size:
@@ -171,14 +191,66 @@ class grid:
                     f"trials={trials} is more than the {size} combinations of the grid; leave it "
                     "out to try all."
                 )
-        shape = [len(axis) for axis in axes]
+        count = size if trials is None else int(trials)
+        return _Listed(lambda index: _combination(space, index), count, all=trials is None)
 
-        def point(index: int) -> Point:
-            places = map(int, np.unravel_index(index, shape) if shape else ())
-            values = [axis[place] for axis, place in zip(axes, places, strict=True)]
-            return dict(zip(space, values, strict=True))
 
-        return _Listed(point, size if trials is None else int(trials))
+def _size(space: Mapping[str, Distribution]) -> int:
+    """The number of combinations."""
+    return math.prod(_options(name, distribution) for name, distribution in space.items())
+
+
+def _options(name: str, distribution: Distribution) -> int:
+    """The options of a name; of a choice with spaces, the combinations of all of them."""
+    if isinstance(distribution, OneOf):
+        return sum(_size(space) for _, space in distribution.branches.values())
+    if isinstance(distribution, Choice):
+        return len(distribution.options)
+    if isinstance(distribution, Fixed):
+        return 1
+    raise ValueError(
+        f"grid() needs a list of values for each name, but the space's {name!r} is "
+        f"{distribution!r}."
+    )
+
+
+def _combination(space: Mapping[str, Distribution], index: int) -> Point:
+    shape = [_options(name, distribution) for name, distribution in space.items()]
+    places = map(int, np.unravel_index(index, shape) if shape else ())
+    point = {}
+    for (name, distribution), place in zip(space.items(), places, strict=True):
+        if isinstance(distribution, OneOf):
+            for option, (_, further) in distribution.branches.items():
+                if place < _size(further):
+                    point |= {distribution.name: option, **_combination(further, place)}
+                    break
+                place -= _size(further)
+        else:
+            point[name] = distribution.at((place + 0.5) / _options(name, distribution))
+    return point
+
+
+def completed(space: Mapping[str, Distribution], given: Mapping[str, Any], number: int) -> Point:
+    """A point of the space with the values given; others are drawn at random, by the number.
+
+    Raises:
+        ValueError: a name does not apply, or its distribution does not have the value.
+    """
+    draw = np.random.default_rng([number, len(given)])
+    point = point_of(
+        space, lambda name, d, key: given[name] if name in given else d.at(draw.random())
+    )
+    for name in given:
+        if name not in point:
+            raise ValueError(
+                f"enqueue[{number}] names {name!r}, which does not apply there: the names are "
+                f"{', '.join(point)}."
+            )
+        try:
+            applying(space, point)[name].unit(given[name])
+        except ValueError as error:
+            raise ValueError(f"enqueue[{number}], {name!r}: {error}") from None
+    return point
 
 
 def check_trials(trials: int | None, search: str) -> int:
@@ -193,22 +265,11 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be a whole number of at least 0, found {seed!r}.")
 
 
-def _options(name: str, distribution: Distribution) -> Sequence[Any]:
-    if isinstance(distribution, Choice):
-        return distribution.options
-    if isinstance(distribution, Fixed):
-        return (distribution.value,)
-    raise ValueError(
-        f"grid() needs a list of values for each name, but the space's {name!r} is "
-        f"{distribution!r}."
-    )
-
-
 def _free(space: Mapping[str, Distribution]) -> list[str]:
-    """The names that a search moves, each with a coordinate of its own."""
-    return [name for name, distribution in space.items() if not isinstance(distribution, Fixed)]
+    """The keys of what a search moves, each with a coordinate of its own."""
+    return [key for key, d in coordinates(space).items() if not isinstance(d, Fixed)]
 
 
 def _point(space: Mapping[str, Distribution], free: list[str], u: np.ndarray) -> Point:
     place = dict(zip(free, u.tolist(), strict=False))
-    return {name: distribution.at(place.get(name, 0)) for name, distribution in space.items()}
+    return point_of(space, lambda name, distribution, key: distribution.at(place.get(key, 0)))

@@ -1,11 +1,11 @@
 """One training run, as its author sees it."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,17 @@ import optfn
 from optfn.core.numerics import all_finite
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, location_of
+from optfn.sweep.candidate import Candidate
+from optfn.sweep.one_of import names_taken
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Training:
     """What `Task` and `TrainingLoop` have in common: the source of batches, and the score.
+
+    Hyperparameters that a function of the task takes as keyword-only arguments can be searched like
+    those of the optimizer: a dropout rate, label smoothing, an initial scale. They are traced
+    numbers in one program.
 
     Args:
         data: a pytree of arrays `[examples, ...]`, an argument of the program, held once for all
@@ -101,10 +107,10 @@ class Training:
             )
         return sizes.pop()
 
-    def draw(self, key: jax.Array, data: PyTree) -> PyTree:
+    def draw(self, key: jax.Array, data: PyTree, values: Mapping[str, Any]) -> PyTree:
         """A batch of the data."""
         if self.batch is not None:
-            return self.batch(key, data)
+            return self._call("batch", values, key, data)
         if self.batch_size is None:
             return data
         count = jnp.shape(jax.tree.leaves(data)[0])[0]
@@ -127,12 +133,45 @@ class Training:
             object.__setattr__(functions, name, None)
         return functions
 
-    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
+    # The names of the functions that take hyperparameters as keyword-only arguments.
+    functions: ClassVar[tuple[str, ...]] = ("init", "batch", "evaluate")
+
+    @cached_property
+    def names_by_function(self) -> dict[str, dict[str, bool]]:
+        """For each function of the task, by name whether it needs the hyperparameter."""
+        found = {}
+        for name in self.functions:
+            function = getattr(self, name)
+            named = names_taken(function, keyword_only=True)[0] if _is_function(function) else {}
+            found[name] = {n: needed for n, needed in named.items() if n != "key"}
+        return found
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """The names of the hyperparameters that the task's functions take."""
+        return tuple(dict.fromkeys(n for own in self.names_by_function.values() for n in own))
+
+    def check_needed(self, names: Collection[str]) -> None:
+        """Raises unless the space has every hyperparameter that a function needs."""
+        for function, own in self.names_by_function.items():
+            for name, needed in own.items():
+                if needed and name not in names:
+                    raise TypeError(
+                        f"{type(self).__name__}({function}=...) needs the keyword-only argument "
+                        f"{name!r}, which the space does not have."
+                    )
+
+    def _call(self, name: str, values: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+        """Calls a function of the task with those hyperparameters that it takes."""
+        own = {n: values[n] for n in self.names_by_function[name] if n in values}
+        return getattr(self, name)(*args, **more, **own)
+
+    def begin(self, candidate: Candidate, key: jax.Array, initial_params: PyTree) -> PyTree:
         """The carry of a run before its first step."""
         raise NotImplementedError
 
     def advance(
-        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+        self, candidate: Candidate, carry: PyTree, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, jax.Array]]:
         """The carry after a step, and scalars to record; a bad "loss" ends the run as diverged."""
         raise NotImplementedError
@@ -145,12 +184,13 @@ class Training:
         """Whether the trained params are finite."""
         raise NotImplementedError
 
-    def score(self, tx: Transform, carry: PyTree, held_out: PyTree) -> dict[str, jax.Array]:
+    def score(self, candidate: Candidate, carry: PyTree, held_out: PyTree) -> dict[str, jax.Array]:
         """The results of `evaluate`."""
         if self.evaluate is None:
             return {}
         others = () if held_out is None else (held_out,)
-        metrics = self.evaluate(self.scored_params(tx, carry), *others)
+        params = self.scored_params(candidate.tx, carry)
+        metrics = self._call("evaluate", candidate.task, params, *others)
         _check_scalars(metrics, f"{type(self).__name__}(evaluate=...)")
         return metrics
 
@@ -187,6 +227,8 @@ class Task(Training):
     init: Callable[..., PyTree] | PyTree
     loss: Callable[..., Any]
 
+    functions = ("init", "loss", "batch", "evaluate")
+
     def __post_init__(self):
         _check_function(self, "loss")
         if not _is_function(self.init):
@@ -203,17 +245,18 @@ class Task(Training):
     def initial_params(self) -> PyTree:
         return None if _is_function(self.init) else self.init
 
-    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
-        params = self.init(key) if _is_function(self.init) else initial_params
-        return params, tx.init(params)
+    def begin(self, candidate: Candidate, key: jax.Array, initial_params: PyTree) -> PyTree:
+        given = not _is_function(self.init)
+        params = initial_params if given else self._call("init", candidate.task, key)
+        return params, candidate.tx.init(params)
 
     def advance(
-        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+        self, candidate: Candidate, carry: PyTree, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, jax.Array]]:
-        params, state = carry
+        tx, (params, state) = candidate.tx, carry
 
         def loss_of(params):
-            return self._loss_and_metrics(params, batch, key)
+            return self._loss_and_metrics(params, batch, key, candidate.task)
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         offered = {
@@ -233,9 +276,11 @@ class Task(Training):
     def is_finite(self, carry: PyTree) -> jax.Array:
         return all_finite(carry[0])
 
-    def _loss_and_metrics(self, params: PyTree, batch: PyTree, key: jax.Array) -> tuple[Any, dict]:
+    def _loss_and_metrics(
+        self, params: PyTree, batch: PyTree, key: jax.Array, values: Mapping[str, Any]
+    ) -> tuple[Any, dict]:
         wants_key = "key" in inspect.signature(self.loss).parameters
-        result = self.loss(params, batch, **({"key": key} if wants_key else {}))
+        result = self._call("loss", values, params, batch, **({"key": key} if wants_key else {}))
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         _check_scalars(metrics, "Task(loss=...)")
         if "loss" in metrics:
@@ -273,19 +318,21 @@ class TrainingLoop(Training):
     step: Callable[..., tuple[PyTree, dict]]
     params: Callable[[PyTree], PyTree] | None = None
 
+    functions = ("init", "step", "batch", "evaluate")
+
     def __post_init__(self):
         _check_function(self, "init")
         _check_function(self, "step")
         _check_function(self, "params", optional=True)
         super().__post_init__()
 
-    def begin(self, tx: Transform, key: jax.Array, initial_params: PyTree) -> PyTree:
-        return self.init(tx, key)
+    def begin(self, candidate: Candidate, key: jax.Array, initial_params: PyTree) -> PyTree:
+        return self._call("init", candidate.task, candidate.tx, key)
 
     def advance(
-        self, tx: Transform, carry: PyTree, batch: PyTree, key: jax.Array
+        self, candidate: Candidate, carry: PyTree, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, jax.Array]]:
-        carry, metrics = self.step(tx, carry, batch, key)
+        carry, metrics = self._call("step", candidate.task, candidate.tx, carry, batch, key)
         _check_scalars(metrics, "TrainingLoop(step=...)")
         return carry, metrics
 

@@ -10,6 +10,7 @@ import numpy as np
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.executor import Measured
+from optfn.sweep.one_of import applying, point_of
 from optfn.sweep.plan import Plan
 from optfn.sweep.search import TrialStatus
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -18,7 +19,7 @@ from optfn.sweep.task import Training
 History = list[tuple[int, dict[str, Any]]]
 
 # The fields of a trial in a checkpoint, beside its point, its curve and its arrays.
-PLAIN = ("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores")
+PLAIN = ("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores", "error")
 
 
 @dataclass(eq=False)
@@ -28,7 +29,7 @@ class Trial:
     Attributes:
         number: its place in the order of asking.
         point: its hyperparameters.
-        candidate: what its lanes train.
+        candidate: what its lanes train; None if it could not be made.
         structure: the number of the candidate's structure; lanes hold one structure at a time.
         seeds: a seed for each of its runs.
         status: how it ended; "stopped" until then.
@@ -44,11 +45,12 @@ class Trial:
         history: pairs of a step and the point that trained its params from that step on. There are
             several only in a population, where a copy takes over the history of its source.
         own_history: pairs of a step and the point that this trial had from that step on.
+        error: what was raised, if it failed.
     """
 
     number: int
     point: dict[str, Any]
-    candidate: Candidate
+    candidate: Candidate | None
     structure: int
     seeds: tuple[int, ...]
     status: str = "stopped"
@@ -62,6 +64,7 @@ class Trial:
     params: tuple[PyTree, ...] | None = None
     history: History = field(default_factory=list)
     own_history: History = field(default_factory=list)
+    error: str = ""
 
     def __post_init__(self):
         self.scores = self.scores or [math.nan] * len(self.seeds)
@@ -79,6 +82,10 @@ class Trial:
         self.scores = [task.sign * float(x) for x in losses]
         self.loss = float(losses.mean())
         self.curve.append({name: float(x[place].mean()) for name, x in measured.metrics.items()})
+
+    def fail(self, error: Exception) -> None:
+        """Ends the trial before its first step."""
+        self.status, self.error = "failed", f"{type(error).__name__}: {error}"
 
     def go_on_with(
         self, point: dict[str, Any], candidate: Candidate, history: History, age: int
@@ -111,9 +118,9 @@ class Trial:
 
 def encoded(space: Mapping[str, Distribution], point: Mapping[str, Any]) -> dict[str, Any]:
     """The point for JSON: choices by their position, fixed values left out."""
-    plain = {}
+    plain, distributions = {}, applying(space, point)
     for name, value in point.items():
-        distribution = space[name]
+        distribution = distributions[name]
         if isinstance(distribution, Choice):
             plain[name] = distribution.index(value)
         elif not isinstance(distribution, Fixed):
@@ -123,12 +130,12 @@ def encoded(space: Mapping[str, Distribution], point: Mapping[str, Any]) -> dict
 
 def decoded(space: Mapping[str, Distribution], plain: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `encoded`."""
-    point = {}
-    for name, distribution in space.items():
+
+    def value_of(name: str, distribution: Distribution, key: str) -> Any:
         if isinstance(distribution, Fixed):
-            point[name] = distribution.value
-        elif isinstance(distribution, Choice):
-            point[name] = distribution.options[plain[name]]
-        else:
-            point[name] = plain[name]
-    return point
+            return distribution.value
+        if isinstance(distribution, Choice):
+            return distribution.options[plain[name]]
+        return plain[name]
+
+    return point_of(space, value_of)

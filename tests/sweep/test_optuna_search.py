@@ -309,7 +309,7 @@ BAD = {
             (s := sweep.optuna_search().start({"a": 1}, 1, 0)).ask(1) and s.tell(0, 1.0, "done")
         ),
         ValueError,
-        "tell(status=...) must be one of ok, pruned, diverged, not_finite, found 'done'",
+        "tell(status=...) must be one of ok, pruned, diverged, not_finite, failed, found 'done'",
     ),
 }
 

@@ -873,9 +873,9 @@ def test_bad_sweeps_are_refused(message):
 
 
 def test_an_error_of_the_optimizer_names_the_trial():
-    with pytest.raises(TypeError) as caught:
-        run({"learning_rat": RATE["learning_rate"]}, trials=8)
-    assert "in the optimizer of trial 0: learning_rat=0.0" in caught.value.__notes__[0]
+    with pytest.raises(ValueError) as caught:
+        run(RATE | {"b1": 2.0}, trials=8)
+    assert "in the optimizer of trial 0: learning_rate=0.0" in caught.value.__notes__[0]
 
 
 def test_a_refined_space_holds_the_best_and_is_smaller():

@@ -1,0 +1,249 @@
+"""Spaces of more than the optimizer's numbers: the task's, choices with spaces, own points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optuna
+import pytest
+from sweep.problem import RATE, RATES, START, STILL, X, Y, close, loss, run, same
+
+import optfn
+from optfn import schedules, sweep
+
+
+def scaled_init(key, *, scale=1.0):
+    return jax.tree.map(lambda x: scale * x, START)
+
+
+def decayed(params, batch, *, decay):
+    return loss(params, batch) + decay * jnp.sum(params["w"] ** 2)
+
+
+def shifted(params, *, shift=0):
+    return {"distance": jnp.sum(params["w"] ** 2) + shift}
+
+
+SCORE = {"evaluate": shifted, "minimize": "distance"}
+TASK = sweep.Task(scaled_init, decayed, data=(X, Y), **SCORE)
+SPACE = RATE | {"decay": [0, 0.5], "scale": sweep.Uniform(0.5, 2.0), "shift": [0, 100]}
+
+
+def test_a_name_goes_to_the_functions_that_take_it():
+    result = run(SPACE, TASK, trials=12, lanes=8, keep_best=12)
+    for i in (0, 5, 11):
+        values, member = result.points[i], result.trial(i)
+        tx = optfn.adam(values["learning_rate"])
+        assert repr(member.optimizer) == repr(tx) and set(member.values) == set(SPACE)
+
+        @jax.jit
+        def train(params, tx=tx, decay=values["decay"]):
+            def step(_, carry):
+                params, state = carry
+                grads = jax.grad(decayed)(params, (X, Y), decay=decay)
+                return optfn.step(tx, params, grads, state)
+
+            return jax.lax.fori_loop(0, 20, step, (params, tx.init(params)))[0]
+
+        expected = train(scaled_init(None, scale=values["scale"]))
+        close(member.params, expected)
+        np.testing.assert_allclose(
+            member.score, shifted(expected, shift=values["shift"])["distance"], rtol=1e-4
+        )
+    again = result.rerun(3)
+    assert again.score == result.trial(3).score and again.values == result.points[3]
+
+
+OPTIMIZERS = sweep.OneOf(
+    "optimizer",
+    {
+        "sgd": (optfn.sgd, {"learning_rate": RATES, "momentum": 0.9}),
+        "adam": (
+            optfn.adam,
+            {
+                "learning_rate": sweep.OneOf(
+                    "schedule",
+                    {
+                        "constant": (schedules.constant, {"value": RATES}),
+                        "cosine": (
+                            lambda peak: schedules.warmup_cosine(peak, 5, 20),
+                            {"peak": RATES},
+                        ),
+                    },
+                ),
+                "b1": sweep.OneMinusLogUniform(0.01, 0.5),
+            },
+        ),
+    },
+)
+NAMES = {
+    "sgd": {"optimizer", "learning_rate", "momentum"},
+    "constant": {"optimizer", "schedule", "value", "b1"},
+    "cosine": {"optimizer", "schedule", "peak", "b1"},
+}
+
+
+def named(values):
+    return set(values) == NAMES[values.get("schedule", values["optimizer"])]
+
+
+@pytest.mark.parametrize("search", [sweep.random(), sweep.sobol(), sweep.optuna_search()])
+def test_a_trial_has_what_applies_to_it(search):
+    points = search.start({"optimizer": OPTIMIZERS}, 24, 0).ask(24)
+    assert all(map(named, points))
+    assert {p.get("schedule", p["optimizer"]) for p in points} == set(NAMES)
+
+
+def test_several_optimizers_are_one_sweep(tmp_path):
+    kwargs = {"optimizer": OPTIMIZERS, "task": STILL, "trials": 16, "lanes": 8}
+    result = run({}, checkpoint=tmp_path, **kwargs)
+    assert (result.status == "ok").all() and all(map(named, result.points))
+    for i in (0, 7, 15):
+        values = result.points[i]
+        if values["optimizer"] == "sgd":
+            tx = optfn.sgd(values["learning_rate"], momentum=0.9)
+        elif values["schedule"] == "constant":
+            tx = optfn.adam(schedules.constant(values["value"]), b1=values["b1"])
+        else:
+            tx = None
+        assert tx is None or repr(result.trial(i).optimizer) == repr(tx)
+    best = result.best().values
+    line = result.table(1).splitlines()[1]
+    assert best["optimizer"] in line
+    result.to_csv(tmp_path / "trials.csv")
+    head, *rows = (tmp_path / "trials.csv").read_text().splitlines()
+    first = dict(zip(head.split(","), rows[0].split(","), strict=True))
+    assert {n for n, x in first.items() if x} >= NAMES["sgd"] or first["optimizer"] == "adam"
+    assert {"peak", "value", "learning_rate"} <= set(head.split(","))
+    same(run({}, checkpoint=tmp_path, **kwargs), result)
+    few = result.refined_space(4)["optimizer"]
+    assert set(few.options) == {m.values["optimizer"] for m in result.top(4)}
+
+
+def test_optuna_sees_the_condition():
+    study = optuna.create_study()
+    search = sweep.optuna_search(study)
+    result = run({}, STILL, OPTIMIZERS, trials=10, lanes=8, search=search)
+    for trial, point in zip(study.trials, result.points, strict=True):
+        option = point["optimizer"]
+        assert trial.params["optimizer"] == option
+        assert all(
+            key.startswith(f"optimizer.{option}.") for key in trial.params.keys() - {"optimizer"}
+        )
+        if option == "adam":
+            assert trial.params["optimizer.adam.b1"] == point["b1"]
+            assert trial.params["optimizer.adam.schedule"] == point["schedule"]
+    again = search.start({"optimizer": OPTIMIZERS}, 4, 1).ask(4)  # it knows the study's trials
+    assert all(map(named, again))
+
+
+def test_a_grid_of_choices_has_every_combination():
+    space = {
+        "optimizer": sweep.OneOf(
+            "optimizer",
+            {
+                "sgd": (optfn.sgd, {"learning_rate": [0.1, 0.2]}),
+                "adam": (optfn.adam, {"learning_rate": 0.3, "b1": [0.5, 0.6, 0.7]}),
+            },
+        ),
+        "decay": [0, 1],
+    }
+    points = sweep.grid().start(space, None, 0).ask(100)
+    assert len(points) == 10 == len({tuple(p.items()) for p in points})
+    assert points[0] == {"optimizer": "sgd", "learning_rate": 0.1, "decay": 0}
+    assert points[-1] == {"optimizer": "adam", "learning_rate": 0.3, "b1": 0.7, "decay": 1}
+
+
+@pytest.mark.parametrize("search", [sweep.random(), sweep.sobol(), sweep.optuna_search()])
+def test_points_of_ones_own_come_first(search):
+    mine = [{"learning_rate": 0.0625, "b1": 0.75}, {"learning_rate": 0.03125}]
+    space = RATE | {"b1": sweep.OneMinusLogUniform(0.01, 0.5)}
+    result = run(space, STILL, trials=8, lanes=8, search=search, enqueue=mine)
+    assert len(result) == 8 and result.points[0] == mine[0]
+    assert result.points[1]["learning_rate"] == 0.03125 and 0.5 <= result.points[1]["b1"] <= 0.99
+
+
+def sometimes(learning_rate):
+    if learning_rate > 0.01:
+        raise ZeroDivisionError("too large")
+    return optfn.adam(learning_rate)
+
+
+def test_a_point_that_cannot_be_made_is_a_failed_trial(tmp_path):
+    kwargs = {"task": STILL, "optimizer": sometimes, "trials": 16, "lanes": 8}
+    result = run(RATE, checkpoint=tmp_path, **kwargs)
+    failed = np.array([p["learning_rate"] > 0.01 for p in result.points])
+    assert 0 < failed.sum() < 16 and ((result.status == "failed") == failed).all()
+    assert result.best().values["learning_rate"] <= 0.01
+    one = result.trial(int(np.flatnonzero(failed)[0]))
+    assert one.error == "ZeroDivisionError: too large" and one.optimizer is None
+    assert f"{failed.sum()} failed" in result.table(3) and len(result.columns()["status"]) == 16
+    same(run(RATE, checkpoint=tmp_path, **kwargs), result)
+    with pytest.raises(ZeroDivisionError):
+        run(RATE, catch=(), **kwargs)
+    with pytest.raises(ZeroDivisionError):  # where every trial fails
+        run({"learning_rate": sweep.Uniform(0.5, 1.0)}, **kwargs)
+
+
+def test_an_optimizer_that_does_not_run_fails_alone():
+    """Of a choice whose second option refuses these params."""
+
+    def optimizer(name, learning_rate):
+        wrong = optfn.masked(optfn.sgd(learning_rate), {"other": True})
+        return optfn.adam(learning_rate) if name == "adam" else wrong
+
+    search = optuna.create_study()
+    result = run(
+        RATE | {"name": ["adam", "wrong"]},
+        STILL,
+        optimizer,
+        trials=8,
+        lanes=8,
+        search=sweep.optuna_search(search),
+    )
+    wrong = [p["name"] == "wrong" for p in result.points]
+    assert (result.status == np.where(wrong, "failed", "ok")).all() and 0 < sum(wrong) < 8
+    states = [trial.state.name for trial in search.trials]
+    assert states.count("FAIL") == sum(wrong)
+
+
+BAD = {
+    "the space's 'rate' is taken by nobody: adam takes learning_rate": {"space": {"rate": 0.1}},
+    "the task's loss takes decay": {"space": RATE | {"decay": 0.1, "b3": 1.0}, "task": TASK},
+    "Task(loss=...) needs the keyword-only argument 'decay'": {"space": RATE, "task": TASK},
+    "the space's 'decay' goes to a function of the task, which takes numbers, found 'much'": {
+        "space": RATE | {"decay": ["much", 0.1]},
+        "task": TASK,
+    },
+    "OneOf('o'): the option 'sgd' must be a pair of a function and its space, or a OneOf": {
+        "space": lambda: sweep.OneOf("o", {"sgd": optfn.sgd})
+    },
+    "the space has two hyperparameters 'b1' that a trial would have at once": {
+        "space": {"b1": 0.9},
+        "optimizer": sweep.OneOf("o", {"a": (optfn.adam, {"b1": [0.8, 0.9]})}),
+    },
+    "the space's 'b1' is taken by nobody: sgd takes learning_rate": {
+        "space": {},
+        "optimizer": sweep.OneOf("o", {"a": (optfn.sgd, {"b1": [0.8, 0.9]})}),
+    },
+    "a population copies the state of one member to another, which OneOf('optimizer', sgd, adam)": {
+        "space": {},
+        "optimizer": OPTIMIZERS,
+        "policy": sweep.pbt(every=5),
+    },
+    "enqueue[0] names 'b3', which does not apply": {"space": RATE, "enqueue": [{"b3": 1}]},
+    "enqueue[1], 'learning_rate': LogUniform(low=0.001, high=0.1) has no value 7": {
+        "space": RATE,
+        "enqueue": [{}, {"learning_rate": 7}],
+    },
+    "catch=...) must be a class of errors": {"space": RATE, "catch": "ValueError"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_spaces_get_a_sentence(message):
+    arguments = {"task": STILL, "trials": 8, "lanes": 8} | BAD[message]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        if callable(arguments["space"]):
+            arguments["space"]()
+        run(**arguments)
+    assert message in str(caught.value)
