@@ -29,9 +29,11 @@ from optfn.sweep.search import random as random
 from optfn.sweep.search import sobol as sobol
 from optfn.sweep.space import Choice as Choice
 from optfn.sweep.space import Distribution as Distribution
+from optfn.sweep.space import Either as Either
 from optfn.sweep.space import Fixed as Fixed
 from optfn.sweep.space import IntUniform as IntUniform
 from optfn.sweep.space import LogUniform as LogUniform
+from optfn.sweep.space import Normal as Normal
 from optfn.sweep.space import OneMinusLogUniform as OneMinusLogUniform
 from optfn.sweep.space import Uniform as Uniform
 from optfn.sweep.space import as_space as as_space

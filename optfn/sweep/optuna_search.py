@@ -18,9 +18,11 @@ from optfn.sweep.space import (
     BELOW_ONE,
     Choice,
     Distribution,
+    Either,
     Fixed,
     IntUniform,
     LogUniform,
+    Normal,
     OneMinusLogUniform,
     Uniform,
     as_space,
@@ -52,6 +54,7 @@ class optuna_search:
     | `Uniform`, `LogUniform`, `IntUniform` | a float or int of the same name |
     | `OneMinusLogUniform` | a float of the same name; the sampler sees 1 - value, with `log` |
     | `Choice` | a categorical: the option, or its position where an option is not a plain value |
+    | `Normal`, `Either`, a step | a float of the same name; the sampler sees `u` |
     | `OneOf` | a categorical, and what its option has, as "optimizer.adam.learning_rate" |
     | `Fixed` | nothing |
 
@@ -357,9 +360,11 @@ class _Session:
                 ) from None
         params, distributions = dict(trial.params), dict(trial.distributions)
         for key in params.keys() & self.parameters.keys():
-            if isinstance(distribution := self.coordinates[key], OneMinusLogUniform):
-                low, high = distribution.at(0.0), distribution.at(BELOW_ONE)
-                params[key] = distribution.distance(min(max(params[key], low), high))
+            if _encodes(distribution := self.coordinates[key]):
+                try:
+                    params[key] = _param(distribution, params[key])
+                except ValueError as error:
+                    raise ValueError(f"trial {trial.number} of the study: {error}") from None
                 distributions[key] = self.parameters[key]
         return library.trial.create_trial(
             state=trial.state,
@@ -373,13 +378,15 @@ class _Session:
 def _parameter(distribution: Distribution) -> Any:
     """Optuna's distribution of the param that encodes the value."""
     kinds = optuna_library().distributions
+    if _by_unit(distribution):
+        return kinds.FloatDistribution(0.0, 1.0)
     match distribution:
         case Uniform(low, high):
             return kinds.FloatDistribution(low, high)
         case LogUniform(low, high) | OneMinusLogUniform(low, high):
             return kinds.FloatDistribution(low, high, log=True)
-        case IntUniform(low, high, log):
-            return kinds.IntDistribution(low, high, log=log)
+        case IntUniform(low, high, log, step):
+            return kinds.IntDistribution(low, high - (high - low) % step, log=log, step=step)
         case Choice(options=options):
             return kinds.CategoricalDistribution(
                 range(len(options)) if _by_position(options) else options
@@ -389,16 +396,22 @@ def _parameter(distribution: Distribution) -> Any:
 
 def _writing(distribution: Distribution) -> Any:
     """Optuna's distribution of what is written to a storage: of the value itself."""
-    if isinstance(distribution, OneMinusLogUniform):
+    if _encodes(distribution):
         kinds = optuna_library().distributions
-        return kinds.FloatDistribution(distribution.at(0.0), distribution.at(BELOW_ONE))
+        return kinds.FloatDistribution(*_range(distribution))
     return _parameter(distribution)
+
+
+def _range(distribution: Distribution) -> tuple[float, float]:
+    """The least and the largest value."""
+    parts = distribution.parts if isinstance(distribution, Either) else (distribution,)
+    ends = [part.at(u) for part in parts for u in (0.0, BELOW_ONE)]
+    return min(ends), max(ends)
 
 
 def _written(distribution: Distribution, param: Any) -> Any:
     """What is written for a param of the sampler."""
-    is_distance = isinstance(distribution, OneMinusLogUniform)
-    return _value(distribution, param) if is_distance else param
+    return _value(distribution, param) if _encodes(distribution) else param
 
 
 def _by_position(options: tuple) -> bool:
@@ -415,6 +428,8 @@ def _value(distribution: Distribution, param: Any) -> Any:
         return options[param] if _by_position(options) else param
     if isinstance(distribution, IntUniform):
         return param
+    if _by_unit(distribution):
+        return distribution.at(min(param, BELOW_ONE))
     return float(np.float32(1 - param if isinstance(distribution, OneMinusLogUniform) else param))
 
 
@@ -423,7 +438,20 @@ def _param(distribution: Distribution, value: Any) -> Any:
     if isinstance(distribution, Choice):
         index = distribution.index(value)
         return index if _by_position(distribution.options) else distribution.options[index]
+    if _by_unit(distribution):
+        return distribution.unit(value)
     return distribution.distance(value) if isinstance(distribution, OneMinusLogUniform) else value
+
+
+def _by_unit(distribution: Distribution) -> bool:
+    """Whether the sampler sees the `u` of the value, as Optuna has nothing like it."""
+    stepped = isinstance(distribution, Uniform) and distribution.step is not None
+    return stepped or isinstance(distribution, (Normal, Either))
+
+
+def _encodes(distribution: Distribution) -> bool:
+    """Whether the sampler sees another number than the value."""
+    return isinstance(distribution, OneMinusLogUniform) or _by_unit(distribution)
 
 
 def _suggested(trial: Any, key: str, parameter: Any) -> Any:
@@ -433,7 +461,8 @@ def _suggested(trial: Any, key: str, parameter: Any) -> Any:
         case kinds.FloatDistribution():
             return trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
         case kinds.IntDistribution():
-            return trial.suggest_int(key, parameter.low, parameter.high, log=parameter.log)
+            options = {"log": parameter.log, "step": parameter.step}
+            return trial.suggest_int(key, parameter.low, parameter.high, **options)
     return trial.suggest_categorical(key, parameter.choices)
 
 

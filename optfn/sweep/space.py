@@ -5,11 +5,14 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from statistics import NormalDist
+from typing import Any, Literal, cast
 
 import numpy as np
 
 LEAST_DISTANCE = 1e-6
+NEAR = 1e-3  # of a step
+FARTHEST = 6.0  # standard deviations
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 BELOW_ONE = math.nextafter(1, 0)
@@ -110,33 +113,64 @@ class Uniform(_Floats):
 
     Not for a learning rate, or another number searched over orders of magnitude; see `LogUniform`.
 
-        at(u) = low + u * (high - low)
-        perturb(value, factor) = value * factor, so 0 stays 0 and the sign stays
+        at(u) = low + u * (high - low), or with a step
+        at(u) = low + step * floor(u * n), of the n values there are
+        perturb(value, factor) = value * factor, so 0 stays 0 and the sign stays; with a step, the
+            nearest value there is
 
     Args:
         low: the smallest.
         high: the largest.
+        step: the distance of neighbours, counted from `low`; None is every number.
 
     Raises:
         TypeError: a bound is not a number.
-        ValueError: the bounds are not finite and rising in float32.
+        ValueError: the bounds are not finite and rising in float32; the step is not above 0, or
+            larger than their distance.
     """
 
     low: float
     high: float
+    step: float | None = None
 
     def __post_init__(self):
         self._check_bounds()
+        if self.step is not None:
+            _check_step(self, Real)
+
+    @property
+    def _count(self) -> int:
+        """The values there are with a step."""
+        return 1 + math.floor((self.high - self.low) / cast(float, self.step) + NEAR)
+
+    def _nearest(self, value: float) -> float:
+        if self.step is None:
+            return value
+        count = math.floor((value - self.low) / self.step + 0.5)
+        return _single(self.low + self.step * _clip(count, 0, self._count - 1))
+
+    def perturb(self, value: Any, factor: float) -> float:
+        return self._nearest(super().perturb(value, factor))
 
     def at(self, u: float) -> float:
+        if self.step is not None:
+            return self._nearest(self.low + self.step * math.floor(u * self._count))
         return _single(_clip(self.low + u * (self.high - self.low), self.low, self.high))
 
     def unit(self, value: Any) -> float:
         value = self._check_value(value, self.low, self.high)
-        return _clip_unit((value - self.low) / (self.high - self.low))
+        if self.step is None:
+            return _clip_unit((value - self.low) / (self.high - self.low))
+        if abs(self._nearest(value) - value) > NEAR * self.step:
+            raise ValueError(f"{self!r} has no value {value!r}.")
+        return (round((value - self.low) / self.step) + 0.5) / self._count
 
     def _from_to(self, low: float, high: float) -> Distribution:
-        return Uniform(low, high)
+        if self.step is not None:  # on the same grid, not beside it by a rounding
+            low, high = (
+                self.low + self.step * round((x - self.low) / self.step) for x in (low, high)
+            )
+        return Uniform(low, high, self.step)
 
 
 @dataclass(frozen=True)
@@ -236,24 +270,28 @@ class OneMinusLogUniform(_Floats):
 class IntUniform(Distribution):
     """A whole number between two bounds, both included: steps, sizes, counts.
 
-        at(u) = floor(low + u * (high + 1 - low)), or with log
+        at(u) = low + step * floor(u * n), of the n values there are, or with log
         at(u) = round((low - 0.5) * ((high + 0.5) / (low - 0.5))^u)
-        perturb(value, factor) = round(value * factor), at least 1 away from the value
+        perturb(value, factor) = round(value * factor), at least 1 away from the value; with a step,
+            the nearest value there is, at least a step away
 
     Args:
         low: the smallest.
         high: the largest.
         log: whether the logarithm is uniform; then `low` must be at least 1.
+        step: the distance of neighbours, counted from `low`; 1 with `log`.
 
     Raises:
         TypeError: a bound is not a whole number; `log` is not a bool.
         ValueError: the bounds are not rising, are beyond 2^24, up to which float32 has every whole
-            number, or are not above 0 with `log`.
+            number, or are not above 0 with `log`; the step is not above 0, larger than their
+            distance, or not 1 with `log`.
     """
 
     low: int
     high: int
     log: bool = False
+    step: int = 1
 
     def __post_init__(self):
         for bound in ("low", "high"):
@@ -276,6 +314,14 @@ class IntUniform(Distribution):
             raise ValueError(
                 f"IntUniform(low=...) must be above 0 with log=True, found {self.low!r}."
             )
+        _check_step(self, Integral)
+        if self.log and self.step != 1:
+            raise ValueError(f"IntUniform(step=...) must be 1 with log=True, found {self.step!r}.")
+
+    @property
+    def _count(self) -> int:
+        """The values there are without `log`."""
+        return 1 + (self.high - self.low) // self.step
 
     @property
     def axis(self) -> Axis:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -285,7 +331,7 @@ class IntUniform(Distribution):
         if self.log:
             value = math.floor(_geometric(self.low - 0.5, self.high + 0.5, u) + 0.5)
         else:
-            value = self.low + math.floor(u * (self.high + 1 - self.low))
+            value = self.low + self.step * _clip(math.floor(u * self._count), 0, self._count - 1)
         return _clip(value, self.low, self.high)
 
     def unit(self, value: Any) -> float:
@@ -293,26 +339,78 @@ class IntUniform(Distribution):
         if self.log:
             ends = self.low - 0.5, self.high + 0.5
             return (_log_share(*ends, value - 0.5) + _log_share(*ends, value + 0.5)) / 2
-        return (value - self.low + 0.5) / (self.high + 1 - self.low)
+        return ((value - self.low) // self.step + 0.5) / self._count
 
     def perturb(self, value: Any, factor: float) -> int:
         value = self._check_value(value)
         change = value * (_positive(factor) - 1)
         up = factor > 1 if change == 0 else change > 0
         if factor != 1:
-            least = 1 if up else -1
-            moved = math.floor(_clip(value + change, self.low - 1, self.high + 1) + 0.5)
+            least = self.step if up else -self.step
+            moved = _clip(value + change, self.low - self.step, self.high + self.step)
+            moved = self.low + self.step * math.floor((moved - self.low) / self.step + 0.5)
             value = max(moved, value + least) if up else min(moved, value + least)
-        return _clip(value, self.low, self.high)
+        return _clip(value, self.low, self.low + self.step * (self._count - 1))
 
     def _from_to(self, low: int, high: int) -> Distribution:
-        return IntUniform(low, high, self.log)
+        return IntUniform(low, high, self.log, self.step)
 
     def _check_value(self, value: Any) -> int:
         inside = _is_number(value, Real) and self.low <= value <= self.high
-        if not (inside and value == math.floor(value)):
+        if not (inside and value == math.floor(value) and not (value - self.low) % self.step):
             raise ValueError(f"{self!r} has no value {value!r}.")
         return int(value)
+
+
+@dataclass(frozen=True)
+class Normal(_Floats):
+    """A number near a known one: a good value from elsewhere, and how far off it may be.
+
+        at(u) = mean + std * z, with z the standard normal's quantile of u, within 6
+        perturb(value, factor) = value * factor
+
+    Args:
+        mean: the middle.
+        std: the standard deviation, above 0.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: mean - 6 std and mean + 6 std are not finite and rising in float32.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            if not _is_number(value := getattr(self, name), Real):
+                raise TypeError(f"Normal({name}=...) must be a number, found {value!r}.")
+        low, high = (self.mean + sign * FARTHEST * self.std for sign in (-1, 1))
+        if not (self.std > 0 and abs(low) <= LARGEST >= abs(high) and _single(low) < _single(high)):
+            raise ValueError(
+                "Normal(mean, std) must be finite in float32, with std above 0, found "
+                f"{self.mean!r} and {self.std!r}."
+            )
+
+    @property
+    def low(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return float(self.mean - FARTHEST * self.std)
+
+    @property
+    def high(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return float(self.mean + FARTHEST * self.std)
+
+    def at(self, u: float) -> float:
+        z = NormalDist().inv_cdf(_clip(u, SMALLEST_NORMAL, BELOW_ONE))
+        return _single(self.mean + self.std * _clip(z, -FARTHEST, FARTHEST))
+
+    def unit(self, value: Any) -> float:
+        value = self._check_value(value, self.low, self.high)
+        return _clip_unit(NormalDist().cdf((value - self.mean) / self.std))
+
+    def between(self, low: float, high: float) -> Distribution:
+        low_value, high_value = self.at(low), self.at(min(high, BELOW_ONE))
+        return Fixed(low_value) if low_value == high_value else Uniform(low_value, high_value)
 
 
 @dataclass(frozen=True, init=False)
@@ -363,6 +461,71 @@ class Choice(Distribution):
         return self.options[_clip(self.index(value) + move, 0, len(self.options) - 1)]
 
 
+@dataclass(frozen=True, init=False)
+class Either(Distribution):
+    """A number beside a range, equally likely; `[0.0, LogUniform(...)]` in a space is one.
+
+    For what is off at 0 and searched by its logarithm else, such as a weight decay.
+
+        at(u) = parts[i].at(n * u - i), with i = floor(n * u), or parts[i] itself if it is a number
+        perturb(value, factor) = that of the value's part; a number beside a range stays
+
+    Args:
+        *parts: two or more, numbers and distributions of floats.
+
+    Raises:
+        TypeError: a part is neither a number nor a distribution of floats.
+    """
+
+    parts: tuple
+
+    def __init__(self, *parts: Any):
+        for part in parts:
+            if not (isinstance(part, _Floats) or _is_number(part, Real)):
+                raise TypeError(
+                    f"Either(...) takes numbers and distributions of floats, found {part!r}."
+                )
+        made = tuple(p if isinstance(p, _Floats) else Fixed(_single(p)) for p in parts)
+        object.__setattr__(self, "parts", made)
+
+    def __repr__(self) -> str:
+        parts = (repr(p.value if isinstance(p, Fixed) else p) for p in self.parts)
+        return f"Either({', '.join(parts)})"
+
+    def _part(self, value: Any) -> int:
+        """The part that has the value: a number before a range."""
+        for kind in (Fixed, _Floats):
+            for i, part in enumerate(self.parts):
+                if isinstance(part, kind):
+                    try:
+                        part.unit(value)
+                    except ValueError:
+                        continue
+                    return i
+        raise ValueError(f"{self!r} has no value {value!r}.")
+
+    def at(self, u: float) -> float:
+        i = min(int(u * len(self.parts)), len(self.parts) - 1)
+        return self.parts[i].at(_clip_unit(u * len(self.parts) - i))
+
+    def unit(self, value: Any) -> float:
+        i = self._part(value)
+        return _clip_unit((i + self.parts[i].unit(value)) / len(self.parts))
+
+    def between(self, low: float, high: float) -> Distribution:
+        first, last = (min(int(u * len(self.parts)), len(self.parts) - 1) for u in (low, high))
+        if first < last:
+            return Either(
+                *(p.value if isinstance(p, Fixed) else p for p in self.parts[first : last + 1])
+            )
+        return self.parts[first].between(
+            *(_clip_unit(u * len(self.parts) - first) for u in (low, high))
+        )
+
+    def perturb(self, value: Any, factor: float) -> float:
+        return self.parts[self._part(value)].perturb(value, factor)
+
+
 @dataclass(frozen=True)
 class Fixed(Distribution):
     """One value for all trials; a plain value in a space is `Fixed`.
@@ -390,7 +553,8 @@ class Fixed(Distribution):
 def as_space(space: Mapping[str, Any]) -> dict[str, Distribution]:
     """Distributions by name.
 
-    A list becomes a `Choice`, which `grid` takes as an axis. A number, a string, a tuple, a
+    A list becomes a `Choice`, which `grid` takes as an axis; of numbers beside distributions, an
+    `Either`. A number, a string, a tuple, a
     schedule, None or the only option of a list becomes `Fixed`.
 
     Args:
@@ -421,8 +585,20 @@ def _distribution(name: Any, value: Any) -> Distribution:
     if isinstance(value, list):
         if not value:
             raise ValueError(f"the space's {name!r} is an empty list; wanted at least one option.")
+        if any(isinstance(option, Distribution) for option in value):
+            return Either(*value) if len(value) > 1 else value[0]
         return Choice(*value) if len(value) > 1 else Fixed(value[0])
     return Fixed(value)
+
+
+def _check_step(distribution: Any, kind: type) -> None:
+    name, step = type(distribution).__name__, distribution.step
+    if not _is_number(step, kind):
+        raise TypeError(f"{name}(step=...) must be a number of its kind, found {step!r}.")
+    if not (step > 0 and distribution._count > 1):
+        raise ValueError(
+            f"{name}(step=...) must be above 0 and at most high - low, found {step!r}."
+        )
 
 
 def _is_number(value: Any, kind: type) -> bool:

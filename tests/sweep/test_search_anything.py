@@ -206,7 +206,73 @@ def test_an_optimizer_that_does_not_run_fails_alone():
     assert states.count("FAIL") == sum(wrong)
 
 
+DISTRIBUTIONS = [
+    sweep.Uniform(0.1, 0.95, step=0.05),
+    sweep.Uniform(-1.0, 1.0, step=0.3),
+    sweep.IntUniform(16, 250, step=16),
+    sweep.Normal(3.0, 0.5),
+    sweep.Either(0.0, sweep.LogUniform(1e-4, 0.1)),
+    sweep.as_space({"x": [sweep.Uniform(2, 3), -1, sweep.OneMinusLogUniform(0.01, 0.5)]})["x"],
+]
+
+
+@pytest.mark.parametrize("d", DISTRIBUTIONS, ids=repr)
+def test_a_distribution_is_inverted_by_its_unit(d):
+    places = np.random.default_rng(0).random(200).tolist() + [0.0, 1 - 2**-53]
+    values = [d.at(u) for u in places]
+    for u, value in zip(places, values, strict=True):
+        assert 0 <= d.unit(value) < 1 and d.at(d.unit(value)) == pytest.approx(value, rel=1e-5)
+        for factor in (0.7, 1.0, 1.6):
+            d.unit(d.perturb(value, factor))  # it is a value
+        part = d.between(0.9 * u, min(u + 0.05, 1.0))
+        d.unit(part.at(0.0)), d.unit(part.at(0.7))
+    if not isinstance(d, sweep.Either):
+        assert [d.at(u) for u in sorted(places)] == sorted(values)
+    with pytest.raises(ValueError, match="has no value"):
+        d.unit(1e6)
+
+
+def test_distributions_have_their_values():
+    steps = sweep.Uniform(0.5, 2.0, step=0.5), sweep.IntUniform(1, 10, step=4)
+    for d, values in zip(steps, ([0.5, 1.0, 1.5, 2.0], [1, 5, 9]), strict=True):
+        drawn = [d.at(u) for u in (np.arange(1200) + 0.5) / 1200]
+        assert sorted(set(drawn)) == values and len({drawn.count(x) for x in values}) == 1
+    normal = [sweep.Normal(3.0, 0.5).at(u) for u in (np.arange(1000) + 0.5) / 1000]
+    np.testing.assert_allclose([np.mean(normal), np.std(normal)], [3.0, 0.5], rtol=0.01)
+    either = [sweep.Either(0, sweep.Uniform(1, 2)).at(u) for u in np.arange(100) / 100]
+    assert either.count(0.0) == 50 and min(either[50:]) >= 1
+
+
+def test_optuna_stores_the_values_that_are_used():
+    space = {str(i): d for i, d in enumerate(DISTRIBUTIONS)}
+    space["b"] = sweep.OneMinusLogUniform(0.01, 0.5)
+    study = optuna.create_study()
+    session = sweep.optuna_search(study).start(space, 16, 0)
+    session.enqueue([point := sweep.random().start(space, 1, 5).ask(1)[0]])
+    points = session.ask(16)
+    for number in range(16):
+        session.tell(number, float(number), "ok")
+    session.flush()
+    for trial, used in zip(study.trials, points, strict=True):
+        assert trial.params == pytest.approx(used, rel=1e-6)
+    assert trial.params["b"] == used["b"] and trial.params["3"] == used["3"]
+    assert points[0] == pytest.approx(point, rel=1e-5)
+    sweep.optuna_search(study).start(space, 16, 1).ask(2)  # it reads them
+
+
 BAD = {
+    "Uniform(step=...) must be above 0 and at most high - low": {
+        "space": lambda: sweep.Uniform(0, 1, step=2)
+    },
+    "IntUniform(step=...) must be 1 with log=True": {
+        "space": lambda: sweep.IntUniform(1, 9, log=True, step=2)
+    },
+    "Normal(mean, std) must be finite in float32, with std above 0": {
+        "space": lambda: sweep.Normal(0, -1)
+    },
+    "Either(...) takes numbers and distributions of floats, found None": {
+        "space": lambda: sweep.as_space({"x": [None, sweep.Uniform(0, 1)]})
+    },
     "the space's 'rate' is taken by nobody: adam takes learning_rate": {"space": {"rate": 0.1}},
     "the task's loss takes decay": {"space": RATE | {"decay": 0.1, "b3": 1.0}, "task": TASK},
     "Task(loss=...) needs the keyword-only argument 'decay'": {"space": RATE, "task": TASK},

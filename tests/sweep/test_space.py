@@ -187,8 +187,8 @@ def test_a_space_is_made_of_anything():
 
 def test_numpy_bounds_become_plain():
     d = IntUniform(np.int64(1), np.int32(3))
-    assert repr(d) == "IntUniform(low=1, high=3, log=False)"
-    assert repr(Uniform(np.float32(0.5), 1)) == "Uniform(low=0.5, high=1.0)"
+    assert repr(d) == "IntUniform(low=1, high=3, log=False, step=1)"
+    assert repr(Uniform(np.float32(0.5), 1)) == "Uniform(low=0.5, high=1.0, step=None)"
     assert repr(Choice(1, "a")) == "Choice(1, 'a')"
 
 
@@ -216,7 +216,7 @@ BAD = {
     "no name": (lambda: sweep.as_space({1: 2}), TypeError, "must be strings, found 1"),
     "a class": (lambda: sweep.as_space({"a": Uniform}), TypeError, "'a' is Uniform without its"),
     "an empty list": (lambda: sweep.as_space({"a": []}), ValueError, "'a' is an empty list"),
-    "outside": (lambda: Uniform(0, 1).unit(2), ValueError, "high=1.0) has no value 2"),
+    "outside": (lambda: Uniform(0, 1).unit(2), ValueError, "high=1.0, step=None) has no value 2"),
     "outside log": (lambda: LogUniform(1, 2).perturb(3, 2), ValueError, "has no value 3"),
     "outside, below 1": (lambda: OneMinusLogUniform(0.1, 0.5).unit(0.4), ValueError, "no value"),
     "no whole one": (lambda: IntUniform(0, 3).unit(1.5), ValueError, "has no value 1.5"),
