@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import NamedTuple
 
 from optfn.sweep.scheduler import Scheduler
@@ -105,15 +106,12 @@ def shown(
     terminal = sys.stderr.isatty()
     if progress is False or (progress is None and not terminal):
         yield lambda progress: None
-        return
-    try:
+    elif terminal and find_spec("rich"):
         from rich.console import Console
-    except ImportError:
-        terminal = False
-    if not terminal:
+
+        with Console(stderr=True).status("compiling") as status:
+            yield lambda progress: status.update(str(progress))
+    else:
         lines = _Lines()
         yield lines.show
         lines.print_last()
-        return
-    with Console(stderr=True).status("compiling") as status:
-        yield lambda progress: status.update(str(progress))

@@ -119,7 +119,7 @@ class Scheduler:
         for place, trial in entering.items():
             if trial.parked is not None:
                 self.executor.resume(place, trial.parked)
-                trial.parked = trial.params = None
+                trial.parked, trial.params = None, ()
                 self.kept = [other for other in self.kept if other is not trial]
         return True
 
@@ -194,7 +194,6 @@ class Scheduler:
 
     def enter(self, trial: Trial) -> None:
         """Makes lanes for candidates of the trial's structure."""
-        assert trial.candidate is not None
         self.structure, self.entered = trial.structure, trial.number
         self.executor.enter(trial.candidate)
 
@@ -320,7 +319,7 @@ class Scheduler:
         if trial in self.kept:
             trial.params = self.executor.fetch_params(place)
         for other in ranked[self.keep_best :]:
-            other.params = None
+            other.params = ()
 
 
 def with_other_options(

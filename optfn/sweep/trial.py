@@ -29,7 +29,7 @@ class Trial:
     Attributes:
         number: its place in the order of asking.
         point: its hyperparameters.
-        candidate: what its lanes train; None if it could not be made.
+        candidate: the `Candidate` that its lanes train; None if it could not be made.
         structure: the number of the candidate's structure; lanes hold one structure at a time.
         seeds: a seed for each of its runs.
         status: how it ended; "stopped" until then.
@@ -50,7 +50,7 @@ class Trial:
 
     number: int
     point: dict[str, Any]
-    candidate: Candidate | None
+    candidate: Any
     structure: int
     seeds: tuple[int, ...]
     status: str = "stopped"
@@ -61,7 +61,7 @@ class Trial:
     scores: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
-    params: tuple[PyTree, ...] | None = None
+    params: tuple[PyTree, ...] = ()
     history: History = field(default_factory=list)
     own_history: History = field(default_factory=list)
     error: str = ""
