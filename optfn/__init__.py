@@ -47,7 +47,8 @@ from optfn.core.transform import Transform as Transform
 from optfn.core.updates_kind import Updates as Updates
 from optfn.core.wrapper import Wrapper as Wrapper
 
-# Low precision.
+# Low precision, and the memory of the host.
+from optfn.storage.offload import offload as offload
 from optfn.storage.params import compensated as compensated
 from optfn.storage.params import master as master
 from optfn.storage.params import master_params as master_params

@@ -19,6 +19,7 @@ from optfn.core.slots import zero_slot
 from optfn.core.state import Context, State, count_up
 from optfn.core.transform import Transform, advance, as_transform, restored_hint
 from optfn.core.tree import PyTree, location_of
+from optfn.storage.offload import check_not_inside
 
 
 class Skips(NamedTuple):
@@ -47,6 +48,7 @@ class Skipping(Transform):
     def __post_init__(self):
         super().__post_init__()
         check_gradients_arrive(self.transform, type(self).__name__)
+        check_not_inside(self.transform, type(self).__name__, "selects")
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
         return super().inner(_skips_of(slots), step, label)

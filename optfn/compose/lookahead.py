@@ -17,6 +17,7 @@ from optfn.core.state import Context, State
 from optfn.core.transform import Transform, advance, as_transform, inner_of, with_inner_of
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates, check_not_last
+from optfn.storage.offload import check_not_inside
 
 
 class Slow(NamedTuple):
@@ -72,6 +73,8 @@ class lookahead(Transform):
         check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
         check_within(self.slow_step_size, (0, 1), "lookahead(slow_step_size=...)")
         check_not_last(self.fast_optimizer, "lookahead(fast_optimizer=...)", "the synchronization")
+        if self.reset_state:
+            check_not_inside(self.fast_optimizer, "lookahead", "resets")
 
     def updates_kind(self, incoming: Updates) -> Updates:
         return super().updates_kind(incoming).kept()

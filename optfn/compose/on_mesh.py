@@ -10,6 +10,7 @@ from optfn.core.data import per_leaf
 from optfn.core.state import Context
 from optfn.core.tree import PyTree
 from optfn.core.wrapper import Wrapper
+from optfn.storage.offload import check_not_inside
 
 
 class on_mesh(Wrapper):
@@ -37,6 +38,10 @@ class on_mesh(Wrapper):
     splittable = True
 
     shardings: Any = per_leaf(of=NamedSharding)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_inside(self.transform, "on_mesh", "places")
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         own = self.shardings.values(updates)

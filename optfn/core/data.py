@@ -28,7 +28,12 @@ MISSING = dataclasses.MISSING
 
 
 def static(
-    *, default: Any = MISSING, choices: tuple = (), kw_only: bool = False, init: bool = True
+    *,
+    default: Any = MISSING,
+    choices: tuple = (),
+    kw_only: bool = False,
+    init: bool = True,
+    converter: Callable[..., Any] | None = None,
 ) -> Any:
     """Declares a field that changes structure or control flow: hashable, part of the treedef.
 
@@ -37,8 +42,10 @@ def static(
         choices: the admissible values; any hashable value if empty.
         kw_only: whether the field must be given by keyword.
         init: False leaves the field out of the constructor.
+        converter: `(value, where) -> value` makes a hashable value of what users give, but for
+            None; `where` names the field in errors.
     """
-    return _field("static", default, kw_only, init, choices=choices)
+    return _field("static", default, kw_only, init, choices=choices, converter=converter)
 
 
 def number(

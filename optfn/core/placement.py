@@ -3,6 +3,9 @@
 On a mesh with explicit axes an array's sharding is part of its type, also inside a trace. With
 automatic axes only a concrete array has one; inside a trace the compiler chooses, led by what an
 array is computed from.
+
+Whether an array is in the device's memory or in the host's is part of its type everywhere, and
+another matter (`memory.py`): nothing here changes it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +23,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optfn.core.mapped import largest
+from optfn.core.memory import HOST, is_in_host
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["axes"])
@@ -110,6 +114,13 @@ def place(slot: Any, param: Any) -> jax.Array:
     return placed
 
 
+def stands_for(new: jax.Array, old: jax.Array) -> jax.Array:
+    """A slot in the place of one that `place` returned, which lies along the same param."""
+    if (found := _placed.get()) is not None:
+        found[id(new)] = new, Along(old, tuple(range(old.ndim))), old
+    return new
+
+
 def fresh(x: Any) -> jax.Array:
     """A copy in a buffer of its own; outside a trace no program is compiled for it."""
     if isinstance(x, Tracer):
@@ -193,21 +204,24 @@ def shapes_in_place(init: Callable, params: Any, elsewhere: Callable[[tuple, Any
             _placed.reset(token)
         by_id = {id(x): param for x, param in zip(jax.tree.leaves(params), own, strict=True)}
         for x in jax.tree.leaves(state):
+            in_host = is_in_host(x)
             between = []  # slots of slots, as of an optimizer that runs on projections
             while id(x) in slots:
                 _, slot, x = slots[id(x)]
                 between.append(slot)
-            places.append((between[::-1], by_id.get(id(x))))
+            places.append((between[::-1], by_id.get(id(x)), in_host))
         slots.clear()
         return state
 
-    def where(path: tuple, x: Any, between: list[Along], param: Any) -> Any:
+    def where(path: tuple, x: Any, between: list[Along], param: Any, in_host: bool) -> Any:
         if param is None or not between:
-            return elsewhere(path, x)
-        for slot in between:
-            its = sharding_along(slot, param)
-            param = jax.ShapeDtypeStruct(jnp.shape(slot.value), param.dtype, sharding=its)
-        return param.sharding
+            its = elsewhere(path, x)
+        else:
+            for slot in between:
+                its = sharding_along(slot, param)
+                param = jax.ShapeDtypeStruct(jnp.shape(slot.value), param.dtype, sharding=its)
+            its = param.sharding
+        return its.with_memory_kind(HOST) if in_host and its is not None else its
 
     found, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(run, params))
     return treedef.unflatten(
@@ -229,7 +243,7 @@ def lies_like(x: Any, y: Any) -> bool:
         return jax.typeof(x).sharding.spec == jax.typeof(y).sharding.spec
     if not (isinstance(x, jax.Array) and isinstance(y, jax.Array) and y.committed):
         return True
-    return x.committed and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    return x.committed and x.sharding.is_equivalent_to(_sharding_for(x, y), x.ndim)
 
 
 def put_like(x: Any, y: Any) -> Any:
@@ -238,7 +252,14 @@ def put_like(x: Any, y: Any) -> Any:
         return x
     if isinstance(x, Tracer) or isinstance(y, Tracer):
         return _retyped(x, jax.typeof(y).sharding)
-    return jax.device_put(x, y.sharding)
+    return jax.device_put(x, _sharding_for(x, y))
+
+
+def _sharding_for(x: jax.Array, y: jax.Array) -> Any:
+    """The sharding of `y`, in the memory of `x`."""
+    if x.sharding.memory_kind == y.sharding.memory_kind:
+        return y.sharding
+    return y.sharding.with_memory_kind(x.sharding.memory_kind)
 
 
 def _retyped(x: Any, sharding: Any) -> Any:

@@ -10,20 +10,19 @@ from jax.core import Tracer
 
 from optfn.core.data import part, per_leaf, static
 from optfn.core.dtypes import is_narrow
+from optfn.core.memory import in_memory_of, to_device
 from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
 from optfn.core.rounding import Rounding
-from optfn.core.slot_kinds import Kind, slot_kinds
-from optfn.core.slot_paths import place_in
+from optfn.core.slot_kinds import Kind
 from optfn.core.state import Context, SlotsIn, State
 from optfn.core.transform import abstract, check_state_type, check_transform_type
-from optfn.core.tree import PyTree, bare, leaf_paths, mismatch, path_string
+from optfn.core.tree import PyTree, mismatch, path_string
 from optfn.core.wrapper import Wrapper
 from optfn.storage.codecs import Codec, as_codec, decode, encode_like
-from optfn.storage.formats import Format
-
-# Slots of fewer entries are not worth their digits.
-SMALL = 4096
+from optfn.storage.offload import check_not_inside
+from optfn.storage.selection import is_stored as _is_stored
+from optfn.storage.selection import slots_in
 
 
 class store(Wrapper):
@@ -62,6 +61,10 @@ class store(Wrapper):
     rounding: str = static(default="nearest", choices=get_args(Rounding), kw_only=True)
     seed: Any = seed()
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_inside(self.transform, "store", "decodes")
+
     @property
     def name(self) -> str | None:
         return self._given_name
@@ -74,7 +77,7 @@ class store(Wrapper):
         return jax.tree.map(_put, slots, abstract(self._first_slots, jax.tree.map(_shape, params)))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        ctx = ctx._replace(slots_in=_slots_in(slots) or ctx.slots_in)
+        ctx = ctx._replace(slots_in=_precision(slots) or ctx.slots_in)
         updates, new = self.transform.apply_named(updates, read(slots), ctx)
         key = None
         if self.rounding == "stochastic":
@@ -106,29 +109,16 @@ class store(Wrapper):
 
     def _codecs(self, slots: Any, params: PyTree) -> list[tuple[Codec, Kind] | None]:
         """The codec and the kind of every slot that is stored, None for the others."""
-        params = bare(params)
-        paths = {path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
-        leaves = {}
-        if self.leaves is not None:
-            leaves = dict(zip(leaf_paths(params), self.leaves.values(params), strict=True))
-        arrays = jax.tree_util.tree_flatten_with_path(bare(slots), is_leaf=_is_stored)[0]
-        names, found = [], []
-        for (path, x), kind in zip(arrays, slot_kinds(slots, _is_stored), strict=True):
+        all_slots = slots_in(slots, params, self.leaves)
+        if jax.tree.leaves(params):
+            rounded = [slot.name for slot in all_slots if slot.kind is not None]
+            self.codec.check_names(list(dict.fromkeys(rounded)))
+        found = []
+        for name, kind, value, is_chosen in all_slots:
             codec = None
-            part = None if _is_stored(x) else place_in(path, paths, x)
-            if kind is not None:
-                names.append(".".join(path_string((key,)) for key in path[: part and part.start]))
-            if kind is not None and _can_be_stored(x):
-                if self.leaves is None:
-                    is_chosen = x.size >= SMALL and (x.ndim > 1 or part is None)
-                elif part is None:
-                    is_chosen = self.leaves.is_one
-                else:
-                    is_chosen = leaves[path_string(path[part])]
-                codec = self.codec.for_slot(names[-1], kind) if is_chosen else None
+            if kind is not None and is_chosen and _can_be_stored(value):
+                codec = self.codec.for_slot(name, kind)
             found.append(codec and (codec, kind))
-        if paths:
-            self.codec.check_names(list(dict.fromkeys(names)))
         return found
 
 
@@ -155,14 +145,15 @@ def convert_state(tx: optax.GradientTransformation, state: optax.OptState, param
     state = check_state_type(state)
     form = jax.eval_shape(tx.init, params)
     wanted = jax.eval_shape(read, form.slots)
-    slots = read(state.slots)
+    slots = read(jax.tree.map(to_device, state.slots))
     reason = mismatch(wanted, slots, "the optimizer's", "the given")
     shapes = [
         (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (wanted, slots)), strict=False)
     ]
     if reason or any(x != y for x, y in shapes):
         raise ValueError(f"{where}: the state does not fit: {reason or 'shapes differ'}.")
-    return State(state.step, stored_like(tx.init(params).slots, slots))
+    first = tx.init(params).slots
+    return State(state.step, jax.tree.map(in_memory_of, stored_like(first, slots), first))
 
 
 _first_slots_jitted = jax.jit(store._first_slots)
@@ -215,15 +206,11 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
     )
 
 
-def _slots_in(slots: Any) -> SlotsIn | None:
+def _precision(slots: Any) -> SlotsIn | None:
     leaves = jax.tree.leaves(slots, is_leaf=_is_stored)
     if any(map(_is_stored, leaves)):
         return "formats"
     return "dtypes" if any(map(_is_narrow, leaves)) else None
-
-
-def _is_stored(x: Any) -> bool:
-    return isinstance(x, Format)
 
 
 def _can_be_stored(x: Any) -> bool:

@@ -36,6 +36,7 @@ def is_matrix(path, leaf):
 ON_ONE_DEVICE = NamedSharding(jax.make_mesh((1,), ("x",)), PartitionSpec())
 MORE = {
     "on_mesh": optfn.on_mesh(optfn.sgd(0.1), ON_ONE_DEVICE),
+    "offload": optfn.offload(optfn.sgd(0.1, 0.9), leaves=True),
     "partition_matrices": optfn.partition_matrices(optfn.sgd(0.1), optfn.adam(0.1)),
     "scale_by_muon": optfn.scale_by_muon(),
     "scale_by_kron": optfn.scale_by_kron(),
@@ -71,6 +72,7 @@ WRAPPERS = {
     "mechanize": lambda tx: optfn.mechanize(tx, s_init=0.1),
     "monitor": optfn.monitor,
     "across": lambda tx: optfn.across(tx, "x"),
+    "offload": lambda tx: optfn.offload(tx, leaves=True),
     "on_mesh": lambda tx: optfn.on_mesh(tx, ON_ONE_DEVICE),
     "own_step": optfn.own_step,
     "partition": lambda tx: optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
