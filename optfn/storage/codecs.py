@@ -4,19 +4,55 @@ Each codec has formats for both kinds of slots: for entries of either sign, and 
 not negative, such as a second moment, whose relative error counts.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
 from optfn.core.data import Data, check_count, part, static
 from optfn.core.dtypes import cast
+from optfn.core.randomness import is_key
 from optfn.core.rounding import round_to
 from optfn.core.slot_kinds import NON_NEGATIVE, SIGNED, Kind
 from optfn.storage import formats
 from optfn.storage.formats import TINY, Format, Grouped
 from optfn.storage.groups import Groups
+from optfn.storage.selection import check_names, ends_with
+
+
+def _real(x: Any, where: str) -> jax.Array:
+    """A real array, or an error that names it."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(x).__name__ if dtype is None else f"one of {dtype}"
+        raise TypeError(f"{where} must be an array of real floating point numbers, found {found}.")
+    return jnp.asarray(x)
+
+
+def _check_key(key: Any, where: str) -> None:
+    is_raw = getattr(key, "dtype", None) == jnp.uint32
+    if key is not None and not is_key(key) and not is_raw:
+        raise TypeError(f"{where} must be a random key or None, found {type(key).__name__}.")
+
+
+def _checking(method: Callable) -> Callable:
+    """A method of a codec that is given what it can be given."""
+
+    @functools.wraps(method)
+    def checked(
+        self: "Codec", x: Any, kind: Kind = SIGNED, *rest: jax.Array | None, **named: Any
+    ) -> Any:
+        where = f"{type(self).__name__}.{method.__name__}"
+        if kind not in get_args(Kind):
+            wanted = " or ".join(map(repr, get_args(Kind)))
+            raise ValueError(f"{where}(kind=...) must be {wanted}, found {kind!r}.")
+        for key in (*rest, *named.values()):
+            _check_key(key, f"{where}(key=...)")
+        return method(self, _real(x, f"{where}(x=...)"), kind, *rest, **named)
+
+    return checked
 
 
 class Codec(Data):
@@ -24,6 +60,11 @@ class Codec(Data):
 
     A codec of your own defines `encode`, which gives an array of a narrower dtype or a `Format`.
     """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in {"encode", "error_bound"} & vars(cls).keys():
+            setattr(cls, name, _checking(vars(cls)[name]))
 
     def _repr_name(self) -> str:
         name = super()._repr_name()
@@ -52,17 +93,30 @@ class Codec(Data):
         """
         return self
 
-    def check_names(self, names: list[str]) -> None:
-        """Refuses names that are none of these slots."""
+    def check_names(self, names: list[str], where: str) -> None:
+        """Refuses names that are none of these slots; `where` is for errors."""
 
 
 def decode(stored: Any) -> jax.Array:
     """The array that a codec has encoded, in float32."""
+    _check_stored(stored, "decode(stored)")
     return stored.decode() if isinstance(stored, Format) else cast(stored, jnp.float32)
+
+
+def _check_stored(stored: Any, where: str) -> None:
+    if not isinstance(stored, Format):
+        _real(stored, f"{where} must be what a codec has encoded; it")
 
 
 def encode_like(stored: Any, x: jax.Array, key: jax.Array | None = None) -> Any:
     """An array, stored as another one is."""
+    where = "encode_like(stored, x, key)"
+    _check_stored(stored, f"{where}: stored")
+    _check_key(key, f"{where}: key")
+    x = _real(x, f"{where}: x")
+    form = jax.eval_shape(decode, stored)
+    if x.shape != form.shape:
+        raise ValueError(f"{where}: x has shape {x.shape}, stored is an array of {form.shape}.")
     return stored.encode(x, key) if isinstance(stored, Format) else round_to(x, stored.dtype, key)
 
 
@@ -110,7 +164,7 @@ class _grouped(Codec):
 
     def layout(self, shape: tuple[int, ...], kind: Kind) -> tuple[type[Grouped], Groups]:
         """The format of an array, and how it is cut into groups; scalars are not."""
-        own = self.formats()[_is_non_negative(kind)]
+        own = self.formats()[kind == NON_NEGATIVE]
         return own, Groups.of(shape, self._axis_of(shape), self.group) if shape else Groups(0, 0, 0)
 
     def _axis_of(self, shape: tuple[int, ...]) -> int:
@@ -121,12 +175,6 @@ class _grouped(Codec):
                 f"shape {shape}."
             )
         return self.axis % len(shape)
-
-
-def _is_non_negative(kind: str) -> bool:
-    if kind not in (SIGNED, NON_NEGATIVE):
-        raise ValueError(f"kind must be {SIGNED!r} or {NON_NEGATIVE!r}, found {kind!r}.")
-    return kind == NON_NEGATIVE
 
 
 class int8(_grouped):
@@ -190,7 +238,7 @@ class int4(_grouped):
         groups = self._even_groups(shape) if shape else None
         if groups is None:
             return int8(axis=self.axis, scale_dtype=self.scale_dtype).layout(shape, kind)
-        return self.formats()[_is_non_negative(kind)], groups
+        return self.formats()[kind == NON_NEGATIVE], groups
 
     def _even_groups(self, shape: tuple[int, ...]) -> Groups | None:
         """Groups that are even and equally long, of at least 16 entries; None if there are none."""
@@ -223,7 +271,15 @@ class fp8(_grouped):
     """
 
     group: int = static(default=256)
-    form: str = static(default="e4m3", choices=("e4m3", "e5m2"), kw_only=True)
+    form: str = static(default="e4m3", choices=("e4m3", "e5m2"))
+
+    def __init__(
+        self, form: str = "e4m3", group: int = 256, axis: int = -1, scale_dtype: str = "float32"
+    ):
+        given = {"form": form, "group": group, "axis": axis, "scale_dtype": scale_dtype}
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
 
     def formats(self):
         if self.form == "e4m3":
@@ -286,6 +342,9 @@ def _unless_infinite(x: jax.Array, bound: jax.Array) -> jax.Array:
 def _by_name(value: Any, where: Any = "the codecs") -> dict[str, Codec]:
     if not isinstance(value, Mapping) or not value:
         raise TypeError(f"{where} must be a dict {{name of a slot: codec}}, found {value!r}.")
+    for name in value:
+        if not isinstance(name, str):
+            raise TypeError(f"{where}: the name of a slot must be a string, found {name!r}.")
     return {name: as_codec(codec, f"{where}, '{name}',") for name, codec in value.items()}
 
 
@@ -304,17 +363,12 @@ class by_slot(Codec):
     codecs: Mapping[str, Codec] = part(converter=_by_name)
 
     def for_slot(self, name, kind):
-        fitting = [own for own in self.codecs if _ends_with(name, own)]
+        fitting = [own for own in self.codecs if ends_with(name, own)]
         own = max(fitting, key=len, default=kind)
         return self.codecs.get(own)
 
-    def check_names(self, names):
-        for own in self.codecs.keys() - {SIGNED, NON_NEGATIVE}:
-            if not any(_ends_with(name, own) for name in names):
-                raise ValueError(
-                    f"by_slot(codecs=...): {own!r} is no slot that may be rounded; there are: "
-                    f"{', '.join(names) or 'none'}."
-                )
+    def check_names(self, names, where):
+        check_names(self.codecs, names, where, " that may be rounded")
 
     def encode(self, x, kind=SIGNED, key=None):
         codec = self.for_slot("", kind)
@@ -325,17 +379,21 @@ class by_slot(Codec):
         return jnp.zeros_like(x) if codec is None else codec.error_bound(x, kind)
 
 
-def _ends_with(name: str, end: str) -> bool:
-    return f".{name}".endswith(f".{end}")
-
-
 def as_codec(value: Any, where: Any = "the codec") -> Codec:
     """A codec from what users put in the place of one: also a dict of codecs by slot."""
     if isinstance(value, Codec):
         return value
     if isinstance(value, Mapping):
-        return by_slot(value)
+        return by_slot(_by_name(value, where))
     names = "bf16(), f16(), fp8(), int8(), int4(), factored(), split() or by_slot({...})"
-    is_class = isinstance(value, type) and issubclass(value, Codec)
-    hint = f"; call it, as in {value.__name__}()" if is_class else ""
-    raise TypeError(f"{where} must be a codec such as {names}, found {value!r}{hint}.")
+    meant = _name_of(value)
+    hint = f": write storage.{meant}()" if f"{meant}()" in names else ""
+    raise TypeError(
+        f"{where} must be a codec of optfn.storage such as {names}, found {value!r}{hint}."
+    )
+
+
+def _name_of(value: Any) -> str:
+    """The name of the codec that was meant by its class, its name or a dtype."""
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    return {"bfloat16": "bf16", "float16": "f16"}.get(name, name)

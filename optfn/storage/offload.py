@@ -18,7 +18,8 @@ from optfn.storage.selection import Slot, check_names, is_stored, slots_in
 
 def _as_names(value: Any, where: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
-    if not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
+    are_names = isinstance(names, (tuple, list)) and all(isinstance(x, str) for x in names)
+    if not names or not are_names:
         raise TypeError(
             f"{where} must be the name of a slot, or several, or None for all, found {value!r}."
         )
@@ -98,7 +99,7 @@ class offload(Wrapper):
         """The slots that belong into the host's memory."""
         found = slots_in(slots, params, self.leaves)
         if self.slots is not None and jax.tree.leaves(params):
-            check_names(self.slots, found, "offload(slots=...)")
+            check_names(self.slots, [slot.name for slot in found], "offload(slots=...)")
         return [x._replace(is_chosen=x.is_chosen and x.is_among(self.slots)) for x in found]
 
     def _warn_of_slots_elsewhere(self, slots: Any, params: PyTree) -> None:

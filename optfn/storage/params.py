@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
 from optfn.core.data import child, static
 from optfn.core.dtypes import cast, compute_dtype, is_narrow
@@ -12,7 +14,7 @@ from optfn.core.inputs import matched
 from optfn.core.slots import placed
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform, check_transform_type, readable_state
-from optfn.core.tree import PyTree, bare, in_form_of
+from optfn.core.tree import PyTree, bare, in_form_of, leaf_location, leaf_paths
 from optfn.core.updates_kind import Updates
 from optfn.core.walk import walk
 from optfn.storage.formats import rest_of, with_rest
@@ -47,6 +49,10 @@ class _FullPrecision(Transform):
     def full(self, param: jax.Array, rest: jax.Array) -> jax.Array:
         """The param in float32."""
         return _wide(param) + _wide(rest)
+
+    def rest_dtype(self, dtype: Any) -> Any:
+        """The dtype of the rest of a param of this dtype; it tells of which params a state is."""
+        raise NotImplementedError
 
     @property
     def has_room(self) -> bool:
@@ -96,17 +102,27 @@ class _FullPrecision(Transform):
 
     def full_params(self, params: PyTree, slots: FullPrecision) -> PyTree:
         """The params in float32, or wider where they are wider."""
-        narrow = sum(map(_is_narrow, jax.tree.leaves(params)))
-        kept = len(jax.tree.leaves(slots.rest))
-        if narrow != kept:
+        leaves, treedef = jax.tree.flatten(params)
+        rests = jax.tree.leaves(slots.rest)
+        narrow = [i for i, param in enumerate(leaves) if _is_narrow(param)]
+        names = leaf_paths(params)
+        own, kept = [names[i] for i in narrow], leaf_paths(slots.rest)
+        if own != kept:
             raise ValueError(
-                f"{self.name} keeps what {kept} params of 16 bits lack, found {narrow} such params"
-                ": was the state made from params of these dtypes?"
+                f"{self.name} keeps what the params of 16 bits {_listed(kept)} lack, found such "
+                f"params {_listed(own)}: was the state made from params of these dtypes?"
             )
-        rests = iter(jax.tree.leaves(slots.rest))
-        return jax.tree.map(
-            lambda param: self.full(param, next(rests)) if _is_narrow(param) else param, params
-        )
+        for i, rest in zip(narrow, rests, strict=True):
+            param, dtype = leaves[i], self.rest_dtype(leaves[i].dtype)
+            if rest.dtype != dtype or rest.shape != param.shape:
+                raise ValueError(
+                    f"{leaf_location(params, i)} {self.name} keeps what the param lacks as "
+                    f"{rest.dtype.name}{list(rest.shape)}, of a {param.dtype.name} param it is "
+                    f"{jnp.dtype(dtype).name}{list(param.shape)}: was the state made from params "
+                    "of these dtypes?"
+                )
+            leaves[i] = self.full(param, rest)
+        return treedef.unflatten(leaves)
 
 
 class compensated(_FullPrecision):
@@ -134,6 +150,9 @@ class compensated(_FullPrecision):
 
     def rest(self, target, param):
         return cast(target - _wide(param), param.dtype)
+
+    def rest_dtype(self, dtype):
+        return dtype
 
 
 class master(_FullPrecision):
@@ -173,10 +192,19 @@ class master(_FullPrecision):
         return self.bits == 32
 
     def rest(self, target, param):
-        return rest_of(target, param) if self.bits == 24 else target - _wide(param)
+        if self.bits == 32:
+            return target - _wide(param)
+        return lax.bitcast_convert_type(rest_of(target, param), self.rest_dtype(param.dtype))
 
     def full(self, param, rest):
-        return with_rest(param, rest) if self.bits == 24 else super().full(param, rest)
+        if self.bits == 32:
+            return super().full(param, rest)
+        return with_rest(param, lax.bitcast_convert_type(rest, jnp.int8))
+
+    def rest_dtype(self, dtype):
+        if self.bits == 32:
+            return jnp.float32
+        return jnp.uint8 if dtype == jnp.float16 else jnp.int8
 
 
 def master_params(
@@ -220,6 +248,11 @@ def master_params(
 
 def _is_narrow(x: Any) -> bool:
     return is_narrow(x.dtype)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(map(repr, names[:3])) or "none") + more
 
 
 def _wide(x: jax.Array) -> jax.Array:

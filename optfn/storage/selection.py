@@ -40,14 +40,19 @@ def ends_with(name: str, end: str) -> bool:
     return f".{name}".endswith(f".{end}")
 
 
-def check_names(names: Iterable[str], slots: Iterable[Slot], where: Any) -> None:
-    """Refuses a name that is neither one of these slots nor a kind."""
-    own = list(dict.fromkeys(slot.name for slot in slots))
+def check_names(names: Iterable[str], own: list[str], where: Any, which: str = "") -> None:
+    """Refuses a name that is neither one of a transform's `own` nor a kind.
+
+    Args:
+        names: what a user has given.
+        own: the qualified names of slots.
+        where: the argument, for the message.
+        which: which slots these are, for the message.
+    """
     for name in names:
         if name not in get_args(Kind) and not any(ends_with(slot, name) for slot in own):
-            raise ValueError(
-                f"{where}: {name!r} is no slot; there are: {', '.join(own) or 'none'}."
-            )
+            known = ", ".join(dict.fromkeys(own)) or "none"
+            raise ValueError(f"{where}: {name!r} is no slot{which}; there are: {known}.")
 
 
 def slots_in(slots: Any, params: PyTree, leaves: PerLeaf | None) -> list[Slot]:

@@ -1,6 +1,8 @@
 """`store`: the state of any optimizer in low precision."""
 
 import zlib
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -14,15 +16,14 @@ from optfn.core.memory import in_memory_of, to_device
 from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
 from optfn.core.rounding import Rounding
-from optfn.core.slot_kinds import Kind
 from optfn.core.state import Context, SlotsIn, State
 from optfn.core.transform import abstract, check_state_type, check_transform_type
-from optfn.core.tree import PyTree, mismatch, path_string
+from optfn.core.tree import PyTree, location_of, mismatch, path_string
 from optfn.core.wrapper import Wrapper
 from optfn.storage.codecs import Codec, as_codec, decode, encode_like
 from optfn.storage.offload import check_not_inside
+from optfn.storage.selection import Slot, slots_in
 from optfn.storage.selection import is_stored as _is_stored
-from optfn.storage.selection import slots_in
 
 
 class store(Wrapper):
@@ -77,6 +78,8 @@ class store(Wrapper):
         return jax.tree.map(_put, slots, abstract(self._first_slots, jax.tree.map(_shape, params)))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        if ctx.slots_in is None:  # one around this has read them
+            self._check_stored(slots, updates, ctx.params)
         ctx = ctx._replace(slots_in=_precision(slots) or ctx.slots_in)
         updates, new = self.transform.apply_named(updates, read(slots), ctx)
         key = None
@@ -93,33 +96,45 @@ class store(Wrapper):
     def _first_slots(self, params: PyTree) -> Any:
         """The first slots, each stored by its codec."""
         slots = self.transform.init_named(params)
-        codecs = self._codecs(slots, params)
-        leaves, treedef = jax.tree.flatten(slots, is_leaf=_is_stored)
-        zero = _zero_of(params)
-
-        def stored(x: jax.Array, chosen: tuple | None) -> Any:
-            if chosen is None:
-                return x
-            codec, kind = chosen
-            axes = tuple(range(x.ndim))
-            x = place(Along(x + zero, axes), x)
-            return jax.tree.map(lambda part: place(Along(part, axes), x), codec.encode(x, kind))
-
-        return treedef.unflatten(map(stored, leaves, codecs))
-
-    def _codecs(self, slots: Any, params: PyTree) -> list[tuple[Codec, Kind] | None]:
-        """The codec and the kind of every slot that is stored, None for the others."""
         all_slots = slots_in(slots, params, self.leaves)
         if jax.tree.leaves(params):
             rounded = [slot.name for slot in all_slots if slot.kind is not None]
-            self.codec.check_names(list(dict.fromkeys(rounded)))
-        found = []
-        for name, kind, value, is_chosen in all_slots:
-            codec = None
-            if kind is not None and is_chosen and _can_be_stored(value):
-                codec = self.codec.for_slot(name, kind)
-            found.append(codec and (codec, kind))
-        return found
+            self.codec.check_names(list(dict.fromkeys(rounded)), "store(codec=...)")
+        leaves, treedef = jax.tree.flatten(slots, is_leaf=_is_stored)
+        zero = _zero_of(params)
+
+        def stored(x: jax.Array, slot: Slot) -> Any:
+            codec = self._codec_of(slot)
+            if codec is None:
+                return x
+            axes = tuple(range(x.ndim))
+            x = place(Along(x + zero, axes), x)
+            parts = codec.encode(x, slot.kind)
+            return jax.tree.map(lambda part: place(Along(part, axes), x), parts)
+
+        return treedef.unflatten(map(stored, leaves, all_slots))
+
+    def _codec_of(self, slot: Slot) -> Codec | None:
+        """The codec of a slot that is to be stored and is not."""
+        if slot.kind is None or not slot.is_chosen or not _can_be_stored(slot.value):
+            return None
+        return self.codec.for_slot(slot.name, slot.kind)
+
+    def _check_stored(self, slots: Any, updates: PyTree, params: PyTree | None) -> None:
+        """Refuses the state of an optimizer that stores nothing, which would stay as it is."""
+        if params is None and self.leaves is not None and self.leaves.function is not None:
+            return  # it chose by the params
+        for slot in slots_in(slots, updates if params is None else params, self.leaves):
+            codec = self._codec_of(slot)
+            if codec is None:
+                continue
+            x = jax.ShapeDtypeStruct(slot.value.shape, slot.value.dtype)
+            if _is_narrow(jax.eval_shape(partial(codec.encode, kind=slot.kind), x)):
+                raise ValueError(
+                    f"store(...): the state's {slot.name} of shape {x.shape} is {x.dtype.name} and "
+                    f"not stored by {codec!r}: was the state made without store? "
+                    "convert_state(tx, state, params) stores it."
+                )
 
 
 def convert_state(tx: optax.GradientTransformation, state: optax.OptState, params: PyTree) -> State:
@@ -143,15 +158,20 @@ def convert_state(tx: optax.GradientTransformation, state: optax.OptState, param
     where = "convert_state(tx, state, params)"
     tx = check_transform_type(tx, f"{where}: tx")
     state = check_state_type(state)
+    if params is None:
+        raise ValueError(f"{where}: params must be given, found None.")
     form = jax.eval_shape(tx.init, params)
     wanted = jax.eval_shape(read, form.slots)
     slots = read(jax.tree.map(to_device, state.slots))
     reason = mismatch(wanted, slots, "the optimizer's", "the given")
-    shapes = [
-        (x.shape, y.shape) for x, y in zip(*map(jax.tree.leaves, (wanted, slots)), strict=False)
-    ]
-    if reason or any(x != y for x, y in shapes):
-        raise ValueError(f"{where}: the state does not fit: {reason or 'shapes differ'}.")
+    if reason is None:
+        paths = jax.tree_util.tree_flatten_with_path(wanted)[0]
+        for (path, own), given in zip(paths, jax.tree.leaves(slots), strict=True):
+            if own.shape != given.shape:
+                reason = f"{location_of(path)} it has shape {given.shape}, wanted {own.shape}"
+                break
+    if reason is not None:
+        raise ValueError(f"{where}: the state does not fit: {reason}.")
     first = tx.init(params).slots
     return State(state.step, jax.tree.map(in_memory_of, stored_like(first, slots), first))
 

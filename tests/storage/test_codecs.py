@@ -323,10 +323,10 @@ def test_wrong_codecs_get_a_sentence():
     with pytest.raises(ValueError, match=r"int8\(axis=...\) is 2, but .* shape \(3, 4\)"):
         storage.int8(axis=2).encode(jnp.ones((3, 4)))
     with pytest.raises(
-        ValueError, match=r"kind must be 'signed' or 'non_negative', found 'square'"
+        ValueError, match=r"kind=.*must be 'signed' or 'non_negative', found 'square'"
     ):
         storage.int8().encode(jnp.ones((3, 4)), "square")
-    with pytest.raises(TypeError, match=r"complex value cannot be stored as float32"):
+    with pytest.raises(TypeError, match=r"real floating point numbers, found one of complex64"):
         storage.int8().encode(jnp.ones((3, 4), complex))
     with pytest.raises(TypeError, match=r"'mu'.*must be a codec.*found 'bf16'"):
         storage.by_slot({"mu": "bf16"})

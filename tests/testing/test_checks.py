@@ -53,7 +53,7 @@ def costly(request, monkeypatch):
 
 
 # They are there for others: an optax transformation, a tree among the extra arguments, and a mesh.
-NOT_ALONE = {"from_optax", "given_hessian_diagonal", "on_mesh"}
+NOT_ALONE = {"from_optax", "given_hessian_diagonal", "on_mesh", "offload"}
 
 
 def parts(tx):
