@@ -1,16 +1,21 @@
 """State in low precision: what it costs in time and memory, and what it does to training.
 
-- Steps of AdamW with its state and params in each storage, in turns with those in float32: time,
+- steps: AdamW with its state and params in each storage, in turns with those in float32: time,
   bytes accessed, temporaries and state, on one leaf and on many.
-- The digits, trained with each storage. The rate of each is tuned by one equal sweep; the best is
-  trained from fresh seeds, which are the same for all.
+- digits, mnist, text: a network with one hidden layer on the digits, a convolutional one on 5,000
+  images of MNIST, and a transformer on text, trained with each storage of the slots of all kernels.
+  The rate of each is tuned by one equal sweep; the best is trained from fresh seeds, which are the
+  same for all.
 
-With `--results FOLDER` measurements are kept there, and not made again.
+With `--results FOLDER` measurements are kept there, and not made again. `--only` takes some parts.
 """
 
+import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +30,7 @@ from harness import (
     in_fresh_process,
     interleaved,
     kept,
+    listed,
     parser,
     progress,
     ratio,
@@ -34,7 +40,7 @@ from harness import (
 from scipy import stats
 
 import optfn
-from optfn import storage, sweep
+from optfn import schedules, storage, sweep
 from optfn.core.rounding import Rounding
 
 PEER = "float32"
@@ -57,12 +63,16 @@ class Storage(NamedTuple):
     rounding: Rounding = "nearest"
 
 
+def is_kernel(path: str, leaf: Any) -> bool:
+    return leaf.ndim > 1
+
+
 def stored(codec: storage.Codec, **options: Any) -> Callable[[optfn.Transform], optfn.Transform]:
-    return lambda tx: optfn.store(tx, codec, **options)
+    return lambda tx: optfn.store(tx, codec, is_kernel, **options)
 
 
 def full_params(tx: optfn.Transform) -> optfn.Transform:
-    return optfn.master(optfn.store(tx, storage.int8()))
+    return optfn.master(stored(storage.int8())(tx))
 
 
 STORAGES = {
@@ -75,8 +85,8 @@ STORAGES = {
     "int8, 24-bit params": Storage(full_params, jnp.bfloat16),
     "bfloat16 params, stochastic": Storage(params=jnp.bfloat16, rounding="stochastic"),
 }
-# Sweeps round params to nearest.
-TRAINED = [name for name, how in STORAGES.items() if how.rounding == "nearest"]
+# Sweeps round params to nearest, and a state in bfloat16 is trained as it should be, stochastically.
+TRAINED = [PEER, "bf16, stochastic", "int8", "fp8", "int4", "int8, 24-bit params"]
 
 
 class Settings(NamedTuple):
@@ -85,21 +95,31 @@ class Settings(NamedTuple):
     Attributes:
         trees: of `TREES`, for steps.
         rounds: in which steps are timed.
-        width: of the digits' hidden layer.
-        steps: of a run.
-        trials: of a sweep.
+        steps: of a run, by task.
+        trials: of a sweep, by task.
         seeds: fresh ones, of the best trial.
     """
 
-    trees: tuple[str, ...] = ("one_16m", "24 of 256x256", "gpt2")
-    rounds: int = 7
-    width: int = 128
-    steps: int = 400
-    trials: int = 16
+    trees: tuple[str, ...]
+    rounds: int
+    steps: dict[str, int]
+    trials: dict[str, int]
     seeds: int = 5
 
 
-QUICK = Settings(("tiny",), rounds=1, width=64, steps=8, trials=2, seeds=2)
+FULL = Settings(
+    ("one_16m", "24 of 256x256", "gpt2"),
+    rounds=7,
+    steps={"digits": 400, "mnist": 300, "text": 200},
+    trials={"digits": 16, "mnist": 8, "text": 6},
+)
+QUICK = Settings(
+    ("tiny",),
+    rounds=1,
+    steps=dict.fromkeys(FULL.steps, 8),
+    trials=dict.fromkeys(FULL.steps, 2),
+    seeds=2,
+)
 
 
 # Steps.
@@ -108,19 +128,24 @@ QUICK = Settings(("tiny",), rounds=1, width=64, steps=8, trials=2, seeds=2)
 def measure_steps(tree: str, rounds: int) -> dict[str, Any]:
     """The seconds of a step by storage and round, and what XLA says of its program."""
     shapes = TREES[tree]()
+    found = {
+        name: facts_and_timer(STORAGES[PEER if name == "again" else name], shapes)
+        for name in [*STORAGES, "again"]
+    }
+    facts = {name: facts for name, (facts, _) in found.items()}
+    return {"facts": facts, "seconds": interleaved({n: t for n, (_, t) in found.items()}, rounds)}
+
+
+def facts_and_timer(how: Storage, shapes: Any) -> tuple[dict[str, float], Callable[[], float]]:
+    """What XLA says of a step, in bytes a param, and a function that gives the seconds of one."""
     entries = sum(prod(x.shape) for x in jax.tree.leaves(shapes))
-    facts, timers = {}, {}
-    for name in [*STORAGES, "again"]:
-        how = STORAGES[PEER if name == "again" else name]
-        program, carry, grads = compiled(how, shapes)
-        memory = program.memory_analysis()
-        facts[name] = {
-            "bytes accessed": program.cost_analysis()["bytes accessed"] / entries,
-            "temporaries": memory.temp_size_in_bytes / entries,
-            "state": sum(x.nbytes for x in jax.tree.leaves(carry[1])) / entries,
-        }
-        timers[name] = timer(program, carry, grads)
-    return {"facts": facts, "seconds": interleaved(timers, rounds)}
+    program, carry, grads = compiled(how, shapes)
+    facts = {
+        "bytes accessed": program.cost_analysis()["bytes accessed"],
+        "temporaries": program.memory_analysis().temp_size_in_bytes,
+        "state": sum(x.nbytes for x in jax.tree.leaves(carry[1])),
+    }
+    return {what: size / entries for what, size in facts.items()}, timer(program, carry, grads)
 
 
 def compiled(how: Storage, shapes: Any) -> tuple[Any, tuple, Any]:
@@ -178,20 +203,77 @@ def add_steps(report: Report, tree: str, found: Mapping[str, Any]) -> None:
 # Training.
 
 
-def measure_training(name: str, settings: Settings) -> dict[str, Any]:
-    """The best rate on the digits, and the final losses of fresh seeds."""
-    how = STORAGES[name]
-    of_digits = task(settings.width, how)
-    rate = sweep.LogUniform(1e-4, 1e-1)
+class Training(NamedTuple):
+    """A task, and the optimizer that is tuned on it.
+
+    Attributes:
+        task: a sweep's, with params in float32.
+        make: the optimizer of a rate.
+        rate: the range of it.
+        what: the task in words.
+    """
+
+    task: sweep.Task
+    make: Callable[[Any], optfn.Transform]
+    rate: sweep.LogUniform
+    what: str
+
+
+def of_digits(steps: int) -> Training:
+    what = "A hidden layer of 128 on the digits, AdamW with a constant rate."
+    task = digits.task(digits.images(), 128)
+    return Training(task, optfn.adamw, sweep.LogUniform(1e-4, 1e-1), what)
+
+
+def of_mnist(steps: int) -> Training:
+    def make(rate: Any) -> optfn.Transform:
+        return optfn.adamw(schedules.warmup_cosine(rate, steps // 10, steps), weight_decay=0.01)
+
+    what = "The convolutional network of `examples/sweep_flax_mnist.py`, AdamW along a cosine."
+    return Training(example("sweep_flax_mnist").mnist(), make, sweep.LogUniform(1e-3, 1e-1), what)
+
+
+def of_text(steps: int) -> Training:
+    def make(rate: Any) -> optfn.Transform:
+        return optfn.adamw(schedules.warmup_cosine(rate, steps // 10, steps), b2=0.99)
+
+    text = import_module("text")
+    task = text.task(text.Settings(layers=1, batch_size=8, steps=steps))
+    what = "The transformer of `examples/train_text.py`, one layer, AdamW along a cosine."
+    return Training(task, make, sweep.LogUniform(1e-3, 3e-2), what)
+
+
+TASKS = {"digits": of_digits, "mnist": of_mnist, "text": of_text}
+
+
+@cache
+def training(name: str, steps: int) -> Training:
+    return TASKS[name](steps)
+
+
+def example(name: str) -> Any:
+    """A module of the examples."""
+    folder = str(Path(__file__).parent.parent / "examples")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return import_module(name)
+
+
+def measure_training(of: str, name: str, settings: Settings) -> dict[str, Any]:
+    """The best rate for a storage on a task, and the final losses of fresh seeds."""
+    how, steps = STORAGES[name], settings.steps[of]
+    one = training(of, steps)
+    began = time.perf_counter()
     tuning = sweep.run(
-        of_digits,
-        lambda learning_rate: how.around(optfn.adamw(learning_rate)),
-        {"learning_rate": rate},
-        trials=settings.trials,
-        steps=settings.steps,
-        segment=settings.steps // 8,
+        narrowed(one.task, how),
+        lambda learning_rate: how.around(one.make(learning_rate)),
+        {"learning_rate": one.rate},
+        trials=settings.trials[of],
+        steps=steps,
+        segment=steps // 4,
         search=sweep.sobol(),
         policy=sweep.run_all(),
+        mode="map" if jax.default_backend() == "cpu" else "vmap",
         progress=False,
     )
     best = tuning.best()
@@ -200,20 +282,22 @@ def measure_training(name: str, settings: Settings) -> dict[str, Any]:
         pass
     again = sweep.Result.of(fresh, 0.0)
     jax.clear_caches()
-    losses = again.curves["test_loss"][:, -1].tolist()
-    return {"rate": best.values["learning_rate"], "losses": losses}
+    return {
+        "rate": best.values["learning_rate"],
+        "losses": again.curves["test_loss"][:, -1].tolist(),
+        "duration": time.perf_counter() - began,
+    }
 
 
-def task(width: int, how: Storage) -> sweep.Task:
-    train, held_out = digits.images()
-    return sweep.Task(
-        lambda key: jax.tree.map(lambda p: p.astype(how.params), digits.init(width, key)),
-        lambda params, batch: digits.loss(wide(params), batch),
-        data=train,
-        batch_size=digits.BATCH_SIZE,
-        evaluate=lambda params, held_out: digits.evaluate(wide(params), held_out),
-        held_out=held_out,
-        minimize="test_loss",
+def narrowed(task: sweep.Task, how: Storage) -> sweep.Task:
+    """A task whose params are stored so, while the loss is computed in float32."""
+    init: Any = task.init
+    evaluate: Any = task.evaluate
+    return dataclasses.replace(
+        task,
+        init=lambda key: jax.tree.map(lambda p: p.astype(how.params), init(key)),
+        loss=lambda params, batch: task.loss(wide(params), batch),
+        evaluate=lambda params, held_out: evaluate(wide(params), held_out),
     )
 
 
@@ -221,7 +305,7 @@ def wide(params: Any) -> Any:
     return jax.tree.map(lambda p: p.astype(jnp.float32), params)
 
 
-def add_training(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None:
+def add_training(report: Report, of: str, found: Mapping[str, Any], settings: Settings) -> None:
     peer = np.asarray(found[PEER]["losses"])
     error = float(stats.sem(peer))
     rows = []
@@ -233,37 +317,44 @@ def add_training(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None
         if name != PEER:
             verdict = report.judge(
                 above <= error,
-                f"{name}: final loss {above:.4f} above float32's, error {error:.4f}.",
+                f"{of}, {name}: final loss {above:.4f} above float32's, error {error:.4f}.",
             )
         cells = [f"{losses.mean():.4f} ± {half:.4f}", f"{above:+.4f} {verdict}"]
-        rows.append(shown([name, f"{one['rate']:.2g}", *cells]))
+        rows.append(shown([name, f"{one['rate']:.2g}", *cells, f"{one['duration']:.0f}"]))
+    low, high = (getattr(training(of, settings.steps[of]).rate, end) for end in ("low", "high"))
     report.add_table(
-        "The digits",
-        "Final test losses of the best rate over fresh seeds, with 95 % intervals by Student's t, "
-        "and how far they are above float32's of the same seeds; at most one standard error of "
-        f"float32's, {error:.4f}, is wanted.",
-        ["storage", "rate", "final loss", "above float32"],
+        f"Training: {of}",
+        f"{training(of, settings.steps[of]).what} {settings.trials[of]} rates from {low:g} to "
+        f"{high:g} by Sobol's sequence, {settings.steps[of]} steps. Final test losses of the best "
+        f"rate over {len(peer)} fresh seeds, with 95 % intervals by Student's t, and how far they "
+        "are above float32's of the same seeds; at most one standard error of float32's, "
+        f"{error:.4f}, is wanted.",
+        ["storage", "rate", "final loss", "above float32", "seconds"],
         rows,
     )
 
 
 def main() -> None:
+    parts = ["steps", *TASKS]
     options = parser(__doc__)
+    options.add_argument("--only", type=listed(parts), default=parts, metavar="PARTS")
     options.add_argument("--results", type=Path, metavar="FOLDER", help="keeps what is measured")
     args = options.parse_args()
-    settings = QUICK if args.quick else Settings()
+    settings = QUICK if args.quick else FULL
     report = Report("Storage in low precision")
-    for tree in settings.trees:
+    for tree in settings.trees if "steps" in args.only else ():
         progress(f"steps on {tree}")
         of_steps = {"rounds": settings.rounds, "storages": list(STORAGES)}
         run = partial(in_fresh_process, measure_steps, tree, settings.rounds)
         add_steps(report, tree, kept(args.results, f"steps {tree}", of_steps, run))
-    outcomes = {}
-    for name in TRAINED:
-        progress(f"training with {name}")
-        of_training = dict(zip(settings._fields[2:], settings[2:], strict=True))
-        outcomes[name] = kept(args.results, name, of_training, measure_training, name, settings)
-    add_training(report, outcomes)
+    for of in (part for part in args.only if part in TASKS):
+        one = {"steps": settings.steps[of], "trials": settings.trials[of], "seeds": settings.seeds}
+        outcomes = {}
+        for name in TRAINED:
+            progress(f"{of} with {name}")
+            measure = partial(measure_training, of, name, settings)
+            outcomes[name] = kept(args.results, f"{of} {name}", one, measure)
+        add_training(report, of, outcomes, settings)
     report.publish(args.record)
 
 

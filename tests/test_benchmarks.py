@@ -334,14 +334,28 @@ def test_flatten_reports_steps_traces_and_compilations():
 
 @pytest.mark.slow
 def test_storage_reports_steps_and_training(tmp_path):
-    options = ("--quick", "--results", str(tmp_path))
+    options = ("--quick", "--only", "steps,digits", "--results", str(tmp_path))
     report = run("storage.py", *options)
     storages = ["float32", "bf16", "bf16, stochastic", "int8", "fp8", "int4", "int8, 24-bit params"]
     steps = table(report, "Steps on tiny")
     assert [row[0] for row in steps] == [*storages, "bfloat16 params, stochastic"]
     assert float(steps[0][1]) == 1
-    assert [row[0] for row in table(report, "The digits")] == storages
+    assert [row[0] for row in table(report, "Training: digits")] == [
+        name for name in storages if name != "bf16"
+    ]
     assert run("storage.py", *options) == report
+
+
+# A device.
+
+
+@pytest.mark.slow
+def test_device_reports_all_that_it_measures():
+    report = run("device.py", "--quick", "--only", "steps,muon,storage")
+    assert table(report, "Steps against optax")[0][0] == "adamw on tiny"
+    assert table(report, "Muon against optax")[0][0] == "muon on tiny"
+    rows = table(report, "Stored state on tiny")
+    assert rows[0][0] == "float32" and rows[-1][0] == "int8, in the host"
 
 
 # Text.

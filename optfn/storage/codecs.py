@@ -386,14 +386,17 @@ def as_codec(value: Any, where: Any = "the codec") -> Codec:
     if isinstance(value, Mapping):
         return by_slot(_by_name(value, where))
     names = "bf16(), f16(), fp8(), int8(), int4(), factored(), split() or by_slot({...})"
-    meant = _name_of(value)
-    hint = f": write storage.{meant}()" if f"{meant}()" in names else ""
+    meant, hint = _name_of(value), ""
+    if isinstance(value, type) and issubclass(value, Codec):
+        hint = f"; call it, as in {meant}()"
+    elif f"{meant}()" in names.split(", "):
+        hint = f"; write storage.{meant}()"
     raise TypeError(
         f"{where} must be a codec of optfn.storage such as {names}, found {value!r}{hint}."
     )
 
 
 def _name_of(value: Any) -> str:
-    """The name of the codec that was meant by its class, its name or a dtype."""
+    """The name of the codec that is meant by its class, its name or a dtype."""
     name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
     return {"bfloat16": "bf16", "float16": "f16"}.get(name, name)

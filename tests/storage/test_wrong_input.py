@@ -18,7 +18,7 @@ CODECS = [
 ]
 
 WRONG = {
-    "a class": (lambda: optfn.store(TX, storage.int8), r"store\(codec=.*write storage.int8\(\)"),
+    "a class": (lambda: optfn.store(TX, storage.int8), r"store\(codec=.*; call it, as in int8\(\)"),
     "a name": (lambda: optfn.store(TX, "int8"), r"store\(codec=.*write storage.int8\(\)"),
     "a dtype": (lambda: optfn.store(TX, jnp.bfloat16), r"store\(codec=.*write storage.bf16\(\)"),
     "no codec": (
