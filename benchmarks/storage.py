@@ -85,7 +85,7 @@ STORAGES = {
     "int8, 24-bit params": Storage(full_params, jnp.bfloat16),
     "bfloat16 params, stochastic": Storage(params=jnp.bfloat16, rounding="stochastic"),
 }
-# Sweeps round params to nearest, and a state in bfloat16 is trained as it should be, stochastically.
+# Sweeps round params to nearest; a state in bfloat16 is trained as it should be, stochastically.
 TRAINED = [PEER, "bf16, stochastic", "int8", "fp8", "int4", "int8, 24-bit params"]
 
 
