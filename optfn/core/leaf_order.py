@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from optfn.core.dtypes import is_narrow
 from optfn.core.rounding import added
-from optfn.core.state import Context, SlotsIn
+from optfn.core.state import Context, StoredAs
 
 # What is smaller stays in a CPU's cache.
 SMALL = 4096
@@ -48,7 +48,7 @@ def after(flag: jax.Array, tree: Any) -> Any:
 
 def in_order(
     updates: Sequence[jax.Array], slots: Sequence[list], ctx: Context
-) -> list[SlotsIn | None]:
+) -> list[StoredAs | None]:
     """For each leaf that is given a turn, how its slots are stored; None for the others.
 
     Those are given one that are large, and whose slots are stored in low precision, in a compiled
@@ -58,11 +58,11 @@ def in_order(
     if jax.device_count() > 1 or not isinstance(ctx.step, Tracer):
         return [None] * len(updates)
 
-    found: list[SlotsIn | None] = [None] * len(updates)
+    found: list[StoredAs | None] = [None] * len(updates)
     for i, (update, own) in enumerate(zip(updates, slots, strict=True)):
         if update.size >= SMALL:
             is_cast = any(is_narrow(x.dtype) for x in jax.tree.leaves(own))
-            found[i] = ctx.slots_in or ("dtypes" if is_cast else None)
+            found[i] = ctx.stored_as or ("dtypes" if is_cast else None)
     # One alone waits for nobody, and its slots are made sooner than they can be held.
     return [None if how == "formats" and found.count(how) == 1 else how for how in found]
 

@@ -27,7 +27,7 @@ from optfn.core.leaf_order import Turn, after, in_order
 from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
-from optfn.core.state import Context, SlotsIn
+from optfn.core.state import Context, StoredAs
 from optfn.core.tracing import common, traced_once
 from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
@@ -352,7 +352,7 @@ class StaticRules:
 
 
 def _run_in_turn(
-    axes: tuple, slots_in: SlotsIn, turn: Turn, known: StaticRules, operands: list, *args: Any
+    axes: tuple, stored_as: StoredAs, turn: Turn, known: StaticRules, operands: list, *args: Any
 ) -> tuple[jax.Array, list, jax.Array]:
     """`run` of one leaf after another, and the flag for which the next one waits."""
     rules = known.rules(operands)
@@ -360,7 +360,7 @@ def _run_in_turn(
     update = after(turn.before, update)
     new_update, slots = run(rules, update, *rest)
     flag = turn.flag(new_update)
-    if slots_in == "formats":
+    if stored_as == "formats":
         return new_update, after(flag, slots), flag
     # Computing them anew is less work than holding them in float32.
     _, slots = run(rules, after(flag, update), *rest)

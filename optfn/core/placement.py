@@ -257,9 +257,8 @@ def put_like(x: Any, y: Any) -> Any:
 
 def _sharding_for(x: jax.Array, y: jax.Array) -> Any:
     """The sharding of `y`, in the memory of `x`."""
-    if x.sharding.memory_kind == y.sharding.memory_kind:
-        return y.sharding
-    return y.sharding.with_memory_kind(x.sharding.memory_kind)
+    kind: Any = x.sharding.memory_kind
+    return y.sharding if kind == y.sharding.memory_kind else y.sharding.with_memory_kind(kind)
 
 
 def _retyped(x: Any, sharding: Any) -> Any:

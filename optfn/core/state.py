@@ -105,7 +105,7 @@ def _has_slot(stage: Any, name: str) -> bool:
     return name in stage._fields or isinstance(getattr(type(stage), name, None), property)
 
 
-SlotsIn = Literal["dtypes", "formats"]
+StoredAs = Literal["dtypes", "formats"]
 
 
 class Context(NamedTuple):
@@ -116,14 +116,14 @@ class Context(NamedTuple):
         step: int32 scalar, 0 at the first update.
         extra_args: the caller's keyword arguments: those that a stage declares, checked, and any
             others as they came, for optax's transformations.
-        slots_in: how a wrapper stores the slots, which stages see in float32: by rounding them to
+        stored_as: how a wrapper stores the slots, which stages see in float32: by rounding them to
             narrower `"dtypes"`, or in `"formats"` that are computed; None if as they see them.
     """
 
     params: PyTree | None
     step: jax.Array
     extra_args: Mapping[str, Any]
-    slots_in: SlotsIn | None = None
+    stored_as: StoredAs | None = None
 
     @property
     def next_step(self) -> jax.Array:

@@ -16,7 +16,7 @@ from optfn.core.wrapper import Wrapper
 from optfn.storage.selection import Slot, check_names, is_stored, slots_in
 
 
-def _as_names(value: Any, where: Any) -> tuple[str, ...]:
+def _as_names(value: Any, where: Any = "the slots") -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     are_names = isinstance(names, (tuple, list)) and all(isinstance(x, str) for x in names)
     if not names or not are_names:

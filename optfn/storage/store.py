@@ -1,7 +1,6 @@
 """`store`: the state of any optimizer in low precision."""
 
 import zlib
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, get_args
 
@@ -16,7 +15,8 @@ from optfn.core.memory import in_memory_of, to_device
 from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
 from optfn.core.rounding import Rounding
-from optfn.core.state import Context, SlotsIn, State
+from optfn.core.slot_kinds import Kind
+from optfn.core.state import Context, State, StoredAs
 from optfn.core.transform import abstract, check_state_type, check_transform_type
 from optfn.core.tree import PyTree, location_of, mismatch, path_string
 from optfn.core.wrapper import Wrapper
@@ -78,9 +78,9 @@ class store(Wrapper):
         return jax.tree.map(_put, slots, abstract(self._first_slots, jax.tree.map(_shape, params)))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        if ctx.slots_in is None:  # one around this has read them
+        if ctx.stored_as is None:  # one around this has read them
             self._check_stored(slots, updates, ctx.params)
-        ctx = ctx._replace(slots_in=_precision(slots) or ctx.slots_in)
+        ctx = ctx._replace(stored_as=_stored_as(slots) or ctx.stored_as)
         updates, new = self.transform.apply_named(updates, read(slots), ctx)
         key = None
         if self.rounding == "stochastic":
@@ -104,32 +104,35 @@ class store(Wrapper):
         zero = _zero_of(params)
 
         def stored(x: jax.Array, slot: Slot) -> Any:
-            codec = self._codec_of(slot)
-            if codec is None:
+            chosen = self._choice(slot)
+            if chosen is None:
                 return x
+            codec, kind = chosen
             axes = tuple(range(x.ndim))
             x = place(Along(x + zero, axes), x)
-            parts = codec.encode(x, slot.kind)
+            parts = codec.encode(x, kind)
             return jax.tree.map(lambda part: place(Along(part, axes), x), parts)
 
         return treedef.unflatten(map(stored, leaves, all_slots))
 
-    def _codec_of(self, slot: Slot) -> Codec | None:
-        """The codec of a slot that is to be stored and is not."""
+    def _choice(self, slot: Slot) -> tuple[Codec, Kind] | None:
+        """The codec and the kind of a slot that is to be stored and is not."""
         if slot.kind is None or not slot.is_chosen or not _can_be_stored(slot.value):
             return None
-        return self.codec.for_slot(slot.name, slot.kind)
+        codec = self.codec.for_slot(slot.name, slot.kind)
+        return codec and (codec, slot.kind)
 
     def _check_stored(self, slots: Any, updates: PyTree, params: PyTree | None) -> None:
         """Refuses the state of an optimizer that stores nothing, which would stay as it is."""
         if params is None and self.leaves is not None and self.leaves.function is not None:
             return  # it chose by the params
         for slot in slots_in(slots, updates if params is None else params, self.leaves):
-            codec = self._codec_of(slot)
-            if codec is None:
+            chosen = self._choice(slot)
+            if chosen is None:
                 continue
+            codec, kind = chosen
             x = jax.ShapeDtypeStruct(slot.value.shape, slot.value.dtype)
-            if _is_narrow(jax.eval_shape(partial(codec.encode, kind=slot.kind), x)):
+            if _is_narrow(jax.eval_shape(partial(codec.encode, kind=kind), x)):
                 raise ValueError(
                     f"store(...): the state's {slot.name} of shape {x.shape} is {x.dtype.name} and "
                     f"not stored by {codec!r}: was the state made without store? "
@@ -226,7 +229,7 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
     )
 
 
-def _precision(slots: Any) -> SlotsIn | None:
+def _stored_as(slots: Any) -> StoredAs | None:
     leaves = jax.tree.leaves(slots, is_leaf=_is_stored)
     if any(map(_is_stored, leaves)):
         return "formats"

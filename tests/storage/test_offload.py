@@ -1,5 +1,7 @@
 """`offload`: where slots are, that nothing is computed there, and that updates are the same."""
 
+from typing import Any
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -98,7 +100,8 @@ SMALL = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
 @pytest.mark.parametrize("name", sorted(cases.OPTIMIZERS.keys() - {"across"}))
 def test_nothing_is_computed_in_the_memory_of_the_host(name):
     """As far as a trace tells; and each slot stays in its memory."""
-    tx, given = optfn.offload(cases.OPTIMIZERS[name], leaves=True), cases.EXTRA_ARGS.get(name, {})
+    tx = optfn.offload(cases.OPTIMIZERS[name], leaves=True)
+    given: Any = cases.EXTRA_ARGS.get(name, {})
     with jax.disable_jit():
         state = tx.init(SMALL)
     given = given(SMALL, SMALL) if callable(given) else given

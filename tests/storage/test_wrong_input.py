@@ -1,5 +1,7 @@
 """What does not fit gets a sentence that names the argument, the slot or the param."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ CODECS = [
     *(storage.bf16(), storage.f16(), storage.fp8(), storage.int8(), storage.int4()),
     *(storage.factored(), storage.split(), storage.by_slot({"mu": storage.bf16()})),
 ]
+WRONG_KEY: Any = 3
 
 WRONG = {
     "a class": (lambda: optfn.store(TX, storage.int8), r"store\(codec=.*; call it, as in int8\(\)"),
@@ -42,7 +45,7 @@ WRONG = {
         r"x has shape \(3,\), stored is an array of \(64,\)",
     ),
     "encode_like key": (
-        lambda: storage.encode_like(storage.int8().encode(ONES), ONES, 3),
+        lambda: storage.encode_like(storage.int8().encode(ONES), ONES, WRONG_KEY),
         "key must be a random key or None, found int",
     ),
     "offload nothing": (lambda: optfn.offload(TX, ()), r"offload\(slots=\.\.\.\) must be the name"),
