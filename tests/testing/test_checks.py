@@ -1,12 +1,15 @@
 """The conformance kit: optfn passes all of it, and it sees what is wrong with others."""
 
 import cases
+import chex
+import jax
 import pytest
 
 import optfn
 from optfn.core.transform import transforms_in
+from optfn.schedules import Schedule, constant
 from optfn.testing import check_transform, checks
-from optfn.testing.checks import CHECKS
+from optfn.testing.checks import CHECKS, Subject, example_grads, example_params
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
 REMOVES_NANS = (
@@ -38,17 +41,21 @@ NOT_APPLICABLE = {
 # What compiles most, which is left to `pytest -m slow`.
 COSTLY = (
     *("hypergradients", "hyperparameters_vmap", "vmap_equals_loop", "jit_equals_eager"),
-    *("low_precision", "odd_leaves"),
+    *("low_precision", "odd_leaves", "schedule_equals_constant"),
 )
+# Beside float16, and bfloat16 params with wider gradients: left to it too.
+LEAST_TELLING = ("bfloat16", "float32 params with bfloat16 gradients")
 
 
 @pytest.fixture
 def costly(request, monkeypatch):
     """The checks to leave out for want of time, each with the reason."""
     left_out = dict.fromkeys(COSTLY, "test_whole_kit runs it")
-    if request.config.option.markexpr == "oldest":  # in one dtype
-        monkeypatch.setattr(checks, "DTYPES", {"float32": checks.DTYPES["float32"]})
+    dtypes = checks.DTYPES.keys() - set(LEAST_TELLING)
+    if request.config.option.markexpr == "oldest":
+        dtypes = {"float32"}
         left_out["double_precision"] = "float32 is the one dtype"
+    monkeypatch.setattr(checks, "DTYPES", {k: v for k, v in checks.DTYPES.items() if k in dtypes})
     return left_out
 
 
@@ -73,6 +80,26 @@ def test_every_public_transform_is_among_the_cases():
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_optimizer_passes(name, costly):
     _check_optimizer(name, costly)
+
+
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_a_schedule_is_taken_for_every_number(name):
+    """Traced only; that constant ones change no value is for `test_whole_kit` to see."""
+    tx, params = cases.OPTIMIZERS[name], example_params()
+    grads, subject = example_grads(params), Subject(tx, cases.EXTRA_ARGS.get(name, {}))
+    scheduled = jax.tree.map(
+        lambda x: x if isinstance(x, Schedule) else constant(x),
+        tx,
+        is_leaf=lambda x: isinstance(x, Schedule),
+    )
+
+    def run(tx):
+        second = jax.eval_shape(lambda *data: subject.twice(tx, *data), grads, params)
+        return jax.eval_shape(tx.init, params), second
+
+    found, expected = run(scheduled), run(tx)
+    chex.assert_trees_all_equal_structs(found, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
 
 
 @pytest.mark.slow
