@@ -1,7 +1,5 @@
 """Every optimizer inside of wrappers that, set so, leave it as it is: each in a fifth of them."""
 
-import functools
-
 import cases
 import jax
 import jax.numpy as jnp
@@ -56,10 +54,9 @@ def params_in(dtype=jnp.float32):
     return {"w": jnp.asarray([[1.0, -2.0], [0.5, 0.25], [-1.5, 3.0]], dtype), "s": dtype(2)}
 
 
-def inside(wrapper):
-    """A share of the optimizers, of every kind; the next wrapper gets the next share."""
-    first = list(WRAPPERS).index(wrapper) % SHARES
-    return sorted(cases.OPTIMIZERS)[first::SHARES]
+def in_share(share):
+    """Of the optimizers, of every kind, and of the wrappers to put each of them into."""
+    return sorted(cases.OPTIMIZERS)[share::SHARES], list(WRAPPERS)[share::SHARES]
 
 
 def subject(name, wrap=lambda tx: tx):
@@ -79,25 +76,23 @@ def end(one, seeds):
     return params, optfn.evaluation_params(one.tx, state, params)
 
 
-@functools.cache
-def alone(name):
-    """Op by op, so that the cases share what is compiled."""
-    with jax.disable_jit():
-        return end(subject(name), (0, 1))
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_what_is_inside_is_as_it_is_alone(wrapper):
+# Op by op, and a whole share in one test, since what is compiled is then the same for all of it.
+@pytest.mark.parametrize("share", range(SHARES))
+def test_what_is_inside_is_as_it_is_alone(share):
     """Two steps, bit for bit, and for what skips a step between them with a gradient of NaN."""
-    seeds = (0, None, 1) if wrapper in KEEPS_GRADIENTS else (0, 1)
-    for name in inside(wrapper):
-        if name in REFUSED.get(wrapper, set()):
-            continue
-        one = subject(name, WRAPPERS[wrapper])
+    names, wrappers = in_share(share)
+    for name in names:
         with jax.disable_jit():
-            found = end(one, seeds)
-        expected = alone(name)
-        if wrapper in EVALUATES_ELSEWHERE:
-            expected = expected[0], expected[0]
-        jax.tree.map(lambda x, y, n=name: np.testing.assert_array_equal(x, y, n), found, expected)
-        _check_fixed_point(one, f"{name}, bfloat16", params_in(jnp.bfloat16), jnp.bfloat16)
+            alone = end(subject(name), (0, 1))
+        for wrapper in wrappers:
+            if name not in REFUSED.get(wrapper, set()):
+                check_inside(name, wrapper, alone)
+
+
+def check_inside(name, wrapper, alone):
+    one, what = subject(name, WRAPPERS[wrapper]), f"{name} in {wrapper}"
+    with jax.disable_jit():
+        found = end(one, (0, None, 1) if wrapper in KEEPS_GRADIENTS else (0, 1))
+    expected = (alone[0], alone[0]) if wrapper in EVALUATES_ELSEWHERE else alone
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, what), found, expected)
+    _check_fixed_point(one, f"{what}, bfloat16", params_in(jnp.bfloat16), jnp.bfloat16)
