@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
@@ -68,7 +67,15 @@ def x64():
         yield
 
 
-tests_run = count(1)
+compiled = []
+
+
+def note_program(event, duration, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+        compiled.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(note_program)
 
 
 @pytest.hookimpl(trylast=True)
@@ -80,10 +87,10 @@ def pytest_runtest_teardown(item, nextitem):
     have in common. (Before 0.8 jax itself may abort in `clear_caches`.)
     """
     last_of_file = nextitem is None or nextitem.path != item.path
-    allowed = 15_000 if last_of_file else 40_000
-    look = next(tests_run) % 20 == 0 or last_of_file  # at 40,000 lines that takes 40 ms
-    if jax.__version_info__ >= (0, 8) and look and number_of_memory_maps() > allowed:
-        jax.clear_caches()
+    if jax.__version_info__ >= (0, 8) and (last_of_file or len(compiled) > 500):
+        compiled.clear()
+        if number_of_memory_maps() > (25_000 if last_of_file else 40_000):
+            jax.clear_caches()
 
 
 def number_of_memory_maps() -> int:

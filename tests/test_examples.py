@@ -619,6 +619,7 @@ def test_sweep_of_text_finds_a_schedule(tmp_path):
 # train_text
 
 
+@pytest.mark.slow
 def test_text_is_learned_with_both_optimizers(tmp_path):
     ran = run("train_text", tmp_path, "--quick", xla_flags=CHEAP)
     assert ran.written == {"output/train_text.png"}

@@ -44,7 +44,7 @@ TAKEN = {k: tx for k, tx in EVERY.items() if elementwise(tx)}
 TAKEN |= {f"{k} around": tx for k, tx in AROUND.items()}
 
 RNG = np.random.default_rng(0)
-SHAPES = {"w": (2, 3), "b": (3,)}
+SHAPES = {"w": (3, 2), "b": (2,)}  # those of the conformance kit, whose programs they share
 PARAMS = {name: jnp.float32(RNG.normal(size=shape)) for name, shape in SHAPES.items()}
 GRADS = [
     {name: jnp.float32(RNG.normal(size=shape)) for name, shape in SHAPES.items()} for _ in range(3)
@@ -270,4 +270,4 @@ def test_bad_input():
     with pytest.raises(TypeError, match="the param at 'n' has dtype int32"):
         tx.init({"n": jnp.arange(2)})
     with pytest.raises(TypeError, match="the gradient at 'w' has dtype int32"):
-        tx.update({**PARAMS, "w": jnp.ones((2, 3), jnp.int32)}, tx.init(PARAMS), PARAMS)
+        tx.update({**PARAMS, "w": jnp.ones((3, 2), jnp.int32)}, tx.init(PARAMS), PARAMS)

@@ -131,7 +131,11 @@ def test_every_public_transform_is_here():
 
 # The truth: the updates of a few steps are added up, as some wrappers take every other one.
 
-PARAMS = {"w": jnp.asarray([[2.0, 0.5], [3.0, 0.25]]), "b": jnp.asarray([1.5, 0.25])}
+# Of the shapes of the conformance kit, whose programs they share.
+PARAMS = {
+    "w": jnp.asarray([[2.0, 0.5], [3.0, 0.25], [1.75, 0.125]]),
+    "b": jnp.asarray([1.5, 0.25]),
+}
 GRADS = jax.tree.map(lambda p: p - 1, PARAMS)  # of `cases.bowl`
 EXTRA_ARGS = cases.EXTRA_ARGS | {"given_hessian_diagonal": {"hessian_diag": GRADS}}
 

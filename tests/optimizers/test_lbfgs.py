@@ -154,11 +154,13 @@ def test_derivatives_forward_go_through_a_search(x64):
         tx = optfn.lbfgs(memory_size=2)
         x = jnp.asarray([0.3, -0.2])
         f = lambda x: jnp.sum(jnp.cosh(scale * x) + jnp.asarray([1.0, 3.0]) * x**2)  # noqa: E731
-        state = tx.init(x)
-        for _ in range(2):
+
+        def step(carry, _):
+            x, state = carry
             value, grad = jax.value_and_grad(f)(x)
-            x, state = optfn.step(tx, x, grad, state, value=value, grad=grad, value_fn=f)
-        return x[0]
+            return optfn.step(tx, x, grad, state, value=value, grad=grad, value_fn=f), None
+
+        return jax.lax.scan(step, (x, tx.init(x)), length=2)[0][0][0]
 
     end = jax.jit(end)
     _, slope = jax.jvp(end, (1.0,), (1.0,))
