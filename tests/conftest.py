@@ -43,13 +43,15 @@ def pytest_ignore_collect(collection_path, config):
 
 
 # What is imported and collected stays: over a million objects, which the garbage collector need not
-# look through again and again, neither while they come nor in any pass after.
+# look through again and again, neither while they come nor in any pass after. Traces make so many
+# more that it comes too often.
 gc.disable()
 
 
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
     gc.enable()
 
 
@@ -91,6 +93,7 @@ def pytest_runtest_teardown(item, nextitem):
         compiled.clear()
         if number_of_memory_maps() > (25_000 if last_of_file else 40_000):
             jax.clear_caches()
+            gc.collect()
 
 
 def number_of_memory_maps() -> int:

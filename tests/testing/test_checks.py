@@ -8,7 +8,7 @@ import pytest
 import optfn
 from optfn.core.transform import transforms_in
 from optfn.schedules import Schedule, constant
-from optfn.testing import check_transform, checks
+from optfn.testing import check_transform, checks, sharding
 from optfn.testing.checks import CHECKS, Subject, example_grads, example_params
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
@@ -56,6 +56,9 @@ def costly(request, monkeypatch):
         dtypes = {"float32"}
         left_out["double_precision"] = "float32 is the one dtype"
     monkeypatch.setattr(checks, "DTYPES", {k: v for k, v in checks.DTYPES.items() if k in dtypes})
+    # A matrix that is not split is among the ways to split some of params, gradients and state.
+    shapes = {k: v for k, v in sharding.SHAPES.items() if k != "whole"}
+    monkeypatch.setattr(sharding, "SHAPES", shapes)
     return left_out
 
 
