@@ -483,8 +483,10 @@ def overflowing_cases():
 
 @pytest.mark.parametrize("case", overflowing_cases(), ids=lambda case: case.algorithm)
 def test_squares_that_overflow_are_no_nan(case):
-    """Of vectors, of a matrix and of a matrix that is factored."""
-    shapes = {"a": (2, 3), "b": (4,), "c": (128, 128)}
+    """Of vectors, of a matrix and, if there are such, of a matrix that is factored."""
+    shapes = {"a": (2, 3), "b": (4,)}
+    if case.algorithm == "adafactor":
+        shapes["c"] = (128, 128)
     grads = {k: np.random.default_rng(1).normal(size=(4, *s)) for k, s in shapes.items()}
     for g in grads.values():
         g[1] *= 1e25

@@ -85,6 +85,7 @@ def test_optimizer_passes(name, costly):
     _check_optimizer(name, costly)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", cases.OPTIMIZERS)
 def test_a_schedule_is_taken_for_every_number(name):
     """Traced only; that constant ones change no value is for `test_whole_kit` to see."""
