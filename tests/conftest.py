@@ -6,6 +6,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+# What is imported and collected stays, and is most of what there is: the garbage collector need not
+# look through it again and again.
+gc.disable()
+
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 # The tests compile thousands of programs and run each a few times: LLVM need not optimize them, nor
 # be started for each of many parts of one, as that is most of the time of compiling. The examples
@@ -42,13 +46,11 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-# What is imported and collected stays: over a million objects, which the garbage collector need not
-# look through again and again, neither while they come nor in any pass after. Traces make so many
-# more that it comes too often.
-gc.disable()
-
-
 def pytest_collection_finish():
+    """From here on garbage is collected, of what is made from here on.
+
+    Tracing makes so many objects that by default it would be looked for too often.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

@@ -43,7 +43,7 @@ COSTLY = (
     *("hypergradients", "hyperparameters_vmap", "vmap_equals_loop", "jit_equals_eager"),
     *("low_precision", "odd_leaves", "schedule_equals_constant"),
 )
-# Beside float16, and bfloat16 params with wider gradients: left to it too.
+# They tell little beside float16 and bfloat16 params with wider gradients: left to it too.
 LEAST_TELLING = ("bfloat16", "float32 params with bfloat16 gradients")
 
 
@@ -56,7 +56,7 @@ def costly(request, monkeypatch):
         dtypes = {"float32"}
         left_out["double_precision"] = "float32 is the one dtype"
     monkeypatch.setattr(checks, "DTYPES", {k: v for k, v in checks.DTYPES.items() if k in dtypes})
-    # A matrix that is not split is among the ways to split some of params, gradients and state.
+    # What is not split is met where only some of params, gradients and state are.
     shapes = {k: v for k, v in sharding.SHAPES.items() if k != "whole"}
     monkeypatch.setattr(sharding, "SHAPES", shapes)
     return left_out
