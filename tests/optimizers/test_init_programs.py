@@ -15,7 +15,7 @@ SHARED = {
     for case in CASES
     if repr(case) == case.algorithm and (case.algorithm in OPTAX or in_optax(case.algorithm))
 }
-sizes = count(101)
+sizes = count(10_007)
 programs = 0
 
 
@@ -36,7 +36,7 @@ def programs_of(tx, dtype):
 
 def params_of(dtype):
     """A matrix and a vector of sizes that no array has had, for which nothing is compiled."""
-    shapes = {"matrix": (next(sizes), next(sizes)), "vector": (next(sizes),)}
+    shapes = {"matrix": (next(sizes), 2), "vector": (next(sizes),)}
     return {name: jax.device_put(np.ones(shape, dtype)) for name, shape in shapes.items()}
 
 
