@@ -38,25 +38,29 @@ _SEED = "`seed`, a number that can be swept; `key` by name, too, of a key or a n
 OTHER_ARGUMENTS = {
     "muon": (
         "adaptive adam_b1 adam_b2 adam_eps_root adam_weight_decay adam_learning_rate "
-        "muon_weight_dimension_numbers debias dtype shape_scale views rest",
+        "debias dtype shape_scale views rest",
         "`rest` is the optimizer of all other leaves, such as `optfn.adamw(...)`, with a rate of "
         "its own; `views` says how leaves are matrices, which embeddings and heads are not unless "
-        "it says so; `debias=True` corrects the average as optax does; `dtype` is that of the "
-        "products; `shape_scale` is the factor of the shape. There is no `adaptive`",
+        "it says so, and `muon_weight_dimension_numbers` says it as in optax; `debias=True` "
+        "corrects the average as optax does; `dtype` is that of the products; `shape_scale` is the "
+        "factor of the shape. There is no `adaptive`",
     ),
     "scale_by_muon": (
-        "adaptive weight_dimension_numbers debias dtype views",
-        "`views` says how leaves are matrices; `debias=True` corrects the average as optax does; "
+        "adaptive debias dtype views",
+        "`views` says how leaves are matrices, or `weight_dimension_numbers` as in optax; "
+        "`debias=True` corrects the average as optax does; "
         "`dtype` is that of the products. There is no `adaptive`",
     ),
     "galore": (
-        "weight_dimension_numbers side views rest",
+        "side views rest",
         "`views` says how leaves are matrices, which embeddings and heads are not unless it says "
-        "so; `side` is the one that is projected; `rest` is the optimizer of all other leaves",
+        "so, and `weight_dimension_numbers` says it as in optax; `side` is the one that is "
+        "projected; `rest` is the optimizer of all other leaves",
     ),
     "scale_by_galore": (
         "weight_dimension_numbers side views",
-        "`views` says how leaves are matrices; `side` is the one that is projected",
+        "`views` says how leaves are matrices, or `weight_dimension_numbers`, by name, as in "
+        "optax; `side` is the one that is projected",
     ),
     "apply_updates": ("rounding key", "additions, for params in fewer bits than float32"),
     "ema": ("nesterov", "an addition, which looks ahead by one more step"),
@@ -122,8 +126,8 @@ OTHER_DEFAULTS = {
 }
 
 _PRECONDITIONING = (
-    '`preconditioning="schatten4"` and `"rows"` are optax\'s `"schatten"` and `"aol"`; there is '
-    'no `"spectral"`'
+    '`preconditioning="schatten4"` and `"rows"` are optax\'s `"schatten"` and `"aol"`, which do '
+    'too; there is no `"spectral"`'
 )
 
 _BOTH_AVERAGES = (

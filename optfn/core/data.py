@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar, cast, dataclass_transform
 
 import jax
@@ -92,6 +92,7 @@ def per_leaf(
     of: type = object,
     kw_only: bool = False,
     also_called: str | None = None,
+    read: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declares a value per leaf of the params: a mask, a label, a multiplier.
 
@@ -106,8 +107,9 @@ def per_leaf(
         of: the required type of each value.
         kw_only: whether the field must be given by keyword.
         also_called: another keyword for it, such as optax's.
+        read: makes a value of what is given by the other keyword; None takes it as it is.
     """
-    return _field("per_leaf", default, kw_only, of=of, also_called=also_called)
+    return _field("per_leaf", default, kw_only, of=of, also_called=also_called, read=read)
 
 
 def child(
@@ -274,14 +276,23 @@ def kept(method: F) -> F:
 
 def _take_other_names(cls: type) -> None:
     """Lets the constructor take the fields that are `also_called` something by that keyword."""
-    called = ((f.metadata.get("also_called"), f.name) for f in dataclasses.fields(cls))
-    others = {other: name for other, name in called if other}
-    if others and "__init__" in vars(cls):
-        cls.__init__ = also_called(**others)(cls.__init__)
+    called = {f.metadata.get("also_called"): f for f in dataclasses.fields(cls)}
+    called.pop(None, None)
+    if called and "__init__" in vars(cls):
+        readers = {other: f.metadata.get("read") for other, f in called.items()}
+        others = {other: f.name for other, f in called.items()}
+        cls.__init__ = also_called(readers, **others)(cls.__init__)
 
 
-def also_called(**others: str) -> Callable[[Callable], Callable]:
-    """Lets a function take arguments by other keywords too, as in `also_called(key="seed")`."""
+def also_called(
+    readers: Mapping[str, Callable[[Any], Any] | None] = types.MappingProxyType({}), **others: str
+) -> Callable[[Callable], Callable]:
+    """Lets a function take arguments by other keywords too, as in `also_called(key="seed")`.
+
+    Args:
+        readers: by such a keyword what makes an argument of its value.
+        **others: the argument of each.
+    """
 
     def decorated(function: Callable) -> Callable:
         where = function.__qualname__.removesuffix(".__init__")
@@ -292,7 +303,8 @@ def also_called(**others: str) -> Callable[[Callable], Callable]:
                 name = others[other]
                 if name in kwargs:
                     raise TypeError(f"{where}({name}=..., {other}=...) are the same argument.")
-                kwargs[name] = kwargs.pop(other)
+                value, read = kwargs.pop(other), readers.get(other)
+                kwargs[name] = read(value) if read else value
             return function(*args, **kwargs)
 
         return taking

@@ -1,32 +1,68 @@
-"""What optax's states hold under a name and ours do not, so that asking for it is an error.
+"""What optax's states hold under a name that our slots have not.
 
-`optax.tree.get(state, name)` gives None where it finds nothing, and code that was written for
-optax's state would go on with that.
+What is the same under another name is found by optax's name, and asking for anything else is an
+error that says where to look: `optax.tree.get(state, name)` gives None where it finds nothing, and
+code that was written for optax's state would go on with that.
 """
 
+from operator import attrgetter
 from typing import Any
 
 import optax
 
-COUNT = "count"
-RATE_FINDERS = {
-    "exp_avg": "mu",
-    "exp_avg_sq": "nu",
-    "numerator_weighted": "numerator",
-    "estim_lr": "distance",
-    "params0": "start",
+COUNT, ITSELF = "count", ""
+WRAPPED = {"inner_state": ITSELF}
+MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+DISTANCES = {"init_params": "start", "max_dist": "max_distance"}
+
+# By the name of a stage: optax's field, and the same in its slots, or the count of the state.
+SAME: dict[str, dict[str, str]] = {
+    "accumulate": {
+        "mini_step": "micro_step",
+        "gradient_step": "inner.count",
+        "inner_opt_state": "inner",
+    },
+    "conditionally_mask": WRAPPED,
+    "conditionally_transform": WRAPPED,
+    "freeze": WRAPPED,
+    "lookahead": {"fast_state": "fast"},
+    "masked": WRAPPED,
+    "mechanize": {
+        "r": "reward",
+        "m": "largest",
+        "s": "factors",
+        "x0": "start",
+        "base_optimizer_state": "inner",
+    },
+    "scale_by_adan": {"t": COUNT},
+    "scale_by_ademamix": {"count_m2": COUNT},
+    "scale_by_cocob": {"init_particles": "start"},
+    "scale_by_dadapt_adamw": MOMENTS,
+    "scale_by_distance_over_gradients": DISTANCES,
+    "scale_by_dog": DISTANCES,
+    "scale_by_dowg": {"init_params": "start"},
+    "scale_by_galore": {"projector": "basis"},
+    "scale_by_lbfgs": {"updates": "gradient"},
+    "scale_by_momo": {"exp_avg": "mu"},
+    "scale_by_momo_adam": MOMENTS,
+    "scale_by_prodigy": {**MOMENTS, "params0": "start"},
+    "scale_by_simplified_ademamix": {"t": COUNT},
+    "schedule_free": {
+        "weight_sum": "weight",
+        "max_lr": "largest_rate",
+        "base_optimizer_state": "inner",
+    },
+    "skip_nonfinite": {
+        "notfinite_count": "consecutive",
+        "total_notfinite": "total",
+        "inner_state": "inner",
+    },
 }
-MODELS = {
-    "exp_avg": "mu",
-    "exp_avg_sq": "nu",
-    "barf": "value",
-    "gamma": "along",
-    "lb": "lower_bound",
-}
-DISTANCES = {
+
+NUMERATORS = {"numerator_weighted": "numerator", "estim_lr": "distance"}
+MODELS = {"barf": "value", "gamma": "along", "lb": "lower_bound"}
+NORMS = {
     "is_init_step": f"{COUNT} == 0",
-    "init_params": "start",
-    "max_dist": "max_distance",
     "estim_sq_dist": "max_distance",
     "sum_sq_norm_grads": "gradient_norm",
     "weighted_sq_norm_grads": "gradient_norm",
@@ -36,28 +72,20 @@ SEARCHES = {"decrease_error": "failed", "curvature_error": "failed"}
 
 # By the name of a stage: optax's field, and what stands in its place.
 ELSEWHERE: dict[str, dict[str, str]] = {
+    "accumulate": {"acc_grads": "sum, not yet divided by weight", "skip_state": "skipped"},
     "ema": {"mu": "ema", "ns_coeffs": 'optfn.hyperparameters(tx, state)["coefficients"]'},
     "hutchinson_estimator_diag_hessian": {"key": "the hyperparameter seed"},
-    "mechanize": {
-        "r": "reward",
-        "m": "largest",
-        "v": "spread",
-        "s": "factors",
-        "x0": "start",
-        "base_optimizer_state": "inner",
-    },
-    "scale_by_adan": {"t": COUNT},
-    "scale_by_ademamix": {"count_m2": COUNT},
-    "scale_by_backtracking_linesearch": SEARCHES,
-    "scale_by_cocob": {"init_particles": "start"},
-    "scale_by_dadapt_adamw": RATE_FINDERS,
-    "scale_by_distance_over_gradients": DISTANCES,
-    "scale_by_dog": DISTANCES,
-    "scale_by_dowg": DISTANCES,
+    "lookahead": {"steps_since_sync": f"{COUNT} % sync_period"},
+    "mechanize": {"v": "spread, whose square it is"},
+    "monitor": {"measurement": "optfn.metrics(tx, state)"},
     "partition": {"inner_states": "the slots of each group, by its label"},
-    "scale_by_galore": {"base_optimizer_state": "inner", "projector": "basis"},
+    "scale_by_backtracking_linesearch": SEARCHES,
+    "scale_by_dadapt_adamw": NUMERATORS,
+    "scale_by_distance_over_gradients": NORMS,
+    "scale_by_dog": NORMS,
+    "scale_by_dowg": NORMS,
+    "scale_by_galore": {"base_optimizer_state": "inner, where the axis of the rank comes first"},
     "scale_by_lbfgs": {
-        "updates": "gradient",
         "diff_params_memory": "steps",
         "diff_updates_memory": "changes",
         "weights_memory": "inverse",
@@ -65,28 +93,45 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "scale_by_momo": MODELS,
     "scale_by_momo_adam": MODELS,
     "scale_by_optimistic_gradient": {"is_initial_step": f"{COUNT} == 0"},
-    "scale_by_prodigy": RATE_FINDERS,
-    "scale_by_simplified_ademamix": {"t": COUNT},
+    "scale_by_prodigy": NUMERATORS,
     "scale_by_sophia": {"hessian_fn_state": "estimator", "key": "the hyperparameter seed"},
     "scale_by_zoom_linesearch": SEARCHES,
     "schedule_free": {
         "b1": 'optfn.hyperparameters(tx, state)["b1"]',
-        "weight_sum": "weight",
-        "max_lr": "largest_rate",
         "step_count": COUNT,
-        "base_optimizer_state": "inner",
     },
+    "skip_nonfinite": {"last_finite": "not skipped"},
 }
 
 
+def same_as(name: str, state: Any) -> Any:
+    """What optax's state of one of these stages calls `name`, read from ours, or None."""
+    for stage, slots in _stages_with(SAME, name, state.slots):
+        place = SAME[stage][name]
+        if place == COUNT:
+            return state.count
+        held = attrgetter(place)(slots) if place else slots
+        # The named slots of an inner transform, in the form that its own state has.
+        return state._replace(slots=held) if _are_named(place, held) else held
+    return None
+
+
 def place_of(name: str, slots: Any) -> str | None:
-    """Where to find what optax's state of one of these stages calls `name`, if not by that name."""
-    stages = (stage for stage, others in ELSEWHERE.items() if name in others)
-    found = next((stage for stage in stages if _holds(slots, stage)), None)
-    if found is None or _holds(slots, name):
-        return None
-    return ELSEWHERE[found][name]
+    """Where to look for what optax's state of one of these stages calls `name`."""
+    return next((ELSEWHERE[stage][name] for stage, _ in _stages_with(ELSEWHERE, name, slots)), None)
 
 
-def _holds(tree: Any, key: str) -> bool:
-    return bool(optax.tree_utils.tree_get_all_with_path(tree, key))
+def _stages_with(table: dict[str, dict[str, str]], name: str, slots: Any) -> list[tuple[str, Any]]:
+    """The stages among the slots that have the name in the table, if no slot is called so."""
+    stages = [stage for stage, others in table.items() if name in others]
+    if not stages or _all_called(name, slots):
+        return []
+    return [(stage, own) for stage in stages for own in _all_called(stage, slots)]
+
+
+def _all_called(key: str, tree: Any) -> list:
+    return [value for _, value in optax.tree_utils.tree_get_all_with_path(tree, key)]
+
+
+def _are_named(place: str, held: Any) -> bool:
+    return place in ("inner", ITSELF) and isinstance(held, dict)

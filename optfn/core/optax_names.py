@@ -69,7 +69,7 @@ _STATE_OF_THE_LOOP = (
 
 _AXES = (
     "`optfn.MatrixAxes(rows=output_axis, columns=reduction_axis)`, as a tree, or by path in "
-    "`optfn.matrices({pattern: axes})`"
+    "`optfn.matrices({pattern: axes})`; `optfn.muon` and `optfn.galore` take optax's too"
 )
 
 # Everything else that has another name or other arguments: the expression, and what differs.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from optfn.core.optax_fields import place_of
+from optfn.core.optax_fields import place_of, same_as
 from optfn.core.tree import PyTree
 
 ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
@@ -33,7 +33,8 @@ class _FieldNames(tuple):
     state: "State"
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or place_of(str(name), self.state.slots) is not None
+        found = same_as(str(name), self.state), place_of(str(name), self.state.slots)
+        return super().__contains__(name) or any(x is not None for x in found)
 
 
 class _NamesOfFields:
@@ -51,7 +52,8 @@ class State(_Fields):
     """The state of an optimizer: what the next update needs.
 
     `optax.tree.get(state, name)` finds what it finds in optax's state, by `count` and the names of
-    the slots; where optax has another name for a slot, it raises and says which is ours. The slots
+    the slots, or by optax's name of the same; what optax's state has and ours has not raises, and
+    says where to look. The slots
     of stages, as `state.slots["scale_by_adam"].mu`, are attributes too where one stage alone has
     such a slot: `state.mu`.
 
@@ -86,7 +88,9 @@ class State(_Fields):
                 raise AttributeError(
                     f"{len(holders)} stages have a slot '{name}': write state.slots[stage].{name}."
                 )
-            place = place_of(name, self.slots)
+            same, place = same_as(name, self), place_of(name, self.slots)
+            if same is not None:
+                return same
             if place is None:
                 raise AttributeError(f"the state has no '{name}'.")
             raise OtherNameError(

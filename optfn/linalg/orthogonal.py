@@ -22,7 +22,7 @@ Normalization = Literal["frobenius", "schatten4", "rows"]
 POLYNOMIALS: dict[str, Sequence[tuple[float, float, float]]] = {
     # Jordan et al. 2024: singular values from 0.7 to 1.2.
     "keller_jordan": ((3.4445, -4.7750, 2.0315),) * 5,
-    # You 2025, the preset "dion" of optax.
+    # You 2025.
     "quintic": (
         (4.0848, -6.8946, 2.9270),
         (3.9505, -6.3029, 2.6377),
@@ -67,6 +67,9 @@ POLYNOMIALS: dict[str, Sequence[tuple[float, float, float]]] = {
     "exact": ((2.0, -1.5, 0.5),) * 12,
 }
 
+# The names of these in optax.
+IN_OPTAX = {"standard": "keller_jordan", "dion": "quintic"}
+
 # From this many columns a row on, the Gram form has the fewer operations.
 OBLONG = 2
 
@@ -82,7 +85,8 @@ def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -
 
     Args:
         coefficients: a name ("keller_jordan", "quintic", "polar_express", "cans", "turbo", "cubic",
-            "hybrid", "exact"), one row (a, b, c), or rows, as sequences or an array.
+            "hybrid", "exact", or optax's "standard" and "dion"), one row (a, b, c), or rows, as
+            sequences or an array.
         steps: how often to take one row, or how many rows there shall be: of a longer table the
             last are taken, and a shorter one is extended. None takes a table as it is and one row
             five times.
@@ -97,6 +101,7 @@ def polynomials(coefficients: Any = "keller_jordan", steps: int | None = None) -
             f"{Argument('polynomials(steps=...)', steps)} must be a whole number, found {steps!r}."
         )
     if isinstance(coefficients, str):
+        coefficients = IN_OPTAX.get(coefficients, coefficients)
         if coefficients not in POLYNOMIALS:
             raise ValueError(
                 f"{where} must be rows or one of {', '.join(POLYNOMIALS)}, found {coefficients!r}."

@@ -180,14 +180,14 @@ def test_the_count_can_be_set_and_says_where_a_name_went():
     state = optfn.prodigy().init(PARAMS)
     assert optax.tree.set(state, count=jnp.int32(7)).step == 7
     assert state._replace(step=3) == state._replace(count=3)
-    with pytest.raises(KeyError, match=r"no 'exp_avg': what optax calls so is here 'mu'"):
-        optax.tree.get(state, "exp_avg")
+    with pytest.raises(KeyError, match=r"no 'estim_lr': what optax calls so is here 'distance'"):
+        optax.tree.get(state, "estim_lr")
     with pytest.raises(AttributeError, match="the state has no 'exp'"):
         _ = state.exp
     assert pickle.loads(pickle.dumps(state)).step == 0
     # A name that another part of the state has, and a stage without it, do not raise.
     other = optax.chain(optfn.sgd(0.1), optax.contrib.prodigy()).init(PARAMS)
-    assert optax.tree.get(other, "exp_avg") is not None
+    assert optax.tree.get(other, "estim_lr") is not None
 
 
 @pytest.mark.parametrize("library", [optax, optfn], ids=["optax", "optfn"])

@@ -15,6 +15,7 @@ from optfn.core.data import check_count, child, per_leaf, static
 from optfn.core.dtypes import cast, compute_dtype, own_dtype, real_dtype
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.numerics import is_multiple
+from optfn.core.optax_axes import views_by_numbers, views_or_numbers
 from optfn.core.placement import Along, place, replicate, split_like
 from optfn.core.slots import placed
 from optfn.core.state import Context
@@ -114,6 +115,10 @@ def _gradient_only(
     return tx
 
 
+def _views_by_numbers(numbers: Any) -> Any:
+    return views_by_numbers(numbers, "scale_by_galore(weight_dimension_numbers=...)")
+
+
 class scale_by_galore(Transform):
     """Runs an optimizer on the projection of each matrix to few dimensions, and projects back.
 
@@ -149,7 +154,13 @@ class scale_by_galore(Transform):
     scale: Any = 1.0
     base_optimizer: Transform = child(default=None, converter=_gradient_only)
     side: str = static(default="larger", choices=tuple(PROJECTS_ROWS), kw_only=True)
-    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+    views: Any = per_leaf(
+        default=matrices(),
+        of=MatrixAxes,
+        kw_only=True,
+        also_called="weight_dimension_numbers",
+        read=_views_by_numbers,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -240,6 +251,7 @@ def galore(
     base_optimizer: optax.GradientTransformation | None = None,
     weight_decay: Any = 0.0,
     mask: Any = None,
+    weight_dimension_numbers: Any = None,
     *,
     side: str = "larger",
     views: Any = matrices(),
@@ -271,6 +283,9 @@ def galore(
             `scale_by_adam()` by default. It sees no params.
         weight_decay: decoupled, times the learning rate.
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
+        weight_dimension_numbers: optax's way to say how leaves are matrices, in the place of
+            `views`: `GaLoreDimensionNumbers` for all arrays of two axes or more, or a tree of them
+            with None for what is no matrix, or a function from the params to one.
         side: which side is projected, "larger" (the least state, as in optax), "smaller" (the
             authors' `"std"`), "rows" or "columns".
         views: how each leaf is a matrix or a stack of them; see `matrices`.
@@ -284,6 +299,8 @@ def galore(
     Source: Zhao et al. 2024, "GaLore: Memory-efficient LLM training by gradient low-rank
     projection".
     """
+    where = "galore(weight_dimension_numbers=...)"
+    views = views_or_numbers(views, weight_dimension_numbers, where)
     whole_tree = chain(
         scale_by_galore(rank, update_proj_gap, scale, base_optimizer, side=side, views=views),
         add_decayed_weights(weight_decay, mask),

@@ -1,6 +1,6 @@
 """Muon: momentum, orthogonalized."""
 
-from typing import Any
+from typing import Any, Literal
 
 import optax
 from jax.typing import DTypeLike
@@ -9,6 +9,7 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.matrix_axes import matrices
+from optfn.core.optax_axes import views_or_numbers
 from optfn.linalg import polynomials
 from optfn.linalg.orthogonal import Normalization
 from optfn.optimizers.elementwise.adam import adamw
@@ -16,6 +17,9 @@ from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrices import newton_schulz, scale_by_matrix_shape
 from optfn.transforms.momentum import ema
 from optfn.transforms.scale import scale_by_learning_rate
+
+Preconditioning = Normalization | Literal["schatten", "aol"]
+IN_OPTAX: dict[str, Normalization] = {"schatten": "schatten4", "aol": "rows"}
 
 
 def scale_by_muon(
@@ -27,9 +31,10 @@ def scale_by_muon(
     *,
     nesterov: bool = True,
     debias: bool = False,
-    preconditioning: Normalization = "frobenius",
+    preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
     views: Any = matrices(),
+    weight_dimension_numbers: Any = None,
 ) -> chain:
     """The direction of Muon: the average gradient of each matrix, orthogonalized.
 
@@ -43,16 +48,20 @@ def scale_by_muon(
         nesterov: look ahead by one more step.
         debias: correct the average for its zero start, as optax does: with `nesterov` that weighs
             the gradient otherwise during the first steps.
-        preconditioning: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`.
+        preconditioning: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`. The last
+            two are also "schatten" and "aol", as in optax.
         dtype: the dtype of the products; at least float32 by default.
         views: how each leaf is a matrix; see `matrices`.
+        weight_dimension_numbers: optax's way to say it, in the place of `views`.
     """
+    where = "scale_by_muon(weight_dimension_numbers=...)"
+    views = views_or_numbers(views, weight_dimension_numbers, where)
     return chain(
         ema(beta, debias, mu_dtype, nesterov=nesterov),
         newton_schulz(
             polynomials(ns_coeffs, ns_steps),
             eps,
-            normalization=preconditioning,
+            normalization=IN_OPTAX.get(preconditioning, preconditioning),
             dtype=dtype,
             views=views,
         ),
@@ -71,12 +80,13 @@ def muon(
     *,
     nesterov: bool = True,
     debias: bool = False,
-    preconditioning: Normalization = "frobenius",
+    preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
     shape_scale: str = "width",
     consistent_rms: Any = None,
     views: Any = matrices(),
     rest: optax.GradientTransformation | None = None,
+    muon_weight_dimension_numbers: Any = None,
 ) -> partition:
     """Muon: steps whose singular values are all alike, from orthogonalized momentum.
 
@@ -102,7 +112,8 @@ def muon(
             None is float32, or wider for wider params.
         nesterov: look ahead by one more step.
         debias: correct the average for its zero start, as optax does.
-        preconditioning: what is divided out before: "frobenius", "schatten4" or "rows".
+        preconditioning: what is divided out before: "frobenius", "schatten4" or "rows"; the last
+            two are also "schatten" and "aol", as in optax.
         dtype: the dtype of the products: at least float32 by default; "bfloat16" is usual on
             accelerators.
         shape_scale: the factor, "width" or "spectral"; see `scale_by_matrix_shape`.
@@ -111,6 +122,9 @@ def muon(
         views: how each leaf is a matrix or a stack of them; see `matrices`.
         rest: the optimizer of all other leaves; by default that of Jordan et al.,
             `adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)`.
+        muon_weight_dimension_numbers: optax's way to say it, in the place of `views`:
+            `MuonDimensionNumbers` for all arrays of two axes or more, or a tree of them with None
+            for `rest`, or a function from the params to one.
 
     Raises:
         ValueError: at `init`, if an array of three or more axes is not described by `views`.
@@ -118,6 +132,8 @@ def muon(
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et
     al. 2025 for the factor "rms".
     """
+    where = "muon(muon_weight_dimension_numbers=...)"
+    views = views_or_numbers(views, muon_weight_dimension_numbers, where)
     return partition_matrices(
         chain(
             scale_by_muon(
