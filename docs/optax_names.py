@@ -145,10 +145,10 @@ MEANINGS = {
     "Updates": "which way updates point; optax's is an alias for a tree",
     "chain": "nested chains are one; two stateful stages of one name are given names",
     "masked": "a stage only; as an optimizer it would apply raw gradients, and raises: "
-    "`freeze(tx, not_mask)`",
+    "`freeze(tx, not_mask)`, or `optax.masked(tx, mask)` as it is",
     "partition": "labels may be `by_path({pattern: label})`; labels that name no transform raise",
     "lookahead": "the params are the fast ones, and no pairs of both; "
-    "`evaluation_params(tx, state, params)` are the slow ones",
+    "`evaluation_params(tx, state, params)` are the slow ones; `optax.lookahead` takes `tx` too",
     "flatten": "refuses a transform that would give other updates for a vector",
     "conditionally_transform": "refuses a whole optimizer, whose raw gradients it would pass on",
     "value_and_grad_from_state": "`value_fn(params)` with the batch closed over",

@@ -100,8 +100,8 @@ def microbatch(
         rows = _number_of_rows(fun, keys, axes, batches)
         if not rows or rows % microbatch_size:
             raise ValueError(
-                f"microbatch(microbatch_size={microbatch_size}) does not divide a batch of {rows} "
-                "rows."
+                f"microbatch(microbatch_size={microbatch_size}): a batch of {rows} rows is not "
+                "divisible by it."
             )
         split = _Split(rows // microbatch_size, microbatch_size, num_real_microbatches is None)
 

@@ -371,12 +371,12 @@ WRONG = {
     "a batch that does not divide": (
         lambda: microbatch(jnp.mean, 0, 4)(X),
         ValueError,
-        r"microbatch\(microbatch_size=4\) does not divide a batch of 6 rows",
+        r"microbatch\(microbatch_size=4\): a batch of 6 rows is not divisible by it",
     ),
     "no rows": (
         lambda: microbatch(jnp.mean, 0, 4)(X[:0]),
         ValueError,
-        r"does not divide a batch of 0 rows",
+        r"a batch of 0 rows is not divisible by it",
     ),
     "different numbers of rows": (
         lambda: microbatch(two, (0, 1), 2)({"x": X}, X[:4]),

@@ -10,6 +10,7 @@ import optax
 
 from optfn.core.data import static
 from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.inputs import is_inexact
 from optfn.core.state import Context
 from optfn.core.transform import ExtraKind, Transform, check_transform_type, converted
 from optfn.core.tree import PyTree
@@ -29,7 +30,8 @@ class from_optax(Transform):
 
     Whatever takes a transform also takes optax's and converts it; call this to say more. It gets
     updates and params in the compute dtype, so its state is float32 also for bfloat16 params, and
-    all extra arguments of `update`, whoever declares them. Its hyperparameters are closed over and
+    all extra arguments of `update`, whoever declares them. Integer leaves reach it as they are, and
+    it must give integers for them. Its hyperparameters are closed over and
     are not leaves. Its name is that of optax's function, such as "trace"; "from_optax" for a chain
     and for functions of your own.
 
@@ -92,6 +94,10 @@ class from_optax(Transform):
     def stateful(self) -> bool:
         return self._stateful
 
+    @property
+    def _needs_floats(self) -> bool:
+        return False
+
     def declared_extra_args(self) -> dict[str, ExtraKind]:
         return dict(self.declared)
 
@@ -146,4 +152,4 @@ def _has_state(transformation: optax.GradientTransformation) -> bool:
 
 
 def _wide(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: cast(x, compute_dtype(x.dtype)), tree)
+    return jax.tree.map(lambda x: cast(x, compute_dtype(x.dtype)) if is_inexact(x) else x, tree)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.dtypes import cast
-from optfn.core.inputs import is_float0
+from optfn.core.inputs import is_float0, is_inexact
 from optfn.core.placement import put_like
 from optfn.core.tree import PyTree, flatten_like, leaf_location
 
@@ -27,6 +27,11 @@ def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
             raise ValueError(
                 f"{name} {leaf_location(old, i)} turned updates of shape {jnp.shape(y)} into "
                 f"shape {jnp.shape(x)}."
+            )
+        if is_inexact(x) and jnp.issubdtype(y.dtype, jnp.integer):
+            raise TypeError(
+                f"{name} {leaf_location(old, i)} turned {y.dtype} into {x.dtype}, whose fraction "
+                "would be lost: give it floating point updates."
             )
         out.append(x if is_float0(y) else put_like(cast(x, y.dtype), y))
     return treedef.unflatten(out)

@@ -267,7 +267,7 @@ class Transform(Data, OptaxForm):
     def init_named(self, params: PyTree) -> dict[str, Any]:
         """`{name: slots}`, without entries for stateless stages."""
         self.check_scalars()
-        if not self._wraps:
+        if self._needs_floats:
             check_floating("the param", params)
         return self._by_name(self.init_slots(params))
 
@@ -277,7 +277,7 @@ class Transform(Data, OptaxForm):
     ) -> tuple[PyTree, dict[str, Any]]:
         """`apply` on this transform's entries of `slots`; returns updates and new entries."""
         own = self._own(slots)
-        if not self._wraps:
+        if self._needs_floats:
             check_floating("the gradient", updates)
         stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
         if self._computes_itself:
@@ -330,9 +330,9 @@ class Transform(Data, OptaxForm):
         return {self.name: slots} if self.stateful and slots is not None else {}
 
     @property
-    def _wraps(self) -> bool:
-        """Whether there are inner transforms, which then check the leaves."""
-        return any(True for _ in self.fields("child"))
+    def _needs_floats(self) -> bool:
+        """Whether integer leaves are refused here; inner transforms do so for themselves."""
+        return not any(True for _ in self.fields("child"))
 
     @final
     def resolved_at(self, ctx: Context) -> Self:

@@ -454,3 +454,45 @@ def test_optaxs_names_of_polynomials_and_norms():
     chex.assert_trees_all_close(schatten, schatten_here, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"muon\(preconditioning=...\) must be one of"):
         optfn.muon(0.1, preconditioning="spectral")
+
+
+# Integers.
+
+
+def counted():
+    """A stage that adds to integers, as one that passes counts on may."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u + 1, updates))
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    ["chain of optax's", "named chain", "partition", "freeze", "skip_nonfinite", "own_step"],
+)
+def test_integers_reach_a_transformation_of_optaxs_as_they_are(wrapper):
+    ints = {"a": jnp.asarray([1, 2]), "b": 3}
+    tx = optfn.chain(WRAPPERS[wrapper](counted()))
+    updates, _ = tx.update(ints, tx.init(ints), ints)
+    chex.assert_trees_all_equal(updates, {"a": jnp.asarray([2, 3]), "b": jnp.asarray(4)})
+
+
+def test_integers_that_become_fractions_are_refused():
+    ints = {"a": jnp.asarray([1, 2])}
+    halved = optax.stateless(lambda updates, params: jax.tree.map(lambda u: 0.5 * u, updates))
+    for tx in (optfn.from_optax(halved), optfn.partition({"all": halved}, "all")):
+        with pytest.raises(TypeError, match="at 'a' turned int32 into float32, whose fraction"):
+            tx.update(ints, tx.init(ints), ints)
+    # A rule of this library needs floating point itself.
+    tx = optfn.chain(counted(), optfn.adam(0.1))
+    with pytest.raises(TypeError, match="at 'a' has dtype int32, but only floating point"):
+        tx.init(ints)
+
+
+def test_optaxs_monitor_is_a_stage():
+    """With its averages, which have a state."""
+    measured = {"norm": optax.tree.norm, "mean": optax.measure_with_ema(optax.tree.norm, 0.9)}
+    found = []
+    for library in (optax, optfn):
+        tx = library.chain(library.sgd(0.1), optax.monitor(measured), library.clip(0.01))
+        _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        found.append([optax.tree.get(state, name) for name in measured])
+    chex.assert_trees_all_close(*found, rtol=1e-6)
