@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from optfn.compose.chain import chain
@@ -41,6 +42,17 @@ class Monitored(NamedTuple):
 
     values: dict[str, jax.Array]
     inner: dict[str, Any]
+
+
+def _not_of_metrics(value: optax.GradientTransformation, where: Any) -> Transform:
+    """An inner transform, but not optax's only argument."""
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{where} must be an optfn transform, found a dict: write optfn.monitor(optfn.chain(), "
+            "metrics), with functions of gradients, updates and params, or optax.monitor(measures) "
+            "as a stage."
+        )
+    return as_transform(value, where)
 
 
 class monitor(Transform):
@@ -97,7 +109,7 @@ class monitor(Transform):
 
     needs_params = True
 
-    transform: Transform = child(converter=as_transform)
+    transform: Transform = child(converter=_not_of_metrics)
     metrics: Any = static(default=())
     norms: bool = static(default=True, kw_only=True)
 

@@ -5,18 +5,19 @@ error that says where to look: `optax.tree.get(state, name)` gives None where it
 code that was written for optax's state would go on with that.
 """
 
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
 import optax
 
 COUNT, ITSELF = "count", ""
-WRAPPED = {"inner_state": ITSELF}
-MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
-DISTANCES = {"init_params": "start", "max_dist": "max_distance"}
+WRAPPED: dict[str, str | Callable] = {"inner_state": ITSELF}
+MOMENTS: dict[str, str | Callable] = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+DISTANCES: dict[str, str | Callable] = {"init_params": "start", "max_dist": "max_distance"}
 
 # By the name of a stage: optax's field, and the same in its slots, or the count of the state.
-SAME: dict[str, dict[str, str]] = {
+SAME: dict[str, dict[str, str | Callable]] = {
     "accumulate": {
         "mini_step": "micro_step",
         "gradient_step": "inner.count",
@@ -31,6 +32,7 @@ SAME: dict[str, dict[str, str]] = {
         "r": "reward",
         "m": "largest",
         "s": "factors",
+        "v": lambda slots: slots.spread**2,
         "x0": "start",
         "base_optimizer_state": "inner",
     },
@@ -56,6 +58,7 @@ SAME: dict[str, dict[str, str]] = {
         "notfinite_count": "consecutive",
         "total_notfinite": "total",
         "inner_state": "inner",
+        "last_finite": lambda slots: ~slots.skipped,
     },
 }
 
@@ -76,7 +79,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "ema": {"mu": "ema", "ns_coeffs": 'optfn.hyperparameters(tx, state)["coefficients"]'},
     "hutchinson_estimator_diag_hessian": {"key": "the hyperparameter seed"},
     "lookahead": {"steps_since_sync": f"{COUNT} % sync_period"},
-    "mechanize": {"v": "spread, whose square it is"},
     "monitor": {"measurement": "optfn.metrics(tx, state)"},
     "partition": {"inner_states": "the slots of each group, by its label"},
     "scale_by_backtracking_linesearch": SEARCHES,
@@ -100,8 +102,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "b1": 'optfn.hyperparameters(tx, state)["b1"]',
         "step_count": COUNT,
     },
-    "skip_nonfinite": {"last_finite": "not skipped"},
 }
+
+# What a wrapper of optax's adds to the state of any optimizer, and what does its work here.
+OF_ANY = {"hyperparams": "optfn.hyperparameters(tx, state), changed by optfn.replace(tx, ...)"}
 
 
 def same_as(name: str, state: Any) -> Any:
@@ -110,6 +114,8 @@ def same_as(name: str, state: Any) -> Any:
         place = SAME[stage][name]
         if place == COUNT:
             return state.count
+        if callable(place):
+            return place(slots)
         held = attrgetter(place)(slots) if place else slots
         # The named slots of an inner transform, in the form that its own state has.
         return state._replace(slots=held) if _are_named(place, held) else held
@@ -121,7 +127,9 @@ def place_of(name: str, slots: Any) -> str | None:
     return next((ELSEWHERE[stage][name] for stage, _ in _stages_with(ELSEWHERE, name, slots)), None)
 
 
-def _stages_with(table: dict[str, dict[str, str]], name: str, slots: Any) -> list[tuple[str, Any]]:
+def _stages_with(
+    table: Mapping[str, Mapping[str, Any]], name: str, slots: Any
+) -> list[tuple[str, Any]]:
     """The stages among the slots that have the name in the table, if no slot is called so."""
     stages = [stage for stage, others in table.items() if name in others]
     if not stages or _all_called(name, slots):

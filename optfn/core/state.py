@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from optfn.core.optax_fields import place_of, same_as
+from optfn.core.optax_fields import OF_ANY, place_of, same_as
 from optfn.core.tree import PyTree
 
 ONE_STEP, MAX_STEP = np.int32(1), np.int32(2**31 - 1)
@@ -88,7 +88,7 @@ class State(_Fields):
                 raise AttributeError(
                     f"{len(holders)} stages have a slot '{name}': write state.slots[stage].{name}."
                 )
-            same, place = same_as(name, self), place_of(name, self.slots)
+            same, place = same_as(name, self), place_of(name, self.slots) or OF_ANY.get(name)
             if same is not None:
                 return same
             if place is None:

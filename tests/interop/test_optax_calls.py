@@ -496,3 +496,5 @@ def test_optaxs_monitor_is_a_stage():
         _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
         found.append([optax.tree.get(state, name) for name in measured])
     chex.assert_trees_all_close(*found, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"monitor\(transform=...\) must be .* optax.monitor\(meas"):
+        optfn.monitor(measured)

@@ -123,6 +123,10 @@ def test_what_is_not_the_same_says_where_to_look():
     state = optfn.accumulate(optfn.sgd(0.1), 3).init(PARAMS)
     with pytest.raises(KeyError, match="no 'acc_grads': what optax calls so is here 'sum, not yet"):
         optax.tree.get(state, "acc_grads")
+    with pytest.raises(AttributeError, match=r"'hyperparams': .* 'optfn\.hyperparameters"):
+        _ = state.hyperparams
+    injected = optax.inject_hyperparams(optfn.sgd)(learning_rate=0.1).init(PARAMS)
+    assert optax.tree.get((state, injected), "learning_rate") == np.float32(0.1)
     # Whatever another part of the state has is found there.
     fast = optfn.lookahead(optfn.sgd(0.1), 5, 0.5).init(PARAMS)
     assert fast.fast_state is fast.slots["lookahead"].fast

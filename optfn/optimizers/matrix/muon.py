@@ -61,11 +61,16 @@ def scale_by_muon(
         newton_schulz(
             polynomials(ns_coeffs, ns_steps),
             eps,
-            normalization=IN_OPTAX.get(preconditioning, preconditioning),
+            normalization=_in_our_words(preconditioning),
             dtype=dtype,
             views=views,
         ),
     )
+
+
+def _in_our_words(preconditioning: Any) -> Any:
+    is_theirs = isinstance(preconditioning, str) and preconditioning in IN_OPTAX
+    return IN_OPTAX[preconditioning] if is_theirs else preconditioning
 
 
 def muon(
