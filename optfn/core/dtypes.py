@@ -66,11 +66,16 @@ def is_narrow(dtype: Any) -> bool:
 
 
 def floating_name(dtype: Any, where: Any) -> str:
-    """The name of a floating point dtype, the same for all its spellings; `where` is for errors."""
+    """The name of a floating point dtype, the same for all its spellings; `where` is for errors.
+
+    A complex dtype, which optax needs for complex params, is that of its parts.
+    """
     try:
         found = jnp.dtype(dtype)
     except (TypeError, ValueError):
         found = None
+    if found is not None and jnp.issubdtype(found, jnp.complexfloating):
+        found = real_dtype(found)
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
     return found.name

@@ -302,3 +302,19 @@ def test_the_fields_name_slots():
         assert set(storage_fields(cls).values()) <= {argument for _, argument in THERE.values()}, (
             cls
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_complex_dtype_is_that_of_its_parts(name):
+    """optax needs one for complex params."""
+    spelled = [here(name, dtype) for dtype in (jnp.complex64, "float32")]
+    assert jax.tree.structure(spelled[0]) == jax.tree.structure(spelled[1])
+    assert repr(spelled[0]) == repr(spelled[1])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "schedule_free_sgd"])
+def test_slots_of_complex_params_are_complex(name):
+    params = {"w": jax.ShapeDtypeStruct((4, 6), jnp.complex64)}
+    found = dtypes_of(jax.eval_shape(here(name, jnp.complex64).init, params))
+    assert found == dtypes_of(jax.eval_shape(here(name, None).init, params))
+    assert jnp.complex64 in found
