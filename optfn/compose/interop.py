@@ -31,9 +31,9 @@ class from_optax(Transform):
     Whatever takes a transform also takes optax's and converts it; call this to say more. It gets
     updates and params in the compute dtype, so its state is float32 also for bfloat16 params, and
     all extra arguments of `update`, whoever declares them. Integer leaves reach it as they are, and
-    it must give integers for them. Its hyperparameters are closed over and
-    are not leaves. Its name is that of optax's function, such as "trace"; "from_optax" for a chain
-    and for functions of your own.
+    it must give integers for them. Its hyperparameters are closed over and are not leaves. Its name
+    is that of optax's function, such as "trace"; "from_optax" for a chain and for functions of your
+    own.
 
     Args:
         transformation: an `optax.GradientTransformation`.

@@ -108,18 +108,25 @@ ELSEWHERE: dict[str, dict[str, str]] = {
 OF_ANY = {"hyperparams": "optfn.hyperparameters(tx, state), changed by optfn.replace(tx, ...)"}
 
 
-def same_as(name: str, state: Any) -> Any:
-    """What optax's state of one of these stages calls `name`, read from ours, or None."""
-    for stage, slots in _stages_with(SAME, name, state.slots):
-        place = SAME[stage][name]
-        if place == COUNT:
-            return state.count
-        if callable(place):
-            return place(slots)
-        held = attrgetter(place)(slots) if place else slots
-        # The named slots of an inner transform, in the form that its own state has.
-        return state._replace(slots=held) if _are_named(place, held) else held
-    return None
+def same_as(name: str, state: Any) -> list:
+    """What optax's state of one of these stages calls `name`, read from ours, for each stage.
+
+    Stages inside of others count where no outer one has it.
+    """
+    found = _stages_with(SAME, name, state.slots)
+    outer = [(stage, slots) for stage, slots in found if state.slots.get(stage) is slots]
+    return [_read(SAME[stage][name], slots, state) for stage, slots in outer or found]
+
+
+def _read(place: str | Callable, slots: Any, state: Any) -> Any:
+    if callable(place):
+        return place(slots)
+    if place == COUNT:
+        return state.count
+    held = attrgetter(place)(slots) if place else slots
+    # The named slots of an inner transform, in the form that its own state has.
+    is_named = place in ("inner", ITSELF) and isinstance(held, dict)
+    return state._replace(slots=held) if is_named else held
 
 
 def place_of(name: str, slots: Any) -> str | None:
@@ -139,7 +146,3 @@ def _stages_with(
 
 def _all_called(key: str, tree: Any) -> list:
     return [value for _, value in optax.tree_utils.tree_get_all_with_path(tree, key)]
-
-
-def _are_named(place: str, held: Any) -> bool:
-    return place in ("inner", ITSELF) and isinstance(held, dict)

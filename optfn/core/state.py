@@ -33,8 +33,9 @@ class _FieldNames(tuple):
     state: "State"
 
     def __contains__(self, name: object) -> bool:
-        found = same_as(str(name), self.state), place_of(str(name), self.state.slots)
-        return super().__contains__(name) or any(x is not None for x in found)
+        if super().__contains__(name) or same_as(str(name), self.state):
+            return True
+        return place_of(str(name), self.state.slots) is not None
 
 
 class _NamesOfFields:
@@ -53,9 +54,8 @@ class State(_Fields):
 
     `optax.tree.get(state, name)` finds what it finds in optax's state, by `count` and the names of
     the slots, or by optax's name of the same; what optax's state has and ours has not raises, and
-    says where to look. The slots
-    of stages, as `state.slots["scale_by_adam"].mu`, are attributes too where one stage alone has
-    such a slot: `state.mu`.
+    says where to look. The slots of stages, as `state.slots["scale_by_adam"].mu`, are attributes
+    too where one stage alone has such a slot: `state.mu`.
 
     Attributes:
         count: int32 scalar, the number of updates made; it saturates at 2**31 - 1. Also `step`,
@@ -88,9 +88,14 @@ class State(_Fields):
                 raise AttributeError(
                     f"{len(holders)} stages have a slot '{name}': write state.slots[stage].{name}."
                 )
-            same, place = same_as(name, self), place_of(name, self.slots) or OF_ANY.get(name)
-            if same is not None:
-                return same
+            same = same_as(name, self)
+            if len(same) == 1:
+                return same[0]
+            if same:
+                raise OtherNameError(
+                    f"{len(same)} stages have what optax calls '{name}': read it from state.slots."
+                )
+            place = place_of(name, self.slots) or OF_ANY.get(name)
             if place is None:
                 raise AttributeError(f"the state has no '{name}'.")
             raise OtherNameError(

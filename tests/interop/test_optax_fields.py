@@ -117,6 +117,15 @@ def test_the_state_inside_of_a_wrapper_is_one():
     assert state.inner_state.count is state.count
 
 
+def test_what_several_stages_have_is_not_read_from_the_first():
+    two = {label: optfn.mechanize(optfn.sgd(0.1)) for label in ("a", "b")}
+    state = optfn.partition(two, {"w": "a", "v": "b"}).init({"w": jnp.ones(2), "v": jnp.ones(3)})
+    with pytest.raises(KeyError, match="2 stages have what optax calls 'm': read it from"):
+        optax.tree.get(state, "m")
+    nested = optfn.masked(optfn.masked(optfn.trace(0.9), MASK), MASK).init(PARAMS)
+    assert nested.inner_state.inner_state.trace["w"].shape == (2, 3)
+
+
 def test_what_is_not_the_same_says_where_to_look():
     for stage, names in ELSEWHERE.items():
         assert not SAME.get(stage, {}).keys() & names.keys()

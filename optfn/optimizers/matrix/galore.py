@@ -138,7 +138,8 @@ class scale_by_galore(Transform):
             params.
         side: which side is projected, "larger" (the least state, as in optax), "smaller" (the
             authors' `"std"`), "rows" or "columns".
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; see `matrices`. Or, as in optax,
+            `weight_dimension_numbers`; see `galore`.
 
     Raises:
         ValueError: `base_optimizer` needs the params, or an extra argument like them.
