@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optfn.core.dtypes import cast
 from optfn.core.inputs import is_float0, is_inexact
 from optfn.core.placement import put_like
-from optfn.core.tree import PyTree, flatten_like, leaf_location
+from optfn.core.tree import LEAVE_OUT, PyTree, flatten_like, leaf_location
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
@@ -30,8 +30,9 @@ def check_same_form(new: PyTree, old: PyTree, name: str) -> PyTree:
             )
         if is_inexact(x) and jnp.issubdtype(y.dtype, jnp.integer):
             raise TypeError(
-                f"{name} {leaf_location(old, i)} turned {y.dtype} into {x.dtype}, whose fraction "
-                "would be lost: give it floating point updates."
+                f"the gradient {leaf_location(old, i)} has dtype {y.dtype}, of which {name} makes "
+                f"{x.dtype}, whose fraction would be lost: only floating point and complex leaves "
+                f"can be optimized. {LEAVE_OUT}."
             )
         out.append(x if is_float0(y) else put_like(cast(x, y.dtype), y))
     return treedef.unflatten(out)

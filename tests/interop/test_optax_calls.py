@@ -479,7 +479,7 @@ def test_integers_that_become_fractions_are_refused():
     ints = {"a": jnp.asarray([1, 2])}
     halved = optax.stateless(lambda updates, params: jax.tree.map(lambda u: 0.5 * u, updates))
     for tx in (optfn.from_optax(halved), optfn.partition({"all": halved}, "all")):
-        with pytest.raises(TypeError, match="at 'a' turned int32 into float32, whose fraction"):
+        with pytest.raises(TypeError, match=r"int32, of which .* makes float32, whose fraction"):
             tx.update(ints, tx.init(ints), ints)
     # A rule of this library needs floating point itself.
     tx = optfn.chain(counted(), optfn.adam(0.1))
