@@ -44,7 +44,7 @@ class Monitored(NamedTuple):
     inner: dict[str, Any]
 
 
-def _not_of_metrics(value: optax.GradientTransformation, where: Any) -> Transform:
+def _not_of_metrics(value: optax.GradientTransformation, where: str = "monitor") -> Transform:
     """An inner transform, but not optax's only argument."""
     if isinstance(value, Mapping):
         raise TypeError(

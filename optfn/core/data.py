@@ -276,8 +276,8 @@ def kept(method: F) -> F:
 
 def _take_other_names(cls: type) -> None:
     """Lets the constructor take the fields that are `also_called` something by that keyword."""
-    called = {f.metadata.get("also_called"): f for f in dataclasses.fields(cls)}
-    called.pop(None, None)
+    fields = dataclasses.fields(cls)
+    called = {f.metadata["also_called"]: f for f in fields if f.metadata.get("also_called")}
     if called and "__init__" in vars(cls):
         readers = {other: f.metadata.get("read") for other, f in called.items()}
         others = {other: f.name for other, f in called.items()}
