@@ -3,10 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from optfn.core.apply import apply_updates
+from optfn.core.control_flow import refreshed
 from optfn.core.data import check_within, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
@@ -98,8 +98,8 @@ class lookahead(Transform):
         own, slow = each_leaf(_followed, own, params, slots.slow, numbers=numbers)
         steps = merge(own, steps, mine)
         if self.reset_state:
-            first = self.fast_optimizer.init_state(apply_updates(ctx.params, steps))
-            fast = jax.tree.map(lambda new, old: jnp.where(synced, new, old), first, fast)
+            start = apply_updates(ctx.params, steps)
+            fast = refreshed(synced, lambda: self.fast_optimizer.init_state(start), fast)
         return steps, Slow(slow, fast)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:

@@ -1,6 +1,6 @@
 """Arithmetic shared by all rules: finite where the plain formula is not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def ratio(a: Any, b: jax.Array) -> jax.Array:
 
 # With this many entries or more, a second pass over them costs more than a branch.
 WORTH_A_BRANCH = 2**11
-# So many scalars are summed by a scan.
+# So many scalars are summed, or compared, by a scan.
 WORTH_A_SCAN = 16
 
 
@@ -149,7 +149,7 @@ def _norm_of_parts(*parts: jax.Array) -> Norm:
     count = sum(map(entries, parts))
     if count < WORTH_A_BRANCH:
         return _by_largest(dtype, *parts)
-    square = sum(total(lax.square(x)).astype(dtype) for x in parts)
+    square = _folded(lax.add, [total(lax.square(x)).astype(dtype) for x in parts])
     info = jnp.finfo(dtype)
     # Squares below tiny vanish; their sum must be negligible.
     in_range = (square > count * float(info.tiny / info.eps)) & (square < jnp.inf)
@@ -195,8 +195,9 @@ def shrunk(updates: PyTree, norm: Norm, limit: Any) -> PyTree:
 
 def _by_largest(dtype: Any, *parts: jax.Array) -> Norm:
     """The norm of real arrays in any range, which reads them twice."""
-    scale = _room_for_squares(jnp.stack([largest(lax.abs(x)).astype(dtype) for x in parts]).max())
-    return Norm(scale, sqrt(sum(total(lax.square(x.astype(dtype) / scale)) for x in parts)))
+    scale = _room_for_squares(_folded(lax.max, [largest(lax.abs(x)).astype(dtype) for x in parts]))
+    squares = [total(lax.square(x.astype(dtype) / scale)) for x in parts]
+    return Norm(scale, sqrt(_folded(lax.add, squares)))
 
 
 def _room_for_squares(largest: jax.Array) -> jax.Array:
@@ -210,15 +211,20 @@ def _room_for_squares(largest: jax.Array) -> jax.Array:
 
 
 def tree_sum(tree: PyTree) -> jax.Array:
-    """The sum of the scalars in a tree; 0 for an empty one.
-
-    XLA repeats a chain of additions, as it makes of a sum, in each leaf that reads the result, and
-    so compiles in the square of their number. It does not repeat a scan.
-    """
+    """The sum of the scalars in a tree; 0 for an empty one."""
     dtype, leaves = own_dtype(tree), jax.tree.leaves(tree)
-    if len(leaves) < WORTH_A_SCAN:
-        return reduce(add, leaves, jnp.zeros((), dtype))
-    return lax.associative_scan(lax.add, jnp.stack([cast(x, dtype) for x in leaves]))[-1]
+    return _folded(lax.add, [cast(x, dtype) for x in leaves] or [jnp.zeros((), dtype)])
+
+
+def _folded(operation: Callable, numbers: Sequence[jax.Array]) -> jax.Array:
+    """The sum or the largest of numbers.
+
+    XLA repeats a chain of operations in each leaf that reads the result, and so compiles in the
+    square of their number. It does not repeat a scan.
+    """
+    if len(numbers) < WORTH_A_SCAN:
+        return reduce(operation, numbers)
+    return lax.associative_scan(operation, jnp.stack(numbers))[-1]
 
 
 def tree_scale(number: jax.Array, tree: PyTree) -> PyTree:

@@ -59,7 +59,10 @@ class scale_by_cocob(Leafwise):
         largest = jnp.maximum(slots.scale, size)
         summed = slots.subgradients + size
         wealth = slots.cumulative_gradients - g
-        reward = jnp.maximum(slots.reward - (g.conj() * (param - slots.start)).real, 0)
+        loss = (g.conj() * (param - slots.start)).real
+        # Not max(reward - loss, 0): from an operation on two arrays the compiler keeps the result,
+        # from one on an array and a number it computes it twice, and copies what is overwritten.
+        reward = slots.reward - jnp.minimum(loss, slots.reward)
         bet = jnp.maximum(summed + largest, self.alpha * largest)
         # Not the new param minus the old one: that difference loses small steps.
         u = (slots.start - param) + wealth / bet * ((largest + reward) / largest)

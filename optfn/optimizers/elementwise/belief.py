@@ -51,7 +51,8 @@ class scale_by_belief(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         mu = average(self.b1, slots.mu, g)
-        nu = average(self.b2, slots.nu, abs_sq(g - mu)) + self.eps_root
+        # The number is not added last: what ends in an operation on two arrays is computed once.
+        nu = self.b2 * slots.nu + self.eps_root + (1 - self.b2) * abs_sq(g - mu)
         mu_hat = look_ahead(mu, g, self.b1, t) if self.nesterov else debias(mu, self.b1, t)
         return mu_hat / (sqrt(debias(nu, self.b2, t)) + self.eps), Moments(mu, nu)
 

@@ -56,7 +56,8 @@ class scale_by_sm3(Leafwise):
         slices = (jnp.expand_dims(x, other) for x, other in zip(slots.mu, others, strict=True))
         cover = functools.reduce(jnp.minimum, slices)
         s = self.b2 * cover + jnp.where(self.b2 == 1, 1, 1 - self.b2) * square
-        mu = [jnp.max(s, axis=other, initial=0) for other in others]
+        least = None if s.size else 0  # the largest of nothing
+        mu = [jnp.max(s, axis=other, initial=least) if other else s for other in others]
         s = s.reshape(g.shape)
         zero = s == 0
         direction = jnp.where(zero, 0, g / sqrt(jnp.where(zero, 1, s) + self.eps))
