@@ -12,6 +12,7 @@ from optfn.core.data import per_leaf
 from optfn.core.leafwise import Leafwise, StaticRules, check_names_slots, run
 from optfn.core.matrix_axes import MatrixAxes, matrices
 from optfn.core.placement import Along, is_along, is_sharded, replicate, split_like
+from optfn.core.randomness import as_keys, is_key, keys_of, without_keys
 from optfn.core.tracing import LOOP, in_loops
 from optfn.core.tree import PyTree
 from optfn.core.turns import Turn
@@ -131,8 +132,6 @@ class Matrixwise(Leafwise):
 
     @final
     def runs_alone(self, updates: PyTree) -> bool:
-        if self.random:  # a key is for a leaf, not for a part of a stack
-            return False
         leaves = jax.tree.leaves(updates)
         if self.many_products and any(in_loops(leaves)):
             return True
@@ -143,15 +142,13 @@ class Matrixwise(Leafwise):
 
     @final
     def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
-        if self.random:  # a key is for a leaf, not for a part of a stack
-            return {}
         args = list(args)
         kinds: dict[Any, list[int]] = {}
         looped = in_loops([leaf_args[0] for leaf_args in args])
         for i, (own,) in enumerate(own_rules):
             g = args[i][0]
             if are_split(g, own.views):
-                args[i] = own._with_turns_of_matrices(args[i])
+                args[i] = own._with_extras_of_matrices(args[i])
                 if own._lie_alike(args[i]):
                     kinds.setdefault((own._spread, id(own), own._kind(args[i])), []).append(i)
             elif looped[i] and self.many_products and own.views.is_matrix:
@@ -162,12 +159,16 @@ class Matrixwise(Leafwise):
             done |= dict(zip(leaves, new, strict=False))
         return done
 
-    def _with_turns_of_matrices(self, args: tuple) -> tuple:
-        """The arguments of a leaf, with its turn for each of its matrices."""
+    def _with_extras_of_matrices(self, args: tuple) -> tuple:
+        """The arguments of a leaf, with its turn and its keys for each of its matrices."""
         g, *others, (extra,) = args
+        extra = dict(extra)
         if extra.get("turn") is not None:
-            turn = [for_each(number, g, self.views) for number in extra["turn"]]
-            extra = {**extra, "turn": Turn(*turn)}
+            extra["turn"] = Turn(*(for_each(number, g, self.views) for number in extra["turn"]))
+        stack = [g.shape[axis] for axis in self.views.axes(g.shape)[0]]
+        for name, value in extra.items():
+            if is_key(value):
+                extra[name] = for_each(keys_of(value, stack), g, self.views)
         return g, *others, [extra]
 
     def _kind(self, args: tuple) -> tuple:
@@ -190,7 +191,7 @@ class Matrixwise(Leafwise):
     def _spread(self, leaves: Sequence[tuple]) -> list[tuple]:
         """The new updates and slots of leaves of one kind, each device doing a share of them."""
         g, slots, *_ = first = leaves[0]
-        treedef = jax.tree.structure(_arrays(first))
+        forms, treedef = jax.tree.flatten(_arrays(first))
         stacked = self.rebuilt(views=of_stack(self.views, g.ndim))
         static, numbers = StaticRules.split((stacked,), True)
         takes_turns = first[4][0].get("turn") is not None
@@ -199,13 +200,14 @@ class Matrixwise(Leafwise):
             numbers, t = shared
 
             def at_once(stacks):
-                g, slots, param, extra = treedef.unflatten(stacks)
+                g, slots, param, extra = treedef.unflatten(map(as_keys, stacks, forms))
                 return jax.tree.leaves(run(static.rules(numbers), g, slots, param, t, extra))
 
             # Of a stack everything is computed if one matrix is due.
             return lax.map(at_once, stacks) if takes_turns else at_once(stacks)
 
-        columns = list(zip(*(jax.tree.leaves(_arrays(args)) for args in leaves), strict=True))
+        rows = (map(without_keys, jax.tree.leaves(_arrays(args))) for args in leaves)
+        columns = list(zip(*rows, strict=True))
         results = 1 + len(jax.tree.leaves(slots))  # the update and the slots
         new = on_whole_matrices(rule, columns, self._splits(first), results, (numbers, first[3]))
         return _as_results(zip(*new, strict=True), slots)
@@ -237,7 +239,7 @@ class Matrixwise(Leafwise):
                 case "scalar":
                     return jnp.broadcast_to(value, stack)
                 case _:
-                    return jax.random.split(value, stack) if stack else value
+                    return keys_of(value, stack)
 
         return {name: per_matrix(name, value) for name, value in extra.items()}
 

@@ -1,6 +1,7 @@
 """Random keys, folded from a seed (a hyperparameter), the step and the path of a leaf."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,3 +49,18 @@ def leaf_keys(key: jax.Array, name: str | None, tree: PyTree) -> list[jax.Array]
 def is_key(x: Any) -> bool:
     """Whether `x` is an array of typed random keys."""
     return jnp.issubdtype(getattr(x, "dtype", float), jax.dtypes.prng_key)
+
+
+def keys_of(key: jax.Array, stack: Sequence[int]) -> jax.Array:
+    """A key for each matrix of a stack; keys that are so already stay."""
+    return key if key.shape == tuple(stack) else jax.random.split(key, tuple(stack))
+
+
+def without_keys(x: jax.Array) -> jax.Array:
+    """Keys as the numbers they are made of; any other array as it is."""
+    return jax.random.key_data(x) if is_key(x) else x
+
+
+def as_keys(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `without_keys`."""
+    return jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if is_key(like) else x

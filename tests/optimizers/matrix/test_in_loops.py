@@ -1,5 +1,7 @@
 """Many small matrices of one shape share a loop, which gives what each by itself would."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,20 @@ def test_each_is_what_it_is_alone(name):
     for name, g in few.items():
         wanted, _ = alone({"g": g}, tx.init({"g": g}))
         np.testing.assert_allclose(found[name], wanted["g"], atol=1e-6)
+
+
+def test_random_rules_draw_in_a_loop_what_they_draw_alone():
+    class shaken(optfn.Matrixwise):
+        many_products = random = True
+        seed: Any = 0
+
+        def update_matrix(self, g, slots, param, t, *, key: Any = None):
+            return g + jax.random.uniform(key, g.shape), slots
+
+    many = normal([(2, 3)] * LOOP)
+    update = jax.jit(shaken().update)
+    (looped, _), (alone, _) = (update(gs, shaken().init(gs)) for gs in (many, {"1": many["1"]}))
+    np.testing.assert_array_equal(looped["1"], alone["1"])
 
 
 def test_lanes_and_derivatives_pass_through():

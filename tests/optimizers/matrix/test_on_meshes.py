@@ -2,6 +2,7 @@
 
 import re
 from math import prod
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,52 @@ def test_single_matrices_are_stacked_and_padded(number):
     assert collectives(compiled)[0] == ["all-to-all"] * 2
     for name, update in updates.items():
         np.testing.assert_allclose(update, wanted[name], atol=1e-6)
+
+
+class shaken(optfn.Matrixwise):
+    """The gradient, and a number drawn for each entry."""
+
+    random = True
+
+    seed: Any = 0
+
+    def update_matrix(self, g, slots, param, t, *, key: Any = None):
+        return g + jax.random.uniform(key, g.shape), slots
+
+
+@pytest.mark.parametrize("spec", [P(None, "x"), P("x")], ids=["matrices", "stack"])
+def test_random_numbers_are_drawn_where_matrices_are_and_are_the_same(spec):
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    tx = shaken(views=MatrixAxes(rows=-1, columns=-2))
+    params = {name: jnp.zeros((2, 4, 8)) for name in "ab"}
+    wanted, _ = jax.jit(tx.update)(params, tx.init(params))
+    assert len({float(u[i, 0, 0]) for u in wanted.values() for i in range(2)}) == 4
+    with jax.set_mesh(mesh):
+        lying = jax.device_put(params, NamedSharding(mesh, spec))
+        state = tx.init(lying)
+        compiled = jax.jit(tx.update).lower(lying, state).compile()
+        updates, _ = compiled(lying, state)
+    assert collectives(compiled)[0] == ["all-to-all"] * (0 if spec == P("x") else 2)
+    for name, update in updates.items():
+        np.testing.assert_array_equal(update, wanted[name])
+
+
+def test_keys_that_a_user_gives_are_spread_with_the_matrices():
+    """Of another kind than the default, too."""
+
+    class keyed(shaken):
+        random = False
+        extra_args: ClassVar = {"key": "key"}
+
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    tx, params = keyed(), {name: jnp.zeros((4, 8)) for name in "ab"}
+    key = jax.random.key(3, impl="rbg")
+    wanted, _ = jax.jit(tx.update)(params, tx.init(params), key=key)
+    with jax.set_mesh(mesh):
+        lying = jax.device_put(params, NamedSharding(mesh, P("x")))
+        updates, _ = jax.jit(tx.update)(lying, tx.init(lying), key=key)
+    for name, update in updates.items():
+        np.testing.assert_array_equal(update, wanted[name])
 
 
 def test_on_mesh_wants_one_mesh():
