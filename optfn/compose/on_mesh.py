@@ -54,7 +54,9 @@ class on_mesh(Wrapper):
             for x, sharding in zip(leaves, own, strict=True)
         ]
         specs = treedef.unflatten([sharding.spec for sharding in own])
-        slot_specs = jax.tree.map(_spec, self.transform.init(treedef.unflatten(forms)).slots)
+        slot_specs = None
+        if slots is not None:
+            slot_specs = jax.tree.map(_spec, self.transform.init(treedef.unflatten(forms)).slots)
         args = self.transform, updates, slots, ctx.params, ctx.step
         in_specs = PartitionSpec(), specs, slot_specs, None if ctx.params is None else specs
 

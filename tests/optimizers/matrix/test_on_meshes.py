@@ -145,6 +145,14 @@ def test_on_mesh_wants_one_mesh():
         tx.update(PARAMS, tx.init(PARAMS))
 
 
+def test_on_mesh_takes_what_has_no_state():
+    mesh = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
+    tx = optfn.on_mesh(optfn.sgd(0.5), NamedSharding(mesh, P("x")))
+    g = {"w": jnp.ones(4)}
+    updates, _ = jax.jit(tx.update)(g, tx.init(g))
+    np.testing.assert_array_equal(updates["w"], -0.5)
+
+
 def test_nothing_to_do_without_a_trace():
     tx = optfn.on_mesh(TX, NamedSharding(jax.make_mesh((8,), ("x",)), P()))
     updates, _ = tx.update(PARAMS, tx.init(PARAMS))
