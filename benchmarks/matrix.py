@@ -8,13 +8,11 @@ measured in the same process. Collectives are counted in the compiled program fo
 
 import math
 import os
-import re
 import statistics
 import sys
 import time
 from functools import partial
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from step_time import SAMPLE_SECONDS, Variant, optax_step, stepper
 
 import optfn
-from optfn import linalg
+from optfn import linalg, testing
 
 STEP_LIMITS = {"24 of 256x256": 0.6, "8 of 256x1024": 0.35, "gpt2": 0.5}
 COMPILE_LIMIT, RATE_LIMIT, BYTES_LIMIT = 0.4, 0.9, 0.6e6
@@ -178,11 +176,8 @@ def collectives() -> tuple[int, int]:
             str(i): jax.ShapeDtypeStruct((8, 128, 256), jnp.float32, sharding=lies) for i in "ab"
         }
         state = jax.eval_shape(tx.init, params)
-        text = jax.jit(tx.update).lower(params, state, params).compile().as_text() or ""
-    kinds = "all-to-all|all-gather|all-reduce|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", text)
-    shapes = [shape for result in found for shape in re.findall(r"f32\[([\d,]*)\]", result)]
-    return len(found), 4 * sum(prod(map(int, filter(None, s.split(",")))) for s in shapes)
+        found = testing.collectives(jax.jit(tx.update).lower(params, state, params).compile())
+    return len(found), sum(each.bytes for each in found)
 
 
 def main() -> None:

@@ -3,13 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-import jax
-
-from optfn.core.arguments import Argument
 from optfn.core.data import check_count
 from optfn.core.matrix_axes import MatrixAxes
-from optfn.core.paths import by_path
-from optfn.core.tree import PerLeaf, PyTree
+from optfn.core.of_views import of_views
 
 
 def in_blocks(views: Any, block: int) -> Any:
@@ -30,47 +26,11 @@ def in_blocks(views: Any, block: int) -> Any:
         ValueError: block is not a whole number above 0.
     """
     check_count(block, "in_blocks(block=...)")
-    given = PerLeaf.of(views, str(Argument("in_blocks(views=...)", views)), MatrixAxes)
-    if given.function is None:
-        return jax.tree.map(lambda view: _cut(view, block), views)
-    return (_BlocksOfParams if given.is_of_params else _Blocks)(views, block)
+    return of_views(_cut, views, "in_blocks", block)
 
 
-class _Blocks(by_path):
-    """A function of paths and leaves, equal to another of the same views and block."""
-
-    def __init__(self, views: Any, block: int):
-        self.views: Any = views
-        self.block = block
-
-    def __call__(self, path: str, leaf: Any = None) -> MatrixAxes:
-        view = self.views(path, leaf)
-        is_small = view.is_matrix and max(view.sides(leaf.shape)) <= self.block
-        return view if is_small else _cut(view, self.block)
-
-    def check(self, leaves, places, where: str) -> None:
-        if isinstance(self.views, by_path):
-            self.views.check(leaves, places, where)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._content() == other._content()
-
-    __hash__ = by_path.__hash__
-
-    def _content(self) -> tuple:
-        return self.views, self.block
-
-    def __repr__(self) -> str:
-        views = getattr(self.views, "__qualname__", self.views)
-        return f"in_blocks({views!s}, {self.block})"
-
-
-class _BlocksOfParams(_Blocks):
-    """The same of a function of the params."""
-
-    def __call__(self, params: PyTree) -> PyTree:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return jax.tree.map(lambda view: _cut(view, self.block), self.views(params))
-
-
-def _cut(view: MatrixAxes, block: int) -> MatrixAxes:
-    return replace(view, block=block) if view.is_matrix and view.block is None else view
+def _cut(view: MatrixAxes, leaf: Any, block: int) -> MatrixAxes:
+    if not view.is_matrix or view.block is not None:
+        return view
+    is_small = leaf is not None and max(view.sides(leaf.shape)) <= block
+    return view if is_small else replace(view, block=block)

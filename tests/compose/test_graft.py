@@ -50,6 +50,26 @@ def test_a_step_beside_a_direction_is_refused():
         optfn.graft(optfn.scale_by_adam(), optfn.sgd(0.1))
 
 
+def test_labels_of_views_are_data():
+    def labels(path="a/*"):
+        return optfn.matrix_labels(optfn.matrices({path: optfn.NO_MATRIX}))
+
+    assert labels() == labels() and hash(labels()) == hash(labels()) != hash(labels("b/*"))
+    assert (labels()("kernel", jnp.ones((3, 9))), labels()("a/kernel", None)) == ("matrix", "rest")
+    assert repr(labels()).startswith("matrix_labels(matrices({")
+    tx = optfn.partition({"matrix": optfn.sgd(1.0), "rest": optfn.sgd(0.1)}, labels())
+    with pytest.raises(ValueError, match="no leaf matches 'a/"):
+        tx.init({"b": jnp.ones((3, 9))})
+    with pytest.raises(
+        TypeError, match=r"matrix_labels\(views=...\) must be a MatrixAxes per leaf"
+    ):
+        optfn.matrix_labels(None)
+    tree = optfn.matrix_labels({"w": optfn.MatrixAxes(0, 1), "b": optfn.NO_MATRIX})
+    assert tree == {"w": "matrix", "b": "rest"}
+    of_params = optfn.matrix_labels(lambda params: {"w": optfn.MatrixAxes(0, 1)})
+    assert of_params({"w": None}) == {"w": "matrix"}
+
+
 def test_views_in_blocks_are_data():
     views = optfn.in_blocks(optfn.matrices({"a/*": optfn.NO_MATRIX}), 4)
     same = optfn.in_blocks(optfn.matrices({"a/*": optfn.NO_MATRIX}), 4)

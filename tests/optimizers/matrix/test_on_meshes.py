@@ -1,7 +1,5 @@
 """Whole matrices are spread over the devices of a mesh, and nothing else moves."""
 
-import re
-from math import prod
 from typing import Any, ClassVar
 
 import jax
@@ -12,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optfn
+import optfn.testing
 from optfn import MatrixAxes
 
 TX = optfn.chain(
@@ -36,11 +35,8 @@ CASES = {
 
 def collectives(compiled):
     """The kinds, and the bytes that a device receives."""
-    names = "all-to-all|all-gather|all-reduce|collective-permute|reduce-scatter"
-    found = re.findall(rf"= (.*?) ({names})(?:-start)?\(", compiled.as_text())
-    shapes = [re.findall(r"f32\[([\d,]*)\]", result) for result, _ in found]
-    sizes = (prod(map(int, filter(None, s.split(",")))) for each in shapes for s in each)
-    return [kind for _, kind in found], 4 * sum(sizes)
+    found = optfn.testing.collectives(compiled)
+    return [each.kind for each in found], sum(each.bytes for each in found)
 
 
 @pytest.fixture(scope="module")
