@@ -13,17 +13,23 @@ import re
 import shlex
 import statistics
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.monitoring
 import jax.numpy as jnp
+import numpy as np
+from scipy import stats
 
 import optfn
+from optfn import sweep
+
+FRESH_SEED = 100
 
 # Trees of shapes, by name.
 
@@ -112,6 +118,58 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, peer: str) -> float
 def spread(control: Iterable[float]) -> float:
     """The smallest s such that the ratios of equal programs are within [1 / s, s]."""
     return max(math.exp(abs(math.log(x))) for x in control)
+
+
+def timer(program: Callable[[Any], Any], carry: Any, steps: int) -> Callable[[], float]:
+    """A function that trains on and returns the seconds of a step.
+
+    Args:
+        program: gives the carry after so many steps, and may take the buffers of the one it gets.
+        carry: where it starts.
+        steps: how many one call takes.
+    """
+
+    def run() -> float:
+        nonlocal carry
+        began = time.perf_counter()
+        carry = jax.block_until_ready(program(carry))
+        return (time.perf_counter() - began) / steps
+
+    run()
+    return run
+
+
+def on_fresh_seeds(tuning: sweep.Result, seeds: int) -> sweep.Result:
+    """The best trial of a sweep trained again, from so many seeds that are the same for all."""
+    trials = [tuning.best().trial] * seeds
+    fresh = tuning.train_again(trials, lambda number: (FRESH_SEED + number,))
+    while fresh.advance():
+        pass
+    return sweep.Result.of(fresh, 0.0)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and half the width of its 95 % interval by Student's t."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Any) -> "Interval":
+        """Of two values or more; infinite if one is not finite, as when a run diverged."""
+        if not np.isfinite(values).all():
+            return cls(float("inf"), 0.0)
+        error = stats.sem(values)
+        return cls(float(np.mean(values)), float(error * stats.t.ppf(0.975, len(values) - 1)))
+
+    def verdict(self, below: str, above: str) -> str:
+        """Whether the whole interval is below or above 0, otherwise a tie."""
+        if abs(self.mean) <= self.half:
+            return "tie"
+        return below if self.mean < 0 else above
+
+    def shown(self, digits: int) -> str:
+        return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
 
 _compiled = 0

@@ -29,6 +29,7 @@ from harness import (
     ratio,
     shown,
     spread,
+    timer,
 )
 from jax.sharding import NamedSharding, PartitionSpec
 from step_time import SAMPLE_SECONDS, Variant, optax_step, stepper
@@ -148,21 +149,14 @@ def measure_training(layers: int, length: int, rounds: int) -> dict[str, list[fl
     params = model.init(jax.random.key(0), jnp.zeros((1, train_text.CONTEXT), jnp.int32))
     every = optimizers(train_text.VIEWS)
 
-    def timer(tx: optfn.Transform) -> Any:
+    def timer_of(tx: optfn.Transform) -> Any:
         key = jax.random.key(1)
         carry = jax.tree.map(jnp.copy, params), tx.init(params)
         compiled = train_text.segment.lower(tx, *carry, model, text.train, key, length).compile()
 
-        def run() -> float:
-            nonlocal carry
-            start = time.perf_counter()
-            carry = jax.block_until_ready(compiled(tx, *carry, text.train, key))
-            return (time.perf_counter() - start) / length
+        return timer(lambda carry: compiled(tx, *carry, text.train, key), carry, length)
 
-        run()
-        return run
-
-    return interleaved({name: timer(tx) for name, tx in every.items()}, rounds)
+    return interleaved({name: timer_of(tx) for name, tx in every.items()}, rounds)
 
 
 def collectives() -> tuple[int, int]:

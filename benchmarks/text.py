@@ -21,8 +21,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Report, interleaved, kept, listed, parser, progress, ratio, shown, spread
-from scipy import stats
+from harness import (
+    Interval,
+    Report,
+    interleaved,
+    kept,
+    listed,
+    on_fresh_seeds,
+    parser,
+    progress,
+    ratio,
+    shown,
+    spread,
+    timer,
+)
 
 import optfn
 from optfn import schedules, sweep
@@ -31,7 +43,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 train_text = import_module("train_text")
 
 PEER = "adamw"
-FRESH_SEED = 100
 TIMED_STEPS = 20  # two refreshes of what is refreshed at every tenth step
 
 
@@ -190,10 +201,7 @@ def measure(name: str, settings: Settings, rest: optfn.Transform) -> dict[str, A
     )
     best = tuning.best()
     progress(f"  fresh seeds of {best.values}")
-    fresh = tuning.train_again([best.trial] * settings.seeds, lambda number: (FRESH_SEED + number,))
-    while fresh.advance():
-        pass
-    again = sweep.Result.of(fresh, 0.0)
+    again = on_fresh_seeds(tuning, settings.seeds)
     jax.clear_caches()  # no program is used twice
     return Outcome(
         point=best.values,
@@ -228,26 +236,16 @@ def time_steps(
     for name in points:
         progress(f"  compiling a step of {name}")
         tx = tuned(name, points, settings.steps)
-        args = (params, tx.init(params)), jax.random.key(1), of_text.data
-        program = advance.lower(tx, *args, task=of_text).compile()
-        timers[name] = timer(program, tx, *args)
-        if name == PEER:
-            timers["again"] = timer(program, tx, *args)
+        carry, *rest = (params, tx.init(params)), jax.random.key(1), of_text.data
+        program = advance.lower(tx, carry, *rest, task=of_text).compile()
+        for again in [name, "again"] if name == PEER else [name]:
+            own = jax.tree.map(jnp.copy, carry)  # it is donated
+            timers[again] = timer(partial(_go_on, program, tx, *rest), own, TIMED_STEPS)
     return interleaved(timers, settings.rounds)
 
 
-def timer(program: Any, tx: Any, carry: Any, key: jax.Array, data: Any) -> Callable[[], float]:
-    """A function that trains on and returns the seconds of a step."""
-    carry = jax.tree.map(jnp.copy, carry)  # it is donated
-
-    def run() -> float:
-        nonlocal carry
-        began = time.perf_counter()
-        carry = jax.block_until_ready(program(tx, carry, key, data))
-        return (time.perf_counter() - began) / TIMED_STEPS
-
-    run()
-    return run
+def _go_on(program: Any, tx: Any, key: jax.Array, data: Any, carry: Any) -> Any:
+    return program(tx, carry, key, data)
 
 
 @partial(jax.jit, static_argnames="task", donate_argnames="carry")
@@ -258,30 +256,6 @@ def advance(tx: Any, carry: Any, key: jax.Array, data: Any, *, task: sweep.Task)
         return task.advance(tx, carry, task.draw(key, data), key)[0], None
 
     return jax.lax.scan(step, carry, jax.random.split(key, TIMED_STEPS))[0]
-
-
-class Interval(NamedTuple):
-    """A mean over seeds, and half the width of its 95 % interval by Student's t."""
-
-    mean: float
-    half: float
-
-    @classmethod
-    def of(cls, values: Any) -> "Interval":
-        """Of two values or more; infinite if one is not finite, as when a run diverged."""
-        if not np.isfinite(values).all():
-            return cls(float("inf"), 0.0)
-        error = stats.sem(values)
-        return cls(float(np.mean(values)), float(error * stats.t.ppf(0.975, len(values) - 1)))
-
-    def verdict(self, below: str, above: str) -> str:
-        """Whether the whole interval is below or above 0, otherwise a tie."""
-        if abs(self.mean) <= self.half:
-            return "tie"
-        return below if self.mean < 0 else above
-
-    def shown(self, digits: int) -> str:
-        return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
 
 def steps_to(target: float, ages: Sequence[int], losses: Sequence[float]) -> float:
