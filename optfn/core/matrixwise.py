@@ -147,7 +147,7 @@ class Matrixwise(Leafwise):
         looped = in_loops([leaf_args[0] for leaf_args in args])
         for i, (own,) in enumerate(own_rules):
             g = args[i][0]
-            if are_split(g, own.views):
+            if are_split(g, own.views) and not own._has_keys_of_blocks(args[i]):
                 args[i] = own._with_extras_of_matrices(args[i])
                 if own._lie_alike(args[i]):
                     kinds.setdefault((own._spread, id(own), own._kind(args[i])), []).append(i)
@@ -158,6 +158,10 @@ class Matrixwise(Leafwise):
             new = together([args[i] for i in leaves])
             done |= dict(zip(leaves, new, strict=False))
         return done
+
+    def _has_keys_of_blocks(self, args: tuple) -> bool:
+        """Whether it draws for blocks, whose keys are not for matrices; these are gathered."""
+        return self.views.block is not None and any(map(is_key, jax.tree.leaves(args[4])))
 
     def _with_extras_of_matrices(self, args: tuple) -> tuple:
         """The arguments of a leaf, with its turn and its keys for each of its matrices."""

@@ -96,10 +96,11 @@ class shaken(optfn.Matrixwise):
         return g + jax.random.uniform(key, g.shape), slots
 
 
+@pytest.mark.parametrize("block", [None, 3], ids=["whole", "blocks"])
 @pytest.mark.parametrize("spec", [P(None, "x"), P("x")], ids=["matrices", "stack"])
-def test_random_numbers_are_drawn_where_matrices_are_and_are_the_same(spec):
+def test_random_numbers_are_drawn_where_matrices_are_and_are_the_same(spec, block):
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
-    tx = shaken(views=MatrixAxes(rows=-1, columns=-2))
+    tx = shaken(views=MatrixAxes(rows=-1, columns=-2, block=block))
     params = {name: jnp.zeros((2, 4, 8)) for name in "ab"}
     wanted, _ = jax.jit(tx.update)(params, tx.init(params))
     assert len({float(u[i, 0, 0]) for u in wanted.values() for i in range(2)}) == 4
@@ -108,7 +109,8 @@ def test_random_numbers_are_drawn_where_matrices_are_and_are_the_same(spec):
         state = tx.init(lying)
         compiled = jax.jit(tx.update).lower(lying, state).compile()
         updates, _ = compiled(lying, state)
-    assert collectives(compiled)[0] == ["all-to-all"] * (0 if spec == P("x") else 2)
+    if block is None:
+        assert collectives(compiled)[0] == ["all-to-all"] * (0 if spec == P("x") else 2)
     for name, update in updates.items():
         np.testing.assert_array_equal(update, wanted[name])
 
