@@ -1,6 +1,5 @@
 """A whole run with `minimize`, and `value_and_grad_from_state` for custom loops."""
 
-import dataclasses
 import enum
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
@@ -21,7 +21,11 @@ from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.state import State
 from optfn.core.transform import Transform, check_transform_type, restored_hint
 from optfn.core.tree import PyTree
+from optfn.implicit import tangents_of_minimum, zero_tangent
+from optfn.objective import Objective
+from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
+from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb
 from optfn.optimizers.quasi_newton.search import (
     Evaluations,
     LineSearch,
@@ -29,10 +33,12 @@ from optfn.optimizers.quasi_newton.search import (
     conj,
     largest,
     searches_in,
-    value_and_grad,
 )
+from optfn.optimizers.quasi_newton.search import value_and_grad as wide_value_and_grad
 
 GIVEN = ("value", "grad", "value_fn")
+# Times the step that a quasi-Newton method expects to be right.
+VERY_FAR = 1e6
 
 
 class Status(enum.IntEnum):
@@ -43,6 +49,8 @@ class Status(enum.IntEnum):
     MAX_STEPS = 2
     LINE_SEARCH_FAILED = 3
     NOT_FINITE = 4
+    UNBOUNDED = 5
+    BOUNDS_CROSSED = 6
 
 
 TEXTS = {
@@ -51,6 +59,8 @@ TEXTS = {
     Status.MAX_STEPS: "stopped at max_steps",
     Status.LINE_SEARCH_FAILED: "stopped where the line search found no lower value",
     Status.NOT_FINITE: "stopped where the value or the gradient is not finite",
+    Status.UNBOUNDED: "stopped far out where the value still falls: no minimum was found",
+    Status.BOUNDS_CROSSED: "stopped at the start, as a lower bound is not at most its upper bound",
 }
 
 
@@ -58,13 +68,16 @@ class Minimum(NamedTuple):
     """The result of `minimize`; under `vmap` every field is a batch.
 
     Attributes:
-        x: the last params.
+        x: the last params; within the bounds.
         value: the function's value at x, in the compute dtype.
-        grad_norm: the largest magnitude of an entry of the gradient at x.
+        grad_norm: the largest magnitude of an entry of the gradient at x, or with bounds of the
+            projected gradient x - P(x - gradient), where P is the projection onto them.
         steps: int32, the number of optimizer steps.
         evaluations: the numbers of evaluations of the value and of the gradient, int32 each.
         status: int32, one of `Status`.
         aux: the function's auxiliary output at x, or None without `has_aux`.
+        start_moved: bool, whether the start was outside the bounds; the run began at the nearest
+            point between them.
     """
 
     x: PyTree
@@ -74,6 +87,7 @@ class Minimum(NamedTuple):
     evaluations: Evaluations
     status: jax.Array
     aux: Any = None
+    start_moved: jax.Array | bool = False
 
     @property
     def converged(self) -> jax.Array:
@@ -82,12 +96,14 @@ class Minimum(NamedTuple):
 
     def __str__(self) -> str:
         """A line for each run."""
-        columns = self.status, self.value, self.grad_norm, self.steps, *self.evaluations
-        rows = zip(*(np.ravel(np.asarray(column)) for column in columns), strict=True)
+        fields = self.status, self.value, self.grad_norm, self.steps, *self.evaluations
+        columns = np.broadcast_arrays(*map(np.asarray, (*fields, self.start_moved)))
+        rows = zip(*map(np.ravel, columns), strict=True)
         return "\n".join(
             f"{TEXTS[Status(status)]}: value {value:.6g}, gradient {norm:.2g}, {steps} steps, "
             f"{values} values and {grads} gradients evaluated"
-            for status, value, norm, steps, values, grads in rows
+            f"{'; the start was outside the bounds' if moved else ''}"
+            for status, value, norm, steps, values, grads, moved in rows
         )
 
 
@@ -96,14 +112,21 @@ def minimize(
     x0: PyTree,
     tx: Transform | None = None,
     *,
+    bounds: tuple[PyTree, PyTree] | None = None,
     args: tuple = (),
     has_aux: bool = False,
+    value_and_grad: Callable | None = None,
     tol: Any = 1e-5,
     max_steps: Any = 1000,
 ) -> Minimum:
-    """Minimizes a function without noise from a starting point.
+    """Minimizes a function without noise from a starting point, also between bounds.
 
     It stops where no entry of the gradient is larger than `tol` in magnitude, like SciPy's `gtol`.
+    Derivatives by `args`, the bounds and what `fun` closes over, forward and backward, are those of
+    the minimum, by the implicit function theorem: conjugate gradients solve an equation with the
+    Hessian to a relative residual of eps^(3/4), and an equation without a solution gives NaN. They
+    are as exact as the minimum is, so set a small `tol`, and those by `x0` are zero.
+
     The run is one compiled loop, which works under `jit` and, for a batch of starting points or of
     `args`, under `vmap`, where each lane has its own steps and stops on its own. For losses of
     mini-batches write a training loop.
@@ -115,12 +138,20 @@ def minimize(
         fun: `fun(x, *args)` returns a real scalar, or with `has_aux` a pair of it and arrays. A new
             function compiles again; put data that changes into `args`.
         x0: the starting point, a pytree of real or complex arrays.
-        tx: an optimizer, `lbfgs()` by default. It may declare the extra arguments `value`, `grad`
-            and `value_fn`. If it is a `freeze`, the frozen params do not count. For a line search
-            inside another wrapper the value is evaluated again, and its failures do not stop the
-            run.
+        tx: an optimizer, by default `lbfgs()`, or L-BFGS-B if there are bounds. It may declare the
+            extra arguments `value`, `grad` and `value_fn`, and `lower` and `upper`, without which
+            it takes no bounds. If it is a `freeze`, the frozen params do not count. For a line
+            search inside another wrapper the value is evaluated again, and its failures do not stop
+            the run.
+        bounds: `(lower, upper)`, each a tree like `x0`, a prefix of it (a number bounds all
+            entries) or None, also in the place of a subtree: no bound. Infinite bounds are none,
+            and equal ones fix an entry. They are rounded to the dtypes of `x0`, which is moved
+            between them if it is outside.
         args: further arguments of `fun`, pytrees of arrays.
         has_aux: whether `fun` returns a pair; it costs one more evaluation, at the end.
+        value_and_grad: `value_and_grad(x, *args)` gives what `jax.value_and_grad(fun,
+            has_aux=has_aux)` would, for derivatives of your own: by forward mode, where `fun` has a
+            `while_loop`, by a solver's adjoint, or from outside of JAX.
         tol: the largest magnitude of a gradient entry to stop at.
         max_steps: the largest number of optimizer steps.
 
@@ -130,47 +161,71 @@ def minimize(
 
     Raises:
         TypeError: `x0` has integers, `args` is not a tuple, `fun` does not return what `has_aux`
-            says, or `tx` needs other extra arguments.
-        ValueError: `fun` does not return a real scalar.
+            says, `tx` needs other extra arguments or takes no bounds, `bounds` is no pair, or a
+            bounded param is complex.
+        ValueError: `fun` does not return a real scalar, the bounds do not fit `x0`, or a lower
+            bound is known to be above its upper bound. (Where it is not known, in a trace, the
+            status says so.)
     """
     if not isinstance(args, tuple):
         raise TypeError(
             f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
         )
-    tx = lbfgs() if tx is None else tx
-    check_transform_type(tx, "minimize(tx=...)")
     x0 = to_arrays(x0, "x0")
+    where = "minimize(bounds=...)"
+    box = None if bounds is None else Box.of(bounds, x0, where, "x0")
+    if tx is None:
+        tx = lbfgs() if box is None else lbfgsb()
+    check_transform_type(tx, "minimize(tx=...)")
     if not jax.tree_util.all_leaves([fun]):  # its arrays are data
         fun, args = _call, (fun, *args)
+    objective = Objective(fun, has_aux, value_and_grad)
     if isinstance(tx, freeze):
         mine = tx._mine(x0)
-        part = _OfPart(fun, tuple(mine))
-        options = {"has_aux": has_aux, "tol": tol, "max_steps": max_steps}
-        result = minimize(part, view(x0, mine), tx.transform, args=(x0, *args), **options)
+        own_box = None if box is None else Box(*(view(side, mine) for side in box))
+        own = (objective.over(mine), tx.transform, view(x0, mine), (x0, *args), own_box)
+        result = _checked_run(*own, tol, max_steps)
         return result._replace(x=merge(result.x, x0, mine))
-    check_floating("x0", x0)
-    unknown = sorted(set(tx.declared_extra_args()) - set(GIVEN))
-    if unknown:
-        raise TypeError(
-            f"minimize(tx=...) needs the extra argument '{unknown[0]}', but minimize gives "
-            f"{', '.join(GIVEN)} only."
-        )
-    return _run(fun, has_aux, tx, x0, tuple(args), tol, max_steps)
+    return _checked_run(objective, tx, x0, args, box, tol, max_steps)
 
 
 def _call(x: PyTree, fun: Callable, *args: Any) -> Any:
     return fun(x, *args)
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfPart:
-    """A function of the params that are not frozen; equal parts of one function compile once."""
+def _checked_run(
+    objective: Objective, tx: Transform, x0: PyTree, args: tuple, box: Box | None, *limits: Any
+) -> Minimum:
+    check_floating("x0", x0)
+    _check_declared(tx, box)
+    if isinstance(lax.full((), 0.0), Tracer):  # in a program
+        objective, args = objective.hoisted(x0, args)
+    try:
+        return _run(objective, tx, x0, args, box, *limits)
+    except jax.errors.UnexpectedTracerError:
+        hoisted, args = objective.hoisted(x0, args)
+        if hoisted is objective:
+            raise
+        return _run(hoisted, tx, x0, args, box, *limits)
 
-    fun: Callable
-    mine: tuple[bool, ...]
 
-    def __call__(self, own: PyTree, every: PyTree, *args: Any) -> Any:
-        return self.fun(merge(own, every, list(self.mine)), *args)
+def _check_declared(tx: Transform, box: Box | None) -> None:
+    """Refuses an optimizer that needs more than it gets, or that does not heed the bounds."""
+    declared = tx.declared_extra_args()
+    given = (*GIVEN, *(() if box is None else Box._fields))
+    unknown = sorted(set(declared) - set(given))
+    if box is None and unknown and set(unknown) <= set(Box._fields):
+        raise TypeError("minimize(tx=...) moves between bounds: minimize(bounds=...) is missing.")
+    if unknown:
+        raise TypeError(
+            f"minimize(tx=...) needs the extra argument '{unknown[0]}', but minimize gives "
+            f"{', '.join(given)} only."
+        )
+    if box is not None and not set(Box._fields) <= set(declared):
+        raise TypeError(
+            "minimize(bounds=...) needs an optimizer that takes bounds, as the default does, "
+            "found one that does not declare 'lower' and 'upper'."
+        )
 
 
 class _Point(NamedTuple):
@@ -183,41 +238,43 @@ class _Point(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """The state of the loop; `failed_steps` counts failed steps in a row."""
+    """The state of the loop.
+
+    `failed_steps` counts failed steps in a row; `ran_away` says whether the last step that moved x
+    was stopped at its last trial, very far out, with the value still falling.
+    """
 
     point: _Point
     state: State
     steps: jax.Array
     evaluations: Evaluations
     failed_steps: jax.Array
+    ran_away: jax.Array
     status: jax.Array
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def _run(
-    fun: Callable, has_aux: bool, tx: Transform, x0: PyTree, args: tuple, tol: Any, max_steps: Any
+    objective: Objective,
+    tx: Transform,
+    x0: PyTree,
+    args: tuple,
+    box: Box | None,
+    tol: Any,
+    max_steps: Any,
 ) -> Minimum:
     like = copy_params_wide(x0)
     declared = tx.declared_extra_args()
     zero, once = jnp.int32(0), Evaluations(jnp.int32(1), jnp.int32(1))
+    value_fn = objective.value_fn(*args)
 
-    def value_fn(x):
-        out = fun(x, *args)
-        is_pair = isinstance(out, tuple) and len(out) == 2
-        if has_aux != is_pair:
-            found = "has_aux is True and it gives one" if has_aux else "it gives a pair without"
-            raise TypeError(f"minimize(fun=...) gives a pair with has_aux=True alone; {found}.")
-        value: Any = out[0] if has_aux else out
-        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise ValueError(
-                "minimize(fun=...) must give a real scalar, found "
-                f"{jnp.result_type(value)}{list(jnp.shape(value))}."
-            )
-        return value
+    def size_of(x: PyTree, grad: PyTree) -> jax.Array:
+        return largest(grad if box is None else box.projected_gradient(x, grad))
 
     def evaluated(x: PyTree) -> _Point:
-        value, grad = value_and_grad(value_fn, x, like)
-        return _Point(x, value, grad, largest(grad))
+        value, grad = wide_value_and_grad(value_fn, x, like)
+        return _Point(x, value, grad, size_of(x, grad))
 
     def judged(run: _Run) -> _Run:
         """The run with its status: the last of these that applies."""
@@ -227,6 +284,9 @@ def _run(
             (Status.LINE_SEARCH_FAILED, run.failed_steps >= 2),
             (Status.CONVERGED, run.point.grad_norm <= tol),
             (Status.NOT_FINITE, ~is_finite(run.point)),
+            (Status.UNBOUNDED, run.point.value == -jnp.inf),
+            (Status.UNBOUNDED, (run.failed_steps >= 2) & run.ran_away),
+            (Status.BOUNDS_CROSSED, jnp.asarray(False) if box is None else box.crossed),
         ):
             status = jnp.where(applies, jnp.int32(reason), status)
         return run._replace(status=status)
@@ -234,30 +294,47 @@ def _run(
     def one_step(run: _Run) -> _Run:
         old = run.point
         given = {"value": old.value, "grad": old.grad, "value_fn": value_fn}
+        given |= {} if box is None else box._asdict()
         given = {name: given[name] for name in declared}
         x, state = step(tx, old.x, old.grad, run.state, **given)
+        x = x if box is None else box.project(x)  # by a rounding
         evaluations = [run.evaluations, *(found.info.evaluations for found in searches_in(state))]
-        found, failed_steps = _last_search(tx, state.slots, state.step), zero
+        found = _last_search(tx, state.slots, state.step)
+        failed_steps, ran_away = zero, jnp.asarray(False)
         if found is not None:
-            failed_steps = jnp.where(
-                found.info.failed & (found.learning_rate == 0), run.failed_steps + 1, failed_steps
-            )
+            rate, failed = found.learning_rate, found.info.failed
+            failed_steps = jnp.where(failed & (rate == 0), run.failed_steps + 1, failed_steps)
+            ran_away = jnp.where(rate > 0, failed & (rate > VERY_FAR), run.ran_away)
         if found is not None and found.grad is not None:
-            point = _Point(x, found.value, conj(found.grad), largest(found.grad))
+            grad = conj(found.grad)
+            point = _Point(x, found.value, grad, size_of(x, grad))
         else:
             point = evaluated(x)
             evaluations.append(once)
         spent = jax.tree.map(lambda *counts: sum(counts), *evaluations)
-        return judged(_Run(point, state, run.steps + 1, spent, failed_steps, run.status))
+        return judged(_Run(point, state, run.steps + 1, spent, failed_steps, ran_away, run.status))
 
-    start = _Run(evaluated(copy_params(x0)), tx.init(x0), zero, once, zero, zero)
+    moved = jnp.asarray(False) if box is None else ~box.holds(x0)
+    x0 = copy_params(x0 if box is None else box.project(x0))
+    start = _Run(evaluated(x0), tx.init(x0), zero, once, zero, moved & False, zero)
     end = lax.while_loop(lambda run: run.status == Status.RUNNING, one_step, judged(start))
     aux, evaluations = None, end.evaluations
-    if has_aux:
-        aux = fun(end.point.x, *args)[1]
+    if objective.has_aux:
+        aux = objective.value_and_aux(end.point.x, *args)[1]
         evaluations = evaluations._replace(value=evaluations.value + 1)
     x, value, _, norm = end.point
-    return Minimum(x, value, norm, end.steps, evaluations, end.status, aux)
+    return Minimum(x, value, norm, end.steps, evaluations, end.status, aux, moved)
+
+
+@_run.defjvp
+def _derivative(objective: Objective, primals: tuple, tangents: tuple) -> tuple:
+    """By the implicit function theorem; the start and the optimizer do not matter."""
+    result = _run(objective, *primals)
+    _, _, args, box, *_ = primals
+    _, _, d_args, d_box, *_ = tangents
+    dx, d_value, d_aux = tangents_of_minimum(objective, result.x, (args, box), (d_args, d_box))
+    tangent = jax.tree.map(zero_tangent, result)
+    return result, tangent._replace(x=dx, value=d_value, aux=d_aux)
 
 
 def is_finite(point: _Point) -> jax.Array:
@@ -314,7 +391,7 @@ def value_and_grad_from_state(value_fn: Callable) -> Callable:
 
         def evaluate():
             like = copy_params_wide(params)
-            value, grad = value_and_grad(lambda p: value_fn(p, *args, **kwargs), params, like)
+            value, grad = wide_value_and_grad(lambda p: value_fn(p, *args, **kwargs), params, like)
             return value, conj(grad)
 
         (last,) = found

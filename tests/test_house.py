@@ -19,7 +19,7 @@ LAYERS = (
     ("storage",),
     ("compose",),
     ("optimizers",),
-    ("minimize", "config", "interop"),
+    ("objective", "implicit", "minimize", "config", "interop"),
     ("__init__",),
     ("sweep", "testing"),
 )

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -203,17 +203,7 @@ class PerLeaf:
         if self.function is not None:
             result = _call(self.function, (tree,), self.where)
             return PerLeaf.of(result, self.where, self.kind).values(tree, what)
-        try:
-            subtrees = self.treedef.flatten_up_to(tree)
-        except ValueError:
-            prefix = self.treedef.unflatten(map(_Literal, self.leaves))
-            reason = _prefix_mismatch(prefix, tree, what) or "they differ in static parts"
-            raise ValueError(f"{self.where} does not fit {what}: {reason}.") from None
-        return [
-            value
-            for value, subtree in zip(self.leaves, subtrees, strict=True)
-            for _ in jax.tree.leaves(subtree)
-        ]
+        return values_of_prefix(self.leaves, self.treedef, tree, self.where, what)
 
     def _value_at(self, function: Callable, path: str, leaf: Any) -> Any:
         where = f"{self.where} {location(path)}"
@@ -233,6 +223,28 @@ class PerLeaf:
         if self.function is not None:
             return getattr(self.function, "__qualname__", repr(self.function))
         return repr(self.treedef.unflatten(map(_Literal, self.leaves)))
+
+
+def values_of_prefix(
+    values: Sequence[Any], prefix: Any, tree: PyTree, where: str, what: str
+) -> list:
+    """The value for every leaf of the tree, in flattening order.
+
+    Args:
+        values: a value for each leaf of the prefix.
+        prefix: the treedef of the tree, or of one with leaves in the place of whole subtrees.
+        tree: the tree.
+        where: the argument that holds the prefix, for messages.
+        what: what the tree is called in messages.
+    """
+    try:
+        subtrees = prefix.flatten_up_to(tree)
+    except ValueError:
+        literals = prefix.unflatten(map(_Literal, values))
+        reason = _prefix_mismatch(literals, tree, what) or "they differ in static parts"
+        raise ValueError(f"{where} does not fit {what}: {reason}.") from None
+    places = zip(values, subtrees, strict=True)
+    return [value for value, subtree in places for _ in jax.tree.leaves(subtree)]
 
 
 def _stands_for_params(tree: PyTree) -> bool:

@@ -133,6 +133,11 @@ def _change_of_solution(given: tuple, x: jax.Array, changes: tuple) -> jax.Array
     return adjoint(inverse_of_upper(a)) @ (db - adjoint(jnp.triu(da)) @ x)
 
 
+def _change_of_solve(given: tuple, x: jax.Array, changes: tuple) -> jax.Array:
+    (a, _), (da, db) = given, changes
+    return solve(a, db - da @ x)
+
+
 qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)), _change_of_qr)
 eigh = _one_by_one(lambda a: tuple(jnp.linalg.eigh(a)), _change_of_eigh)
 svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), _change_of_svd)
@@ -141,3 +146,5 @@ inverse_of_upper = _one_by_one(
 )
 # X with A^H X = B, from an upper triangular A and B.
 solve_adjoint = _one_by_one(partial(solve_triangular, trans="C"), _change_of_solution)
+# X with A X = B, from any square A.
+solve = _one_by_one(jnp.linalg.solve, _change_of_solve)

@@ -81,7 +81,7 @@ class scale_by_backtracking_linesearch(LineSearch):
 
     def search(self, line: Line, last_rate: jax.Array) -> LineSearchState:
         dtype = line.slope.dtype
-        most = jnp.asarray(self.max_learning_rate, dtype)
+        most = line.largest_rate(self.max_learning_rate)
         first = jnp.where(last_rate > 0, jnp.minimum(self.increase_factor * last_rate, most), most)
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         grad = line.grad if self.store_grad else None

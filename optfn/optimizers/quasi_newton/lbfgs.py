@@ -131,11 +131,34 @@ class scale_by_lbfgs(Transform):
         return [cast(x, y.dtype) for x, y in zip(leaves, old.params, strict=True)]
 
 
-def _remember(old: Memory, params: list, grad: list) -> Memory:
-    """The memory with the step to these params, if the function curves upward along it.
+class Pair(NamedTuple):
+    """The last step and the change of the gradient along it, in lists of arrays.
 
-    A step of length zero means that the line search rejected the direction, and empties the memory.
+    Attributes:
+        s: the step.
+        y: the change of the gradient.
+        product: <s, y>; 1 where the pair is not kept.
+        square: <y, y>; 1 where the pair is not kept.
+        kept: whether the function curves upward along the step, up to rounding.
+        moved: whether the step has any length. One of length zero means that the line search
+            rejected the direction, and empties the memory.
     """
+
+    s: list
+    y: list
+    product: jax.Array
+    square: jax.Array
+    kept: jax.Array
+    moved: jax.Array
+
+    def written(self, rows: jax.Array, new: jax.Array, row: jax.Array) -> jax.Array:
+        """The rows with a new one in the place of the oldest, if the pair is kept."""
+        new = jnp.where(self.kept, new, lax.dynamic_index_in_dim(rows, row, keepdims=False))
+        return lax.dynamic_update_index_in_dim(rows, new, row, 0)
+
+
+def newest_pair(old: Any, params: list, grad: list) -> Pair:
+    """The pair of these params and the last ones: `params`, `gradient` and `row` of a memory."""
     s = [new - before for new, before in zip(params, old.params, strict=True)]
     y = [new - before for new, before in zip(grad, old.gradient, strict=True)]
     length, product, square = _products(s, s), _products(s, y), _products(y, y)
@@ -143,25 +166,33 @@ def _remember(old: Memory, params: list, grad: list) -> Memory:
     kept = (old.row >= 0) & (product > rounding) & (product < jnp.inf) & (square < jnp.inf)
     product, square = (jnp.where(kept, x, 1) for x in (product, square))
     moved = reduce(or_, (jnp.any(x != 0) for x in s))
-    row = jnp.maximum(old.row, 0)
+    return Pair(s, y, product, square, kept, moved)
 
-    def written(rows: jax.Array, new: jax.Array) -> jax.Array:
-        new = jnp.where(kept, new, lax.dynamic_index_in_dim(rows, row, keepdims=False))
-        return lax.dynamic_update_index_in_dim(rows, new, row, 0)
 
-    steps, changes = list(map(written, old.steps, s)), list(map(written, old.changes, y))
+def row_after(row: jax.Array, m: int) -> jax.Array:
+    """The row to write after this one: that of the oldest pair."""
+    return jnp.where(row + 1 < m, row + 1, 0)
+
+
+def _remember(old: Memory, params: list, grad: list) -> Memory:
+    """The memory with the step to these params, if the function curves upward along it."""
+    pair = newest_pair(old, params, grad)
+    row, kept, moved = jnp.maximum(old.row, 0), pair.kept, pair.moved
+    steps = [pair.written(rows, s, row) for rows, s in zip(old.steps, pair.s, strict=True)]
+    changes = [pair.written(rows, y, row) for rows, y in zip(old.changes, pair.y, strict=True)]
     # Appending the column (b, c) to a triangle appends the column (-inverse b / c, 1 / c) to its
     # inverse; dropping its first row and column drops those of its inverse. So no row has to move.
     m = len(old.inverse)
     this = jnp.arange(m) == row
     rest = jnp.where(this[:, None] | this[None, :], 0, old.inverse)
-    along = jnp.sum(rest * _products(steps, y)[None, :], axis=1)
-    column = (cast(this, product.dtype) - along) / product
+    along = jnp.sum(rest * _products(steps, pair.y)[None, :], axis=1)
+    column = (cast(this, pair.product.dtype) - along) / pair.product
     renewed = jnp.where(this[None, :], column[:, None], rest)
     inverse = jnp.where(kept, renewed, jnp.where(moved, old.inverse, 0))
-    scale = jnp.where(kept, product / square, jnp.where(moved, old.scale, 0))
-    after = jnp.where(row + 1 < m, row + 1, 0)
-    return Memory(params, grad, steps, changes, inverse, scale, jnp.where(kept, after, row))
+    newest = pair.product / pair.square
+    scale = jnp.where(kept, newest, jnp.where(moved, old.scale, 0))
+    row = jnp.where(kept, row_after(row, m), row)
+    return Memory(params, grad, steps, changes, inverse, scale, row)
 
 
 def _newton(memory: Memory, grad: list, scale: jax.Array) -> list[jax.Array]:

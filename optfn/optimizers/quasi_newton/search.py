@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import dot, tree_scale, tree_sum
@@ -16,6 +17,7 @@ from optfn.core.state import Context
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
+from optfn.optimizers.quasi_newton.box import Box
 
 
 class Evaluations(NamedTuple):
@@ -71,6 +73,7 @@ class Line(NamedTuple):
         value: the function's value at the params.
         grad: the uphill gradient there.
         slope: the slope along the direction there; if it is not below 0 there is nothing to search.
+        box: what bounds the params; None if nothing does. They and the end at the rate 1 are in it.
     """
 
     value_fn: Callable
@@ -79,11 +82,20 @@ class Line(NamedTuple):
     value: jax.Array
     grad: PyTree
     slope: jax.Array
+    box: Box | None = None
 
     def at(self, rate: jax.Array) -> PyTree:
-        """The params that `apply_updates` will give."""
-        moved = tree_scale(rate, self.direction)
-        return jax.tree.map(lambda p, u: cast(cast(p, u.dtype) + u, p.dtype), self.params, moved)
+        """The params that `apply_updates` will give, but for rounding in the box."""
+        moved = _moved(self.params, tree_scale(rate, self.direction))
+        return moved if self.box is None else self.box.project(moved)
+
+    def largest_rate(self, most: Any) -> jax.Array:
+        """The largest rate to search, at most `most`: inside the box, or without one, any."""
+        most = jnp.asarray(most, self.slope.dtype)
+        if self.box is None:
+            return most
+        room = cast(self.box.room(self.params, self.direction), most.dtype)
+        return jnp.minimum(most, jnp.maximum(past_rounding(room), 1))
 
     def slope_of(self, grad: PyTree) -> jax.Array:
         return tree_sum(jax.tree.map(dot, grad, self.direction))
@@ -96,6 +108,7 @@ class LineSearch(Transform):
     `grad`, its value and uphill gradient at the params. Further arguments that `value_fn` names,
     such as a batch, are taken from those of `update`. If the updates point uphill, the search
     follows the negative gradient, with no entry larger than 1; if they are zero, the params stay.
+    Given `lower` and `upper`, the bounds that `lbfgsb` declares, it keeps to them.
     """
 
     needs_params = True
@@ -127,9 +140,11 @@ class LineSearch(Transform):
         dtype = own_dtype(updates)
         grad = cast_like(ctx.extra_args["grad"], updates)
         value = jnp.asarray(ctx.extra_args["value"], dtype)
-        direction, slope = _downhill(updates, grad)
+        bounds = [ctx.extra_args.get(name) for name in Box._fields]
+        box = None if any(bound is None for bound in bounds) else Box(*bounds)
+        direction, slope = _downhill(ctx.params, updates, grad, box)
         value_fn = _with_its_arguments(ctx.extra_args)
-        line = Line(value_fn, ctx.params, direction, value, grad, slope)
+        line = Line(value_fn, ctx.params, direction, value, grad, slope, box)
         found = self.search(line, cast(slots.learning_rate, dtype))
         return tree_scale(found.learning_rate, direction), found._replace(grad=conj(found.grad))
 
@@ -149,11 +164,25 @@ def _with_its_arguments(extra_args: Mapping[str, Any]) -> Callable:
     return partial(value_fn, **own) if own else value_fn
 
 
-def _downhill(updates: PyTree, grad: PyTree) -> tuple[PyTree, jax.Array]:
+def _moved(params: PyTree, updates: PyTree) -> PyTree:
+    return jax.tree.map(lambda p, u: cast(cast(p, u.dtype) + u, p.dtype), params, updates)
+
+
+def past_rounding(x: jax.Array) -> jax.Array:
+    """A step or a rate that surely reaches the bound; what is past it is projected."""
+    return x * (1 + 4 * float(jnp.finfo(x.dtype).eps))
+
+
+def _downhill(
+    params: PyTree, updates: PyTree, grad: PyTree, box: Box | None
+) -> tuple[PyTree, jax.Array]:
     """The updates, or the negative gradient if they climb, and the slope along the result."""
     slope = tree_sum(jax.tree.map(dot, grad, updates))
     climbs = slope > 0  # False for NaN, which stays visible.
-    short = tree_scale(-1 / jnp.maximum(largest(grad), 1), grad)
+    short = tree_scale(1 / jnp.maximum(largest(grad), 1), grad)
+    if box is not None:
+        short = box.projected_gradient(params, short)
+    short = jax.tree.map(lax.neg, short)
     steepest = tree_sum(jax.tree.map(dot, grad, short))
     direction = jax.tree.map(lambda u, g: jnp.where(climbs, g, u), updates, short)
     return direction, jnp.where(climbs, steepest, slope)

@@ -112,9 +112,8 @@ class scale_by_zoom_linesearch(LineSearch):
 
     def search(self, line: Line, last_rate: jax.Array) -> LineSearchState:
         dtype = line.slope.dtype
-        most = jnp.asarray(
-            jnp.inf if self.max_learning_rate is None else self.max_learning_rate, dtype
-        )
+        most = jnp.inf if self.max_learning_rate is None else self.max_learning_rate
+        most = line.largest_rate(most)
         first = jnp.ones((), dtype)
         if self.initial_guess_strategy == "keep":
             first = jnp.where(last_rate > 0, last_rate, first)

@@ -1,0 +1,127 @@
+"""The function that `minimize` minimizes, as a hashable value."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optfn.core.holes import merge, view
+from optfn.core.tree import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A function `fun(x, *args)` with what is known of it; equal ones compile once.
+
+    Attributes:
+        fun: it gives a real scalar, or with `has_aux` a pair of it and arrays.
+        has_aux: whether it gives a pair.
+        derivative: what gives the value and the gradient, as `jax.value_and_grad(fun, has_aux=...)`
+            does, which it is if None.
+    """
+
+    fun: Callable
+    has_aux: bool = False
+    derivative: Callable | None = None
+
+    def value_and_aux(self, x: PyTree, *args: Any) -> tuple[jax.Array, Any]:
+        """The value, checked, and the auxiliary output, None without one."""
+        return self._checked(self.fun(x, *args), "fun")
+
+    def value_fn(self, *args: Any) -> Callable[[PyTree], jax.Array]:
+        """The function of x alone; its gradient is the user's own, if there is one."""
+
+        def value_of(x: PyTree) -> jax.Array:
+            return self.value_and_aux(x, *args)[0]
+
+        if self.derivative is None:
+            return value_of
+        own = jax.custom_vjp(value_of)
+        own.defvjp(
+            lambda x: self.value_and_grad(x, *args),
+            lambda grad, c: (jax.tree.map(lambda g: jnp.asarray(c * g, g.dtype), grad),),
+        )
+        return own
+
+    def value_and_grad(self, x: PyTree, *args: Any) -> tuple[jax.Array, PyTree]:
+        """The value and jax's gradient, in the dtypes of x."""
+        if self.derivative is None:
+            return jax.value_and_grad(lambda x: self.value_and_aux(x, *args)[0])(x)
+        where = "minimize(value_and_grad=...)"
+        found = self.derivative(x, *args)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(f"{where} must give the pair (value, gradient), found {_form(found)}.")
+        value, _ = self._checked(found[0], "value_and_grad")
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (found[1], x)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{where} must give a gradient like x0, found {_form(found[1])}.")
+        return value, jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), found[1], x)
+
+    def _checked(self, out: Any, name: str) -> tuple[jax.Array, Any]:
+        is_pair = isinstance(out, tuple) and len(out) == 2
+        if self.has_aux != is_pair:
+            found = (
+                "has_aux is True and it gives one" if self.has_aux else "it gives a pair without"
+            )
+            raise TypeError(f"minimize({name}=...) gives a pair with has_aux=True alone; {found}.")
+        value, aux = out if self.has_aux else (out, None)
+        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(
+                f"minimize({name}=...) must give a real scalar, found "
+                f"{jnp.result_type(value)}{list(jnp.shape(value))}."
+            )
+        return value, aux
+
+    def over(self, mine: list[bool]) -> "Objective":
+        """The function of the params that are `mine`, whose next argument is all params."""
+        part = tuple(mine)
+        derivative = None if self.derivative is None else _PartOfGradient(self.derivative, part)
+        return Objective(_OfPart(self.fun, part), self.has_aux, derivative)
+
+    def hoisted(self, x: PyTree, args: tuple) -> tuple["Objective", tuple]:
+        """The function with the arrays it closes over, by which `jax.grad` may be, as arguments.
+
+        A function of arrays that nothing differentiates by is returned as it is.
+        """
+        fun, closed = jax.closure_convert(self.fun, x, *args)
+        derivative, also_closed = self.derivative, []
+        if derivative is not None:
+            derivative, also_closed = jax.closure_convert(derivative, x, *args)
+        if not closed and not also_closed:
+            return self, args
+        n = len(args)
+        fun = _with_own(fun, n, slice(n, n + len(closed)))
+        if derivative is not None:
+            derivative = _with_own(derivative, n, slice(n + len(closed), None))
+        return Objective(fun, self.has_aux, derivative), (*args, *closed, *also_closed)
+
+
+def _with_own(function: Callable, count: int, own: slice) -> Callable:
+    """A function of x, so many arguments and its own ones, given more."""
+    return lambda x, *args: function(x, *args[:count], *args[own])
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfPart:
+    """A function of the params that are not frozen."""
+
+    fun: Callable
+    mine: tuple[bool, ...]
+
+    def __call__(self, own: PyTree, every: PyTree, *args: Any) -> Any:
+        return self.fun(merge(own, every, list(self.mine)), *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PartOfGradient(_OfPart):
+    """A value and a gradient, without the part of the frozen params."""
+
+    def __call__(self, own: PyTree, every: PyTree, *args: Any) -> Any:
+        value, grad = super().__call__(own, every, *args)
+        return value, view(grad, list(self.mine))
+
+
+def _form(found: PyTree) -> str:
+    return str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", found))
