@@ -84,7 +84,7 @@ def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> 
 
 
 def _held(x: Any, slope: Any, *bounds: Any) -> tuple[jax.Array, jax.Array]:
-    """Which entries are on a bound, against which the function pushes them; how these bounds move."""
+    """Which entries the function pushes against a bound that they are on, and how it moves."""
     lower, upper, d_lower, d_upper = (cast(y, x.dtype) for y in bounds)
     held = (slope > x - lower) | (slope < x - upper) | (lower == upper)
     return held, jnp.where(held, jnp.where(slope > 0, d_lower, d_upper), 0)
