@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from optfn.core.dtypes import cast, own_dtype
+from optfn.core.dtypes import cast, dtype_of, own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import global_norm
 from optfn.core.slots import copy_params_wide
@@ -39,7 +39,7 @@ def tangents_of_minimum(
         data: the pair of the function's further arguments and the box, or None without one.
         d_data: their tangents.
     """
-    moving = [is_inexact(jnp.asarray(leaf)) for leaf in jax.tree.leaves(data)]
+    moving = [jnp.issubdtype(dtype_of(x), jnp.inexact) for x in jax.tree.leaves(data)]
     d_moving = [d for d, m in zip(jax.tree.leaves(d_data), moving, strict=True) if m]
     return _tangents(objective, x, data, d_moving)
 

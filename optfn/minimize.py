@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.tree_util import Partial
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
@@ -139,8 +140,8 @@ def minimize(
             function compiles again; put data that changes into `args`.
         x0: the starting point, a pytree of real or complex arrays.
         tx: an optimizer, by default `lbfgs()`, or L-BFGS-B if there are bounds. It may declare the
-            extra arguments `value`, `grad` and `value_fn`, and `lower` and `upper`, without which
-            it takes no bounds. If it is a `freeze`, the frozen params do not count. For a line
+            extra arguments `value`, `grad` and `value_fn`, and `box`, without which it takes no
+            bounds. If it is a `freeze`, the frozen params do not count. For a line
             search inside another wrapper the value is evaluated again, and its failures do not stop
             the run.
         bounds: `(lower, upper)`, each a tree like `x0`, a prefix of it (a number bounds all
@@ -177,8 +178,10 @@ def minimize(
     if tx is None:
         tx = lbfgs() if box is None else lbfgsb()
     check_transform_type(tx, "minimize(tx=...)")
-    if not jax.tree_util.all_leaves([fun]):  # its arrays are data
-        fun, args = _call, (fun, *args)
+    functions = (fun, value_and_grad)
+    if any(map(_holds_arrays, functions)):  # they are data
+        args = (tuple(f if f is None or _holds_arrays(f) else Partial(f) for f in functions), *args)
+        fun, value_and_grad = _first, None if value_and_grad is None else _second
     objective = Objective(fun, has_aux, value_and_grad)
     if isinstance(tx, freeze):
         mine = tx._mine(x0)
@@ -189,8 +192,17 @@ def minimize(
     return _checked_run(objective, tx, x0, args, box, tol, max_steps)
 
 
-def _call(x: PyTree, fun: Callable, *args: Any) -> Any:
-    return fun(x, *args)
+def _holds_arrays(function: Callable | None) -> bool:
+    """Whether a function is a pytree, as a module is."""
+    return function is not None and not jax.tree_util.all_leaves([function])
+
+
+def _first(x: PyTree, functions: tuple, *args: Any) -> Any:
+    return functions[0](x, *args)
+
+
+def _second(x: PyTree, functions: tuple, *args: Any) -> Any:
+    return functions[1](x, *args)
 
 
 def _checked_run(
@@ -212,19 +224,18 @@ def _checked_run(
 def _check_declared(tx: Transform, box: Box | None) -> None:
     """Refuses an optimizer that needs more than it gets, or that does not heed the bounds."""
     declared = tx.declared_extra_args()
-    given = (*GIVEN, *(() if box is None else Box._fields))
-    unknown = sorted(set(declared) - set(given))
-    if box is None and unknown and set(unknown) <= set(Box._fields):
+    if box is None and "box" in declared:
         raise TypeError("minimize(tx=...) moves between bounds: minimize(bounds=...) is missing.")
+    if box is not None and "box" not in declared:
+        raise TypeError(
+            "minimize(bounds=...) needs an optimizer that takes bounds, as the default does; "
+            "minimize(tx=...) does not declare the extra argument 'box'."
+        )
+    unknown = sorted(set(declared) - {*GIVEN, "box"})
     if unknown:
         raise TypeError(
             f"minimize(tx=...) needs the extra argument '{unknown[0]}', but minimize gives "
-            f"{', '.join(given)} only."
-        )
-    if box is not None and not set(Box._fields) <= set(declared):
-        raise TypeError(
-            "minimize(bounds=...) needs an optimizer that takes bounds, as the default does, "
-            "found one that does not declare 'lower' and 'upper'."
+            f"{', '.join(GIVEN)} only."
         )
 
 
@@ -293,8 +304,7 @@ def _run(
 
     def one_step(run: _Run) -> _Run:
         old = run.point
-        given = {"value": old.value, "grad": old.grad, "value_fn": value_fn}
-        given |= {} if box is None else box._asdict()
+        given = {"value": old.value, "grad": old.grad, "value_fn": value_fn, "box": box}
         given = {name: given[name] for name in declared}
         x, state = step(tx, old.x, old.grad, run.state, **given)
         x = x if box is None else box.project(x)  # by a rounding

@@ -117,6 +117,10 @@ def loop(x, a):
     return jax.lax.while_loop(lambda carry: carry[0] < len(x), add, (0, jnp.zeros((), x.dtype)))[1]
 
 
+def of_a_module(a, x):
+    return jnp.sum((x - a) ** 2)
+
+
 def forward(f, x, *args):
     grad, value = jax.jacfwd(lambda x: (f(x, *args),) * 2, has_aux=True)(x)
     return value, grad
@@ -137,6 +141,11 @@ def test_gradients_of_one_s_own(x64):
     assert len(calls) == before
     end = lambda a: optfn.minimize(loop, jnp.zeros(2), value_and_grad=own, args=(a,)).x.sum()  # noqa: E731
     np.testing.assert_allclose(jax.jvp(end, (3.0,), (1.0,))[1], 2, rtol=1e-9)
+    both = (
+        jax.tree_util.Partial(f, 3.0) for f in (of_a_module, jax.value_and_grad(of_a_module, 1))
+    )
+    found = optfn.minimize(next(both), jnp.zeros(2), value_and_grad=next(both))
+    np.testing.assert_allclose(found.x, 3, atol=1e-5)
     f = lambda x: (jnp.sum(x**2), 2 * x)  # noqa: E731
     with_aux = {"has_aux": True, "value_and_grad": jax.value_and_grad(f, has_aux=True)}
     tx = optfn.chain(optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(20))

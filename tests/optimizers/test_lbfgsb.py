@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import optfn
+from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgsb import scale_by_lbfgsb
 
 
@@ -69,7 +70,7 @@ def test_the_direction_is_the_paper_s(seed, x64):
             s, y = x - before[0], g - before[1]
             pairs = [*pairs, (s, y)][-m:] if s @ y > 1e-15 * (y @ y) else pairs
         before = x, g
-        u, state = update(jnp.asarray(g), state, jnp.asarray(x), lower=lower, upper=upper)
+        u, state = update(jnp.asarray(g), state, jnp.asarray(x), box=Box(lower, upper))
         wanted = direction(x, g, lower, upper, model_of(pairs, g, n))
         np.testing.assert_allclose(-u, wanted, rtol=1e-8, atol=1e-9)
         rate = 1 if step % 2 else 0.7
@@ -80,14 +81,12 @@ def test_the_direction_is_the_paper_s(seed, x64):
 
 def test_without_bounds_it_is_the_direction_of_lbfgs(x64):
     params = {"a": jnp.asarray([[1.0, -2.0, 0.5]]), "n": None, "b": jnp.asarray(3.0)}
-    free = {
-        name: jax.tree.map(lambda x, s=s: s * jnp.inf * jnp.ones_like(x), params)
-        for name, s in (("lower", -1), ("upper", 1))
-    }
+    far = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), params)
+    given = {"box": Box(jax.tree.map(jnp.negative, far), far)}
     loss = lambda p: sum(jnp.sum(jnp.cosh(x)) for x in jax.tree.leaves(p))  # noqa: E731
     grad = jax.jit(jax.grad(loss))
     ends = []
-    for tx, given in ((optfn.scale_by_lbfgs(3), {}), (scale_by_lbfgsb(3), free)):
+    for tx in (optfn.scale_by_lbfgs(3), scale_by_lbfgsb(3)):
         p, state = params, tx.init(params)
         update = jax.jit(tx.update)
         for _ in range(6):

@@ -14,7 +14,7 @@ from optfn.core.placement import replicate, split_like
 from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.state import Context
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree
+from optfn.core.tree import PyTree, describe
 from optfn.linalg.lapack import solve
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import HIGHEST, ZOOM, newest_pair, row_after
@@ -51,28 +51,28 @@ class scale_by_lbfgsb(Transform):
         u = p - z
 
     B is what BFGS makes of theta I and the last pairs (s, y); W has their y and theta s for rows,
-    and theta = <y, y> / <s, y> of the newest pair, or max(||g||, 1) without one. If the projected z
-    is not downhill, the step from c to z ends at the first bound instead. A pair without upward
+    and theta = <y, y> / <s, y> of the newest pair. Without a pair it is 1 where every entry has two
+    bounds, else max(||g||, 1). If the projected z is not downhill, the step from c to z ends at the
+    first bound instead. A pair without upward
     curvature, up to rounding, is not stored. If the params have not moved since the last update,
     the line search rejected the direction, and all pairs are dropped.
 
-    `update` takes the keyword arguments `lower` and `upper`, trees like the params, infinite where
-    there is no bound; the params must lie between. It is followed by a line search, which keeps to
-    the box too; see `lbfgsb`. The params are gathered into one vector, and the state has
-    2 * memory_size + 2 numbers for each number of the params.
+    `update` takes the keyword argument `box`, the `Box` in which the params are. The stage is
+    followed by a line search, which keeps to the box too; see `lbfgsb`. The params are gathered
+    into one vector, and the state has 2 * memory_size + 2 numbers for each number of the params.
 
     Args:
         memory_size: the largest number of pairs, a whole number from 1 on.
 
     Raises:
-        TypeError: a param is complex.
+        TypeError: a param is complex, or `box` is no `Box`.
         ValueError: `update` was not given the params; or `memory_size` is below 1.
 
     Source: Byrd, Lu, Nocedal and Zhu 1995; the projection of z is that of Morales and Nocedal 2011.
     """
 
     needs_params = True
-    extra_args: ClassVar = {"lower": "tree", "upper": "tree"}
+    extra_args: ClassVar = {"box": "any"}
 
     memory_size: int = static(default=10)
 
@@ -94,12 +94,16 @@ class scale_by_lbfgsb(Transform):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         dtype = own_dtype(updates)
-        box = Box(*(_vector(ctx.extra_args[name], dtype) for name in self.extra_args))
+        box = ctx.extra_args["box"]
+        if not isinstance(box, Box):
+            raise TypeError(f"update(box=...) must be a Box(lower, upper), found {describe(box)}.")
+        box = Box(*(_vector(side, dtype) for side in box))
         x, g = (_vector(tree, dtype) for tree in (ctx.params, updates))
         if not g.size:
             return updates, slots
         memory = _remember(jax.tree.map(lambda slot: widen(slot, dtype), slots), x, g)
-        first = jnp.maximum(jnp.linalg.norm(g), 1)
+        closed = jnp.all(jnp.isfinite(box.lower) & jnp.isfinite(box.upper))
+        first = jnp.where(closed, 1, jnp.maximum(jnp.linalg.norm(g), 1))
         model = _model(memory, jnp.where(memory.scale > 0, memory.scale, first))
         end = _subspace_minimum(model, x, g, box, _cauchy_point(model, x, g, box))
         # B is positive definite, but for rounding.
@@ -228,13 +232,14 @@ def lbfgsb(memory_size: int = 10, linesearch: Transform = ZOOM) -> chain:
     """L-BFGS-B: L-BFGS for params between bounds, with a line search that keeps to them.
 
     `minimize(f, x0, bounds=(lower, upper))` runs it until the projected gradient is small. In your
-    own loop the bounds are extra arguments, trees like the params, and the params must start
+    own loop the bounds are an extra argument, of trees like the params, and the params must start
     between them:
 
+        box = Box(lower, upper)
         value, grad = value_and_grad(params, state=state)
-        given = {"value": value, "grad": grad, "value_fn": f, "lower": lower, "upper": upper}
+        given = {"value": value, "grad": grad, "value_fn": f, "box": box}
         params, state = step(tx, params, grad, state, **given)
-        params = jax.tree.map(jnp.clip, params, lower, upper)  # against rounding
+        params = box.project(params)  # against rounding
 
     The rule is `scale_by_lbfgsb`. For functions without noise; where no bound is met its steps are
     those of `lbfgs`.

@@ -108,7 +108,7 @@ class LineSearch(Transform):
     `grad`, its value and uphill gradient at the params. Further arguments that `value_fn` names,
     such as a batch, are taken from those of `update`. If the updates point uphill, the search
     follows the negative gradient, with no entry larger than 1; if they are zero, the params stay.
-    Given `lower` and `upper`, the bounds that `lbfgsb` declares, it keeps to them.
+    Given a `Box` as `box`, which `lbfgsb` declares, it keeps to it.
     """
 
     needs_params = True
@@ -140,8 +140,8 @@ class LineSearch(Transform):
         dtype = own_dtype(updates)
         grad = cast_like(ctx.extra_args["grad"], updates)
         value = jnp.asarray(ctx.extra_args["value"], dtype)
-        bounds = [ctx.extra_args.get(name) for name in Box._fields]
-        box = None if any(bound is None for bound in bounds) else Box(*bounds)
+        box = ctx.extra_args.get("box")
+        box = box if isinstance(box, Box) else None  # `value_fn` may have an argument of that name
         direction, slope = _downhill(ctx.params, updates, grad, box)
         value_fn = _with_its_arguments(ctx.extra_args)
         line = Line(value_fn, ctx.params, direction, value, grad, slope, box)
