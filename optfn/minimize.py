@@ -141,9 +141,8 @@ def minimize(
         x0: the starting point, a pytree of real or complex arrays.
         tx: an optimizer, by default `lbfgs()`, or L-BFGS-B if there are bounds. It may declare the
             extra arguments `value`, `grad` and `value_fn`, and `box`, without which it takes no
-            bounds. If it is a `freeze`, the frozen params do not count. For a line
-            search inside another wrapper the value is evaluated again, and its failures do not stop
-            the run.
+            bounds. If it is a `freeze`, the frozen params do not count. For a line search inside
+            another wrapper the value is evaluated again, and its failures do not stop the run.
         bounds: `(lower, upper)`, each a tree like `x0`, a prefix of it (a number bounds all
             entries) or None, also in the place of a subtree: no bound. Infinite bounds are none,
             and equal ones fix an entry. They are rounded to the dtypes of `x0`, which is moved
@@ -161,12 +160,12 @@ def minimize(
         an empty history, before the run ends.
 
     Raises:
-        TypeError: `x0` has integers, `args` is not a tuple, `fun` does not return what `has_aux`
-            says, `tx` needs other extra arguments or takes no bounds, `bounds` is no pair, or a
-            bounded param is complex.
-        ValueError: `fun` does not return a real scalar, the bounds do not fit `x0`, or a lower
-            bound is known to be above its upper bound. (Where it is not known, in a trace, the
-            status says so.)
+        TypeError: `x0` has integers, `args` is not a tuple, `fun` or `value_and_grad` does not
+            return what `has_aux` says, `tx` needs other extra arguments or takes no bounds,
+            `bounds` is no pair, or a bounded param is complex.
+        ValueError: `fun` does not return a real scalar, the gradient is not like `x0`, the bounds
+            do not fit `x0`, or a lower bound is known to be above its upper bound. (Where it is not
+            known, in a trace, the status says so.)
     """
     if not isinstance(args, tuple):
         raise TypeError(
@@ -293,10 +292,10 @@ def _run(
         for reason, applies in (
             (Status.MAX_STEPS, run.steps >= max_steps),
             (Status.LINE_SEARCH_FAILED, run.failed_steps >= 2),
+            (Status.UNBOUNDED, (run.failed_steps >= 2) & run.ran_away),
             (Status.CONVERGED, run.point.grad_norm <= tol),
             (Status.NOT_FINITE, ~is_finite(run.point)),
             (Status.UNBOUNDED, run.point.value == -jnp.inf),
-            (Status.UNBOUNDED, (run.failed_steps >= 2) & run.ran_away),
             (Status.BOUNDS_CROSSED, jnp.asarray(False) if box is None else box.crossed),
         ):
             status = jnp.where(applies, jnp.int32(reason), status)
