@@ -65,7 +65,7 @@ def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> 
 
     slope, curvature = jax.linearize(lambda parts: gradient(parts, moving), parts)
     (_, box), (_, d_box) = with_data(moving), with_data(d_moving)
-    if box is None:
+    if box is None or d_box is None:
         held, along = ([jnp.zeros_like(part, dtype) for part in parts] for dtype in (bool, None))
     else:
         sides = zip(parts, slope, *map(jax.tree.leaves, (*box, *d_box)), strict=True)

@@ -66,6 +66,7 @@ class Objective:
                 "has_aux is True and it gives one" if self.has_aux else "it gives a pair without"
             )
             raise TypeError(f"minimize({name}=...) gives a pair with has_aux=True alone; {found}.")
+        value: Any
         value, aux = out if self.has_aux else (out, None)
         if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(

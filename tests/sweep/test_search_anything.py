@@ -218,7 +218,7 @@ DISTRIBUTIONS = [
 
 @pytest.mark.parametrize("d", DISTRIBUTIONS, ids=repr)
 def test_a_distribution_is_inverted_by_its_unit(d):
-    places = np.random.default_rng(0).random(200).tolist() + [0.0, 1 - 2**-53]
+    places = [*np.random.default_rng(0).random(200).tolist(), 0.0, 1 - 2**-53]
     values = [d.at(u) for u in places]
     for u, value in zip(places, values, strict=True):
         assert 0 <= d.unit(value) < 1 and d.at(d.unit(value)) == pytest.approx(value, rel=1e-5)

@@ -127,7 +127,7 @@ def _side(side: PyTree, none: float, params: PyTree, where: str, what: str) -> P
                 "parts as params of their own."
             )
         if not _is_real(bound):
-            found = bound.dtype if hasattr(bound, "dtype") else repr(bound)
+            found = getattr(bound, "dtype", repr(bound))
             raise TypeError(f"{at}: bounds are real numbers, found {found}.")
         bound = jnp.asarray(bound)
         if bound.shape not in ((), param.shape):
