@@ -54,11 +54,6 @@ class WeightedAverages(NamedTuple):
     largest_rate: jax.Array
     weight: jax.Array
 
-    @property
-    def b1(self) -> jax.Array:
-        """optax's name for the share, by which its `schedule_free_eval_params` finds it."""
-        return self.share
-
 
 class schedule_free(Transform):
     """Schedule-Free: an average of the iterates replaces a falling learning rate schedule.

@@ -50,6 +50,7 @@ SAME: dict[str, dict[str, str | Callable]] = {
     "scale_by_prodigy": {**MOMENTS, "params0": "start"},
     "scale_by_simplified_ademamix": {"t": COUNT},
     "schedule_free": {
+        "b1": "share",
         "weight_sum": "weight",
         "max_lr": "largest_rate",
         "base_optimizer_state": "inner",
@@ -98,10 +99,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "scale_by_prodigy": NUMERATORS,
     "scale_by_sophia": {"hessian_fn_state": "estimator", "key": "the hyperparameter seed"},
     "scale_by_zoom_linesearch": SEARCHES,
-    "schedule_free": {
-        "b1": 'optfn.hyperparameters(tx, state)["b1"]',
-        "step_count": COUNT,
-    },
+    "schedule_free": {"step_count": COUNT},
 }
 
 # What a wrapper of optax's adds to the state of any optimizer, and what does its work here.
@@ -132,6 +130,12 @@ def _read(place: str | Callable, slots: Any, state: Any) -> Any:
 def place_of(name: str, slots: Any) -> str | None:
     """Where to look for what optax's state of one of these stages calls `name`."""
     return next((ELSEWHERE[stage][name] for stage, _ in _stages_with(ELSEWHERE, name, slots)), None)
+
+
+def optax_names_of(stage: str, slot: str) -> list[str]:
+    """What optax calls a slot of a stage, the same or what stands in its place."""
+    tables = (SAME.get(stage, {}), ELSEWHERE.get(stage, {}))
+    return [other for table in tables for other, place in table.items() if place == slot]
 
 
 def _stages_with(

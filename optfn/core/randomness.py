@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from optfn.core.data import number
 from optfn.core.tree import PyTree, leaf_paths
@@ -44,6 +45,28 @@ def leaf_keys(key: jax.Array, name: str | None, tree: PyTree) -> list[jax.Array]
     """A key for each leaf, folded with the stage's name and the leaf's path."""
     paths = (f"{name}/{path}" for path in leaf_paths(tree))
     return [jax.random.fold_in(key, zlib.crc32(path.encode())) for path in paths]
+
+
+def dither(key: jax.Array, x: jax.Array) -> jax.Array:
+    """A number in [0, 1) for each entry of a real array, to round it with; multiples of 2^-24.
+
+    Each is a hash of the entry's place, between two words of the key: a few whole operations, which
+    XLA computes where the number is read, in the place of twenty rounds in passes of their own. A
+    place and a key are mixed thoroughly, but this is no generator for sampling.
+    """
+    before, after = jax.random.bits(key, (2,), jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, length in enumerate(x.shape):
+        place = place * np.uint32(length) + lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    bits = _mixed(_mixed(place + before) + after)
+    return lax.convert_element_type(bits >> np.uint32(8), x.dtype) * 2.0**-24
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """A bijection of 32 bits in which each bit of the result depends on all (Wellons 2018)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
 
 
 def is_key(x: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.randomness import dither
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -53,8 +54,7 @@ def neighbours(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 def goes_up(key: jax.Array, lower: jax.Array, upper: jax.Array, x: jax.Array) -> jax.Array:
     """Whether to take the upper one of two numbers around x, so that the mean is x."""
-    draw = jax.random.uniform(key, x.shape, x.dtype)
-    return draw * (upper - lower) < x - lower
+    return dither(key, x) * (upper - lower) < x - lower
 
 
 def nearest_whole(x: jax.Array) -> jax.Array:

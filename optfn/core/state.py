@@ -81,7 +81,7 @@ class State(_Fields):
         def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            holders = [x for x in _stages(self.slots) if _has_slot(x, name)]
+            holders = [x for x in _stages(self.slots) if name in x._fields]
             if len(holders) == 1:
                 return getattr(holders[0], name)
             if holders:
@@ -107,11 +107,6 @@ def _stages(slots: Any) -> list:
     """The slots of the stages, those inside of wrappers not counted."""
     stages = slots.values() if isinstance(slots, dict) else ()
     return [stage for stage in stages if hasattr(stage, "_fields")]
-
-
-def _has_slot(stage: Any, name: str) -> bool:
-    """Whether it is a field, or a property: optax's name for one."""
-    return name in stage._fields or isinstance(getattr(type(stage), name, None), property)
 
 
 StoredAs = Literal["dtypes", "formats"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optfn.compose.accumulate import accumulate
-from optfn.core.optax_fields import ELSEWHERE
+from optfn.core.optax_fields import optax_names_of
 from optfn.core.placement import put_like
 from optfn.core.state import State
 from optfn.core.tree import PyTree
@@ -31,12 +31,8 @@ SQUARES = (
     *("estim_sq_dist", "sum_sq_norm_grads", "weighted_sq_norm_grads"),
     "v of mechanize",
 )
-# What other stages call otherwise than `ELSEWHERE` says, by the name of the slot.
-OTHERS = {
-    "schedule_free": {"share": "b1"},
-    "reduce_on_plateau": {"avg_count": "count"},
-    "skip_nonfinite": {"consecutive": "notfinite_count", "total": "total_notfinite"},
-}
+# What stages call otherwise, beside `optax_names_of`, by the name of the slot.
+OTHERS = {"mechanize": {"spread": "v"}, "reduce_on_plateau": {"avg_count": "count"}}
 # The shapes of arrays that stand for nothing: for what a factored moment or a projection lacks.
 STAND_INS = {"FactoredState": (1,), "GaLoreState": (0, 0)}
 COMPUTED = (("schedule_free", "x"),)
@@ -154,8 +150,7 @@ def _fields(pair: Pair) -> list[tuple[str, Any, str]]:
 
 
 def _names_in_optax(stage: str, name: str) -> list[str]:
-    others = [other for other, own in ELSEWHERE.get(stage, {}).items() if own == name]
-    return [*others, *filter(None, [OTHERS.get(stage, {}).get(name)])]
+    return [*optax_names_of(stage, name), *filter(None, [OTHERS.get(stage, {}).get(name)])]
 
 
 def _is_inner(name: str, slot: Any) -> bool:
