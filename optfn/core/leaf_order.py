@@ -53,9 +53,10 @@ def in_order(
 
     Those are given one that are large, and whose slots are stored in low precision, in a compiled
     program. On several devices the flag, which is one for all parts of a leaf, would be
-    communicated.
+    communicated; in `shard_map` each part would have its own.
     """
-    if jax.device_count() > 1 or not isinstance(ctx.step, Tracer):
+    in_parts = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if jax.device_count() > 1 or not isinstance(ctx.step, Tracer) or in_parts:
         return [None] * len(updates)
 
     found: list[StoredAs | None] = [None] * len(updates)

@@ -82,3 +82,21 @@ def test_leaves_on_explicit_axes_of_one_device_wait_too(monkeypatch):
     with jax.set_mesh(mesh):
         new, _ = jax.jit(partial(optfn.step, tx))(params, grads, tx.init(params))
     assert new["w0"].sharding == params["w0"].sharding
+
+
+@pytest.mark.parametrize("tx, _", STORED.values(), ids=STORED)
+def test_parts_in_shard_map_of_one_device_are_updated(tx, _, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+
+    def step(params, grads):
+        return optfn.step(tx, params, grads, tx.init(params))[0]
+
+    params, grads = trees()
+    rows = jax.P("data")
+    new = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5),
+        new(params, grads),
+        jax.jit(step)(params, grads),
+    )
