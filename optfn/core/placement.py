@@ -116,7 +116,7 @@ def place(slot: Any, param: Any) -> jax.Array:
 
 def stands_for(new: jax.Array, old: jax.Array) -> jax.Array:
     """A slot in the place of one that `place` returned, which lies along the same param."""
-    if (found := _placed.get()) is not None:
+    if new is not old and (found := _placed.get()) is not None:
         found[id(new)] = new, Along(old, tuple(range(old.ndim))), old
     return new
 

@@ -210,3 +210,10 @@ def test_a_state_that_is_elsewhere_is_noticed(monkeypatch):
     with pytest.warns(UserWarning, match="state's scale_by_adam.mu is not in the memory.*convert"):
         tx.update(GRADS, state, PARAMS)
     tx.update(GRADS, optfn.convert_state(tx, state, PARAMS), PARAMS)
+
+
+def test_one_inside_of_another_is_found_in_its_place():
+    tx = optfn.offload(optfn.offload(optfn.adamw(1e-3)))
+    its = PARAMS["w"].sharding
+    state = tx.init({"w": jax.ShapeDtypeStruct((64, 96), jnp.float32, sharding=its)})
+    assert state.slots["scale_by_adam"].mu["w"].sharding.memory_kind == memory.HOST
