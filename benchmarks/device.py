@@ -41,7 +41,7 @@ from harness import (
 )
 from matrix import labelled, two_axes
 from step_time import Variant, optax_step, stepper, variants
-from storage import PEER, STORAGES, Storage, facts_and_timer, stored
+from storage import PEER, STORAGES, Storage, measured, stored
 
 import optfn
 from optfn import storage, sweep
@@ -152,14 +152,7 @@ def add_table_of_steps(report: Report, title: str, note: str, rows: list[list[st
 
 
 def measure_storage(tree: str, rounds: int) -> dict[str, Any]:
-    """Facts of the compiled step by storage, and seconds by storage and round."""
-    found = {
-        name: facts_and_timer(WAYS[PEER if name == "again" else name], TREES[tree]())
-        for name in [*WAYS, "again"]
-    }
-    timers = {name: timer for name, (_, timer) in found.items()}
-    facts = {name: facts for name, (facts, _) in found.items()}
-    return {"facts": facts, "seconds": interleaved(timers, rounds)}
+    return measured(WAYS, TREES[tree](), rounds)
 
 
 def add_storage(report: Report, settings: Settings) -> None:
@@ -171,9 +164,7 @@ def add_storage(report: Report, settings: Settings) -> None:
             facts, limit = found["facts"][name], ACCESS_LIMITS.get(name)
             accessed = f"{facts['bytes accessed']:.2f}"
             if limit is not None and tree != "tiny":
-                holds = (
-                    facts["bytes accessed"] <= limit * 1.01
-                )  # beside the few numbers that differ
+                holds = facts["bytes accessed"] <= limit * 1.01  # beside a few numbers
                 what = f"{name} on {tree} accesses {accessed} bytes a param, not {limit:g}."
                 accessed += f" {report.judge(holds, what)}"
             share = f"{ratio(seconds, name, PEER):.2f}"

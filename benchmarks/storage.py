@@ -26,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from harness import (
     TREES,
+    Interval,
     Report,
     in_fresh_process,
     interleaved,
     kept,
     listed,
+    on_fresh_seeds,
     parser,
     progress,
     ratio,
@@ -44,7 +46,6 @@ from optfn import schedules, storage, sweep
 from optfn.core.rounding import Rounding
 
 PEER = "float32"
-FRESH_SEED = 100
 SAMPLE_SECONDS = 0.2
 TIME_LIMITS = {"bf16": 1.1, "int8": 3.0}
 
@@ -126,11 +127,14 @@ QUICK = Settings(
 
 
 def measure_steps(tree: str, rounds: int) -> dict[str, Any]:
+    return measured(STORAGES, TREES[tree](), rounds)
+
+
+def measured(ways: Mapping[str, Storage], shapes: Any, rounds: int) -> dict[str, Any]:
     """The seconds of a step by storage and round, and what XLA says of its program."""
-    shapes = TREES[tree]()
     found = {
-        name: facts_and_timer(STORAGES[PEER if name == "again" else name], shapes)
-        for name in [*STORAGES, "again"]
+        name: facts_and_timer(ways[PEER if name == "again" else name], shapes)
+        for name in [*ways, "again"]
     }
     facts = {name: facts for name, (facts, _) in found.items()}
     return {"facts": facts, "seconds": interleaved({n: t for n, (_, t) in found.items()}, rounds)}
@@ -277,10 +281,7 @@ def measure_training(of: str, name: str, settings: Settings) -> dict[str, Any]:
         progress=False,
     )
     best = tuning.best()
-    fresh = tuning.train_again([best.trial] * settings.seeds, lambda i: (FRESH_SEED + i,))
-    while fresh.advance():
-        pass
-    again = sweep.Result.of(fresh, 0.0)
+    again = on_fresh_seeds(tuning, settings.seeds)
     jax.clear_caches()
     return {
         "rate": best.values["learning_rate"],
@@ -311,7 +312,6 @@ def add_training(report: Report, of: str, found: Mapping[str, Any], settings: Se
     rows = []
     for name, one in found.items():
         losses = np.asarray(one["losses"])
-        half = stats.sem(losses) * stats.t.ppf(0.975, len(losses) - 1)
         above = float(np.mean(losses - peer))
         verdict = ""
         if name != PEER:
@@ -319,7 +319,7 @@ def add_training(report: Report, of: str, found: Mapping[str, Any], settings: Se
                 above <= error,
                 f"{of}, {name}: final loss {above:.4f} above float32's, error {error:.4f}.",
             )
-        cells = [f"{losses.mean():.4f} ± {half:.4f}", f"{above:+.4f} {verdict}"]
+        cells = [Interval.of(losses).shown(4), f"{above:+.4f} {verdict}"]
         rows.append(shown([name, f"{one['rate']:.2g}", *cells, f"{one['duration']:.0f}"]))
     low, high = (getattr(training(of, settings.steps[of]).rate, end) for end in ("low", "high"))
     report.add_table(
