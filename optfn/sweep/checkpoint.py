@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import jax
@@ -89,7 +89,7 @@ class Store:
         self.damaged = []
         if scheduler.executor.segments in self.manager.all_steps():
             return
-        first = next(t for t in scheduler.trials if t.candidate is not None).own_history[0][1]
+        first = next(t for t in scheduler.trials if t.status != "failed").own_history[0][1]
         if not self.fingerprint:
             self.fingerprint = fingerprint(scheduler, self.search, first)
         began = time.perf_counter()
@@ -394,39 +394,53 @@ def _sha_of_space(space: Mapping[str, Distribution]) -> str:
     return _sha_of_json({name: _plain(distribution) for name, distribution in space.items()})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     """The value as JSON, the same in every process: functions by their code, objects by fields."""
+    if id(value) in above:  # it holds itself
+        return ["above", above[::-1].index(id(value))]
+
+    def plain(part: Any) -> Any:
+        return _plain(part, (*above, id(value)))
+
     if isinstance(value, OneOf):
-        return ["OneOf", value.name, [[o, *map(_plain, b)] for o, b in value.branches.items()]]
+        return ["OneOf", value.name, [[o, *map(plain, b)] for o, b in value.branches.items()]]
     if isinstance(value, Choice):
-        return ["Choice", [_plain(option) for option in value.options]]
+        return ["Choice", [plain(option) for option in value.options]]
     if isinstance(value, Fixed):
-        return _plain(value.value)
+        return plain(value.value)
     if is_dataclass(value) and not isinstance(value, type):
         name = type(value).__qualname__
         parts = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
-        return [name, _plain(parts)]
+        return [name, plain(parts)]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     if isinstance(value, Mapping):
-        return [[_plain(k), _plain(x)] for k, x in value.items()]
+        return [[plain(k), plain(x)] for k, x in value.items()]
     if isinstance(value, partial):
-        return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
+        return ["partial", plain(value.func), plain(value.args), plain(value.keywords)]
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__qualname__, _code(value.__code__), _plain([held, value.__defaults__])]
+        return [value.__qualname__, _code(value.__code__), plain([held, value.__defaults__])]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _sha_of(_bytes(value))
+    if isinstance(value, ModuleType):
+        return value.__name__
     if isinstance(value, type) or not hasattr(value, "__dict__"):
         return getattr(value, "__qualname__", type(value).__qualname__)
-    return [type(value).__qualname__, _plain(vars(value))]
+    return [type(value).__qualname__, plain(vars(value))]
 
 
 def _code(code: CodeType) -> Any:
-    parts = [_code(x) if isinstance(x, CodeType) else repr(x) for x in code.co_consts]
-    return [code.co_code.hex(), code.co_names, parts]
+    return [code.co_code.hex(), code.co_names, [_constant(x) for x in code.co_consts]]
+
+
+def _constant(x: Any) -> Any:
+    if isinstance(x, CodeType):
+        return _code(x)
+    # The order of a set of strings is another one in each process.
+    return sorted(map(repr, x)) if isinstance(x, frozenset) else repr(x)
 
 
 def _outline(search: Search) -> Any:

@@ -16,8 +16,8 @@ class Confirm:
 
     The best score of many is biased: it was also picked for its luck. Fresh runs have no such bias;
     their mean becomes the score of the trial and decides the order, and their params are its
-    params. It costs `top * seeds` runs. At
-    the same cost, more seeds make the scores more precise, more trials the choice wider.
+    params. It costs `top * seeds` runs. At the same cost, more seeds make the scores more precise,
+    more trials the choice wider.
 
     Args:
         top: the number of trials, of those that finished.

@@ -95,9 +95,9 @@ class Executor:
 
     def enter(self, candidate: Candidate) -> None:
         """Makes lanes for candidates like this one, and their programs."""
-        self._entered = candidate
-        self.state = self.empty_lanes(candidate)
-        self._compiling = self._compile(self._modes[0])
+        state = self.empty_lanes(candidate)
+        self._compiling = self._compile(self._modes[0], candidate, state)
+        self._entered, self.state = candidate, state  # only if they can be made
 
     def empty_lanes(self, candidate: Candidate) -> Lanes:
         """Lanes without a run, for candidates like this one."""
@@ -241,7 +241,7 @@ class Executor:
             if mode == "loop" and any_process(fewest < LOOP_STEP * self.lanes * segment):
                 break
             if ends:
-                self._compiling = self._compile(mode)
+                self._compiling = self._compile(mode, self._entered, self.state)
             self.state = engine.clone(start)
             jax.block_until_ready(self.state)
             began = time.perf_counter()
@@ -266,12 +266,12 @@ class Executor:
             return "vmap", "map"
         return ("map", "vmap", "loop") if self.plan.mesh is None else ("map", "vmap")
 
-    def _compile(self, mode: str) -> float:
+    def _compile(self, mode: str, candidate: Candidate, state: Lanes) -> float:
         """Compiles the programs of a mode; returns the seconds it took."""
         began = time.perf_counter()
         engine.prepare(
-            self.state,
-            self.to_devices(self._in_places([self._entered] * self.places)),
+            state,
+            self.to_devices(self._in_places([candidate] * self.places)),
             self.to_devices(np.zeros(self.lanes, bool)),
             self.shared,
             self._stream.like(self.segments),

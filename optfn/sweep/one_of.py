@@ -203,6 +203,12 @@ def _check_taken(
         if given:
             takers[f"the task's {label}"] = dict.fromkeys(given, False), False
     for argument, distribution in space.items():
+        by_task = [label for label, given in others.items() if argument in given]
+        if by_task and isinstance(distribution, OneOf):
+            raise TypeError(
+                f"the space's {argument!r} is a OneOf, but the task's {by_task[0]} takes it, "
+                "which takes numbers: make it a list."
+            )
         if distribution is make or any(more or argument in own for own, more in takers.values()):
             continue
         told = [f"{label} takes {', '.join(own) or 'none'}" for label, (own, _) in takers.items()]

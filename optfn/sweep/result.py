@@ -268,8 +268,11 @@ class Result:
             seeds: the seeds of its runs; None is the seeds it had.
 
         Raises:
-            ValueError: there are no seeds.
+            IndexError: there is no such trial.
+            ValueError: there are no seeds; the trial, of a population, changed the task's own
+                hyperparameters on its way.
         """
+        first = self.trial(trial)
         seeds = tuple(range(self.scores.shape[1]) if seeds is None else seeds)
         if not seeds:
             raise ValueError("rerun(seeds=...) must have a seed for each run, found none.")
@@ -279,7 +282,7 @@ class Result:
             scheduler.advance()
         while scheduler.advance():
             pass
-        again, first = Result.of(scheduler, 0.0).trial(0), self.trial(trial)
+        again = Result.of(scheduler, 0.0).trial(0)
         own = {
             name: getattr(first, name)
             for name in ("trial", "values", "optimizer", "hyperparameter_history")

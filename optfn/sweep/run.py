@@ -3,8 +3,10 @@
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from jax.sharding import Mesh
@@ -23,7 +25,7 @@ from optfn.sweep.policies.policy import Policy, run_all
 from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
-from optfn.sweep.search import Search, check_seed, completed, random
+from optfn.sweep.search import Search, Session, check_seed, completed, random
 from optfn.sweep.space import as_space
 from optfn.sweep.task import Training
 
@@ -79,7 +81,7 @@ def run(
             `optuna_search(...)`.
         policy: ends trials early: `asha(first=segment)` by default; `run_all()` ends none, and is
             the default where a run is one segment.
-        enqueue: points to try first. Names they leave out are drawn at random.
+        enqueue: points to try first, a list of dicts. Names they leave out are drawn at random.
         catch: the errors that make a trial failed, instead of ending the sweep: of its optimizer,
             or of the program that trains it. If every trial fails, the first error is raised.
         seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
@@ -128,6 +130,14 @@ def run(
             "sweep.run(policy=...) must be a policy such as asha(first=100), found "
             f"{_kind(policy)}."
         )
+    if search is not None and (isinstance(search, type) or not hasattr(search, "start")):
+        raise TypeError(
+            f"sweep.run(search=...) must be a search such as sobol(), found {_kind(search)}."
+        )
+    if confirm is not None and not isinstance(confirm, Confirm):
+        raise TypeError(
+            f"sweep.run(confirm=...) must be a Confirm(top, seeds) or None, found {_kind(confirm)}."
+        )
     counts = {"steps": steps, "seeds": seeds, "keep_best": keep_best}
     if checkpoint_every is not None:
         counts["checkpoint_every"] = checkpoint_every
@@ -142,8 +152,11 @@ def run(
     check_seed(seed)
     if seed >= 2**32:
         raise ValueError(f"sweep.run(seed=...) must be below 2**32, found {seed}.")
-    if math.isnan(max_loss):
-        raise ValueError("sweep.run(max_loss=...) must be a number, found nan.")
+    for name, value in {"max_loss": max_loss, "max_seconds": max_seconds}.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"sweep.run({name}=...) must be a number, found {value!r}.")
+        if math.isnan(value):
+            raise ValueError(f"sweep.run({name}=...) must be a number, found nan.")
     began = time.perf_counter()
     catch = catch if isinstance(catch, tuple) else (catch,)
     if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in catch):
@@ -156,9 +169,24 @@ def run(
     check_names(optimizer, space, task.names_by_function)
     task.check_needed(names(space))
     session = search.start(space, trials, seed)
-    enqueue = [completed(space, point, number) for number, point in enumerate(enqueue)]
+    if isinstance(enqueue, Mapping):
+        raise TypeError(
+            "sweep.run(enqueue=...) must be a list of points, found a dict: put it in a list."
+        )
+    enqueue = [completed(space, point, number, seed) for number, point in enumerate(enqueue)]
     if enqueue:
         session.enqueue(enqueue)
+    if len(enqueue) > session.trials:
+        raise ValueError(
+            f"sweep.run(enqueue=...) has {len(enqueue)} points, more than trials={session.trials}."
+        )
+    if confirm is not None and policy is not None and policy.needs_all_trials:
+        changed = [name for name in task.hyperparameters if name in names(space, searched=True)]
+        if changed:
+            raise ValueError(
+                f"sweep.run(confirm=...) trains a trial again as it was trained, which it cannot "
+                f"where a population changes the task's {changed[0]!r} on the way: leave it out."
+            )
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
     with (
@@ -199,7 +227,7 @@ def run(
                     store.is_due(scheduler.executor.segments, checkpoint_every)
                 ):
                     store.save(scheduler)
-                    session.flush()
+                    _flush(session)
                 if any_process(interrupted() or seconds > max_seconds):
                     return False
             return True
@@ -207,7 +235,7 @@ def run(
         ended = train(scheduler, store)
         if store:
             store.save(scheduler)
-        session.flush()
+        _flush(session)
         if not ended:
             scheduler.keep_unfinished()
         result = Result.of(scheduler, time.perf_counter() - began)
@@ -216,6 +244,19 @@ def run(
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
         kept = dict(list(kept.items())[:keep_best])
         return replace(result, kept=kept, seconds=time.perf_counter() - began)
+
+
+def _flush(session: Session) -> None:
+    """Writes the outcomes to shared storage; a sweep outlives that as it does its disk."""
+    try:
+        session.flush()
+    except Exception as problem:  # any error of a storage
+        reason = str(problem).split("\n")[0][:200]
+        warnings.warn(
+            "the outcomes could not be written to the shared storage of the search "
+            f"({type(problem).__name__}: {reason}); the sweep goes on.",
+            stacklevel=3,
+        )
 
 
 def _kind(value: Any) -> str:

@@ -101,7 +101,11 @@ class Scheduler:
     def _fill(self) -> bool:
         """Fills the free places; enters another structure once no trial of this one is left."""
         self._ask()
-        while not self.running and self.queue and self.queue[0].structure != self.structure:
+        while not self.running:
+            if not self.queue:
+                self._judge()  # trials that others waited for may have failed since
+            if not self.queue or self.queue[0].structure == self.structure:
+                break
             self._enter_or_fail(self.queue[0])
             self._ask()
         if not self.running and not self.queue:
@@ -139,7 +143,7 @@ class Scheduler:
             self.exhausted = not points
             for trial in [self.add(point) for point in points]:
                 if trial.status == "failed":
-                    self.session.tell(trial.number, math.inf, "failed")
+                    self._end_failed(trial)
                 else:
                     self.queue.append(trial)
 
@@ -185,7 +189,12 @@ class Scheduler:
             for other in [t for t in self.queue if t.structure == trial.structure]:
                 other.fail(error)
                 self.queue.remove(other)
-                self.session.tell(other.number, math.inf, "failed")
+                self._end_failed(other)
+
+    def _end_failed(self, trial: Trial) -> None:
+        """Ends a trial that has failed: it has the worst score, so that no other waits for it."""
+        self.scores.record(trial.number, 0, math.inf, self.executor.segments + 1, diverged=True)
+        self.session.tell(trial.number, math.inf, "failed")
 
     def _raise_unless_caught(self, error: Exception) -> None:
         if self.policy.needs_all_trials or not isinstance(error, self.catch):
@@ -194,8 +203,8 @@ class Scheduler:
 
     def enter(self, trial: Trial) -> None:
         """Makes lanes for candidates of the trial's structure."""
-        self.structure, self.entered = trial.structure, trial.number
         self.executor.enter(trial.candidate)
+        self.structure, self.entered = trial.structure, trial.number
 
     def _shrink(self) -> None:
         """Drops idle lanes when no further trial can take them."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from optfn.core.data import check_count
-from optfn.sweep.one_of import OneOf, applying, coordinates, point_of
+from optfn.sweep.one_of import OneOf, coordinates, point_of
 from optfn.sweep.space import Choice, Distribution, Fixed, as_space
 
 Point = dict[str, Any]
@@ -230,27 +230,52 @@ def _combination(space: Mapping[str, Distribution], index: int) -> Point:
     return point
 
 
-def completed(space: Mapping[str, Distribution], given: Mapping[str, Any], number: int) -> Point:
-    """A point of the space with the values given; others are drawn at random, by the number.
+def completed(
+    space: Mapping[str, Distribution], given: Mapping[str, Any], number: int, seed: int
+) -> Point:
+    """A point of the space with the values given; others are drawn at random.
+
+    Args:
+        space: the space.
+        given: values by name, not all of them.
+        number: the place of the point in `enqueue`, for messages and for drawing.
+        seed: the seed of the sweep.
 
     Raises:
+        TypeError: `given` is not a mapping.
         ValueError: a name does not apply, or its distribution does not have the value.
     """
-    draw = np.random.default_rng([number, len(given)])
-    point = point_of(
-        space, lambda name, d, key: given[name] if name in given else d.at(draw.random())
-    )
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"enqueue[{number}] must be a dict from names to values, found {given!r:.60}."
+        )
+    draw = np.random.default_rng([seed, number, 1])
+
+    def value_of(name: str, distribution: Distribution, key: str) -> Any:
+        if name not in given:
+            return distribution.at(draw.random())
+        try:
+            return _as_drawn(distribution, given[name])
+        except ValueError as error:
+            raise ValueError(f"enqueue[{number}], {name!r}: {error}") from None
+
+    point = point_of(space, value_of)
     for name in given:
         if name not in point:
             raise ValueError(
                 f"enqueue[{number}] names {name!r}, which does not apply there: the names are "
                 f"{', '.join(point)}."
             )
-        try:
-            applying(space, point)[name].unit(given[name])
-        except ValueError as error:
-            raise ValueError(f"enqueue[{number}], {name!r}: {error}") from None
     return point
+
+
+def _as_drawn(distribution: Distribution, value: Any) -> Any:
+    """A value of a distribution, of the type of those that it draws."""
+    u = distribution.unit(value)
+    if isinstance(distribution, (Choice, Fixed)):
+        return distribution.at(u)
+    kind = type(distribution.at(u))
+    return kind(value) if kind in (int, float) else value
 
 
 def check_trials(trials: int | None, search: str) -> int:

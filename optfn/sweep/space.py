@@ -409,8 +409,12 @@ class Normal(_Floats):
         return _clip_unit(NormalDist().cdf((value - self.mean) / self.std))
 
     def between(self, low: float, high: float) -> Distribution:
-        low_value, high_value = self.at(low), self.at(min(high, BELOW_ONE))
-        return Fixed(low_value) if low_value == high_value else Uniform(low_value, high_value)
+        if low <= 0 and high >= 1:
+            return self
+        return super().between(low, high)
+
+    def _from_to(self, low: float, high: float) -> Distribution:
+        return Uniform(low, high)
 
 
 @dataclass(frozen=True, init=False)
@@ -475,11 +479,14 @@ class Either(Distribution):
 
     Raises:
         TypeError: a part is neither a number nor a distribution of floats.
+        ValueError: there are no parts.
     """
 
     parts: tuple
 
     def __init__(self, *parts: Any):
+        if not parts:
+            raise ValueError("Either(...) needs something to choose from.")
         for part in parts:
             if not (isinstance(part, _Floats) or _is_number(part, Real)):
                 raise TypeError(
@@ -513,14 +520,17 @@ class Either(Distribution):
         return _clip_unit((i + self.parts[i].unit(value)) / len(self.parts))
 
     def between(self, low: float, high: float) -> Distribution:
-        first, last = (min(int(u * len(self.parts)), len(self.parts) - 1) for u in (low, high))
-        if first < last:
-            return Either(
-                *(p.value if isinstance(p, Fixed) else p for p in self.parts[first : last + 1])
-            )
-        return self.parts[first].between(
-            *(_clip_unit(u * len(self.parts) - first) for u in (low, high))
-        )
+        count = len(self.parts)
+        first = min(int(low * count), count - 1)
+        last = max(math.ceil(high * count) - 1, first)
+        kept = [
+            part.between(max(low * count - i, 0.0), min(high * count - i, 1.0))
+            for i, part in enumerate(self.parts)
+            if first <= i <= last
+        ]
+        if len(kept) == 1:
+            return kept[0]
+        return Either(*(part.value if isinstance(part, Fixed) else part for part in kept))
 
     def perturb(self, value: Any, factor: float) -> float:
         return self.parts[self._part(value)].perturb(value, factor)
@@ -554,8 +564,8 @@ def as_space(space: Mapping[str, Any]) -> dict[str, Distribution]:
     """Distributions by name.
 
     A list becomes a `Choice`, which `grid` takes as an axis; of numbers beside distributions, an
-    `Either`. A number, a string, a tuple, a
-    schedule, None or the only option of a list becomes `Fixed`.
+    `Either`. A number, a string, a tuple, a schedule, None or the only option of a list becomes
+    `Fixed`.
 
     Args:
         space: a mapping from names to distributions, lists or other values.

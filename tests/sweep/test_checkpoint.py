@@ -1,11 +1,13 @@
 """Sweeps on disk: the same results after a kill, and no others' checkpoints."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from sweep.problem import RATE, SCORED, START, STILL, X, Y, evaluate, init, loss
 
 import optfn
 from optfn import sweep
+from optfn.sweep.checkpoint import _plain
 
 FOLDER = Path(__file__).parent.parent
 
@@ -293,3 +296,15 @@ def test_keys_are_kept(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(RATE, checkpoint=tmp_path, checkpoint_every=2, progress=stopping_after(5), **kwargs)
     same(run(RATE, checkpoint=tmp_path, **kwargs), whole)
+
+
+def test_a_function_in_a_space_may_hold_modules_itself_and_sets():
+    """As one that is made inside another function does."""
+    numpy, node = np, SimpleNamespace()
+    node.own = node
+
+    def make(kind):
+        return (node, numpy, make) if kind in {"one", "two", "three", "four"} else None
+
+    assert len(json.dumps(plain := _plain(make))) < 2000
+    assert sorted(map(repr, ("one", "two", "three", "four"))) in plain[1][2]

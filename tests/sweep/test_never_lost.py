@@ -8,6 +8,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pytest
 from sweep.problem import RATE, STILL, X, Y, evaluate, loss, run
 
@@ -145,3 +146,14 @@ def test_progress_in_a_pipe_is_lines(capsys):
     with shown(None) as show:
         show(at)
     assert not capsys.readouterr().err
+
+
+def test_a_storage_that_fails_costs_a_warning(monkeypatch):
+    def raises(*args):
+        raise OSError("database is locked")
+
+    search = sweep.optuna_search(optuna.create_study())
+    monkeypatch.setattr(type(search.start(RATE, 1, 0)), "flush", raises)
+    with pytest.warns(UserWarning, match="shared storage .* database is locked"):
+        result = run(RATE, STILL, trials=8, lanes=8, search=search)
+    assert (result.status == "ok").all()

@@ -301,6 +301,37 @@ BAD = {
         "space": RATE,
         "enqueue": [{}, {"learning_rate": 7}],
     },
+    "enqueue[0], 'optimizer': OneOf('optimizer', sgd, adam) has no value 'adamm'": {
+        "space": {},
+        "optimizer": OPTIMIZERS,
+        "enqueue": [{"optimizer": "adamm"}],
+    },
+    "enqueue=...) must be a list of points, found a dict": {
+        "space": RATE,
+        "enqueue": {"learning_rate": 0.01},
+    },
+    "enqueue[0] must be a dict from names to values, found 0.01": {
+        "space": RATE,
+        "enqueue": [0.01],
+    },
+    "enqueue=...) has 9 points, more than trials=8": {"space": RATE, "enqueue": [{}] * 9},
+    "search=...) must be a search such as sobol(), found the class sobol": {
+        "space": RATE,
+        "search": sweep.sobol,
+    },
+    "confirm=...) must be a Confirm(top, seeds) or None, found 3": {"space": RATE, "confirm": 3},
+    "max_seconds=...) must be a number, found None": {"space": RATE, "max_seconds": None},
+    "the space's 'decay' is a OneOf, but the task's loss takes it": {
+        "space": RATE | {"decay": sweep.OneOf("kind", {"one": (float, {"x": 0.1})})},
+        "task": TASK,
+    },
+    "where a population changes the task's 'decay' on the way": {
+        "space": RATE | {"decay": [0, 0.5]},
+        "task": TASK,
+        "policy": sweep.pbt(every=5),
+        "confirm": sweep.Confirm(),
+    },
+    "Either(...) needs something to choose from": {"space": sweep.Either},
     "catch=...) must be a class of errors": {"space": RATE, "catch": "ValueError"},
 }
 
@@ -313,3 +344,69 @@ def test_bad_spaces_get_a_sentence(message):
             arguments["space"]()
         run(**arguments)
     assert message in str(caught.value)
+
+
+def test_no_trial_waits_for_one_that_failed():
+    """Neither for one whose optimizer cannot be made, nor for one whose program cannot."""
+
+    def optimizer(learning_rate, fails):
+        if fails == "making":
+            raise ZeroDivisionError
+        tx = optfn.sgd(learning_rate)
+        return optfn.masked(tx, {"other": True}) if fails == "running" else tx
+
+    rates = {"learning_rate": [0.01 * i for i in range(1, 10)]}
+    for fails in ("making", "running"):
+        good, bad = [{"fails": ""}] * 8, [{"fails": fails}] * 8
+        result = run(
+            rates | {"fails": ["", fails]},
+            STILL,
+            optimizer,
+            trials=16,
+            lanes=8,
+            enqueue=[*good, *bad],
+            policy=sweep.successive_halving(first=5),
+        )
+        counts = {s: int((result.status == s).sum()) for s in ("ok", "pruned", "failed")}
+        assert counts == {"ok": 5, "pruned": 3, "failed": 8}
+
+
+def test_a_failed_first_or_last_trial_costs_no_checkpoint(tmp_path):
+    def optimizer(learning_rate, runs):
+        tx = optfn.sgd(learning_rate)
+        if runs:
+            return tx
+        return optfn.masked(tx if runs is False else optfn.adam(learning_rate), {"other": True})
+
+    points = [{"runs": False}, *[{"runs": True} for _ in range(6)], {"runs": None}]
+    space = RATE | {"runs": [True, False, None]}
+    kwargs = {"task": STILL, "optimizer": optimizer, "lanes": 8, "checkpoint": tmp_path}
+    kwargs |= {"checkpoint_every": 3, "enqueue": points}
+    result = run(space, trials=8, **kwargs)
+    assert list(result.status) == ["failed", *["ok"] * 6, "failed"]
+    same(run(space, trials=8, **kwargs), result)
+    more = run(space, trials=10, **kwargs)
+    np.testing.assert_array_equal(more.scores[:8], result.scores)
+
+
+def test_points_of_ones_own_may_be_of_numpy(tmp_path):
+    space = {"learning_rate": sweep.Uniform(0, 1), "b1": [0.5, 0.9], "n": sweep.IntUniform(1, 9)}
+
+    def optimizer(learning_rate, b1, n):
+        assert type(learning_rate) is type(b1) is float and type(n) is int
+        return optfn.adam(learning_rate, b1)
+
+    mine = {"learning_rate": np.float32(0.25), "b1": np.float64(0.5), "n": np.int64(3)}
+    points = [mine, {"learning_rate": 1, "n": 4.0}]
+    result = run(
+        space, STILL, optimizer, trials=8, lanes=8, enqueue=points, checkpoint=tmp_path, seed=1
+    )
+    assert result.points[0] == mine and result.points[1]["learning_rate"] == 1.0
+    assert (result.status == "ok").all()
+
+
+def test_a_part_of_a_number_beside_a_range_is_narrow():
+    whole = sweep.Either(0.0, sweep.LogUniform(1e-4, 1.0))
+    part = whole.between(0.25, 0.75)
+    assert part.parts[0].value == 0.0 and part.parts[1].high == pytest.approx(1e-2, rel=1e-5)
+    assert whole.between(0.0, 0.5) == sweep.Fixed(0.0)

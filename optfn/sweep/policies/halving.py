@@ -129,12 +129,11 @@ class successive_halving(_Halving):
     """Synchronous successive halving: of a bracket of n trials, n // eta^i reach rung i.
 
     Rungs are at the ages first, first * eta, first * eta^2, ..., none but the first in the last
-    third of a run, as in `asha`. While a verdict depends on trials
-    that have not arrived, the trial pauses, and the host keeps its state. It stops as soon as
-    enough others are better, and continues as soon as too few can be: the verdicts are those of a
-    barrier, but at most n // eta states of a bracket are kept. At least one trial continues. It is
-    exact where `asha` guesses; meanwhile lanes take trials of the next bracket, and stay empty if
-    there is none.
+    third of a run, as in `asha`. While a verdict depends on trials that have not arrived, the trial
+    pauses, and the host keeps its state. It stops as soon as enough others are better, and
+    continues as soon as too few can be: the verdicts are those of a barrier, but at most n // eta
+    states of a bracket are kept. At least one trial continues. It is exact where `asha` guesses;
+    meanwhile lanes take trials of the next bracket, and stay empty if there is none.
 
     Args:
         first: the age at the first rung, in steps. All rungs are rounded up to whole segments.
