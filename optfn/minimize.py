@@ -16,6 +16,7 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
 from optfn.core.apply import step
 from optfn.core.control_flow import cond
+from optfn.core.data import as_number
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
@@ -96,9 +97,13 @@ class Minimum(NamedTuple):
         return self.status == Status.CONVERGED
 
     def __str__(self) -> str:
-        """A line for each run."""
+        """A line for each run; the `repr` where the numbers are not known, as in a trace."""
         fields = self.status, self.value, self.grad_norm, self.steps, *self.evaluations
-        columns = np.broadcast_arrays(*map(np.asarray, (*fields, self.start_moved)))
+        fields = (*fields, self.start_moved)
+        kinds = (jax.Array, np.ndarray, np.generic, int, float)
+        if any(isinstance(x, Tracer) or not isinstance(x, kinds) for x in fields):
+            return repr(self)
+        columns = np.broadcast_arrays(*map(np.asarray, fields))
         rows = zip(*map(np.ravel, columns), strict=True)
         return "\n".join(
             f"{TEXTS[Status(status)]}: value {value:.6g}, gradient {norm:.2g}, {steps} steps, "
@@ -162,15 +167,21 @@ def minimize(
     Raises:
         TypeError: `x0` has integers, `args` is not a tuple, `fun` or `value_and_grad` does not
             return what `has_aux` says, `tx` needs other extra arguments or takes no bounds,
-            `bounds` is no pair, or a bounded param is complex.
-        ValueError: `fun` does not return a real scalar, the gradient is not like `x0`, the bounds
-            do not fit `x0`, or a lower bound is known to be above its upper bound. (Where it is not
-            known, in a trace, the status says so.)
+            `bounds` is no pair, a bounded param is complex, a function is none or cannot be hashed,
+            or a limit is no number.
+        ValueError: `fun` does not return a real scalar, the gradient is not like `x0`, a limit is
+            NaN or no scalar, the bounds do not fit `x0`, or a lower bound is known to be above its
+            upper bound. (Where it is not known, in a trace, the status says so.)
     """
     if not isinstance(args, tuple):
         raise TypeError(
             f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
         )
+    _check_function(fun, "minimize(fun=...)")
+    if value_and_grad is not None:
+        _check_function(value_and_grad, "minimize(value_and_grad=...)")
+    _check_limit(tol, "minimize(tol=...)")
+    _check_limit(max_steps, "minimize(max_steps=...)")
     x0 = to_arrays(x0, "x0")
     where = "minimize(bounds=...)"
     box = None if bounds is None else Box.of(bounds, x0, where, "x0")
@@ -189,6 +200,27 @@ def minimize(
         result = _checked_run(*own, tol, max_steps)
         return result._replace(x=merge(result.x, x0, mine))
     return _checked_run(objective, tx, x0, args, box, tol, max_steps)
+
+
+def _check_function(function: Any, where: str) -> None:
+    """Refuses what cannot be called, or cannot be looked up among the functions compiled before."""
+    found = type(function).__name__
+    if not callable(function):
+        raise TypeError(f"{where} must be a function, found {found}.")
+    if _holds_arrays(function):
+        return
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(
+            f"{where} must be hashable or a pytree, found {found}; give a method or a lambda that "
+            "calls it, or freeze the dataclass."
+        ) from None
+
+
+def _check_limit(limit: Any, where: str) -> None:
+    if jnp.shape(as_number(limit, where)):
+        raise ValueError(f"{where} must be one number, found shape {jnp.shape(limit)}.")
 
 
 def _holds_arrays(function: Callable | None) -> bool:

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optfn.core.dtypes import dtype_of
 from optfn.core.holes import merge, view
 from optfn.core.tree import PyTree
 
@@ -68,11 +70,10 @@ class Objective:
             raise TypeError(f"minimize({name}=...) gives a pair with has_aux=True alone; {found}.")
         value: Any
         value, aux = out if self.has_aux else (out, None)
-        if jnp.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise ValueError(
-                f"minimize({name}=...) must give a real scalar, found "
-                f"{jnp.result_type(value)}{list(jnp.shape(value))}."
-            )
+        is_array = isinstance(value, (jax.Array, np.ndarray, np.generic, int, float, complex))
+        if not is_array or jnp.shape(value) or not jnp.issubdtype(dtype_of(value), jnp.floating):
+            found = _form(value) if is_array else type(value).__name__
+            raise ValueError(f"minimize({name}=...) must give a real scalar, found {found}.")
         return value, aux
 
     def over(self, mine: list[bool]) -> "Objective":

@@ -1,5 +1,6 @@
 """Whole runs: where they end, why, after how many evaluations, and in batches."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -194,6 +195,39 @@ def test_bad_input():
         optfn.minimize(lambda x: x, START)
     with pytest.raises(ValueError, match=r"must give a real scalar, found complex64\[\]"):
         optfn.minimize(lambda x: jnp.sum(x) * 1j, START)
+
+
+@dataclasses.dataclass
+class Distance:
+    to: float
+
+    def __call__(self, x):
+        return jnp.sum((x - self.to) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("fun", "options", "error", "match"),
+    [
+        (None, {}, TypeError, r"fun=\.\.\.\) must be a function, found NoneType"),
+        (START, {}, TypeError, r"fun=\.\.\.\) must be a function, found ArrayImpl"),
+        (Distance(2.0), {}, TypeError, r"fun=\.\.\.\) must be hashable .*found Distance"),
+        (lambda x: None, {}, ValueError, "must give a real scalar, found NoneType"),
+        (lambda x: {"loss": 0.0}, {}, ValueError, "must give a real scalar, found dict"),
+        (rosenbrock, {"value_and_grad": True}, TypeError, "must be a function, found bool"),
+        (rosenbrock, {"tol": None}, TypeError, r"tol=\.\.\.\) must be a number"),
+        (rosenbrock, {"tol": np.nan}, ValueError, r"tol=\.\.\.\) is NaN"),
+        (rosenbrock, {"tol": np.ones(2)}, ValueError, r"must be one number, found shape \(2,\)"),
+        (rosenbrock, {"max_steps": "9"}, TypeError, r"max_steps=\.\.\.\) must be a number"),
+    ],
+)
+def test_what_is_no_function_or_limit_is_named(fun, options, error, match):
+    with pytest.raises(error, match=match):
+        optfn.minimize(fun, START, **options)
+
+
+def test_a_result_without_numbers_prints_too():
+    shapes = jax.eval_shape(partial(optfn.minimize, rosenbrock), START)
+    assert str(shapes) == repr(shapes)
 
 
 def test_what_is_no_tuple_of_arguments_is_refused():

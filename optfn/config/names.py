@@ -85,7 +85,9 @@ def _configurable(function: F, name: str | None) -> F:
 
 def _place(function: Any) -> tuple:
     """Where it is defined: a cell that runs again defines the same function anew."""
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+    name = getattr(function, "__qualname__", function)
+    is_lambda = isinstance(name, str) and name.endswith("<lambda>")  # a name that many have
+    return getattr(function, "__module__", None), name, function.__code__ if is_lambda else None
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from optfn.core.updates_kind import Updates
 # Words that say what a mapping is; one with other keys alone is a dict.
 CALLS = ("name", "schedule")
 VALUES = ("function", "array", "tuple", "literal")
+LITERAL = "written {'literal': {...}}"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NO_FINITE_NUMBER = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -124,7 +125,7 @@ def _read_mapping(config: dict, where: str) -> Any:
 
 def _call(name: Any, entries: dict, where: str, word: str, space: str) -> Any:
     """What a factory makes of the entries of a mapping."""
-    factory = _factory(name, f"{where}.{word}", space)
+    factory = _factory(name, where, word, space)
     parameters = parameters_of(factory)
     own = {key: entries.pop(key) for key in list(entries) if key in parameters}
     named = entries.pop("named", None)
@@ -137,7 +138,7 @@ def _call(name: Any, entries: dict, where: str, word: str, space: str) -> Any:
     return made
 
 
-def _factory(name: Any, where: str, space: str) -> Callable:
+def _factory(name: Any, where: str, word: str, space: str) -> Callable:
     """What the config names, or an error with the nearest name and the choices."""
     choices = all_names()
     own = [x for x in choices if x not in public_names()]
@@ -148,11 +149,12 @@ def _factory(name: Any, where: str, space: str) -> Callable:
             return lambda: found
         if found is not None:
             return found
-    elsewhere = what_to_write(name) if isinstance(name, str) else None
+    is_text = isinstance(name, str)
+    elsewhere = what_to_write(name) if is_text else f"A key {word!r} of the params is {LITERAL}."
     of_space = [x.removeprefix(space) for x in public_names() if x.startswith(space)]
     kind = "schedule" if space else "name of optfn's or a configurable of yours"
     raise ValueError(
-        f"{where} must be a {kind}, {unknown(name, of_space + own)}"
+        f"{where}.{word} must be a {kind}, {unknown(name, of_space + own)}"
         f"{f' {elsewhere}' if elsewhere else ''}"
     )
 
@@ -198,7 +200,7 @@ def _with(put: Callable, other: Callable) -> Callable:
 
 def _in_front(stage: Callable, made: Any, value: Any, where: str) -> Any:
     parameters = parameters_of(stage)
-    first = _made(stage, parameters, _as_arguments(value, list(parameters)), where)
+    first = _made(stage, parameters, _as_arguments(value, list(parameters), where), where)
     if not isinstance(first, Transform):
         raise TypeError(f"{where} must make a stage, found {type(first).__name__}.")
     if first.updates_kind(Updates.DIRECTION) in (Updates.STEP, Updates.LAST):
@@ -212,15 +214,17 @@ def _in_front(stage: Callable, made: Any, value: Any, where: str) -> Any:
 def _wrapped(wrapper: Callable, made: Any, value: Any, where: str) -> Any:
     parameters = parameters_of(wrapper)
     inner, *others = parameters
-    arguments = {inner: made, **_as_arguments(value, others)}
+    arguments = {inner: made, **_as_arguments(value, others, where)}
     return _made(wrapper, parameters, arguments, where)
 
 
-def _as_arguments(value: Any, names: list[str]) -> dict[str, Any]:
+def _as_arguments(value: Any, names: list[str], where: str) -> dict[str, Any]:
     """The value of a stage or a wrapper as arguments: a dict of them, or the first one."""
     if _is_mapping(value) and not any(word in value for word in (*CALLS, *VALUES)):
         return dict(value.items())
-    return {names[0]: value} if names else {"": value}
+    if not names:
+        raise TypeError(f"{where} takes no arguments: write {{}}, found {_shown(value)}.")
+    return {names[0]: value}
 
 
 def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
@@ -245,10 +249,11 @@ def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
             args = _positional(value, place)
         elif key in argument_names("per_leaf"):
             kwargs[key] = _read(value, place)
-        elif key == "patterns" and issubclass(made_by(factory), by_path):
-            kwargs[key] = _in_order(value, place)
+        elif issubclass(made_by(factory), by_path):  # its values are labels, which may be any text
+            read = _in_order if key == "patterns" else _read
+            kwargs[key] = _frozen(read(value, place))
         else:
-            kwargs[key] = _frozen(_read(value, place))
+            kwargs[key] = _with_numbers(_frozen(_read(value, place)))
     made = _guarded(lambda: factory(*args, **kwargs), where, given)
     if _makes_transforms(factory) and not isinstance(made, Transform):
         raise TypeError(
@@ -284,12 +289,15 @@ def _in_order(pairs: Any, where: str) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, which hash; and text that is a number, as YAML has 1e-3, as the number."""
-    if isinstance(value, list):
-        return tuple(map(_frozen, value))
-    if isinstance(value, str):
-        return _number(value)
-    return value
+    """Lists as tuples, which hash."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _with_numbers(value: Any) -> Any:
+    """Text that is a number, as YAML has 1e-3, as the number."""
+    if type(value) is tuple:
+        return tuple(map(_with_numbers, value))
+    return _number(value) if isinstance(value, str) else value
 
 
 def _number(text: str) -> Any:
@@ -377,7 +385,7 @@ def _check_alone(others: dict, word: str, where: str, besides: str = "nothing") 
     if others:
         raise ValueError(
             f"{where}.{next(iter(others))}: beside {word!r} stands {besides}; a dict with this key "
-            "is written {'literal': {...}}."
+            f"is {LITERAL}."
         )
 
 

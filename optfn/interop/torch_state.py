@@ -54,8 +54,9 @@ def from_torch_state(
             schedules alone. None finds it in the entries, and is 0 where there is none.
 
     Raises:
-        ValueError: an entry is missing or has no place, steps differ, or a shape is not its
-            param's; the message names the path.
+        TypeError: `torch_state` or an entry of it is no dict.
+        ValueError: an entry is missing or has no place, steps differ, among the entries or from
+            `count`, or a shape is not its param's; the message names the path.
     """
     tx = check_transform_type(tx, "from_torch_state(tx=...)")
     first = tx.init(params)
@@ -63,6 +64,9 @@ def from_torch_state(
     steps = {path: int(np.asarray(x[STEP])) for path, x in torch_state.items() if STEP in x}
     if len(set(steps.values())) > 1:
         raise ValueError(f"torch_state has entries of several steps: {steps}; here all have one.")
+    step = next(iter(steps.values()), count or 0)
+    if count is not None and step != count:
+        raise ValueError(f"from_torch_state(count=...) is {count}, but torch_state counts {step}.")
     used: set[tuple[str, str]] = {(path, STEP) for path in steps}
 
     def renewed(place: Place) -> Any:
@@ -90,8 +94,7 @@ def from_torch_state(
         for name, value in entry.items():
             if (path, name) not in used and value is not None:
                 raise ValueError(f"torch_state['{path}']['{name}'] has no place in {tx!r}.")
-    count = next(iter(steps.values()), 0) if count is None else count
-    return State(put_like(jnp.asarray(count, jnp.int32), first.step), slots)
+    return State(put_like(jnp.asarray(step, jnp.int32), first.step), slots)
 
 
 def _check_paths(torch_state: Any, paths: list[str]) -> None:
@@ -106,6 +109,11 @@ def _check_paths(torch_state: Any, paths: list[str]) -> None:
             f"torch_state has an entry for {unknown[0]!r}, which is no leaf of the params; there "
             f"are: {', '.join(map(repr, paths))}."
         )
+    for path, entry in torch_state.items():
+        if not isinstance(entry, Mapping):
+            raise TypeError(
+                f"torch_state['{path}'] must be a dict of arrays, found {type(entry).__name__}."
+            )
 
 
 def _array(torch_state: Mapping, path: str, name: str, old: jax.Array) -> jax.Array:

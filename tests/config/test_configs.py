@@ -64,6 +64,9 @@ MORE = {
         optfn.clip(0.1).named("d"),
     ).named("a"),
     "by path": optfn.adamw(0.1, mask=optfn.by_path({"z/**": True, "**/a": False}, default=True)),
+    "labels by path that are numbers": optfn.partition(
+        {"1e-3": optfn.sgd(0.1), "inf": optfn.lion(0.1)}, optfn.by_path({"a": "1e-3"}, "inf")
+    ),
     "views": optfn.muon(0.1, views=optfn.matrices({"a/*": MATRIX_AXES, "b": optfn.NO_MATRIX})),
     "nested masks": optfn.masked(optfn.adam(0.1), {"a": [True, (False,)], "b": None}),
     "labels that are words": optfn.partition(
@@ -214,6 +217,7 @@ WRONG: list[tuple[Any, str]] = [
         r"config\.learning_rate\.schedule must be a schedule, .* 'warmup_cosine'\?",
     ),
     (ADAMW | {"learning_rate": {"schedule": "sgdr_schedule"}}, "optax's sgdr_schedule is"),
+    (ADAMW | {"mask": {"name": True}}, r"config\.mask\.name .*A key 'name' .*{'literal': {"),
     (ADAMW | {"mask": {"w": 1}}, r"config\.mask: .* at 'w' must be a bool"),
     (ADAMW | {"mask": {"function": "decay"}}, r"config\.mask\.function .* did you mean 'decays'"),
     (ADAMW | {"mask": {"function": "decays", "w": True}}, r"config\.mask\.w: .*literal"),
@@ -222,6 +226,7 @@ WRONG: list[tuple[Any, str]] = [
     (ADAMW | {"clip": 1, "centralize": {}}, "'clip' and 'centralize' are stages, .* 'chain'"),
     (ADAMW | {"accumulate": 2, "store": 1}, "'accumulate' and 'store' are wrappers"),
     (ADAMW | {"sgd": 0.1}, r"config\.sgd would stand in front .* an optimizer itself"),
+    (ADAMW | {"centralize": True}, r"config\.centralize takes no arguments: write {}, found True"),
     (ADAMW | {"named": "a.b"}, r"config\.named: "),
     ([ADAMW, {"learning_rate": 1}], r"config\[1\] must be a transform"),
     ({"name": "chain", "stages": ADAMW}, r"config\.stages must be a list"),
@@ -318,6 +323,10 @@ def test_a_name_stands_for_one_thing():
         optfn.configurable(name="adam")(halve)
     with pytest.raises(ValueError, match=r"'halve' is .* already"):
         optfn.configurable(name="halve")(lambda step: step)
+    for _ in range(2):  # a cell that runs again
+        optfn.configurable(name="third")(lambda step: step / 3)
+    with pytest.raises(ValueError, match=r"'third' is .* already"):
+        optfn.configurable(name="third")(lambda step: step / 4)
     with pytest.raises(TypeError, match="needs a name"):
         optfn.configurable(lambda step: step)
     with pytest.raises(TypeError, match="must be a function"):

@@ -86,5 +86,9 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             optfn.from_torch_state(tx, wrong, params)
+    with pytest.raises(ValueError, match=r"count=\.\.\.\) is 4, but torch_state counts 3"):
+        optfn.from_torch_state(adam, state, params, count=4)
+    with pytest.raises(TypeError, match=r"torch_state\['dense/bias'\] must be a dict of arrays"):
+        optfn.from_torch_state(adam, state | {"dense/bias": None}, params)
     with pytest.raises(TypeError, match="a dict from paths"):
         optfn.from_torch_state(adam, [entry], params)
