@@ -26,7 +26,7 @@ def in_blocks(views: Any, block: int) -> Any:
         ValueError: block is not a whole number above 0.
     """
     check_count(block, "in_blocks(block=...)")
-    return of_views(_cut, views, "in_blocks", block)
+    return of_views(_cut, views, "in_blocks", block=block)
 
 
 def _cut(view: MatrixAxes, leaf: Any, block: int) -> MatrixAxes:

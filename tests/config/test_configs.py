@@ -83,6 +83,7 @@ MORE = {
         rounding="stochastic",
         seed=7,
     ),
+    "in the host's memory": optfn.offload(optfn.adam(0.1), leaves={"w": True, "b": False}),
     "dtypes": optfn.accumulate(optfn.adam(0.1, mu_dtype=jnp.bfloat16), 2, accumulator_dtype="f4"),
     "a function": optfn.sgd(halve, momentum=schedules.constant(0.9)),
     "a class of one's own": optfn.chain(shrink(0.1, True), optfn.sgd(0.1)),
