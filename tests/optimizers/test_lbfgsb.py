@@ -79,6 +79,13 @@ def test_the_direction_is_the_paper_s(seed, x64):
     assert len(on_bounds) > 2
 
 
+@pytest.mark.parametrize("side", [0.0, None, np.zeros(2)])
+def test_bounds_of_another_shape_are_refused(side):
+    tx, x = scale_by_lbfgsb(), jnp.zeros(3)
+    with pytest.raises(ValueError, match="the lower bounds"):
+        tx.update(x, tx.init(x), x, box=Box(side, jnp.ones(3)))
+
+
 def test_without_bounds_it_is_the_direction_of_lbfgs(x64):
     params = {"a": jnp.asarray([[1.0, -2.0, 0.5]]), "n": None, "b": jnp.asarray(3.0)}
     far = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), params)

@@ -9,6 +9,7 @@ from jax import lax
 from optfn.compose.chain import chain
 from optfn.core.data import check_count, static
 from optfn.core.dtypes import cast, own_dtype, widen
+from optfn.core.inputs import matched, to_arrays
 from optfn.core.numerics import all_finite
 from optfn.core.placement import replicate, split_like
 from optfn.core.slots import scalar_slot, zero_slot
@@ -66,7 +67,8 @@ class scale_by_lbfgsb(Transform):
 
     Raises:
         TypeError: a param is complex, or `box` is no `Box`.
-        ValueError: `update` was not given the params; or `memory_size` is below 1.
+        ValueError: `update` was not given the params, the bounds are not trees of their shapes, or
+            `memory_size` is below 1.
 
     Source: Byrd, Lu, Nocedal and Zhu 1995; the projection of z is that of Morales and Nocedal 2011.
     """
@@ -97,7 +99,13 @@ class scale_by_lbfgsb(Transform):
         box = ctx.extra_args["box"]
         if not isinstance(box, Box):
             raise TypeError(f"update(box=...) must be a Box(lower, upper), found {describe(box)}.")
-        box = Box(*(_vector(side, dtype) for side in box))
+        sides = (
+            matched(
+                to_arrays(side, f"the {name} bound"), updates, f"the {name} bounds", "the params"
+            )
+            for name, side in box._asdict().items()
+        )
+        box = Box(*(_vector(side, dtype) for side in sides))
         x, g = (_vector(tree, dtype) for tree in (ctx.params, updates))
         if not g.size:
             return updates, slots
