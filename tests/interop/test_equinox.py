@@ -174,12 +174,19 @@ RULES = {
 }
 
 
+# What optax's own rules take, they get.
+LEFT_TO_OPTAX = ("an integer", "an integer array", "a switch", "a random key")
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_whole_model_is_refused_with_the_way_out(other):
     model = Counting(jnp.ones(2), OTHERS[other])
     params = eqx.filter(model, eqx.is_inexact_array)
-    calls = [lambda tx=tx: tx.init(model) for tx in RULES.values()]
-    for tx in RULES.values():
+    rules = [
+        tx for name, tx in RULES.items() if not (name == "from_optax" and other in LEFT_TO_OPTAX)
+    ]
+    calls = [lambda tx=tx: tx.init(model) for tx in rules]
+    for tx in rules:
         state = tx.init(params)
         calls += [
             lambda tx=tx, state=state: tx.update(params, state, model),

@@ -88,10 +88,10 @@ def muon(
     preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
     shape_scale: str = "width",
+    muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
     views: Any = matrices(),
     rest: optax.GradientTransformation | None = None,
-    muon_weight_dimension_numbers: Any = None,
 ) -> partition:
     """Muon: steps whose singular values are all alike, from orthogonalized momentum.
 
@@ -122,14 +122,14 @@ def muon(
         dtype: the dtype of the products: at least float32 by default; "bfloat16" is usual on
             accelerators.
         shape_scale: the factor, "width" or "spectral"; see `scale_by_matrix_shape`.
+        muon_weight_dimension_numbers: optax's way to say what `views` say, in their place:
+            `MuonDimensionNumbers` for all arrays of two axes or more, or a tree of them with None
+            for `rest`, or a function from the params to one.
         consistent_rms: the root mean square of a step, in the place of `shape_scale`; 0.2 is that
             of AdamW's, whose rate and decay can then be kept.
         views: how each leaf is a matrix or a stack of them; see `matrices`.
         rest: the optimizer of all other leaves; by default that of Jordan et al.,
             `adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)`.
-        muon_weight_dimension_numbers: optax's way to say it, in the place of `views`:
-            `MuonDimensionNumbers` for all arrays of two axes or more, or a tree of them with None
-            for `rest`, or a function from the params to one.
 
     Raises:
         ValueError: at `init`, if an array of three or more axes is not described by `views`.
