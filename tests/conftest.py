@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,33 +70,13 @@ def x64():
         yield
 
 
-compiled = []
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_its_own():
+    """Every program holds several memory maps, of which Linux gives a process 65,530.
 
-
-def note_program(event, duration, **kwargs):
-    if event == "/jax/core/compile/backend_compile_duration":
-        compiled.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(note_program)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item, nextitem):
-    """Drops the compiled programs when there are many, if possible between two files.
-
-    Each holds several memory maps, of which Linux gives a process 65,530, and XLA dies without a
-    word where there are no more. To drop them after every file would compile anew what many files
-    have in common. (Before 0.8 jax itself may abort in `clear_caches`.)
+    XLA dies without a word where there are no more, so no file leaves its programs behind, nor the
+    gigabytes that traces take. (Before 0.8 jax itself may abort in `clear_caches`.)
     """
-    last_of_file = nextitem is None or nextitem.path != item.path
-    if jax.__version_info__ >= (0, 8) and (last_of_file or len(compiled) > 500):
-        compiled.clear()
-        if number_of_memory_maps() > (25_000 if last_of_file else 40_000):
-            jax.clear_caches()
-            gc.collect()
-
-
-def number_of_memory_maps() -> int:
-    maps = Path("/proc/self/maps")
-    return maps.read_bytes().count(b"\n") if maps.exists() else sys.maxsize
+    yield
+    if jax.__version_info__ >= (0, 8):
+        jax.clear_caches()
