@@ -92,7 +92,7 @@ def test_second_derivatives_complex_params_frozen_ones_and_outputs(x64):
 
     # z = c (1 + 2i) / (1 + c)
     np.testing.assert_allclose(jax.grad(of)(0.5), 5 / 1.5**2, rtol=1e-8)
-    check_grads(of, (0.5,), order=2, atol=1e-5, rtol=1e-5)
+    check_grads(jax.jit(of), (0.5,), order=2, atol=1e-5, rtol=1e-5)
 
 
 def test_an_equation_that_has_no_solution_is_a_nan(x64):
