@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from optfn.core.dtypes import dtype_of
 from optfn.core.holes import merge, view
@@ -83,14 +85,14 @@ class Objective:
         return Objective(_OfPart(self.fun, part), self.has_aux, derivative)
 
     def hoisted(self, x: PyTree, args: tuple) -> tuple["Objective", tuple]:
-        """The function with the arrays it closes over, by which `jax.grad` may be, as arguments.
+        """The function with what it closes over inside a trace as arguments.
 
-        A function of arrays that nothing differentiates by is returned as it is.
+        A function of arrays that are known is returned as it is.
         """
-        fun, closed = jax.closure_convert(self.fun, x, *args)
+        fun, closed = _hoisted(self.fun, x, args)
         derivative, also_closed = self.derivative, []
         if derivative is not None:
-            derivative, also_closed = jax.closure_convert(derivative, x, *args)
+            derivative, also_closed = _hoisted(derivative, x, args)
         if not closed and not also_closed:
             return self, args
         n = len(args)
@@ -98,6 +100,26 @@ class Objective:
         if derivative is not None:
             derivative = _with_own(derivative, n, slice(n + len(closed), None))
         return Objective(fun, self.has_aux, derivative), (*args, *closed, *also_closed)
+
+
+def _hoisted(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, list]:
+    """A function of x, the arguments and the tracers that it closes over, and these.
+
+    Unlike `jax.closure_convert` it takes whole numbers and random keys too: what a custom
+    derivative closes over must be known.
+    """
+    closed, out = jax.make_jaxpr(function, return_shape=True)(x, *args)
+    tracers = [c for c in closed.consts if isinstance(c, Tracer)]
+    if not tracers:
+        return function, []
+
+    def of_all(x: PyTree, *given: Any) -> Any:
+        args, own = given[: len(given) - len(tracers)], iter(given[len(given) - len(tracers) :])
+        consts = [next(own) if isinstance(c, Tracer) else c for c in closed.consts]
+        leaves = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves((x, *args)))
+        return jax.tree.unflatten(jax.tree.structure(out), leaves)
+
+    return of_all, tracers
 
 
 def _with_own(function: Callable, count: int, own: slice) -> Callable:

@@ -79,6 +79,20 @@ def test_what_a_function_closes_over_counts(wrap, x64):
     np.testing.assert_allclose(pullback((0.0, 1.0)), [3.0, 4 / 16], rtol=1e-9)
 
 
+def test_whole_numbers_and_keys_of_an_outer_trace_may_be_closed_over(x64):
+    table, key = jnp.asarray([1.0, 2.0, 4.0]), jax.random.key(0)
+
+    def of(scale, place, key):
+        noise = jax.random.normal(key, ())
+        found = optfn.minimize(
+            lambda x: (x - scale * table[place] - noise - jax.random.normal(key, ())) ** 2, 0.0
+        )
+        return found.x
+
+    for wrap in (lambda f: jax.grad(jax.jit(f)), lambda f: jax.jit(jax.grad(f))):
+        np.testing.assert_allclose(wrap(of)(1.0, 2, key), 4.0, rtol=1e-9)
+
+
 def test_second_derivatives_complex_params_frozen_ones_and_outputs(x64):
     def of(c):
         def f(p):

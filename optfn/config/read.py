@@ -312,7 +312,7 @@ def _guarded(build: Callable[[], Any], where: str, given: dict) -> Any:
     """What is built, or its error with the path of the key in front."""
     try:
         return build()
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         found = re.search(r"\((\w+)=", str(error))
         key = found[1] if found and found[1] in given else None
         place = where if key is None else f"{where}.{key}"
