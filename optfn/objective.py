@@ -63,14 +63,13 @@ class Objective:
             raise ValueError(f"{where} must give a gradient like x0, found {_form(found[1])}.")
         return value, jax.tree.map(lambda g, p: jnp.asarray(g, p.dtype), found[1], x)
 
-    def _checked(self, out: Any, name: str) -> tuple[jax.Array, Any]:
+    def _checked(self, out: Any, name: str) -> tuple[Any, Any]:
         is_pair = isinstance(out, tuple) and len(out) == 2
         if self.has_aux != is_pair:
             found = (
                 "has_aux is True and it gives one" if self.has_aux else "it gives a pair without"
             )
             raise TypeError(f"minimize({name}=...) gives a pair with has_aux=True alone; {found}.")
-        value: Any
         value, aux = out if self.has_aux else (out, None)
         is_array = isinstance(value, (jax.Array, np.ndarray, np.generic, int, float, complex))
         if not is_array or jnp.shape(value) or not jnp.issubdtype(dtype_of(value), jnp.floating):
