@@ -1,5 +1,6 @@
 """The results of a sweep."""
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
@@ -62,6 +63,10 @@ class TrialResult:
     runs: tuple["RunResult", ...] = ()
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
     error: str = ""
+
+
+# What a trial that is trained again has already.
+KNOWN_BEFORE = ("trial", "values", "optimizer", "hyperparameter_history")
 
 
 @dataclass(frozen=True)
@@ -283,11 +288,7 @@ class Result:
         while scheduler.advance():
             pass
         again = Result.of(scheduler, 0.0).trial(0)
-        own = {
-            name: getattr(first, name)
-            for name in ("trial", "values", "optimizer", "hyperparameter_history")
-        }
-        return replace(again, **own)
+        return replace(again, **{name: getattr(first, name) for name in KNOWN_BEFORE})
 
     def train_again(
         self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
@@ -361,8 +362,6 @@ class Result:
 
     def to_csv(self, path: Any) -> None:
         """Writes a row for each trial."""
-        import csv
-
         columns = self.columns()
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)

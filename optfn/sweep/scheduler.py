@@ -72,13 +72,7 @@ class Scheduler:
         self.structures = Structures()
         work = self.session.trials * self.runs * plan.steps * policy.expected_share
         self.executor = Executor(plan, self.runs, self.mode, work)
-        places = self.executor.places
-        if policy.needs_all_trials and not 2 <= self.session.trials <= places:
-            raise ValueError(
-                f"{type(policy).__name__} trains all members side by side: "
-                f"trials={self.session.trials} must be at least 2 and at most the {places} that "
-                f"lanes={plan.lanes} hold."
-            )
+        policy.check_trials(self.session.trials, self.executor.places, plan)
 
     def advance(self) -> bool:
         """Trains a segment and judges; False if no trial is left."""
@@ -298,12 +292,8 @@ class Scheduler:
             candidate = self.plan.candidate(point)
             self._structure_of(candidate, trial.number)
             trial.go_on_with(point, candidate, history, age=self.scores.ages[rung])
-        self.executor.copy(
-            {
-                places[trial.number]: (places[copy.source], trial.candidate)
-                for trial, copy in copies.items()
-            }
-        )
+        copied = {places[t.number]: (places[c.source], t.candidate) for t, c in copies.items()}
+        self.executor.copy(copied)
 
     def _end(self, trial: Trial, status: TrialStatus) -> None:
         """Ends a trial: it leaves its place, and the search gets its outcome."""

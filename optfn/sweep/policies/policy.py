@@ -210,6 +210,14 @@ class Policy:
         """
         return 0
 
+    def check_trials(self, trials: int, places: int, plan: Plan) -> None:
+        """Refuses a population that is alone, or has not a place for each member."""
+        if self.needs_all_trials and not 2 <= trials <= places:
+            raise ValueError(
+                f"{type(self).__name__} trains all members side by side: trials={trials} must be "
+                f"at least 2 and at most the {places} that lanes={plan.lanes} hold."
+            )
+
     def check_rungs(self, rungs: Sequence[int], plan: Plan) -> None:
         """Refuses ages at which no trial would be judged."""
         wanted = range(plan.segment, plan.steps, plan.segment)
