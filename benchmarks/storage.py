@@ -109,7 +109,7 @@ class Settings(NamedTuple):
 
 
 FULL = Settings(
-    ("one_16m", "24 of 256x256", "gpt2"),
+    ("24 of 256x256", "gpt2"),
     rounds=7,
     steps={"digits": 400, "mnist": 300, "text": 200},
     trials={"digits": 16, "mnist": 8, "text": 6},
