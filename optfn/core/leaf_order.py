@@ -61,8 +61,9 @@ def in_order(
 
     found: list[StoredAs | None] = [None] * len(updates)
     for i, (update, own) in enumerate(zip(updates, slots, strict=True)):
-        if update.size >= SMALL:
-            is_cast = any(is_narrow(x.dtype) for x in jax.tree.leaves(own))
+        held = jax.tree.leaves(own)
+        if update.size >= SMALL and held:
+            is_cast = any(is_narrow(x.dtype) for x in held)
             found[i] = ctx.stored_as or ("dtypes" if is_cast else None)
     # One alone waits for nobody, and its slots are made sooner than they can be held.
     return [None if how == "formats" and found.count(how) == 1 else how for how in found]

@@ -27,7 +27,7 @@ from optfn.core.leaf_order import Turn, after, in_order
 from optfn.core.mapped import part_axes
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
-from optfn.core.state import Context, StoredAs
+from optfn.core.state import Context
 from optfn.core.tracing import common, traced_once
 from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
@@ -53,6 +53,7 @@ class Leafwise(Transform):
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
         elementary: the rule is about one operation, so tracing it once per shape gains nothing.
+        costly: the rule computes much more than it reads, so nothing computes it twice.
         refreshes: the rule computes something costly every few steps: `update_leaf` gets the
             keyword argument `turn`, with which `is_due` says when.
         random: the rule draws random numbers: it has a number field `seed`, and `update_leaf`
@@ -63,6 +64,7 @@ class Leafwise(Transform):
 
     Slots: ClassVar[Any] = None
     elementary: ClassVar[bool] = False
+    costly: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
 
     def init_leaf(self, param: jax.Array) -> Any:
@@ -269,6 +271,7 @@ def apply_run(
         for i, leaf in enumerate(leaves)
     ]
     done = rules[0].run_together(own_rules, args) if len(rules) == 1 else {}
+    costly = any(rule.costly or rule.refreshes for rule in rules)
     ordered = in_order(leaves, [leaf_args[1] for leaf_args in args], ctx)
     flag: Any = np.zeros((), bool)
     new_leaves, new_slots = [], []
@@ -279,7 +282,8 @@ def apply_run(
             elif (how := ordered[i]) is not None:
                 turn = Turn(flag, ctx.step, targets[i])
                 in_turn = _run_in_turn_jitted if once[i] else _run_in_turn
-                leaf, slot, flag = in_turn(part_axes(), how, turn, *split[id(own)], *args[i])
+                keeps = costly or how == "formats"
+                leaf, slot, flag = in_turn(part_axes(), keeps, turn, *split[id(own)], *args[i])
             elif once[i]:
                 leaf, slot = _run_jitted(part_axes(), *split[id(own)], *args[i])
             else:
@@ -352,7 +356,7 @@ class StaticRules:
 
 
 def _run_in_turn(
-    axes: tuple, stored_as: StoredAs, turn: Turn, known: StaticRules, operands: list, *args: Any
+    axes: tuple, keeps: bool, turn: Turn, known: StaticRules, operands: list, *args: Any
 ) -> tuple[jax.Array, list, jax.Array]:
     """`run` of one leaf after another, and the flag for which the next one waits."""
     rules = known.rules(operands)
@@ -360,7 +364,7 @@ def _run_in_turn(
     update = after(turn.before, update)
     new_update, slots = run(rules, update, *rest)
     flag = turn.flag(new_update)
-    if stored_as == "formats":
+    if keeps:
         return new_update, after(flag, slots), flag
     # Computing them anew is less work than holding them in float32.
     _, slots = run(rules, after(flag, update), *rest)

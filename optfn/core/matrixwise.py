@@ -42,6 +42,7 @@ class Matrixwise(Leafwise):
             shapes for the rest.
     """
 
+    costly: ClassVar[bool] = True
     many_products: ClassVar[bool] = False
 
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)

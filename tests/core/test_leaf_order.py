@@ -100,3 +100,19 @@ def test_parts_in_shard_map_of_one_device_are_updated(tx, _, monkeypatch):
         new(params, grads),
         jax.jit(step)(params, grads),
     )
+
+
+@pytest.mark.parametrize("make", [optfn.muon, optfn.soap, optfn.dion])
+def test_what_is_costly_is_computed_once(make, monkeypatch):
+    params, grads = trees()
+    tx = optfn.store(make(1e-2), storage.bf16())
+    state = jax.eval_shape(tx.init, params)
+
+    def products():
+        return str(jax.make_jaxpr(partial(optfn.step, tx))(params, grads, state)).count(
+            "dot_general"
+        )
+
+    usual = products()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert products() == usual > 0
