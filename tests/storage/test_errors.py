@@ -5,10 +5,10 @@ step alone. FlashOptim's format, `int8(32, scale_dtype="float16")`, is the measu
 another problem of this size torchao's fp8 lost 4.5 times as much and its 4 bits 31 times.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from walk import walked
 
 import optfn
 from optfn import storage
@@ -29,17 +29,6 @@ MEASURED = {
     "fp8 e5m2": (storage.fp8(form="e5m2"), 3.91e-3, 3.92e-3),
     "int4": (storage.int4(), 8.31e-3, 4.08e-2),
 }
-
-
-def walked(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def body(carry, g):
-            return optfn.step(tx, carry[0], g, carry[1]), None
-
-        return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
-
-    return run(jnp.asarray(params), grads)
 
 
 @pytest.mark.parametrize("name", MEASURED)

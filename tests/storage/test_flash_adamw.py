@@ -7,10 +7,10 @@ inverse, so a share that lies half way between two codes may become either.
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from walk import walked
 
 import optfn
 from optfn import storage
@@ -28,17 +28,6 @@ def eight_bit_adamw():
     return optfn.store(tx, storage.int8(32, scale_dtype="float16"), leaves=True)
 
 
-def walked(tx, params, steps):
-    @jax.jit
-    def run(params, grads):
-        def body(carry, g):
-            return optfn.step(tx, carry[0], g, carry[1]), None
-
-        return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
-
-    return run(params, GRADS[:steps])
-
-
 def assert_moments(slots, case, steps):
     """All but 5 in 4096 codes are the same, those of the first moment and all scales to the bit."""
     for slot, name, differing in ((slots.mu, "exp_avg", 0), (slots.nu, "exp_avg_sq", 5)):
@@ -50,7 +39,7 @@ def assert_moments(slots, case, steps):
 
 @pytest.mark.parametrize("steps", [1, 20])
 def test_eight_bits(steps):
-    params, state = walked(eight_bit_adamw(), jnp.asarray(P0), steps)
+    params, state = walked(eight_bit_adamw(), jnp.asarray(P0), GRADS[:steps])
     assert_moments(state.slots["scale_by_adam"], "float32", steps)
     off = abs(np.asarray(params) - GOLDEN[f"float32_params_{steps}"])
     assert off.max() < 1e-4 and (off > 1e-6).sum() <= 10
@@ -60,7 +49,7 @@ def test_eight_bits(steps):
 def test_eight_bits_and_params_of_24(steps):
     """Here the rest is read as 2^-12 of it less, so that encoding it again changes nothing."""
     tx = optfn.master(eight_bit_adamw())
-    params, state = walked(tx, jnp.asarray(P0, jnp.bfloat16), steps)
+    params, state = walked(tx, jnp.asarray(P0, jnp.bfloat16), GRADS[:steps])
     slots = state.slots["master"]
     assert_moments(slots.inner["scale_by_adam"], "bfloat16", steps)
     theirs = GOLDEN[f"bfloat16_params_{steps}"], GOLDEN[f"bfloat16_error_bits_{steps}"]

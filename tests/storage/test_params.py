@@ -10,6 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from walk import walked
 
 import optfn
 
@@ -29,19 +30,6 @@ NARROW = [jnp.bfloat16, jnp.float16]
 
 every_keeper = pytest.mark.parametrize("name", KEEPERS)
 every_dtype = pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
-
-
-def walked(tx, params, grads, *, step=optfn.step):
-    """The params and the state after a step for each gradient, in one program."""
-
-    @jax.jit
-    def run(tx, params, grads):
-        def body(carry, g):
-            return step(tx, carry[0], g, carry[1]), None
-
-        return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
-
-    return run(tx, params, grads)
 
 
 def apart(tx, params, grads, state):
