@@ -131,8 +131,8 @@ class accumulate(Transform):
         def added(term, plus, before):
             return jnp.where(kept, jnp.where(first, term, plus), before)
 
-        (plus,) = each_leaf(_plus, terms, slots.sum)
-        total = jax.tree.map(added, terms, plus, slots.sum)
+        plus, before = each_leaf(_plus, terms, slots.sum)
+        total = jax.tree.map(added, terms, plus, before)
         weight = added(weight, slots.weight + weight, slots.weight)
         count = slots.micro_step + cast(kept, jnp.int32)
         due = kept & (like_number(count, self.every) >= jnp.round(self.every))
@@ -157,7 +157,7 @@ class accumulate(Transform):
 
 
 def _plus(g, before):
-    return (before + g,)
+    return before + g, before
 
 
 def _over(total, weight):

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from optfn.core.data import child, static, storage_dtype
-from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.dtypes import cast, compute_dtype, read
 from optfn.core.each_leaf import each_leaf
 from optfn.core.numerics import ratio
 from optfn.core.slots import copy_params_wide, scalar_slot, zeros_of
@@ -243,7 +243,8 @@ def _averaged_leaf(step, y, z, x, rate, c, share, along, pull):
 def _evaluated(params: PyTree, slots: Any) -> PyTree:
     def evaluated(y, z, x):
         if x is None:
-            wide, z = (cast(p, compute_dtype(y.dtype, z.dtype)) for p in (y, z))
+            z = read(z, compute_dtype(y.dtype))
+            wide = cast(y, z.dtype)
             b = slots.share.astype(z.real.dtype)
             x = wide + (1 - ratio(jnp.ones_like(b), b)) * (z - wide)
         return cast(x, y.dtype)

@@ -20,7 +20,7 @@ def compute_dtype(*dtypes: Any) -> np.dtype:
     wide = jnp.dtype(jnp.float32)
     for dtype in dtypes:
         # 8-bit and 16-bit types fit into float32, and jax does not promote the 8-bit ones.
-        if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.finfo(dtype).bits >= 32:
+        if is_complex(dtype) or jnp.finfo(dtype).bits >= 32:
             wide = np.promote_types(wide, dtype)  # also where jax refuses to promote
     return wide
 
@@ -48,7 +48,7 @@ def cast(x: Any, dtype: Any) -> jax.Array:
     """
     if isinstance(x, jax.Array) and x.dtype == dtype and not getattr(x, "weak_type", False):
         return x
-    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+    if jnp.iscomplexobj(x) and not is_complex(dtype):
         raise TypeError(f"a complex value cannot be stored as {jnp.dtype(dtype).name}.")
     return jnp.asarray(x, dtype)
 
@@ -60,23 +60,32 @@ def widen(x: jax.Array, compute: Any) -> jax.Array:
     return cast(x, compute_dtype(x.dtype, real_dtype(compute)))
 
 
+def read(x: jax.Array, compute: Any) -> jax.Array:
+    """A stored slot as a rule reads it that computes in the dtype `compute`.
+
+    A real slot that is stored as a complex number, because a user asked for that, is real.
+    """
+    if is_complex(x.dtype) and not is_complex(compute):
+        x = x.real
+    return widen(x, compute)
+
+
 def is_narrow(dtype: Any) -> bool:
     """Whether it is a floating point dtype of fewer bits than float32."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
-def floating_name(dtype: Any, where: Any) -> str:
-    """The name of a floating point dtype, the same for all its spellings; `where` is for errors.
+def is_complex(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.complexfloating)
 
-    A complex dtype, which optax needs for complex params, is that of its parts.
-    """
+
+def floating_name(dtype: Any, where: Any) -> str:
+    """The name of a floating point dtype, the same for all its spellings; `where` is for errors."""
     try:
         found = jnp.dtype(dtype)
     except (TypeError, ValueError):
         found = None
-    if found is not None and jnp.issubdtype(found, jnp.complexfloating):
-        found = real_dtype(found)
-    if found is None or not jnp.issubdtype(found, jnp.floating):
+    if found is None or not jnp.issubdtype(found, jnp.inexact):
         raise TypeError(f"{where} must be a floating point dtype, found {dtype!r}.")
     return found.name
 
@@ -88,8 +97,7 @@ def storage_of(own: Any, dtype: Any) -> np.dtype:
     """
     if dtype is None:
         return jnp.dtype(own)
-    is_complex = jnp.issubdtype(own, jnp.complexfloating)
-    return compute_dtype(dtype, own) if is_complex else jnp.dtype(dtype)
+    return compute_dtype(dtype, own) if is_complex(own) else jnp.dtype(dtype)
 
 
 def like_number(count: jax.Array, number: Any) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from optfn.core.dtypes import cast, own_dtype, real_dtype, widen
+from optfn.core.dtypes import cast, own_dtype, read, real_dtype
 from optfn.core.inputs import matched
 from optfn.core.mapped import part_axes
 from optfn.core.tracing import traced_once
@@ -42,7 +42,7 @@ def each_leaf(
     columns = [matched(tree, updates, "params or slots", "updates") for tree in others]
     columns += [_matched_or_none(tree, updates) for tree in optional]
     rows = [
-        [x, *(y if y is None else widen(y, x.dtype) for y in row)]
+        [x, *(y if y is None else read(y, x.dtype) for y in row)]
         for x, *row in zip(leaves, *columns, strict=True)
     ]
     own = {real: [cast(x, real) for x in numbers] for real in {real_dtype(x.dtype) for x in leaves}}

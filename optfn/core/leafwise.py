@@ -18,9 +18,9 @@ from optfn.core.dtypes import (
     cast_numbers,
     compute_dtype,
     dtype_of,
+    read,
     real_dtype,
     storage_of,
-    widen,
 )
 from optfn.core.inputs import check_floating
 from optfn.core.leaf_order import Turn, after, in_order
@@ -308,7 +308,7 @@ def run(
     for rule, stored, extra in zip(rules, slots, extras, strict=True):
         wide = stored
         if rule.Slots is not None:
-            wide = rule.Slots(*(jax.tree.map(lambda x: widen(x, compute), s) for s in stored))
+            wide = rule.Slots(*(jax.tree.map(lambda x: read(x, compute), s) for s in stored))
         update_leaf: Any = rule.update_leaf
         returned = update_leaf(update, wide, wide_param if rule.needs_params else None, t, **extra)
         result, slot = _check_returned(rule, returned)

@@ -439,13 +439,28 @@ def test_accumulator_dtypes():
     assert len({jax.tree.structure(tx) for tx in makes}) == 1
     assert "accumulator_dtype='bfloat16'" in repr(makes[0])
     params = {"r": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(2, jnp.complex64)}
-    for name, real in (("bfloat16", jnp.bfloat16), (None, jnp.float32)):
+    for name, real in (
+        ("bfloat16", jnp.bfloat16),
+        ("complex64", jnp.complex64),
+        (None, jnp.float32),
+    ):
         tx = optfn.accumulate(optfn.sgd(0.1), 2, accumulator_dtype=name)
         state = tx.init(params)
         _, after = tx.update(params, state, params)
         for s in (state, after):
             dtypes = {k: x.dtype for k, x in slots_of(s).sum.items()}
             assert dtypes == {"r": real, "c": jnp.complex64}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "complex64"])
+def test_a_sum_in_another_dtype_needs_no_promotion(dtype):
+    tx = optfn.accumulate(optfn.sgd(1.0), 2, use_grad_mean=False, accumulator_dtype=dtype)
+    params = jnp.zeros(2)
+    state = tx.init(params)
+    with jax.numpy_dtype_promotion("strict"):
+        for share in (1.0, jnp.nan, 2.0):
+            updates, state = tx.update(jnp.full(2, share), state, params)
+    np.testing.assert_array_equal(updates, -3.0)
 
 
 def test_a_float64_accumulator_of_float32_gradients(x64):

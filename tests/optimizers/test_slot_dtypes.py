@@ -305,16 +305,44 @@ def test_the_fields_name_slots():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_complex_dtype_is_that_of_its_parts(name):
-    """optax needs one for complex params."""
-    spelled = [here(name, dtype) for dtype in (jnp.complex64, "float32")]
-    assert jax.tree.structure(spelled[0]) == jax.tree.structure(spelled[1])
-    assert repr(spelled[0]) == repr(spelled[1])
+def test_a_complex_dtype_is_kept_for_real_params_too(name):
+    """As many numbers as in optax; what is computed from them is real."""
+    params, tx = params_of(name), here(name, jnp.complex64)
+    state = jax.eval_shape(tx.init, params)
+    asked = changed(state, jax.eval_shape(here(name, None).init, params))
+    assert sum(size for _, size in asked) == sum(size for _, size in narrow_in_optax(name))
+    named = dict(jax.tree_util.tree_leaves_with_path(state))
+    assert {named[path].dtype for path, _ in asked} == {np.dtype(jnp.complex64)}
+    updates, after = updated(tx, params, state)
+    assert dtypes_of(updates) == dtypes_of(params)
+    assert dtypes_of(after) == dtypes_of(state)
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "sophia", "schedule_free_sgd", "scale_by_distance_over_gradients"]
+)
+def test_real_numbers_are_the_same_in_a_complex_dtype(name):
+    """And so are the params to evaluate at."""
+    params = params_of(name)
+
+    @jax.jit
+    def run(params):
+        def one(tx):
+            p, state = params, tx.init(params)
+            for _ in range(3):
+                u, state = tx.update(p, state, p, obj_fn=loss)
+                p = optfn.apply_updates(p, u)
+            return p, optfn.evaluation_params(tx, state, p)
+
+        return one(here(name, "complex64")), one(here(name, "float32"))
+
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *run(params))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "schedule_free_sgd"])
 def test_slots_of_complex_params_are_complex(name):
     params = {"w": jax.ShapeDtypeStruct((4, 6), jnp.complex64)}
-    found = dtypes_of(jax.eval_shape(here(name, jnp.complex64).init, params))
-    assert found == dtypes_of(jax.eval_shape(here(name, None).init, params))
-    assert jnp.complex64 in found
+    for dtype in (jnp.complex64, "float32"):
+        found = dtypes_of(jax.eval_shape(here(name, dtype).init, params))
+        assert found == dtypes_of(jax.eval_shape(here(name, None).init, params))
+        assert jnp.complex64 in found
