@@ -95,19 +95,18 @@ class monitor(Transform):
     Args:
         transform: an optimizer or a stage.
         metrics: a dict from names to functions `(grads, updates, params) -> scalar`; gradients and
-            updates are in the compute dtype, params in their own. The functions are part of the
-            program: new ones compile again.
-        norms: whether to measure norms and clips; if False, no array is read for them.
+            updates are in the compute dtype, params in their own, and None where `update` is given
+            none. The functions are part of the program: new ones compile again.
+        norms: whether to measure norms and clips; if False, no array is read for them, and `update`
+            may go without the params.
 
     Raises:
         TypeError: a metric is not a function, or does not return a real scalar.
-        ValueError: a metric's name is taken or has a '.' or '/'; `update` was not given the params;
-            or the state was made with other metrics.
+        ValueError: a metric's name is taken or has a '.' or '/'; `update` was not given the params,
+            which norms need; or the state was made with other metrics.
     """
 
     splittable = True
-
-    needs_params = True
 
     transform: Transform = child(converter=_not_of_metrics)
     metrics: Any = static(default=())
@@ -131,6 +130,8 @@ class monitor(Transform):
         return slots.values
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        if self.norms and ctx.params is None:
+            raise ValueError(f"{self.name} needs the params: call update(grads, state, params).")
         values = self._learning_rates(slots.inner, ctx.step)
         steps, inner = updates, {}
         for watched, run in groupby(self._stages(), lambda item: self._watches(item[1])):
