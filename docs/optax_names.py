@@ -37,19 +37,19 @@ _SEED = "`seed`, a number that can be swept; `key` by name, too, of a key or a n
 # Arguments that only one of the two libraries has, and what optfn does.
 OTHER_ARGUMENTS = {
     "muon": (
-        "adaptive adam_b1 adam_b2 adam_eps_root adam_weight_decay adam_learning_rate "
+        "adam_b1 adam_b2 adam_eps_root adam_weight_decay adam_learning_rate "
         "debias dtype shape_scale views rest",
         "`rest` is the optimizer of all other leaves, such as `optfn.adamw(...)`, with a rate of "
         "its own; `views` says how leaves are matrices, which embeddings and heads are not unless "
         "it says so, and `muon_weight_dimension_numbers` says it as in optax; `debias=True` "
         "corrects the average as optax does; `dtype` is that of the products; `shape_scale` is the "
-        "factor of the shape. There is no `adaptive`",
+        "factor of the shape",
     ),
     "scale_by_muon": (
-        "adaptive debias dtype views",
+        "debias dtype views",
         "`views` says how leaves are matrices, or `weight_dimension_numbers` as in optax; "
         "`debias=True` corrects the average as optax does; "
-        "`dtype` is that of the products. There is no `adaptive`",
+        "`dtype` is that of the products",
     ),
     "galore": (
         "side views rest",
@@ -64,7 +64,6 @@ OTHER_ARGUMENTS = {
     ),
     "apply_updates": ("rounding key", "additions, for params in fewer bits than float32"),
     "ema": ("nesterov", "an addition, which looks ahead by one more step"),
-    "scale_by_lion": ("mode smooth_beta", "the sign; other functions are other algorithms"),
     "nadam": ("nesterov", "always; without it this is `adam`"),
     "nadamw": ("nesterov", "always; without it this is `adamw`"),
     "scale_by_factored_rms": ("decay_rate_fn", "`decay_rate` may be a schedule"),
@@ -138,6 +137,7 @@ _BOTH_AVERAGES = (
 # What is called alike and means something else.
 MEANINGS = {
     "ademamix": _BOTH_AVERAGES,
+    "apply_if_finite": "checks the updates beside the gradients",
     "scale_by_ademamix": _BOTH_AVERAGES,
     "muon": _PRECONDITIONING,
     "scale_by_muon": _PRECONDITIONING,

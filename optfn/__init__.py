@@ -64,6 +64,7 @@ from optfn.compose.averaging import schedule_free as schedule_free
 from optfn.compose.chain import chain as chain
 from optfn.compose.conditional import conditionally_mask as conditionally_mask
 from optfn.compose.conditional import conditionally_transform as conditionally_transform
+from optfn.compose.finite import apply_if_finite as apply_if_finite
 from optfn.compose.finite import raise_if_gave_up as raise_if_gave_up
 from optfn.compose.finite import skip_nonfinite as skip_nonfinite
 from optfn.compose.gradient_signs import cautious as cautious

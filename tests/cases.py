@@ -175,6 +175,7 @@ OPTIMIZERS = {
     "accumulate": optfn.accumulate(optfn.adam(0.1), 2),
     "accumulate weighted": optfn.accumulate(optfn.sgd(0.1, 0.5), 2, weighted=True),
     "skip_nonfinite": optfn.skip_nonfinite(optfn.sgd(0.01, 0.9)),
+    "apply_if_finite": optfn.apply_if_finite(optfn.sgd(0.01, 0.9), 3),
     "skip_spikes": optfn.skip_spikes(optfn.sgd(0.01, 0.9), warmup_steps=2),
     "loss_scale": optfn.loss_scale(optfn.sgd(0.1), 2.0, growth_interval=10, max_scale=4.0),
     "monitor": optfn.monitor(

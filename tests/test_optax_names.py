@@ -1,5 +1,6 @@
 """The table of optax's names misses none, and says of none what is not so."""
 
+import dataclasses
 import inspect
 import re
 
@@ -103,6 +104,22 @@ def test_no_reason_is_left_of_an_argument_that_is_the_same():
         assert default is not optax_names.OTHER_DEFAULTS[name, argument][0]
 
 
+def test_an_argument_that_is_only_called_otherwise_has_optax_s_name_too():
+    found = []
+    for name in SAME:
+        here = getattr(optfn, name)
+        theirs, ours = map(optax_names.parameters, (optax_names.in_optax(name), here))
+        fields = dataclasses.fields(here) if dataclasses.is_dataclass(here) else ()
+        also = {field.metadata.get("also_called") for field in fields}
+        explained = optax_names.OTHER_ARGUMENTS.get(name, ("",))[0].split()
+        for other in optax_names._renamed(theirs, ours):
+            is_star = theirs[other].kind is inspect.Parameter.VAR_POSITIONAL
+            if other not in explained and not is_star:
+                assert other in also, (name, other)
+                found.append(name)
+    assert {"masked", "partition", "apply_if_finite"} <= {*found}
+
+
 # What the table says of stages, next to optax's.
 
 PARAMS = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray(0.5)}
@@ -149,10 +166,6 @@ STAGES = {
         ),
         optax.MultiSteps(optax.sgd(0.1, 0.9), 3, use_grad_mean=False),
     ),
-    "apply_if_finite": (
-        written("apply_if_finite", inner=optfn.sgd(0.1, 0.9), max_consecutive_errors=3),
-        optax.apply_if_finite(optax.sgd(0.1, 0.9), 3),
-    ),
     "stateless": (
         written("stateless", f=lambda u, p: jax.tree.map(jnp.multiply, u, p)),
         optax.stateless(lambda u, p: jax.tree.map(jnp.multiply, u, p)),
@@ -178,6 +191,9 @@ def test_a_snapshot_as_the_table_writes_it_is_optax_s():
     _, other = path(optax.chain(optax.snapshot(name, measure), optax.sgd(0.1)))
     found = optfn.metrics(tx, state)[name]
     np.testing.assert_allclose(found, optax.tree.get(other, name), rtol=1e-6)
+    assert optax.tree.get(state, name) == found
+    _, without_params = tx.update(GRADS[-1], state)
+    np.testing.assert_allclose(optax.tree.get(without_params, name), found, rtol=1e-6)
 
 
 @pytest.mark.parametrize("x", [[3.0, -4.0], [0.0, 0.0], [0.01, 0.0]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,12 @@ class Skips(NamedTuple):
     """The counts of skipped steps, and the state of the inner optimizer.
 
     Attributes:
-        consecutive: int32 scalar, the number of skipped steps in a row up to now.
-        total: int32 scalar, the number of skipped steps.
+        consecutive: int32 scalar, the number of unfit steps in a row up to now, which are skipped
+            unless `apply_if_finite` lets them through.
+        total: int32 scalar, the number of unfit steps.
         skipped: bool scalar, whether the last step was skipped.
         gave_up: bool scalar, whether too many in a row were skipped; then every step is.
-        inner: the inner optimizer's `State`, whose step counts the steps taken.
+        inner: the inner optimizer's `State`, whose step counts the steps that were not skipped.
     """
 
     consecutive: jax.Array
@@ -41,9 +42,15 @@ class Skips(NamedTuple):
 
 
 class Skipping(Transform):
-    """An optimizer whose steps are taken or skipped; a subclass decides which gradients are fit."""
+    """An optimizer whose steps are taken or skipped; a subclass decides which gradients are fit.
 
-    transform: Transform = child(converter=as_transform)
+    Class attributes a subclass may set, besides those of `Transform`:
+        lets_through: after too many unfit steps in a row it takes them, instead of giving up.
+    """
+
+    lets_through: ClassVar[bool] = False
+
+    transform: Transform = child(also_called="inner", converter=as_transform)
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,18 +81,21 @@ class Skipping(Transform):
         self, grads: PyTree, skips: Skips, ctx: Context, fit: jax.Array, max_consecutive: Any
     ) -> tuple[PyTree, Skips]:
         """The inner optimizer's step if the gradient is fit and the step finite, else zeros."""
+        count = count_up(skips.consecutive)
+        too_many = like_number(count, max_consecutive) > max_consecutive
         fit = fit & ~skips.gave_up
+        taken_anyway = too_many if self.lets_through else np.zeros((), bool)
         # The gradient is selected too: the inner optimizer sees zeros instead of an unfit gradient,
         # so that its loops and decompositions get no NaN.
-        shown = _or_zeros(fit, grads)
+        shown = _or_zeros(fit | taken_anyway, grads)
         steps, new = advance(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
-        taken = fit & all_finite(steps)
-        consecutive = jnp.where(taken, 0, count_up(skips.consecutive))
+        fit = fit & all_finite(steps)
+        taken = fit | taken_anyway
         return _or_zeros(taken, steps), Skips(
-            consecutive=consecutive,
-            total=jnp.where(taken, skips.total, count_up(skips.total)),
+            consecutive=jnp.where(fit, 0, count),
+            total=jnp.where(fit, skips.total, count_up(skips.total)),
             skipped=~taken,
-            gave_up=skips.gave_up | (like_number(consecutive, max_consecutive) > max_consecutive),
+            gave_up=skips.gave_up | ~taken & too_many,
             inner=jax.tree.map(partial(jnp.where, taken), new, skips.inner),
         )
 
@@ -97,8 +107,9 @@ class skip_nonfinite(Skipping):
     bit, and its schedules count only the steps taken.
 
     After more than `max_consecutive` skipped steps in a row it gives up. From then on every step is
-    skipped and counted, finite or not, and `raise_if_gave_up(state)` raises. (optax's
-    `apply_if_finite` then lets the NaNs through.) To continue, restore an older state.
+    skipped and counted, finite or not, and `raise_if_gave_up(state)` raises. To continue, restore
+    an older state. (`apply_if_finite`, which is optax's, then lets the NaNs through, and the params
+    are lost.)
 
     Put it around a whole optimizer. Because the update is checked too, the old state is kept until
     the new one is known, even where it is donated. A state that overflows is noticed only when an
@@ -119,6 +130,32 @@ class skip_nonfinite(Skipping):
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         return self.attempt(updates, slots, ctx, all_finite(updates), self.max_consecutive)
+
+
+class apply_if_finite(Skipping):
+    """Skips a step that is not finite, but only so many in a row: then it lets the NaNs through.
+
+    A run whose gradients stay NaN so becomes NaN itself, for all to see, where `skip_nonfinite`
+    keeps the params and raises when it is asked. Everything else is as there: the gradient and the
+    update are checked, and the state of the inner optimizer keeps still at a skipped step.
+    (optax's checks the gradient alone.)
+
+    Args:
+        transform: the optimizer; optax's name for it, `inner`, is taken too.
+        max_consecutive_errors: how many in a row are skipped, a number or a schedule.
+    """
+
+    splittable = True
+    lets_through = True
+
+    max_consecutive_errors: Any
+
+    def init_slots(self, params: PyTree) -> Skips:
+        return self.no_skips(params)
+
+    def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
+        fit = all_finite(updates)
+        return self.attempt(updates, slots, ctx, fit, self.max_consecutive_errors)
 
 
 def check_gradients_arrive(transform: Transform, wrapper: str) -> None:

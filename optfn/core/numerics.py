@@ -69,14 +69,14 @@ WORTH_A_BRANCH = 2**11
 WORTH_A_SCAN = 16
 
 
-def global_norm(tree: PyTree, axis_name: Any = ()) -> jax.Array:
+def global_norm(updates: PyTree, axis_name: Any = ()) -> jax.Array:
     """The Euclidean norm of all leaves together; an empty tree has norm 0.
 
     In float32 entries of 1e25 do not overflow and entries of 1e-25 do not vanish. If an entry is
     not finite, neither is the norm.
 
     Args:
-        tree: the arrays.
+        updates: any tree of arrays.
         axis_name: inside `shard_map`, the name of the axis, or a tuple of names, over which arrays
             are in parts: the norm is of the whole arrays. By default it is of this device's parts.
             A leaf that does not vary over an axis is whole.
@@ -85,7 +85,7 @@ def global_norm(tree: PyTree, axis_name: Any = ()) -> jax.Array:
         ValueError: the `shard_map` does not track what varies (`check_vma=False`).
     """
     with parts_over(axis_name):
-        return norm_of(tree).value
+        return norm_of(updates).value
 
 
 def norm_in_range(tree: PyTree) -> jax.Array:

@@ -15,6 +15,12 @@ COUNT, ITSELF = "count", ""
 WRAPPED: dict[str, str | Callable] = {"inner_state": ITSELF}
 MOMENTS: dict[str, str | Callable] = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 DISTANCES: dict[str, str | Callable] = {"init_params": "start", "max_dist": "max_distance"}
+SKIPS: dict[str, str | Callable] = {
+    "notfinite_count": "consecutive",
+    "total_notfinite": "total",
+    "inner_state": "inner",
+    "last_finite": lambda slots: slots.consecutive == 0,
+}
 
 # By the name of a stage: optax's field, and the same in its slots, or the count of the state.
 SAME: dict[str, dict[str, str | Callable]] = {
@@ -23,6 +29,7 @@ SAME: dict[str, dict[str, str | Callable]] = {
         "gradient_step": "inner.count",
         "inner_opt_state": "inner",
     },
+    "apply_if_finite": SKIPS,
     "conditionally_mask": WRAPPED,
     "conditionally_transform": WRAPPED,
     "freeze": WRAPPED,
@@ -55,12 +62,7 @@ SAME: dict[str, dict[str, str | Callable]] = {
         "max_lr": "largest_rate",
         "base_optimizer_state": "inner",
     },
-    "skip_nonfinite": {
-        "notfinite_count": "consecutive",
-        "total_notfinite": "total",
-        "inner_state": "inner",
-        "last_finite": lambda slots: ~slots.skipped,
-    },
+    "skip_nonfinite": SKIPS,
 }
 
 NUMERATORS = {"numerator_weighted": "numerator", "estim_lr": "distance"}

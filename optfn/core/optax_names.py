@@ -115,10 +115,6 @@ ELSEWHERE = {
         "`optfn.skip_spikes(tx)`, around an optimizer, whose limit follows the recent gradients: "
         "no fixed `max_squared_norm`, and no `updates`, `gradient_step` and `params`"
     ),
-    "apply_if_finite": (
-        "`optfn.skip_nonfinite(inner, max_consecutive_errors)`, which gives up where optax's "
-        "applies NaNs"
-    ),
     "snapshot": (
         "`optfn.monitor(optfn.chain(), {measure_name: lambda g, u, p: measure(u)}, norms=False)`, "
         "for a scalar; read by `optfn.metrics(tx, state)[measure_name]`"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from optfn.core.data import numbers, per_leaf, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.matrix_axes import MatrixAxes, matrices
@@ -83,9 +85,12 @@ class newton_schulz(Matrixwise):
         eps: added to the norm that is divided out, though never more than the norm itself.
         normalization: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`.
         dtype: the dtype of the products; at least float32 by default.
+        adaptive: whether to multiply u by <g, u>, which is near the sum of the singular values of
+            g. That is the whole step of steepest descent: as large as the gradient, and zero where
+            it is zero.
         views: how each leaf is a matrix; see `matrices`.
 
-    Source: Bernstein and Newhouse 2024; Jordan et al. 2024.
+    Source: Bernstein and Newhouse 2024, also for `adaptive`; Jordan et al. 2024.
     """
 
     many_products = True
@@ -96,6 +101,7 @@ class newton_schulz(Matrixwise):
         default="frobenius", choices=("frobenius", "schatten4", "rows"), kw_only=True
     )
     dtype: str | None = static(default=None, kw_only=True)
+    adaptive: bool = static(default=False, kw_only=True)
 
     def __post_init__(self):
         object.__setattr__(self, "coefficients", polynomials(self.coefficients))
@@ -109,4 +115,6 @@ class newton_schulz(Matrixwise):
             normalization=self.normalization,
             dtype=self.dtype,
         )
+        if self.adaptive:
+            u = jnp.sum((g.conj() * u).real) * u
         return u, slots

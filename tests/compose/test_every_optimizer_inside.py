@@ -32,11 +32,14 @@ WRAPPERS = {
     "chain": lambda tx: optfn.chain(optfn.clip_by_global_norm(1e30), tx),
     "named chain": lambda tx: optfn.chain(tx).named("inner"),
     "twice": lambda tx: optfn.skip_nonfinite(optfn.accumulate(optfn.freeze(tx, False), 1)),
+    "apply_if_finite": lambda tx: optfn.apply_if_finite(tx, 5),
 }
 
 
 # They must see every gradient.
-KEEPS_GRADIENTS = {"accumulate", "skip_nonfinite", "skip_spikes", "loss_scale", "twice"}
+KEEPS_GRADIENTS = {
+    *("accumulate", "skip_nonfinite", "apply_if_finite", "skip_spikes", "loss_scale", "twice"),
+}
 # It evaluates at its own slow params, whatever is inside.
 EVALUATES_ELSEWHERE = {"lookahead"}
 REFUSED = {wrapper: {"loss_scale"} for wrapper in KEEPS_GRADIENTS}

@@ -250,6 +250,43 @@ def test_bad_input_of_raise_if_gave_up():
         optfn.skip_nonfinite(optax.sgd)
 
 
+# Or letting them through.
+
+
+def test_nans_are_let_through_where_optax_lets_them():
+    rng = np.random.default_rng(3)
+    lanes = [grads_of(STEPS, np.nonzero(rng.random(STEPS) < 0.6)[0]) for _ in range(16)]
+    both = [library.apply_if_finite(library.sgd(0.1), 2) for library in (optfn, optax)]
+
+    @jax.jit
+    @jax.vmap
+    def found(grads):
+        def step(states, g):
+            new = [tx.update(g, state, PARAMS) for tx, state in zip(both, states, strict=True)]
+            counts = [(s.notfinite_count, s.total_notfinite, s.last_finite) for _, s in new]
+            return [state for _, state in new], ([u for u, _ in new], counts)
+
+        return jax.lax.scan(step, [tx.init(PARAMS) for tx in both], grads)[1]
+
+    updates, counts = found(jax.tree.map(lambda *xs: np.stack(xs), *lanes))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *updates)
+    jax.tree.map(np.testing.assert_array_equal, *counts)
+    lost = np.isnan(updates[0]["b"]).any(axis=(1, 2))
+    assert 0 < lost.sum() < len(lanes)
+
+
+def test_a_run_that_stays_nan_becomes_nan():
+    """And one that has a finite gradient in between does not; nobody gives up."""
+    tx = optfn.apply_if_finite(optfn.adam(0.1), max_consecutive_errors=3)
+    for bad, is_lost in (([1, 2, 3, 5, 6, 7], False), ([1, 2, 3, 4], True)):
+        params, state, updates, slots = run(tx, grads_of(8, bad))
+        assert np.isnan(params["b"]).any() == is_lost
+        assert not any(u[1:4].any() for u in updates.values())
+        optfn.raise_if_gave_up(state)
+        skipped = np.asarray(slots["apply_if_finite"].skipped)
+        np.testing.assert_array_equal(np.nonzero(skipped[:5])[0], [1, 2, 3])
+
+
 # Where it stands.
 
 
@@ -383,6 +420,7 @@ def test_a_nan_on_one_device_skips_the_step_on_all(wrap):
 LEAVING_OUT = {
     "accumulate": lambda tx: optfn.accumulate(tx, 2),
     "skip_nonfinite": optfn.skip_nonfinite,
+    "apply_if_finite": lambda tx: optfn.apply_if_finite(tx, 5),
     "skip_spikes": optfn.skip_spikes,
     "skip_spikes by value": lambda tx: optfn.skip_spikes(tx, watch="value"),
     "loss_scale": optfn.loss_scale,

@@ -51,6 +51,7 @@ MORE = {
 }
 WRAPPERS = {
     "accumulate": lambda tx: optfn.accumulate(tx, 2),
+    "apply_if_finite": lambda tx: optfn.apply_if_finite(tx, 5),
     "cautious": optfn.cautious,
     "chain": optfn.chain,
     "compensated": optfn.compensated,

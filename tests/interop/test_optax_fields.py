@@ -31,6 +31,7 @@ def momentum(library):
 # By stage: what makes it of a library, in which a contrib has the same names as the rest.
 MADE = {
     "accumulate": lambda x: getattr(x, "MultiSteps", None) or x.accumulate,
+    "apply_if_finite": lambda x: x.apply_if_finite,
     "conditionally_mask": lambda x: x.conditionally_mask(x.trace(0.9), early),
     "conditionally_transform": lambda x: x.conditionally_transform(x.trace(0.9), early),
     "freeze": lambda x: x.freeze(x.trace(0.9), {"w": False}) if x is optfn else masked(x),
@@ -50,8 +51,11 @@ MADE = {
     "scale_by_prodigy": lambda x: contrib(x).prodigy(),
     "scale_by_simplified_ademamix": lambda x: contrib(x).simplified_ademamix(0.1),
     "schedule_free": lambda x: contrib(x).schedule_free_adamw(0.1),
-    "skip_nonfinite": lambda x: getattr(x, "apply_if_finite", None) or x.skip_nonfinite,
+    "skip_nonfinite": lambda x: x.apply_if_finite if x is optax else x.skip_nonfinite,
 }
+
+
+AROUND = ("accumulate", "apply_if_finite", "skip_nonfinite")
 
 
 def contrib(library):
@@ -64,7 +68,7 @@ def masked(library):
 
 def made(stage, library):
     made = MADE[stage](library)
-    return made(momentum(library), 3) if stage in ("accumulate", "skip_nonfinite") else made
+    return made(momentum(library), 3) if stage in AROUND else made
 
 
 @partial(jax.jit, static_argnums=0)
@@ -85,7 +89,7 @@ def run(stage, library):
         return state_after(update, tx.init(PARAMS))
 
 
-OFTEN = ("accumulate", "masked", "mechanize", "schedule_free", "skip_nonfinite")
+OFTEN = ("accumulate", "apply_if_finite", "masked", "mechanize", "schedule_free", "skip_nonfinite")
 
 
 STAGES = [x if x in OFTEN else pytest.param(x, marks=pytest.mark.slow) for x in MADE]

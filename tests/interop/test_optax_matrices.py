@@ -110,3 +110,16 @@ def test_optaxs_names_of_polynomials_and_norms():
     chex.assert_trees_all_close(schatten, schatten_here, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"muon\(preconditioning=...\) must be one of"):
         optfn.muon(0.1, preconditioning="spectral")
+
+
+def test_adaptive_steps_are_optaxs():
+    grads = {"w": ARRAYS["w"] + 1j * ARRAYS["w"][::-1], "v": ARRAYS["w"].T}
+
+    @jax.jit
+    def updates(grads):
+        return [
+            tx.update(grads, tx.init(grads), grads)[0]
+            for tx in (of_muon(x, adaptive=True) for x in (optax, optfn))
+        ]
+
+    chex.assert_trees_all_close(*updates(grads), rtol=1e-4, atol=1e-5)

@@ -62,7 +62,7 @@ WRAPPED = {
     ),
     "partition": (groups(optfn, HERE), groups(optax, THERE)),
     "apply_if_finite": (
-        optfn.skip_nonfinite(optfn.adam(HERE)),
+        optfn.apply_if_finite(optfn.adam(HERE), 5),
         optax.apply_if_finite(optax.adam(THERE), 5),
     ),
     "all around another": (

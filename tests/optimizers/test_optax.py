@@ -131,3 +131,32 @@ def test_optax_applies_the_steps_of_rprop_one_update_late():
         turned = np.sign(grads[name][1:]) * np.sign(u[:-1]) > 0  # where the sign turned it waits
         np.testing.assert_array_equal(np.where(turned, 0, u[:-1]), late[name][1:])
         assert (np.asarray(late[name][0]) == 0).all()
+
+
+def test_the_functions_of_lion_are_optax_s():
+    """Of real numbers; a complex one keeps its direction, with the size that a real one gets."""
+    modes = {"hard": {}, "smooth": {"smooth_beta": 3.0}, "refined": {}}
+    x = np.asarray([0.0, 1e-4, -0.3, 0.99, 1.7, -40.0], np.float32)
+    turned = x * np.exp(1j * np.arange(6)).astype(np.complex64)
+
+    @jax.jit
+    def updates(g, turned):
+        found = {}
+        for mode, given in modes.items():
+            ours, theirs = (lib.scale_by_lion(0.5, mode=mode, **given) for lib in (optfn, optax))
+            for tx, name in ((ours, "here"), (theirs, "there")):
+                state = tx.init(g)
+                for _ in range(2):
+                    found[mode, name], state = tx.update(g, state)
+            found[mode, "turned"], _ = ours.update(turned, ours.init(turned))
+            found[mode, "first"], _ = ours.update(g, ours.init(g))
+        return found
+
+    found = updates(x, turned)
+    for mode in modes:
+        np.testing.assert_allclose(found[mode, "here"], found[mode, "there"], 1e-6)
+        direction = np.exp(1j * np.arange(6))
+        np.testing.assert_allclose(found[mode, "turned"], found[mode, "first"] * direction, 1e-5)
+    for wrong in ("soft", None, 1):
+        with pytest.raises(ValueError, match=r"scale_by_lion\(mode=...\) must be one of \('hard',"):
+            optfn.scale_by_lion(mode=wrong)

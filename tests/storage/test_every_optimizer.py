@@ -9,7 +9,7 @@ from optfn.testing import check_transform
 
 CODECS = {"bf16": storage.bf16(), "int8": storage.int8()}
 REMOVES_NANS = (
-    *("skip_nonfinite", "skip_spikes", "loss_scale"),
+    *("skip_nonfinite", "apply_if_finite", "skip_spikes", "loss_scale"),
     *("accumulate", "accumulate weighted"),
 )
 OF_PATHS = ("noisy_sgd", "kron", "apollo", "muon_clip")

@@ -177,6 +177,7 @@ def test_master_params_are_read_from_the_memory_of_the_host():
 
 COMPUTE = {
     "skip_nonfinite": optfn.skip_nonfinite,
+    "apply_if_finite": lambda tx: optfn.apply_if_finite(tx, 5),
     "skip_spikes": optfn.skip_spikes,
     "loss_scale": optfn.loss_scale,
     "store": lambda tx: optfn.store(tx, storage.int8()),

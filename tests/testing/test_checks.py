@@ -13,7 +13,7 @@ from optfn.testing.checks import CHECKS, Subject, example_grads, example_params
 
 # What says nothing about whom: the checks that may not apply, and to which cases.
 REMOVES_NANS = (
-    *("skip_nonfinite", "skip_spikes", "loss_scale", "zero_nans"),
+    *("skip_nonfinite", "apply_if_finite", "skip_spikes", "loss_scale", "zero_nans"),
     *("accumulate", "accumulate weighted"),
 )
 AVERAGES = ("schedule_free_sgd", "schedule_free_adamw", "primal_averaging")

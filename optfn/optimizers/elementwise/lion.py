@@ -1,12 +1,14 @@
 """Lion."""
 
+from dataclasses import field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from optfn.compose.chain import chain
-from optfn.core.data import storage_dtype
+from optfn.core.data import static, storage_dtype
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import FirstMoment, average
 from optfn.core.numerics import propagate_nan
@@ -24,8 +26,12 @@ class scale_by_lion(Leafwise):
         b1: the weight of the momentum in the direction, a number or a schedule.
         b2: decay of the momentum, a number or a schedule.
         mu_dtype: the dtype in which mu is stored; None is float32, or wider for wider params.
+        mode: the function in the place of the sign of x: "hard" is the sign, "smooth" is
+            tanh(smooth_beta * x), and "refined" x itself up to a size of 1, from there its sign.
+            The last two are small where x is, so their steps depend on the scale of the gradients.
+        smooth_beta: the slope of "smooth" at zero, a number or a schedule; the others have none.
 
-    Source: Chen et al. 2023.
+    Source: Chen et al. 2023; the functions beside the sign are optax's.
     """
 
     elementwise = True
@@ -33,6 +39,8 @@ class scale_by_lion(Leafwise):
     b1: Any = 0.9
     b2: Any = 0.99
     mu_dtype: Any = storage_dtype("mu", default=None)
+    mode: str = static(default="hard", choices=("hard", "smooth", "refined"), kw_only=True)
+    smooth_beta: Any = field(default=1.0, kw_only=True)
 
     Slots = FirstMoment
 
@@ -41,7 +49,19 @@ class scale_by_lion(Leafwise):
 
     def update_leaf(self, g, slots, param, t):
         mixed = average(self.b1, slots.mu, g)
-        return propagate_nan(jnp.sign(mixed), mixed), FirstMoment(average(self.b2, slots.mu, g))
+        return propagate_nan(self._squashed(mixed), mixed), FirstMoment(
+            average(self.b2, slots.mu, g)
+        )
+
+    def _squashed(self, x: jax.Array) -> jax.Array:
+        """x with a size of at most 1; a complex number keeps its direction."""
+        match self.mode:
+            case "hard":
+                return jnp.sign(x)
+            case "smooth":
+                return jnp.sign(x) * jnp.tanh(self.smooth_beta * jnp.abs(x))
+            case _:
+                return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
 
 
 def lion(

@@ -30,6 +30,7 @@ def scale_by_muon(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
+    adaptive: bool = False,
     debias: bool = False,
     preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
@@ -46,6 +47,7 @@ def scale_by_muon(
         eps: added to the norm that is divided out.
         mu_dtype: the dtype in which the average is stored; see `ema`.
         nesterov: look ahead by one more step.
+        adaptive: whether steps are as large as the average gradient; see `newton_schulz`.
         debias: correct the average for its zero start, as optax does: with `nesterov` that weighs
             the gradient otherwise during the first steps.
         preconditioning: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`. The last
@@ -63,6 +65,7 @@ def scale_by_muon(
             eps,
             normalization=_in_our_words(preconditioning),
             dtype=dtype,
+            adaptive=adaptive,
             views=views,
         ),
     )
@@ -84,6 +87,7 @@ def muon(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
+    adaptive: bool = False,
     debias: bool = False,
     preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
@@ -116,6 +120,9 @@ def muon(
         mu_dtype: the dtype in which averages of gradients are stored, also by the default `rest`;
             None is float32, or wider for wider params.
         nesterov: look ahead by one more step.
+        adaptive: whether to multiply the step of each matrix by the sum of the singular values of
+            g', about. It then shrinks with the gradient, so it needs another rate; see
+            `newton_schulz`.
         debias: correct the average for its zero start, as optax does.
         preconditioning: what is divided out before: "frobenius", "schatten4" or "rows"; the last
             two are also "schatten" and "aol", as in optax.
@@ -148,6 +155,7 @@ def muon(
                 eps,
                 mu_dtype,
                 nesterov=nesterov,
+                adaptive=adaptive,
                 debias=debias,
                 preconditioning=preconditioning,
                 dtype=dtype,

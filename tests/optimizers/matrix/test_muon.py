@@ -96,3 +96,15 @@ def test_without_momentum_steps_are_polar_factors(shape, x64):
     found = np.diff(path(tx, p0, grads * 1e6), axis=0, prepend=p0[None])
     factors = max(1, rows / columns) ** 0.5 * linalg.polar(jnp.asarray(grads))
     np.testing.assert_allclose(found, -RATE * factors, atol=1e-6)
+
+
+def test_an_adaptive_step_is_that_of_steepest_descent(x64):
+    """The sum of the singular values of each matrix of a stack times its factor; zero of zeros."""
+    _, grads = problem("6x4")
+    stack = jnp.asarray(np.stack([grads[0], 1e3 * grads[1], 0 * grads[0]]))
+    tx = optfn.newton_schulz("exact", 0.0, adaptive=True, views=optfn.MatrixAxes(-2, -1))
+    found, _ = jax.jit(tx.update)(stack, None)
+    sums = np.linalg.svd(stack, compute_uv=False).sum(-1)
+    expected = np.asarray(linalg.polar(stack[:2])) * sums[:2, None, None]
+    np.testing.assert_allclose(found[:2], expected, rtol=1e-6, atol=1e-6 * sums[1])
+    np.testing.assert_array_equal(found[2], 0)
