@@ -104,8 +104,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "schedule_free": {"step_count": COUNT},
 }
 
-# What a wrapper of optax's adds to the state of any optimizer, and what does its work here.
-OF_ANY = {"hyperparams": "optfn.hyperparameters(tx, state), changed by optfn.replace(tx, ...)"}
+# What any state of optax's may have, and what does its work here.
+OF_ANY = {
+    "hyperparams": "optfn.hyperparameters(tx, state), changed by optfn.replace(tx, ...)",
+    "rng_key": "the hyperparameter seed",
+}
 
 
 def same_as(name: str, state: Any) -> list:

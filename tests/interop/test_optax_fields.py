@@ -138,6 +138,8 @@ def test_what_is_not_the_same_says_where_to_look():
         optax.tree.get(state, "acc_grads")
     with pytest.raises(AttributeError, match=r"'hyperparams': .* 'optfn\.hyperparameters"):
         _ = state.hyperparams
+    with pytest.raises(AttributeError, match="the hyperparameter seed"):
+        _ = optfn.noisy_sgd(0.1).init(PARAMS).rng_key
     injected = optax.inject_hyperparams(optfn.sgd)(learning_rate=0.1).init(PARAMS)
     assert optax.tree.get((state, injected), "learning_rate") == np.float32(0.1)
     # Whatever another part of the state has is found there.
