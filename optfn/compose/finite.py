@@ -81,21 +81,25 @@ class Skipping(Transform):
         self, grads: PyTree, skips: Skips, ctx: Context, fit: jax.Array, max_consecutive: Any
     ) -> tuple[PyTree, Skips]:
         """The inner optimizer's step if the gradient is fit and the step finite, else zeros."""
+
+        def is_too_many(count: jax.Array) -> jax.Array:
+            return like_number(count, max_consecutive) > max_consecutive
+
         count = count_up(skips.consecutive)
-        too_many = like_number(count, max_consecutive) > max_consecutive
         fit = fit & ~skips.gave_up
-        taken_anyway = too_many if self.lets_through else np.zeros((), bool)
+        taken_anyway = is_too_many(count) if self.lets_through else np.zeros((), bool)
         # The gradient is selected too: the inner optimizer sees zeros instead of an unfit gradient,
         # so that its loops and decompositions get no NaN.
         shown = _or_zeros(fit | taken_anyway, grads)
         steps, new = advance(self.transform, shown, skips.inner, ctx.params, ctx.extra_args)
         fit = fit & all_finite(steps)
         taken = fit | taken_anyway
+        consecutive = jnp.where(fit, 0, count)
         return _or_zeros(taken, steps), Skips(
-            consecutive=jnp.where(fit, 0, count),
+            consecutive=consecutive,
             total=jnp.where(fit, skips.total, count_up(skips.total)),
             skipped=~taken,
-            gave_up=skips.gave_up | ~taken & too_many,
+            gave_up=skips.gave_up | ~taken & is_too_many(consecutive),
             inner=jax.tree.map(partial(jnp.where, taken), new, skips.inner),
         )
 

@@ -80,7 +80,10 @@ def is_complex(dtype: Any) -> bool:
 
 
 def floating_name(dtype: Any, where: Any) -> str:
-    """The name of a floating point dtype, the same for all its spellings; `where` is for errors."""
+    """The name of a real or complex floating point dtype, the same for all its spellings.
+
+    `where` is for errors.
+    """
     try:
         found = jnp.dtype(dtype)
     except (TypeError, ValueError):
