@@ -131,6 +131,13 @@ def test_a_pair_without_curvature_is_not_remembered():
     assert state.slots["scale_by_lbfgs"].row == 1
     np.testing.assert_allclose(u, g + 1, rtol=1e-6)  # the Hessian is the identity
 
+    theirs = optax.scale_by_lbfgs(memory_size=2)
+    later, moved = g - jnp.asarray([1.0, 0.0]), params + jnp.asarray([1.0, 0.0])
+    with jax.numpy_rank_promotion("allow"):  # as optax needs it
+        _, state = theirs.update(g, theirs.init(params), params)
+        u, _ = theirs.update(later, state, moved)
+    assert jnp.vdot(u, later) < 0  # uphill
+
 
 def test_a_step_that_went_nowhere_forgets_all():
     tx = optfn.scale_by_lbfgs()
