@@ -33,6 +33,7 @@ from optfn.core.matrix_axes import matrices_and_tables as matrices_and_tables
 from optfn.core.matrixwise import Matrixwise as Matrixwise
 from optfn.core.metrics import Metrics as Metrics
 from optfn.core.metrics import metrics as metrics
+from optfn.core.numbers_by_path import times as times
 from optfn.core.optax_names import missing as _missing
 from optfn.core.paths import by_path as by_path
 from optfn.core.placement import Along as Along
@@ -81,6 +82,7 @@ from optfn.compose.flatten import flatten as flatten
 from optfn.compose.on_mesh import on_mesh as on_mesh
 from optfn.compose.param_averages import ema_of_params as ema_of_params
 from optfn.compose.param_averages import mean_of_params as mean_of_params
+from optfn.compose.param_groups import param_groups as param_groups
 from optfn.compose.partition import freeze as freeze
 from optfn.compose.partition import masked as masked
 from optfn.compose.partition import partition as partition
@@ -312,7 +314,8 @@ from optfn.interop.optax_state import from_optax_state as from_optax_state
 from optfn.interop.optax_state import to_optax_state as to_optax_state
 from optfn.interop.torch_state import from_torch_state as from_torch_state
 
-# Schedules are a namespace of their own.
+# Schedules and recipes are namespaces of their own.
+from optfn import recipes as recipes
 from optfn import schedules as schedules
 
 __version__ = "0.1.0"

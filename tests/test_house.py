@@ -19,7 +19,7 @@ LAYERS = (
     ("storage",),
     ("compose",),
     ("optimizers",),
-    ("objective", "implicit", "minimize", "config", "interop"),
+    ("objective", "implicit", "minimize", "config", "interop", "recipes"),
     ("__init__",),
     ("sweep", "testing"),
 )

@@ -20,6 +20,7 @@ MANY = jnp.ones(WORTH_A_BRANCH)
 MORE = {
     "apollo_mini": optfn.apollo_mini(0.01),
     "partition_matrices": optfn.partition_matrices(optfn.sgd(0.1), optfn.adam(0.1)),
+    "param_groups": optfn.param_groups(optfn.sgd(0.1, 0.9), {"w": {"learning_rate": 0.05}}),
     "scale_by_kron": optfn.scale_by_kron(),
     "scale_by_muon": optfn.scale_by_muon(),
     "scale_by_psgd_pro": optfn.scale_by_psgd_pro(),

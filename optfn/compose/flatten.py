@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optfn.core.inputs import check_floating
+from optfn.core.numbers_by_path import NumberByPath
 from optfn.core.placement import replicate, split_like
 from optfn.core.state import Context
 from optfn.core.transform import Transform
@@ -24,7 +25,7 @@ class flatten(Wrapper):
 
     It takes elementwise rules, whose class declares `elementwise = True`; their updates are the
     same. Others are refused: norms of an array or of the whole tree, noise, values for each leaf
-    (masks, labels) and functions of the params. Put them outside:
+    (masks, labels, numbers by path) and functions of the params. Put them outside:
 
         chain(clip_by_global_norm(1.0), flatten(adam(1e-3)))
         partition({"decay": flatten(adamw(1e-3)), "plain": flatten(adam(1e-3))}, labels)
@@ -98,6 +99,9 @@ def _why_not_elementwise(tx: Transform) -> str | None:
     for field, value in tx.fields("per_leaf"):
         if value is not None and not value.is_one:
             return f"{name} has a value for each leaf ({field})"
+    for field, value in tx.fields("number"):
+        if isinstance(value, NumberByPath):
+            return f"{name} has a number by path ({field})"
     functions = [arg for arg, kind in tx.declared_extra_args().items() if "function" in kind]
     return f"{name} calls a function of the params ({functions[0]})" if functions else None
 

@@ -70,7 +70,8 @@ class monitor(Transform):
         update_ratio    update_norm / param_norm, 0 where the params are zero
         <stage>.factor  for each clip in the chain: the norm after it / the norm before it
         <stage>.hits    the number of updates with a finite norm that this clip changed
-        <stage>.learning_rate    every hyperparameter of that name inside, at the step used
+        <stage>.learning_rate    every hyperparameter of that name inside, at the step used; of
+                                 numbers by path the default
 
     and those in the argument `metrics`. Wrappers that skip, such as `skip_nonfinite`, count the
     skipped steps themselves, and `optfn.metrics` reports these counts too.
@@ -152,7 +153,8 @@ class monitor(Transform):
 
     def _learning_rates(self, slots: Any, step: Any) -> dict[str, Any]:
         numbers = hyperparameters_at(self.transform, slots, step).items()
-        return {name: x for name, x in numbers if name.split(".")[-1] == "learning_rate"}
+        ends = (".learning_rate", ".learning_rate.default")  # the default of numbers by path
+        return {name: x for name, x in numbers if f".{name}".endswith(ends)}
 
     def _stages(self) -> list[tuple[str, Transform]]:
         """The stages of the chain, or the single stage, with unique names."""

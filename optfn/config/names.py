@@ -3,10 +3,15 @@
 import dataclasses
 import functools
 import inspect
+import operator
 import sys
+import types
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, get_args, overload
+
+import optax
 
 from optfn.core.data import Data, kind_of
 from optfn.core.matrix_axes import MatrixAxes
@@ -22,9 +27,12 @@ _MADE = (Transform, Schedule, Codec, by_path, MatrixAxes)
 # They give a function or a tree, for labels and views.
 _OF_VIEWS = ("in_blocks", "matrix_labels")
 # Functions that stand for themselves.
-_FUNCTIONS = ("matrices_and_tables",)
+_FUNCTIONS = ("matrices_and_tables", "recipes.decays")
 # optax's transformations and classes to inherit from are not data.
 _LEFT_OUT = ("from_optax", "Transform", "Leafwise", "Matrixwise", "Wrapper", "Schedule", "Codec")
+
+# What the first argument of a wrapper of a user's is called, if it does not say its type.
+_WRAPPED = ("transform", "inner", "tx", "optimizer", "base_optimizer")
 
 _own: dict[str, Callable] = {}
 
@@ -48,7 +56,9 @@ def configurable(function: Any = None, /, *, name: str | None = None) -> Any:
 
     `{"name": "its_name", ...}` calls it with the other entries for arguments: a function that makes
     an optimizer, a stage, a schedule or a codec, or a class of one. `{"function": "its_name"}` is
-    the function itself, for masks, labels and schedules.
+    the function itself, for masks, labels and schedules. A function whose first argument is an
+    optimizer, by its type or by the name `transform`, `inner`, `tx`, `optimizer` or
+    `base_optimizer`, is a wrapper.
 
     Args:
         function: a function or a class. It is returned unchanged.
@@ -57,6 +67,9 @@ def configurable(function: Any = None, /, *, name: str | None = None) -> Any:
     Raises:
         TypeError: it cannot be called, or has no name.
         ValueError: the name is one of the library's, or stands for another function already.
+
+    Warns:
+        UserWarning: it takes the name from another function of the same place.
     """
     if function is None:
         return functools.partial(_configurable, name=name)
@@ -79,6 +92,12 @@ def _configurable(function: F, name: str | None) -> F:
             f"configurable(name=...): {name!r} is {_own[name]!r} already; give {function!r} "
             "another name."
         )
+    if name in _own and _is_second(_own[name], function):
+        warnings.warn(
+            f"configurable(name=...): {name!r} was another function of {function.__module__} "
+            "before, which configs cannot name any more: give one of the two another name.",
+            stacklevel=3,
+        )
     _own[name] = function
     return function
 
@@ -90,11 +109,51 @@ def _place(function: Any) -> tuple:
     return getattr(function, "__module__", None), name, function.__code__ if is_lambda else None
 
 
+def _is_second(old: Any, new: Any) -> bool:
+    """Whether both stand in one file, or are one function around different values.
+
+    A cell or a module that runs again, also after a change, defines the same function anew.
+    """
+    before, now = _codes(old), _codes(new)
+    same_file = {x.co_filename for x in before} == {x.co_filename for x in now}
+    moved = [x.co_firstlineno for x in before] != [x.co_firstlineno for x in now]
+    changed = list(map(_text, before)) != list(map(_text, now))
+    return (same_file and moved and changed) or _around(old) != _around(new)
+
+
+def _codes(function: Any) -> list[types.CodeType]:
+    """The code of a function, or of the methods that stand in a class."""
+    parts = vars(function).values() if isinstance(function, type) else [inspect.unwrap(function)]
+    codes = [x.__code__ for x in parts if inspect.isfunction(x)]
+    return [code for code in codes if code.co_filename != "<string>"]
+
+
+def _text(code: types.CodeType) -> tuple:
+    """What it says, without the lines on which it does."""
+    constants = [x for x in code.co_consts if not isinstance(x, types.CodeType)]
+    return code.co_code, code.co_names, repr(constants)
+
+
+def _around(function: Any) -> list:
+    """The values around a function that it holds: plain ones as they are, others by identity."""
+    cells = getattr(inspect.unwrap(function), "__closure__", None) or ()
+    values = map(_held, cells)
+    return [x if isinstance(x, (bool, int, float, str)) else id(x) for x in values]
+
+
+def _held(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that is given later
+        return None
+
+
 @functools.cache
 def factories() -> Mapping[str, Any]:
     """What makes a part of an optimizer, by what one writes behind `optfn.`."""
     library: Any = sys.modules[__name__.partition(".")[0]]
-    spaces = {"": library, "schedules.": library.schedules, "storage.": library.storage}
+    spaces = {"": library}
+    spaces |= {f"{x}.": getattr(library, x) for x in ("recipes", "schedules", "storage")}
     return {
         f"{space}{name}": value
         for space, module in spaces.items()
@@ -108,7 +167,7 @@ def factories() -> Mapping[str, Any]:
 def public_names() -> Mapping[str, Any]:
     """The factories and the functions of the library."""
     library: Any = sys.modules[__name__.partition(".")[0]]
-    return {**factories(), **{name: getattr(library, name) for name in _FUNCTIONS}}
+    return {**factories(), **{name: operator.attrgetter(name)(library) for name in _FUNCTIONS}}
 
 
 def all_names() -> dict[str, Any]:
@@ -122,6 +181,23 @@ def made_by(factory: Any) -> type:
     if not isinstance(factory, type):
         made = getattr(inspect.unwrap(factory), "__annotations__", {}).get("return")
     return made if isinstance(made, type) else object
+
+
+def is_wrapper(factory: Any) -> bool:
+    """Whether the first argument is a transform to be wrapped."""
+    first = next(iter(parameters_of(factory).values()), None)
+    if first is None or first.kind is first.VAR_POSITIONAL:
+        return False
+    if isinstance(factory, type) and issubclass(factory, Data):
+        fields = {field.name: field for field in dataclasses.fields(factory)}  # pyright: ignore[reportArgumentType]
+        return first.name in fields and kind_of(fields[first.name]) == "child"
+    hint = first.annotation
+    if hint in (first.empty, Any, "Any"):
+        return first.name in _WRAPPED
+    if isinstance(hint, str):  # as with `from __future__ import annotations`
+        return "Transform" in hint
+    hints = get_args(hint) or (hint,)
+    return any(isinstance(x, type) and issubclass(x, optax.GradientTransformation) for x in hints)
 
 
 def name_of(factory: Any) -> str | None:

@@ -11,10 +11,12 @@ import numpy as np
 import optax
 
 from optfn.compose.chain import chain
+from optfn.compose.param_groups import param_groups
 from optfn.config.names import (
     all_names,
     argument_names,
     factories,
+    is_wrapper,
     made_by,
     nearest,
     parameters_of,
@@ -22,6 +24,7 @@ from optfn.config.names import (
     unknown,
 )
 from optfn.core.matrix_axes import MatrixAxes
+from optfn.core.numbers_by_path import times
 from optfn.core.optax_names import what_to_write
 from optfn.core.paths import by_path
 from optfn.core.transform import Transform
@@ -29,7 +32,7 @@ from optfn.core.updates_kind import Updates
 
 # Words that say what a mapping is; one with other keys alone is a dict.
 CALLS = ("name", "schedule")
-VALUES = ("function", "array", "tuple", "literal")
+VALUES = ("function", "array", "times", "tuple", "literal")
 LITERAL = "written {'literal': {...}}"
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -50,10 +53,10 @@ def from_config(config: Any) -> Any:
         })
 
     A mapping with a `name` is a call of what has this name behind `optfn.`, with the other entries
-    for its arguments. So optimizers, stages and wrappers are written, schedules
-    (`schedules.linear`), codecs (`storage.int8`) and what chooses by path (`by_path`, `matrices`,
-    `MatrixAxes`). `{"schedule": "linear", ...}` is short for the name `schedules.linear`. A list
-    of transforms is their chain.
+    for its arguments. So optimizers, stages and wrappers are written, recipes (`recipes.vit`),
+    schedules (`schedules.linear`), codecs (`storage.int8`) and what chooses by path (`by_path`,
+    `matrices`, `MatrixAxes`). `{"schedule": "linear", ...}` is short for the name
+    `schedules.linear`. A list of transforms is their chain.
 
     An entry beside the arguments that has the name of a stage stands in front, and one with the
     name of a wrapper around: `"clip_by_global_norm": 1.0` and `"accumulate": 4`. Its value is the
@@ -61,11 +64,16 @@ def from_config(config: Any) -> Any:
     order would matter: several stages are a list under `"chain"`, several wrappers stand in each
     other.
 
+    `"groups"` beside the arguments gives some leaves other numbers, as `param_groups` does:
+    `{"head/**": {"learning_rate": {"times": 10}, "weight_decay": 0.0}}`. It is for what is named,
+    not for what stands in front or around.
+
     The other words are `{"function": name}`, a function that was made `configurable`;
-    `{"array": values, "dtype": name}`; `{"tuple": [...]}`, in a tree of values per leaf; and
-    `{"literal": {...}}`, a dict whose keys may be words of these. `"named"` beside a name is the
-    name of the stage. `to_config` writes such data. Nothing is evaluated or imported: names that
-    are neither public nor `configurable` are errors.
+    `{"array": values, "dtype": name}`; `{"times": factor}`, in groups and in a `by_path` of
+    numbers; `{"tuple": [...]}`, in a tree of values per leaf; and `{"literal": {...}}`, a dict
+    whose keys may be words of these. `"named"` beside a name is the name of the stage. `to_config`
+    writes such data. Nothing is evaluated or imported: names that are neither public nor
+    `configurable` are errors.
 
     Args:
         config: a mapping or a list: of Python, or what reads like one, as `DictConfig` of Hydra
@@ -129,8 +137,11 @@ def _call(name: Any, entries: dict, where: str, word: str, space: str) -> Any:
     parameters = parameters_of(factory)
     own = {key: entries.pop(key) for key in list(entries) if key in parameters}
     named = entries.pop("named", None)
+    groups = entries.pop("groups", None)
     around = _around(entries, factory, parameters, where)
     made = _made(factory, parameters, own, where)
+    if groups is not None:
+        made = _wrapped(param_groups, made, {"groups": groups}, where)
     if named is not None:
         made = _guarded(lambda: made.named(named), f"{where}.named", {})
     for key, outer, value in around:
@@ -172,8 +183,7 @@ def _around(
         if other is None or not may_be or not _may_make_transforms(factory):
             raise _no_argument(key, factory, parameters, f"{where}.{key}")
         if value is not None:
-            first = next(iter(parameters_of(other)), None)
-            kind = "wrapper" if first in argument_names("child") - {"stages"} else "stage"
+            kind = "wrapper" if is_wrapper(other) else "stage"
             found[kind].append((key, other, value))
     for kind, given in found.items():
         if len(given) > 1:
@@ -247,6 +257,8 @@ def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
         place = f"{where}.{key}"
         if parameters[key].kind is parameters[key].VAR_POSITIONAL:
             args = _positional(value, place)
+        elif factory is param_groups and key == "groups":
+            kwargs[key] = _groups(value, place)
         elif key in argument_names("per_leaf"):
             kwargs[key] = _read(value, place)
         elif issubclass(made_by(factory), by_path):  # its values are labels, which may be any text
@@ -279,13 +291,28 @@ def _positional(value: Any, where: str) -> list:
     return [_read(x, f"{where}[{i}]") for i, x in enumerate(value)]
 
 
-def _in_order(pairs: Any, where: str) -> Any:
+def _in_order(given: Any, where: str) -> Any:
     """A dict, also from pairs: of patterns the first decides, and files may sort a dict."""
-    if _is_mapping(pairs):
-        pairs = list(pairs.items())
+    return {key: _frozen(_read(x, f"{where}.{key}")) for key, x in _pairs(given, where)}
+
+
+def _pairs(given: Any, where: str) -> list:
+    pairs = list(given.items()) if _is_mapping(given) else given
     if not _is_list(pairs) or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
-        raise TypeError(f"{where} must be a dict or pairs of its entries, found {_shown(pairs)}.")
-    return {key: _frozen(_read(value, f"{where}.{key}")) for key, value in pairs}
+        raise TypeError(f"{where} must be a dict or pairs of its entries, found {_shown(given)}.")
+    return list(pairs)
+
+
+def _groups(given: Any, where: str) -> dict:
+    """By pattern the numbers by name, in order."""
+    groups = {}
+    for pattern, values in _pairs(given, where):
+        place = f"{where}.{pattern}"
+        if not _is_mapping(values):
+            raise TypeError(f"{place} must be a dict of hyperparameters, found {_shown(values)}.")
+        read = {key: _frozen(_read(x, f"{place}.{key}")) for key, x in values.items()}
+        groups[pattern] = {key: _with_numbers(x) for key, x in read.items()}
+    return groups
 
 
 def _frozen(value: Any) -> Any:
@@ -297,6 +324,9 @@ def _with_numbers(value: Any) -> Any:
     """Text that is a number, as YAML has 1e-3, as the number."""
     if type(value) is tuple:
         return tuple(map(_with_numbers, value))
+    if type(value) is by_path:
+        patterns = {pattern: _with_numbers(x) for pattern, x in value.patterns}
+        return by_path(patterns, _with_numbers(value.default))
     return _number(value) if isinstance(value, str) else value
 
 
@@ -344,12 +374,16 @@ def _function(name: Any, others: dict, where: str) -> Any:
 
 
 def _array(values: Any, others: dict, where: str) -> Any:
-    dtype, weak, numpy = (others.pop(key, None) for key in ("dtype", "weak_type", "numpy"))
-    _check_alone(others, "array", where, "dtype, weak_type, numpy")
+    words = ("dtype", "weak_type", "numpy", "shape")
+    dtype, weak, numpy, shape = (others.pop(key, None) for key in words)
+    _check_alone(others, "array", where, ", ".join(words))
     try:
         array = np.asarray(_finite_or_not(values), jnp.dtype(dtype or float))
+        array = array if shape is None else array.reshape(shape)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}.array must be numbers of a dtype: {error}.") from None
+        raise ValueError(
+            f"{where}.array must be numbers of a dtype and a shape: {error}."
+        ) from None
     if numpy:
         return array
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype and dtype:
@@ -366,6 +400,12 @@ def _finite_or_not(values: Any) -> Any:
     return _NO_FINITE_NUMBER.get(values, values) if isinstance(values, str) else values
 
 
+def _times(factor: Any, others: dict, where: str) -> times:
+    _check_alone(others, "times", where)
+    value = _with_numbers(_read(factor, f"{where}.times"))
+    return _guarded(lambda: times(value), f"{where}.times", {})
+
+
 def _tuple(items: Any, others: dict, where: str) -> tuple:
     _check_alone(others, "tuple", where)
     return tuple(_positional(items, f"{where}.tuple"))
@@ -378,7 +418,13 @@ def _literal(entries: Any, others: dict, where: str) -> dict:
     return {key: _read(value, f"{where}.{key}") for key, value in entries.items()}
 
 
-_VALUES = {"function": _function, "array": _array, "tuple": _tuple, "literal": _literal}
+_VALUES = {
+    "function": _function,
+    "array": _array,
+    "times": _times,
+    "tuple": _tuple,
+    "literal": _literal,
+}
 
 
 def _check_alone(others: dict, word: str, where: str, besides: str = "nothing") -> None:

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from optfn.config.names import all_names, name_of, parameters_of
 from optfn.config.read import CALLS, VALUES
 from optfn.core.data import Data
+from optfn.core.numbers_by_path import times
 from optfn.core.transform import Transform
 from optfn.core.tree import PerLeaf
 
@@ -52,6 +53,8 @@ def _write(value: Any, where: str, is_tree: bool = False) -> Any:
             return value
         case float():
             return _finite(value)
+        case times():
+            return {"times": _write(value.factor, f"{where}.times")}
         case jax.Array() | np.ndarray() | np.generic():
             return _array(value, where)
         case PerLeaf() if value.function is None:
@@ -122,6 +125,8 @@ def _dict(value: dict, where: str, is_tree: bool) -> dict[str, Any]:
 def _array(value: Any, where: str) -> dict[str, Any]:
     array = np.asarray(value)
     entries: dict[str, Any] = {"array": _finite_entries(array.tolist()), "dtype": str(array.dtype)}
+    if not array.size:  # the lists do not say how many columns no row has
+        entries |= {"array": [], "shape": list(array.shape)}
     if not isinstance(value, jax.Array):
         entries["numpy"] = True
     elif value.weak_type:

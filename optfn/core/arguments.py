@@ -35,12 +35,13 @@ class Argument:
 def _public_calls() -> Iterator[tuple[str, Callable, FrameType]]:
     """The calls of the package's public functions and classes, the innermost first."""
     package = sys.modules[__name__.partition(".")[0]]
+    recipes = getattr(package, "recipes", None)
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_name
         if name == "__init__":
             name = type(frame.f_locals.get("self")).__name__
-        public: Any = getattr(package, name, None)
+        public: Any = getattr(package, name, None) or getattr(recipes, name, None)
         function = inspect.unwrap(public.__init__ if isinstance(public, type) else public)
         if getattr(function, "__code__", None) is frame.f_code:
             yield name, function, frame

@@ -53,15 +53,18 @@ def number(
     default: Any = MISSING,
     also_called: str | None = None,
     converter: Callable[..., Any] | None = None,
+    is_one: bool = False,
 ) -> Any:
-    """Declares a number that has a second name, or that users give in another form too.
+    """Declares a number with more to it: a second name, or another form that users may give.
 
     Args:
         default: the value when none is given.
         also_called: another keyword for it, such as optax's.
         converter: `value -> value` makes a number of the other form.
+        is_one: it is the same for all leaves, also in a rule for one leaf.
     """
-    return _field("number", default, False, also_called=also_called, converter=converter)
+    more = {"also_called": also_called, "converter": converter, "is_one": is_one}
+    return _field("number", default, False, **more)
 
 
 def storage_dtype(*slots: str, default: Any = MISSING, kw_only: bool = False) -> Any:
@@ -380,7 +383,8 @@ def batch_shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, Data):
         return np.shape(value)
     for name, inner in value.fields("number", "numbers", "child"):
-        many = inner if isinstance(inner, tuple) else (inner,)
+        many = tuple(inner.values()) if isinstance(inner, dict) else inner
+        many = many if isinstance(many, tuple) else (many,)
         for x in many:
             is_sequence = name in dict(value.fields("numbers")) and not isinstance(inner, tuple)
             if is_sequence:

@@ -12,6 +12,7 @@ import optax
 from jax.core import Tracer
 
 from optfn.core.data import Data, as_number
+from optfn.core.numbers_by_path import NumberByPath
 from optfn.core.randomness import is_key
 from optfn.core.transform import Transform, check_transform_type, readable_state
 from optfn.core.walk import replace_stages
@@ -197,13 +198,15 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
     """The qualified name of every leaf, in flattening order.
 
     A transform contributes its name; the field that holds it appears only where a transform has
-    several such fields. Siblings of the same name are numbered by `tags`.
+    several such fields. Siblings of the same name are numbered by `tags`; a number by path has a
+    name for each pattern.
     """
     if isinstance(node, Transform) and node.name is not None:
         prefix = join(prefix, node.name + tag)
     if isinstance(node, Data):
         holders = [field for field, _ in node.fields("child")]
         silent = holders if isinstance(node, Transform) and len(holders) == 1 else []
+        silent = ["numbers"] if isinstance(node, NumberByPath) else silent
         return [
             name
             for field, value in node.fields("number", "numbers", "child")

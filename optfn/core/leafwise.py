@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import Field, replace
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core import boxes
-from optfn.core.data import storage_fields
+from optfn.core.data import kind_of, storage_fields
 from optfn.core.dtypes import (
     cast,
     cast_numbers,
@@ -25,12 +25,15 @@ from optfn.core.dtypes import (
 from optfn.core.inputs import check_floating
 from optfn.core.leaf_order import Turn, after, in_order
 from optfn.core.mapped import part_axes
+from optfn.core.numbers_by_path import NumberByPath
+from optfn.core.paths import by_path
 from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.state import Context
 from optfn.core.tracing import common, traced_once
 from optfn.core.transform import RESTORED, Transform
 from optfn.core.tree import (
+    PerLeaf,
     PyTree,
     describe,
     difference_hint,
@@ -47,8 +50,9 @@ class Leafwise(Transform):
     A subclass lists its hyperparameters as fields and defines `update_leaf` and, if it has state,
     `Slots` (a NamedTuple type) and `init_leaf`. Inside the rule every number is a scalar array of
     the real compute dtype, arrays are at least float32, and a `per_leaf` field is this leaf's own
-    value. The state holds one `Slots` whose fields are trees like the params. A slot starts in the
-    dtype that a field `storage_dtype(slot)` names, or else in that of `init_leaf`, and keeps it.
+    value, also of a number that users give as a `by_path`. The state holds one `Slots` whose fields
+    are trees like the params. A slot starts in the dtype that a field `storage_dtype(slot)` names,
+    or else in that of `init_leaf`, and keeps it.
 
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
@@ -95,6 +99,18 @@ class Leafwise(Transform):
         """Whether a rule that `refreshes` does so for this leaf."""
         return True
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_each_number(self)
+
+    def _normalise(self, value: Any, field: Field, where: Any) -> Any:
+        if kind_of(field) == "number" and not field.metadata.get("is_one"):
+            if type(value) is by_path:
+                return NumberByPath.of(value, where)
+            if isinstance(value, NumberByPath):
+                return value
+        return super()._normalise(value, field, where)
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         is_lift = getattr(cls.init_leaf, "__final__", False)
@@ -109,9 +125,8 @@ class Leafwise(Transform):
     @final
     def init_slots(self, params: PyTree) -> Any:
         if self.Slots is None:
-            for _, value in self.fields("per_leaf"):
-                if value is not None:
-                    value.values(params)
+            for _, value in _per_leaf(self):
+                value.values(params)
             return None
         leaves = jax.tree.leaves(params)
         slots, taken = [], {id(x): x for x in (*leaves, *jax.tree.leaves(self))}
@@ -422,7 +437,7 @@ def _specialise(
 ) -> list[tuple[Leafwise, ...]]:
     """The rules for each leaf, with the leaf's per-leaf values and numbers in its dtype."""
     own = [
-        [(k, name, value.values(tree)) for name, value in rule.fields("per_leaf") if value]
+        [(k, name, value.values(tree)) for name, value in _per_leaf(rule)]
         for k, rule in enumerate(rules)
     ]
     own = [entry for entries in own for entry in entries]
@@ -434,10 +449,31 @@ def _specialise(
         if key not in made:
             new = [cast_numbers(rule, dtype) for rule in rules]
             for k, name, values in own:
-                new[k] = new[k].rebuilt(**{name: values[i]})
+                field = getattr(new[k], name)
+                value = field.at(values[i]) if isinstance(field, NumberByPath) else values[i]
+                new[k] = new[k].rebuilt(**{name: value})
             made[key] = tuple(new)
         out.append(made[key])
     return out
+
+
+def _per_leaf(rule: Leafwise) -> Iterator[tuple[str, PerLeaf]]:
+    """The fields that differ from leaf to leaf: the values, or the labels of numbers by path."""
+    for name, value in rule.fields("per_leaf"):
+        if value is not None:
+            yield name, value
+    for name, value in rule.fields("number"):
+        if isinstance(value, NumberByPath):
+            yield name, value.labels
+
+
+def _check_each_number(rule: Leafwise) -> None:
+    """Refuses what the rule would refuse for one of the numbers by path alone."""
+    given = {name: x.each() for name, x in rule.fields("number") if isinstance(x, NumberByPath)}
+    first = {name: numbers[0] for name, numbers in given.items()}
+    for name, numbers in given.items():
+        for number in numbers:
+            replace(rule, **(first | {name: number}))
 
 
 def _kind(rules: tuple[Leafwise, ...], update: jax.Array, param: Any) -> tuple:

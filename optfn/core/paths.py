@@ -1,6 +1,7 @@
 """Values per leaf, chosen by the leaf's path."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -18,13 +19,18 @@ class by_path:
     content, so an optimizer that is built again does not compile again. For a choice by shape or
     dtype use a function instead.
 
+    In the place of a hyperparameter it gives numbers and schedules, of which each is a leaf, and
+    `times` gives multiples of the default:
+
+        adamw(by_path({"head/**": times(10)}, 1e-3), weight_decay=by_path({"**/bias": 0}, 0.1))
+
     A pattern is matched against the whole path, entry by entry: `*` matches any text inside an
     entry, `?` one character, `[0-9]` one of several, and an entry `**` any number of entries, also
     none. An entry also matches itself literally, as `layer[0]` does. The first matching pattern
     decides.
 
     Args:
-        patterns: a dict from patterns to hashable values.
+        patterns: a dict from patterns to hashable values, or to arrays where they are numbers.
         default: the value of leaves that no pattern matches; None if every leaf must match one.
 
     Raises:
@@ -45,7 +51,7 @@ class by_path:
                 raise TypeError(f"by_path(patterns=...): {pattern!r} has None for a value.")
         self.patterns, self.default = tuple(patterns.items()), default
         try:
-            hash(self)
+            hash(tuple(x for x in (*patterns.values(), default) if not _is_array(x)))
         except TypeError:
             raise TypeError(f"{self!r}: every value must hash.") from None
 
@@ -73,6 +79,7 @@ class by_path:
         if unused:
             raise ValueError(
                 f"{where}: no leaf matches {_listed(unused)}; there are {_listed(places)}."
+                f"{_hint(unused, places)}"
             )
         deciding = {path: self._first(path) for path in places}
         for pattern, _ in self.patterns:
@@ -128,6 +135,20 @@ def _entries_match(pattern: list[str], path: list[str]) -> bool:
 def _entry_matches(pattern: str, entry: str) -> bool:
     # For fnmatch the pattern "layer[0]" does not match the key "layer[0]".
     return pattern == entry or fnmatchcase(entry, pattern)
+
+
+def _hint(patterns: Sequence[str], paths: Sequence[str]) -> str:
+    """The entry of a path that is most like one of a pattern, which no path has."""
+    there = sorted({entry for path in paths for entry in _entries(path)})
+    for entry in (entry for pattern in patterns for entry in _entries(pattern)):
+        if entry != "**" and not any(_entry_matches(entry, x) for x in there):
+            for near in get_close_matches(entry, there, 1):
+                return f" For {entry!r} did you mean {near!r}?"
+    return ""
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
 def _listed(names: Sequence[str]) -> str:

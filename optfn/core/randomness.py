@@ -19,7 +19,7 @@ def seed(*, also_called: str | None = None) -> Any:
     Args:
         also_called: another keyword for it, such as optax's.
     """
-    return number(default=0, also_called=also_called, converter=_number_of_key)
+    return number(default=0, also_called=also_called, converter=_number_of_key, is_one=True)
 
 
 def _number_of_key(value: Any) -> Any:

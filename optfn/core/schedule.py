@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.data import Data, child, show
+from optfn.core.data import Data, as_number, child, show
+from optfn.core.paths import by_path
 
 
 class Schedule(Data):
@@ -100,3 +101,24 @@ def as_schedule(value: Any, where: Any) -> Schedule:
     raise TypeError(
         f"{where} must be a schedule, found {type(value).__name__}: {show(value)}{hint}."
     )
+
+
+def number_or_schedule(value: Any, where: Any) -> Any:
+    """What users give for a hyperparameter: a number, or a schedule, whose numbers are leaves."""
+    if isinstance(value, by_path):
+        raise TypeError(
+            f"{where} is one number for all leaves, found {value!r}: give leaves an optimizer of "
+            "their own by partition, or let scale(by_path(...)) follow the optimizer."
+        )
+    return as_schedule(value, where) if callable(value) else as_number(value, where)
+
+
+def is_schedule(value: Any) -> bool:
+    return isinstance(value, Schedule)
+
+
+def has_schedule(value: Any) -> bool:
+    """Whether a number, or one of those in it, is a schedule."""
+    if isinstance(value, float):
+        return False
+    return any(map(is_schedule, jax.tree.leaves(value, is_leaf=is_schedule)))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from optfn.core.dtypes import is_narrow
+from optfn.core.numbers_by_path import NumberByPath
+from optfn.core.schedule import has_schedule
 from optfn.core.tree import PyTree, leaf_paths
 from optfn.core.updates_kind import Part, makes_steps
 
@@ -27,16 +29,17 @@ def warn_of_small_rates(params: PyTree, stages: Callable[[], Iterable[Seen]]) ->
     if not any(_least_step(p.dtype) for p in jax.tree.leaves(params)):
         return
     for names, stage, params in stages():
-        rate = getattr(stage, "learning_rate", None)
-        if not isinstance(rate, float) or not makes_steps(stage):
+        given = getattr(stage, "learning_rate", None)
+        if not makes_steps(stage):
             continue
         narrow = [
-            (path, p.dtype)
+            (path, p.dtype, rate)
             for path, p in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
-            if not isinstance(p, Tracer) and 0 < abs(rate) < _least_step(p.dtype)
+            if not isinstance(p, Tracer) and isinstance(rate := _constant(given, path), float)
+            if 0 < abs(rate) < _least_step(p.dtype)
         ]
         if narrow:
-            (path, dtype), others = narrow[0], len(narrow) - 1
+            (path, dtype, rate), others = narrow[0], len(narrow) - 1
             warnings.warn(
                 f"{'.'.join(names)}.learning_rate is {rate:g}, but an entry of 1 in {dtype.name} "
                 f"does not move by steps below {_least_step(dtype):.2g}: the params '{path}'"
@@ -46,6 +49,13 @@ def warn_of_small_rates(params: PyTree, stages: Callable[[], Iterable[Seen]]) ->
                 stacklevel=3,
             )
             return
+
+
+def _constant(given: Any, path: str) -> Any:
+    """A float where the rate of a leaf does not change."""
+    if isinstance(given, NumberByPath):
+        return None if has_schedule(given) else given.at_path(path)
+    return given
 
 
 def _least_step(dtype: Any) -> float:

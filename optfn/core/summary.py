@@ -14,6 +14,7 @@ import optax
 from jax.core import Tracer
 
 from optfn.core.matrix_axes import MatrixAxes
+from optfn.core.numbers_by_path import NumberByPath
 from optfn.core.slot_paths import place_in
 from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Inner, Transform, as_transform, readable_state
@@ -253,7 +254,10 @@ def _numbers(name: str, visits: list[_Visit], path: str) -> Any:
         if name in dict(stage.fields("number")) and decays:
             at = stage.schedule_step(visit.slots, visit.step)
             at = 0 if isinstance(at, (jax.ShapeDtypeStruct, Tracer)) else at
-            found.append(_known(getattr(stage.resolve(at), name)))
+            number = getattr(stage.resolve(at), name)
+            found.append(
+                _known(number.at_path(path) if isinstance(number, NumberByPath) else number)
+            )
     return tuple(found) if len(found) > 1 else found[0] if found else None
 
 

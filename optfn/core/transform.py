@@ -24,7 +24,7 @@ from optfn.core.layout import Layout
 from optfn.core.optax_form import OptaxForm
 from optfn.core.outputs import as_stored, cast_like, check_same_form, check_slot_names
 from optfn.core.placement import replicated, shapes_in_place
-from optfn.core.schedule import Schedule, as_schedule
+from optfn.core.schedule import Schedule, has_schedule, is_schedule, number_or_schedule
 from optfn.core.slot_paths import param_of
 from optfn.core.slots import zero_slot
 from optfn.core.small_rates import Seen, warn_of_small_rates
@@ -350,9 +350,9 @@ class Transform(Data, OptaxForm):
         An override may replace whatever else depends on the step, inner transforms included.
         """
         changes = {
-            name: _value_at(value, step, f"{self.name}.{name}")
+            name: _values_at(value, step, f"{self.name}.{name}")
             for name, value in self.fields("number", "numbers")
-            if _has_schedule(value)
+            if has_schedule(value)
         }
         return self.rebuilt(**changes) if changes else self
 
@@ -372,9 +372,8 @@ class Transform(Data, OptaxForm):
                 )
 
     def _as_number(self, value: Any, where: Any) -> Any:
-        if callable(value) and not isinstance(value, Transform):
-            return as_schedule(value, where)
-        return as_number(value, where)
+        is_transform = isinstance(value, Transform)  # which may be callable
+        return as_number(value, where) if is_transform else number_or_schedule(value, where)
 
     def _as_child(self, value: Any, where: Any) -> Any:
         if isinstance(value, Mapping):
@@ -480,16 +479,16 @@ def _draws(tx: Transform) -> bool:
     return tx.random or any(map(_draws, tx.contents))
 
 
-def _has_schedule(value: Any) -> bool:
-    return isinstance(value, Schedule) or (type(value) is tuple and any(map(_has_schedule, value)))
+def _values_at(value: Any, step: Any, where: str) -> Any:
+    """A number, or several, with the value of each schedule in its place."""
+
+    def at(x: Any) -> Any:
+        return _value_at(x, step, where) if is_schedule(x) else x
+
+    return jax.tree.map(at, value, is_leaf=is_schedule)
 
 
-def _value_at(schedule: Any, step: Any, where: str) -> Any:
-    """The value of a schedule, or a sequence of numbers with those of the schedules in it."""
-    if type(schedule) is tuple:
-        return tuple(_value_at(x, step, where) for x in schedule)
-    if not isinstance(schedule, Schedule):
-        return schedule
+def _value_at(schedule: Schedule, step: Any, where: str) -> Any:
     try:
         return schedule(step)
     except Exception as error:

@@ -179,6 +179,8 @@ class PerLeaf:
         if isinstance(value, PerLeaf):
             return value
         if callable(value) and is_leaf(value):
+            if isinstance(value, by_path):
+                _check_hashes(value, where)
             return cls(value, (), None, where, kind, count_arguments(value, where) == 1)
         is_value = _is_tuple_of_values if kind is tuple else None
         leaves, treedef = jax.tree_util.tree_flatten_with_path(bare(value), is_value)
@@ -309,6 +311,13 @@ def _as_static(value: Any, where: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{where} must be a {kind.__name__}, found {value!r}.")
     return value
+
+
+def _check_hashes(function: by_path, where: str) -> None:
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(f"{where}: every value must hash, found {function!r}.") from None
 
 
 def _call(function: Callable, args: tuple, where: str) -> Any:

@@ -54,6 +54,7 @@ MORE = {
     "NumPy array": optfn.adam(np.asarray(1 / 3)),
     "infinite array": optfn.adam(jnp.asarray([jnp.inf, -jnp.inf, 1e-30, jnp.nan])),
     "empty array": optfn.adam(jnp.zeros(0)),
+    "empty arrays": optfn.adam(jnp.zeros((0, 3)), b1=np.zeros((3, 0))),
     "infinities": optfn.chain(optfn.clip(float("inf")), optfn.scale(-float("inf"))),
     "small and large": optfn.adam(5e-324, eps=1.7976931348623157e308, b1=-0.0, b2=1 / 3),
     "stacked": optfn.stack([optfn.adam(0.1 * k, b1=1 - 0.1**k) for k in range(9)]),
@@ -75,6 +76,14 @@ MORE = {
     "partitions in partitions": optfn.partition(
         {"x": optfn.freeze(optfn.sgd(0.1), {"w": True}).named("y"), "z": optfn.lion(0.1)},
         {"a": "x", "b": ["z", "x"]},
+    ),
+    "numbers by path": optfn.adamw(
+        optfn.by_path({"z/**": optfn.times(0.1), "a": 1e-4}, schedules.linear(0.1, 0.0, 9)),
+        weight_decay=optfn.by_path({"**": jnp.float32(1 / 3)}),
+    ),
+    "groups": optfn.param_groups(
+        optfn.muon(schedules.linear(0.1, 0.0, 9)),
+        {"b": {"learning_rate": optfn.times(schedules.linear(0.0, 1.0, 9)), "weight_decay": 1}},
     ),
     "codecs": optfn.store(
         optfn.adam(0.1),
@@ -188,6 +197,30 @@ BY_HAND: list[tuple[Any, Any]] = [
         {"name": "sgd", "learning_rate": {"schedule": "custom", "function": {"function": "halve"}}},
         optfn.sgd(halve),
     ),
+    (
+        ADAMW | {"groups": {"head/**": {"learning_rate": {"times": "1e1"}, "b1": "9.5e-1"}}},
+        optfn.param_groups(
+            optfn.adamw(1e-3), {"head/**": {"learning_rate": optfn.times(10), "b1": 0.95}}
+        ),
+    ),
+    (  # of what is named, before anything stands around it
+        ADAMW | {"clip": 1, "accumulate": 2, "groups": [["b", {"b1": WARM}], ["a", {"b1": 0}]]},
+        optfn.accumulate(
+            optfn.chain(
+                optfn.clip(1),
+                optfn.param_groups(
+                    optfn.adamw(1e-3),
+                    {"b": {"b1": schedules.warmup_cosine(3e-4, 10, 99)}, "a": {"b1": 0}},
+                ),
+            ),
+            2,
+        ),
+    ),
+    (ADAMW | {"groups": None}, optfn.adamw(1e-3)),
+    (
+        {"name": "sgd", "learning_rate": {"name": "by_path", "patterns": {"a": "1e-3"}}},
+        optfn.sgd(optfn.by_path({"a": 1e-3})),
+    ),
 ]
 
 
@@ -246,6 +279,19 @@ WRONG: list[tuple[Any, str]] = [
     ("adamw", "config must be a dict with a name"),
     (ADAMW | {"learning_rate": {"array": ["a"]}}, r"config\.learning_rate\.array must be numbers"),
     (ADAMW | {"learning_rate": {"array": [1.0], "dtype": "float64"}}, "needs jax_enable_x64"),
+    (
+        ADAMW | {"learning_rate": {"array": [1.0], "shape": [2]}},
+        r"array must be numbers of a dtype",
+    ),
+    (ADAMW | {"groups": {"a": {"b3": 1}}}, r"config\.groups: .* named 'b3'\. Did you mean 'b[12]'"),
+    (ADAMW | {"groups": {"a": 1}}, r"config\.groups\.a must be a dict of hyperparameters, found 1"),
+    (ADAMW | {"groups": 1}, r"config\.groups must be a dict or pairs of its entries, found 1"),
+    (ADAMW | {"groups": {"a": {"b1": {"times": "x"}}}}, r"config\.groups\.a\.b1\.times: .*number"),
+    (ADAMW | {"b1": {"times": 2}}, r"config\.b1: .* must be a number or an array, found times"),
+    (
+        WARM | {"groups": {"a": {"b1": 1}}},
+        r"param_groups\(transform=...\) must be an optfn transform",
+    ),
 ]
 
 
@@ -332,3 +378,65 @@ def test_a_name_stands_for_one_thing():
         optfn.configurable(lambda step: step)
     with pytest.raises(TypeError, match="must be a function"):
         optfn.configurable(3)
+
+
+def test_what_wraps_is_said_by_the_type_or_the_name_of_its_first_argument():
+    """A stage may call its first argument as a field of some wrapper or schedule is called."""
+
+    @optfn.configurable
+    def along(direction, strength=0.5):
+        return optfn.scale(strength)
+
+    @optfn.configurable
+    def faded(schedule):
+        return optfn.scale(schedule)
+
+    @optfn.configurable
+    def twice(base: optax.GradientTransformation, every=2):
+        return optfn.accumulate(base, every)
+
+    @optfn.configurable
+    def thrice(inner):
+        return optfn.accumulate(inner, 3)
+
+    sgd = optfn.sgd(0.1)
+    for entries, wanted in [
+        ({"along": "down"}, optfn.chain(optfn.scale(0.5), sgd)),
+        ({"along": {"direction": "up", "strength": 2}}, optfn.chain(optfn.scale(2), sgd)),
+        ({"faded": WARM}, optfn.chain(optfn.scale(schedules.warmup_cosine(3e-4, 10, 99)), sgd)),
+        ({"twice": {}}, optfn.accumulate(sgd, 2)),
+        ({"twice": 4}, optfn.accumulate(sgd, 4)),
+        ({"thrice": {}}, optfn.accumulate(sgd, 3)),
+        (
+            {"name": "scale_by_sign", "graft": {"magnitude": {"name": "scale_by_adam"}}},
+            optfn.graft(optfn.scale_by_sign(), optfn.scale_by_adam()),
+        ),
+    ]:
+        plain = {} if "name" in entries else {"name": "sgd", "learning_rate": 0.1}
+        assert repr(optfn.from_config(plain | entries)) == repr(wanted)
+
+
+def test_a_second_function_of_a_name_is_a_warning():
+    def run(text, file="module.py"):
+        exec(compile(text, file, "exec"), {"__name__": "cells", "optfn": optfn})
+
+    def twin(body):
+        return f"@optfn.configurable\ndef twin(step):\n    return {body}\n"
+
+    def around(value):
+        return (
+            "def make(k):\n    @optfn.configurable\n    def other(step):\n        return k * step\n"
+            f"make({value})\n"
+        )
+
+    # What runs again, changed or moved, and a cell with other text.
+    for text, file in [("step", "a.py"), ("step", "a.py"), ("2 * step", "a.py")]:
+        run(twin(text), file)
+    run(f"\n\n{twin('2 * step')}", "a.py")
+    run(f"\n{twin('3 * step')}", "b.py")
+    for text in (twin("3 * step"), around(3), around(3)):
+        run(text, "b.py")
+    with pytest.warns(UserWarning, match="'twin' was another function of cells before"):
+        run(f"\n\n{twin('4 * step')}", "b.py")
+    with pytest.warns(UserWarning, match="'other' was another function of cells before"):
+        run(around(4), "b.py")

@@ -38,6 +38,7 @@ MORE = {
     "on_mesh": optfn.on_mesh(optfn.sgd(0.1), ON_ONE_DEVICE),
     "offload": optfn.offload(optfn.sgd(0.1, 0.9), leaves=True),
     "partition_matrices": optfn.partition_matrices(optfn.sgd(0.1), optfn.adam(0.1)),
+    "param_groups": optfn.param_groups(optfn.sgd(0.1, 0.9), {"w": {"learning_rate": 0.05}}),
     "scale_by_muon": optfn.scale_by_muon(),
     "scale_by_kron": optfn.scale_by_kron(),
     "scale_by_psgd_pro": optfn.scale_by_psgd_pro(),

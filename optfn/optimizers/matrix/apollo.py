@@ -10,7 +10,7 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
-from optfn.core.data import check_count, static
+from optfn.core.data import check_count, number, static
 from optfn.core.dtypes import cast, real_dtype
 from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
@@ -75,7 +75,7 @@ class scale_by_apollo(Matrixwise):
     refreshes = True
 
     rank: int = static(default=256)
-    update_proj_gap: Any = 200
+    update_proj_gap: Any = number(default=200, is_one=True)
     scale: Any = 1.0
     scale_type: str = static(default="channel", choices=("channel", "tensor"))
     b1: Any = 0.9
