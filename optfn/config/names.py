@@ -229,7 +229,9 @@ def unknown(found: Any, choices: Iterable[str]) -> str:
 
 def nearest(found: Any, names: Iterable[str]) -> str | None:
     """The name that is most like what was written; None if no one is like it."""
-    by_text = {_plain(name): name for name in names}
+    by_text: dict[str, str] = {}
+    for name in names:
+        by_text.setdefault(_plain(name), name)
     near = get_close_matches(_plain(found), by_text, 1, 0.7) if isinstance(found, str) else ()
     return by_text[near[0]] if near else None
 

@@ -19,7 +19,7 @@ def finetune(
     learning_rate: Any = 5e-5,
     *,
     total_steps: Any,
-    layers: Sequence[str],
+    layers: Sequence[str | Sequence[str]],
     frozen: int = 0,
     layer_decay: Any = 0.9,
     warmup_steps: Any = None,
@@ -29,7 +29,7 @@ def finetune(
 
         finetune(
             total_steps=1000,
-            layers=["embed/**", *(f"layers_{i}/**" for i in range(12)), "head/**"],
+            layers=[("embed/**", "pos_embed"), *(f"layers_{i}/**" for i in range(12)), "head/**"],
             frozen=1,
         )
 
@@ -39,8 +39,8 @@ def finetune(
     Args:
         learning_rate: of the last layer, the peak, a number.
         total_steps: the number of updates in the run, usually of 3 epochs.
-        layers: a pattern of paths for each layer, from the first to the head, as in `by_path`.
-            Every leaf must match one; what belongs to all layers is best in the last.
+        layers: a pattern of paths for each layer, or several, from the first to the head, as in
+            `by_path`. Every leaf must match one.
         frozen: how many of the first layers stand still.
         layer_decay: the rate of a layer over that of the next, a number or a schedule: 0.9 for
             large models, 0.8 for small ones and 0.75 for vision transformers; 1 for the same rate.
@@ -50,35 +50,44 @@ def finetune(
 
     Raises:
         TypeError: `layers` is no list of patterns.
-        ValueError: two of `layers` are the same; `frozen` is not from 0 to their number less 1; or
+        ValueError: a pattern stands twice; `frozen` is not from 0 to their number less 1; or
             at `init`, if a pattern matches no leaf, or a leaf no pattern.
 
     Source: Devlin et al. 2019 (BERT): decay, warm-up, line to 0, eps; Clark et al. 2020 (ELECTRA):
     the rate, and its decay by layer; He et al. 2022 (MAE) for the 0.75.
     """
-    _check_layers(layers, frozen)
+    groups = _patterns(layers)
+    _check_frozen(frozen, len(groups))
     rate = over_a_run("finetune", "linear", learning_rate, total_steps, warmup_steps, warmup=0.1)
-    above = by_path({layer: len(layers) - 1 - i for i, layer in enumerate(layers)})
+    above = {x: len(groups) - 1 - i for i, group in enumerate(groups) for x in group}
     tx = chain(
         clip_by_global_norm(1.0),
         adamw(rate, eps=1e-6, weight_decay=weight_decay, mask=decays),
-        scale_by_layer_decay(layer_decay, above),
+        scale_by_layer_decay(layer_decay, by_path(above)),
     )
-    first = dict.fromkeys(layers[:frozen], True)
+    first = {x: True for group in groups[:frozen] for x in group}
     return freeze(tx, by_path(first, default=False)) if first else tx
 
 
-def _check_layers(layers: Any, frozen: Any) -> None:
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+def _patterns(layers: Any) -> list[tuple[str, ...]]:
+    """The patterns of each layer."""
+    is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
+    groups = [(x,) if isinstance(x, str) else x for x in layers] if is_list else []
+    if not groups or not all(isinstance(group, (tuple, list)) for group in groups):
         raise TypeError(
             "finetune(layers=...) must be a list of patterns from the first layer to the head, "
             f"found {layers!r}."
         )
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"finetune(layers=...): two layers are the same in {list(layers)}.")
-    if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen < len(layers):
+    patterns = [x for group in groups for x in group]
+    if len(set(patterns)) < len(patterns):
+        raise ValueError(f"finetune(layers=...): a pattern stands twice in {list(layers)}.")
+    return [tuple(group) for group in groups]
+
+
+def _check_frozen(frozen: Any, layers: int) -> None:
+    if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen < layers:
         raise ValueError(
-            f"finetune(frozen=...) must be a number of layers from 0 to {len(layers) - 1}, found "
+            f"finetune(frozen=...) must be a number of layers from 0 to {layers - 1}, found "
             f"{frozen!r}."
         )
 
