@@ -18,7 +18,14 @@ from optfn import recipes
 
 pytestmark = pytest.mark.slow
 
-SEEDS, WIDTH = 3, 32
+SEEDS, WIDTH = 2, 16
+
+
+@pytest.fixture(autouse=True)
+def as_people_write():
+    """The models add biases to rows, as those of people do."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @cache
@@ -102,7 +109,7 @@ def trained(loss, steps, tx, params, images, labels):
     def one(params, key):
         def step(carry, key):
             params, state = carry
-            rows = jax.random.randint(key, (64,), 0, len(images))
+            rows = jax.random.randint(key, (32,), 0, len(images))
             grads = jax.grad(loss)(params, images[rows], labels[rows], key)
             return optfn.step(tx, params, grads, state), None
 
@@ -129,26 +136,26 @@ FROM_THE_START = {
     "transformer_adamw": (
         transformer,
         CLASSIFY,
-        recipes.transformer_adamw(3e-3, total_steps=400),
+        recipes.transformer_adamw(3e-3, total_steps=200),
         optfn.adamw(3e-3),
     ),
     "wsd": (
         transformer,
         CLASSIFY,
-        recipes.transformer_adamw(3e-3, total_steps=400, schedule="wsd"),
+        recipes.transformer_adamw(3e-3, total_steps=200, schedule="wsd"),
         optfn.adamw(3e-3),
     ),
     "transformer_muon": (
         transformer,
         CLASSIFY,
-        recipes.transformer_muon(3e-3, total_steps=400),
+        recipes.transformer_muon(3e-3, total_steps=200),
         optfn.muon(3e-3, consistent_rms=0.2, rest=optfn.adamw(3e-3)),
     ),
-    "vit": (transformer, CLASSIFY, recipes.vit(3e-3, total_steps=400), optfn.adamw(3e-3)),
+    "vit": (transformer, CLASSIFY, recipes.vit(3e-3, total_steps=200), optfn.adamw(3e-3)),
     "resnet_sgd": (
         convolutions,
         CONVOLVE,
-        recipes.resnet_sgd(0.1, total_steps=400),
+        recipes.resnet_sgd(0.1, total_steps=200),
         optfn.sgd(0.1),
     ),
 }
@@ -159,7 +166,7 @@ def test_from_the_start(name):
     init, loss, recipe, plain = FROM_THE_START[name]
     images, labels = data()
     train, test = (images[:300], labels[:300]), (images[300:], labels[300:])
-    found = [score(loss, 400, tx, starts(init), train, test) for tx in (recipe, plain)]
+    found = [score(loss, 200, tx, starts(init), train, test) for tx in (recipe, plain)]
     assert found[0] < 0.95 * found[1], found
 
 
@@ -169,7 +176,7 @@ def of_five_digits():
     images, labels = data()
     old = labels < 5
     params, _ = trained(
-        CLASSIFY, 300, optfn.adam(3e-3), starts(transformer), images[old], labels[old]
+        CLASSIFY, 200, optfn.adam(3e-3), starts(transformer), images[old], labels[old]
     )
     return params
 
@@ -232,9 +239,9 @@ def test_adapters():
 def denoiser(key):
     keys = jax.random.split(key, 3)
     return {
-        "in": {"kernel": dense(keys[0], 65, 128), "bias": jnp.zeros(128)},
-        "mid": {"kernel": dense(keys[1], 128, 128), "bias": jnp.zeros(128)},
-        "out": {"kernel": dense(keys[2], 128, 64), "bias": jnp.zeros(64)},
+        "in": {"kernel": dense(keys[0], 65, 64), "bias": jnp.zeros(64)},
+        "mid": {"kernel": dense(keys[1], 64, 64), "bias": jnp.zeros(64)},
+        "out": {"kernel": dense(keys[2], 64, 64), "bias": jnp.zeros(64)},
     }
 
 
@@ -253,9 +260,9 @@ def noise_left(params, images, labels, key):
 def test_noise():
     images, labels = data()
     train, test = (images[:1200], labels[:1200]), (images[1200:], labels[1200:])
-    recipe = recipes.diffusion(2e-3, warmup_steps=100, ema_decay=0.99)
+    recipe = recipes.diffusion(2e-3, warmup_steps=100, ema_decay=0.98)
     found = [
-        score(noise_left, 1500, tx, starts(denoiser), train, test)
+        score(noise_left, 600, tx, starts(denoiser), train, test)
         for tx in (recipe, optfn.adam(2e-3))
     ]
     assert found[0] < 0.95 * found[1], found
