@@ -185,9 +185,9 @@ def few():
 
 def test_fine_tuning():
     layers = ["embed/**", "block/**", "head/**"]
-    recipe = recipes.finetune(3e-3, total_steps=200, layers=layers, frozen=1, layer_decay=0.5)
+    recipe = recipes.finetune(2e-2, total_steps=200, layers=layers, frozen=1, layer_decay=0.5)
     params = of_five_digits() | {"head": starts(transformer)["head"]}
-    found = [score(CLASSIFY, 200, tx, params, *few()) for tx in (recipe, optfn.adamw(3e-3))]
+    found = [score(CLASSIFY, 200, tx, params, *few()) for tx in (recipe, optfn.adamw(2e-2))]
     assert found[0] < 0.95 * found[1], found
 
 
@@ -254,9 +254,9 @@ def noise_left(params, images, labels, key):
 def test_noise():
     images, labels = data()
     train, test = (images[:1200], labels[:1200]), (images[1200:], labels[1200:])
-    recipe = recipes.diffusion(2e-3, warmup_steps=100, ema_decay=0.98)
+    recipe = recipes.diffusion(1e-2, warmup_steps=100, ema_decay=0.98)
     found = [
         score(noise_left, 600, tx, starts(denoiser), train, test)
-        for tx in (recipe, optfn.adam(2e-3))
+        for tx in (recipe, optfn.adam(1e-2))
     ]
     assert found[0] < 0.95 * found[1], found
