@@ -41,7 +41,9 @@ def param_groups(
 
     So nothing is split: the state, the step count and the stages are those of the optimizer
     without groups, and norms and averages are over all leaves. Every number in it is a
-    hyperparameter of its own, such as `learning_rate.embed/**` and `learning_rate.head/**.factor`.
+    hyperparameter of its own, such as `learning_rate.embed/**` and
+    `learning_rate.head/**.factor`. A leaf on which no stage with the number acts stays as it is, as
+    matrices of `muon` do with those of Adam; `summary` shows who gets what.
     For other optimizers, switches or norms by group take `partition`, and to leave params as they
     are `freeze`.
 
