@@ -112,7 +112,6 @@ def main() -> None:
         steps=steps,
         policy=sweep.asha(first=steps // 5),
         lanes=8,
-        mode="loop" if args.quick else "auto",  # "auto" compiles every mode
     )
     best = result.best()
     accuracy = result.curves["accuracy"][best.trial][-1]

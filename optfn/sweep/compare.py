@@ -95,7 +95,8 @@ def compare(
         task: the training run.
         optimizers: by name a pair of the function that makes the optimizer, and its space.
         checkpoint: a folder, which gets a subfolder for each name.
-        **settings: other arguments of `run`. The first sweep decides the mode "auto" for all.
+        **settings: other arguments of `run`. The first sweep decides the mode "auto" for all,
+            since modes round differently.
 
     Raises:
         TypeError, ValueError: as `run`; ValueError without an optimizer.

@@ -36,6 +36,7 @@ from optfn.sweep.task import Training
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
 SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may differ
+LARGEST_SIDE_BY_SIDE = 2**19  # bytes of a lane; more of them leave the cache of a core
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
@@ -115,6 +116,36 @@ def train(
     for x in jax.tree.leaves(args[0]):
         x.delete()
     return end
+
+
+def usual_mode(
+    lanes: Lanes, shared: Shared, batches: PyTree = None, *, task: Training, mesh: Mesh | None = None
+) -> str:
+    """The mode that suits such lanes, by a rule: a clock would choose another one each time.
+
+    On a GPU or TPU all lanes run side by side. On a CPU a loop inside of a program is slow where
+    there are convolutions, and lanes side by side are faster only as long as they are small. With
+    so few that their number would change their bits, they run one after the other.
+
+    Args:
+        lanes: arrays `[lanes, ...]`.
+        shared: the arrays that all lanes read, see `Shared`.
+        batches: pytree `[length, ...]`, the batches of a stream; None without one.
+        task: the training run.
+        mesh: the devices over which the lanes are spread.
+    """
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    lane, batch = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+        for tree in (lanes, batches)
+    )
+    step = jax.make_jaxpr(partial(step_lane, task))(shared, lane, np.int32(0), batch)
+    if "conv_general_dilated" in str(step):
+        return "loop" if mesh is None else "map"
+    each = len(lanes.seed) // (1 if mesh is None else mesh.size)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lane.carry))
+    return "vmap" if each >= SAME_BITS and size <= LARGEST_SIDE_BY_SIDE else "map"
 
 
 def lanes_per_thread(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
@@ -393,18 +424,6 @@ def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> 
 def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
     """A copy `[count, ...]` of the lanes from `first` on, on the host."""
     return jax.tree.map(to_host, _taken(lanes, first, count=count, mesh=mesh))
-
-
-def clone(lanes: Lanes) -> Lanes:
-    """A copy of lanes `[lanes, ...]`, for a call that donates them."""
-    if jax.process_count() > 1:  # device_put copies only the arrays of a single process
-        return _copied(lanes)
-    return jax.device_put(lanes, may_alias=False)
-
-
-@jax.jit
-def _copied(lanes: Lanes) -> Lanes:
-    return jax.tree.map(jnp.copy, lanes)
 
 
 @jax.jit

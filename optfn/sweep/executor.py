@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optfn.core.tree import PyTree
 from optfn.sweep import engine
-from optfn.sweep.candidate import Candidate, stack_candidates, structure_key
-from optfn.sweep.interrupt import any_process
+from optfn.sweep.candidate import Candidate, stack_candidates
 from optfn.sweep.lane import Lanes, Shared
 from optfn.sweep.one_of import point_of
 from optfn.sweep.plan import Plan, lanes_multiple, round_up
 from optfn.sweep.stream import Stream
 from optfn.sweep.task import Training
 
-LOOP_STEP = 2e-4  # seconds; with faster steps a loop on the host cannot be the fastest mode
 LEAST_COMPILING = 1.0  # seconds, also where the programs were compiled before
-
-# The fastest mode found, by task and shapes.
-_FASTEST: WeakKeyDictionary[Training, dict[Any, str]] = WeakKeyDictionary()
 
 
 class Measured(NamedTuple):
@@ -53,7 +47,7 @@ class Executor:
         lanes: the number of lanes; it shrinks when few trials are left.
         state: `Lanes` with arrays `[lanes, ...]` on the devices; None before `enter`.
         shared: the arrays that all lanes read, on every device.
-        mode: how lanes are trained: "vmap", "map" or "loop", or "auto" until that is decided.
+        mode: how lanes are trained: "vmap", "map" or "loop", or "auto" before `enter`.
         task: the training run without its arrays, which the compiled programs hold.
         segments: the number of segments trained.
         lane_steps: the steps of all lanes so far, idle ones included.
@@ -62,11 +56,10 @@ class Executor:
         plan: the settings of the sweep.
         runs: the runs of a trial.
         mode: as above.
-        work: about how many lane-steps the sweep takes; "auto" tries a mode only if that pays.
     """
 
-    def __init__(self, plan: Plan, runs: int, mode: str, work: float):
-        self.plan, self.runs, self.mode, self.work = plan, runs, mode, work
+    def __init__(self, plan: Plan, runs: int, mode: str):
+        self.plan, self.runs, self.mode = plan, runs, mode
         self.lanes = plan.lanes
         self.state: Any = None
         self.segments = 0
@@ -96,8 +89,9 @@ class Executor:
     def enter(self, candidate: Candidate) -> None:
         """Makes lanes for candidates like this one, and their programs."""
         state = self.empty_lanes(candidate)
-        self._compiling = self._compile(self._modes[0], candidate, state)
-        self._entered, self.state = candidate, state  # only if they can be made
+        mode = self._mode_for(state) if self.mode == "auto" else self.mode
+        self._compiling = self._compile(mode, candidate, state)
+        self.mode, self.state = mode, state  # only if they can be made
 
     def empty_lanes(self, candidate: Candidate) -> Lanes:
         """Lanes without a run, for candidates like this one."""
@@ -192,10 +186,7 @@ class Executor:
         """
         began = time.perf_counter()
         occupied = self._lanes_of(places)
-        if self.mode == "auto":
-            metrics = self._train_fastest(occupied, steps, next_steps)
-        else:
-            metrics = self._train(self.mode, occupied, steps, next_steps)
+        metrics = self._train(occupied, steps, next_steps)
         self._seconds.append(time.perf_counter() - began)
         self.segments += 1
         self.lane_steps += self.lanes * self.plan.segment
@@ -204,7 +195,7 @@ class Executor:
         return Measured(metrics, self._by_place(age), self._by_place(diverged))
 
     def _train(
-        self, mode: str, occupied: np.ndarray, steps: int, next_steps: int
+        self, occupied: np.ndarray, steps: int, next_steps: int
     ) -> dict[str, np.ndarray]:
         self.state, metrics = engine.train(
             self.state,
@@ -214,57 +205,15 @@ class Executor:
             self._stream.take(self.segments, steps),
             task=self.task,
             length=self.plan.segment,
-            mode=mode,
+            mode=self.mode,
             mesh=self.plan.mesh,
         )
         self._stream.prefetch(self.segments + 1, next_steps)  # while the devices are at work
         return jax.tree.map(self.to_host, metrics)
 
-    def _train_fastest(
-        self, occupied: np.ndarray, steps: int, next_steps: int
-    ) -> dict[str, np.ndarray]:
-        """Trains this segment in several modes, and keeps the fastest mode and its results.
-
-        Another mode is tried only where half of the work that may be left takes longer than its
-        compilation. Later sweeps of the same task and shapes reuse the decision.
-        """
-        known = _FASTEST.setdefault(self.plan.task, {})
-        segment = self.plan.segment
-        shapes = structure_key(self._entered), self.lanes, segment, self.plan.mesh
-        if shapes in known and jax.process_count() == 1:
-            self.mode = known[shapes]
-            return self._train(self.mode, occupied, steps, next_steps)
-        start, ends, seconds = self.state, {}, {}
-        segments = self.work / (self.lanes * segment)
-        for mode in self._modes:
-            fewest = min(seconds.values(), default=0.0)
-            if mode == "loop" and any_process(fewest < LOOP_STEP * self.lanes * segment):
-                break
-            if ends:
-                self._compiling = self._compile(mode, self._entered, self.state)
-            self.state = engine.clone(start)
-            jax.block_until_ready(self.state)
-            began = time.perf_counter()
-            ends[mode] = self._train(mode, occupied, steps, next_steps), self.state
-            jax.block_until_ready(self.state)
-            seconds[mode] = time.perf_counter() - began
-            if any_process(min(seconds.values()) * segments / 2 < self._compiling):
-                break
-        fastest = np.argmin(list(seconds.values()))
-        if jax.process_count() > 1:
-            fastest = multihost_utils.broadcast_one_to_all(np.int32(fastest))
-        self.mode = known[shapes] = list(ends)[int(fastest)]
-        metrics, self.state = ends[self.mode]
-        return metrics
-
-    @property
-    def _modes(self) -> Sequence[str]:
-        """The modes that the sweep may get, in the order of trying."""
-        if self.mode != "auto":
-            return (self.mode,)
-        if jax.default_backend() != "cpu":
-            return "vmap", "map"
-        return ("map", "vmap", "loop") if self.plan.mesh is None else ("map", "vmap")
+    def _mode_for(self, state: Lanes) -> str:
+        batches = self._stream.like(self.segments)
+        return engine.usual_mode(state, self.shared, batches, task=self.task, mesh=self.plan.mesh)
 
     def _compile(self, mode: str, candidate: Candidate, state: Lanes) -> float:
         """Compiles the programs of a mode; returns the seconds it took."""
@@ -330,7 +279,7 @@ def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
     candidate = plan.candidate(point_of(plan.space, lambda name, d, key: d.at(0.5)))
     multiple = lanes_multiple(runs, plan.mesh)
     width = round_up(engine.LEAST_LANES, multiple)
-    executor = Executor(plan, 1, "vmap", 0.0)
+    executor = Executor(plan, 1, "vmap")
     few, twice = (executor.program_bytes(candidate, k * width) for k in (1, 2))
     each, fixed = (twice - few) / width, 2 * few - twice
     fit = int((max_bytes - fixed) / each) // multiple * multiple

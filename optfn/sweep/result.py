@@ -316,7 +316,7 @@ class Result:
         )
 
     def table(self, k: int = 10) -> str:
-        """A line for each of the k best trials, and the counts of every status."""
+        """A line for each of the k best trials, and the counts of every status, with the mode and the seconds."""
         names = self._names
         head = ["trial", self.task.objective, *names, "steps", "status"]
         rows = [
@@ -329,7 +329,7 @@ class Result:
             ]
             for m in self.top(k)
         ]
-        end = f"{len(self)} trials: {self._ends()}; {self.seconds:.1f} s"
+        end = f"{len(self)} trials: {self._ends()}; mode {self.mode}; {self.seconds:.1f} s"
         return "\n".join([in_columns([head, *rows]), end])
 
     def _ends(self) -> str:

@@ -90,8 +90,9 @@ def run(
         segment: the updates between two looks at the scores; None is a tenth of `steps`.
         seed: the sweep's seed, from 0 to below 2^32.
         mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
-            the host, which suits convolutions on a CPU. "auto" keeps the mode that is fastest on
-            the first segment, and tries another only if the work left is worth its compilation.
+            the host, which suits convolutions on a CPU. "auto" chooses by a rule: side by side on a
+            GPU or TPU, and on a CPU with 16 or more small lanes; by a loop where a CPU has to
+            convolve; else one after the other. The result says which.
             Results have the same bits in the same mode only, with any number of lanes from 16 up.
         mesh: the devices over which the lanes are spread, along all its axes.
         max_loss: a run with a larger loss counts as diverged, as does one whose loss is not finite.

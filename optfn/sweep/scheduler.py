@@ -70,8 +70,7 @@ class Scheduler:
         policy.check_rungs(rungs, plan)
         self.scores = Scores.start(rungs, plan.steps, self.session.trials, plan.task.sign)
         self.structures = Structures()
-        work = self.session.trials * self.runs * plan.steps * policy.expected_share
-        self.executor = Executor(plan, self.runs, self.mode, work)
+        self.executor = Executor(plan, self.runs, self.mode)
         policy.check_trials(self.session.trials, self.executor.places, plan)
 
     def advance(self) -> bool:

@@ -32,7 +32,6 @@ class by_function(sweep.Policy):
 class population(by_function):
     needs_all_trials = True
     depends_on_trial_count = True
-    expected_share = 1.0
 
 
 def everyone(verdict):

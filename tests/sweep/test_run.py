@@ -36,6 +36,7 @@ from sweep.problem import (
 import optfn
 from optfn import schedules, sweep
 from optfn.sweep import engine
+from optfn.sweep.executor import Executor
 from optfn.sweep.plan import Plan
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.space import as_space
@@ -234,10 +235,39 @@ def test_a_loss_may_take_a_key_and_give_metrics():
     )
 
 
-def test_auto_takes_a_mode_and_its_bits():
-    result = run(RATE, trials=9, lanes=8, mode="auto")
-    assert result.mode in engine.MODES
+def test_auto_takes_a_mode_and_its_bits(tmp_path):
+    """Which the table and a checkpoint have."""
+    result = run(RATE, trials=9, lanes=8, mode="auto", checkpoint=tmp_path)
+    assert result.mode == "map" and "; mode map; " in result.table()
+    with pytest.raises(ValueError, match="it differs in mode map, now vmap"):
+        run(RATE, trials=9, lanes=8, mode="vmap", checkpoint=tmp_path)
     same(result, run(RATE, trials=9, lanes=8, mode=result.mode))
+
+
+def convolved(params, batch):
+    images = jnp.broadcast_to(batch[0][:, None, :], (BATCH, 1, 3))
+    kernel = params["w"][None, None, :]
+    found = jax.lax.conv_general_dilated(images, kernel, (1,), "SAME")
+    return jnp.mean((found.sum((1, 2)) + params["b"] - batch[1]) ** 2)
+
+
+LARGE = {"w": np.ones(3, np.float32), "b": np.float32(0), "more": np.ones(2**17, np.float32)}
+SUITED = {
+    "vmap": (TASK, 16),
+    "few": (TASK, 15),
+    "large": (sweep.Task(LARGE, loss, data=(X, Y)), 16),
+    "loop": (sweep.Task(init, convolved, data=(X, Y), batch_size=BATCH), 16),
+}
+
+
+@pytest.mark.parametrize("kind", SUITED)
+def test_auto_is_a_rule(kind):
+    task, lanes = SUITED[kind]
+    plan = Plan(task, optfn.adam, as_space(RATE), 20, 5, lanes, 0)
+    executor = Executor(plan, 1, "auto")
+    state = executor.empty_lanes(plan.candidate({"learning_rate": 0.1}))
+    mode = engine.usual_mode(state, executor.shared, task=executor.task)
+    assert mode == (kind if kind in engine.MODES else "map")
 
 
 def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():

@@ -64,7 +64,6 @@ class pbt(Policy):
 
     needs_all_trials = True
     depends_on_trial_count = True
-    expected_share = 1.0
 
     every: int
     quantile: float = 0.25

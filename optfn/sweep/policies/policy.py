@@ -153,13 +153,10 @@ class Policy:
             called once all of them stand at a rung, and a verdict may be a `Copy` but not `PAUSE`.
         depends_on_trial_count: whether a verdict depends on the number of trials of the sweep, so
             that a checkpoint cannot continue with more of them.
-        expected_share: about the share of all steps that the sweep takes. It decides whether trying
-            another mode of training pays.
     """
 
     needs_all_trials: ClassVar[bool] = False
     depends_on_trial_count: ClassVar[bool] = False
-    expected_share: ClassVar[float] = 0.3
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         """The ages at which a trial is judged.
@@ -273,8 +270,6 @@ class run_all(Policy):
     The most expensive policy, and the only one that misses nothing: use it where a slow starter may
     win, or where you want whole curves.
     """
-
-    expected_share = 1.0
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         return ()
