@@ -55,7 +55,7 @@ def evaluate(params: dict[str, jax.Array], held_out: Any) -> dict[str, jax.Array
 
 
 def batch(key: jax.Array, data: Any) -> Any:
-    """A batch, drawn as a `Task` draws it."""
+    """A batch, drawn as a `Task` draws it with replacement."""
     rows = jax.random.randint(key, (BATCH_SIZE,), 0, len(data[1]))
     return jax.tree.map(lambda x: x[rows], data)
 
@@ -67,6 +67,7 @@ def task(images: Images, width: int) -> sweep.Task:
         loss,
         data=train,
         batch_size=BATCH_SIZE,
+        replacement=True,  # as the loops it is compared with draw
         evaluate=evaluate,
         held_out=held_out,
         minimize="test_loss",

@@ -10,9 +10,11 @@ from jax.typing import ArrayLike
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
+from optfn.sweep.epochs import rows_of_steps
 from optfn.sweep.task import Training
 
 SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
+EPOCHS = 2**32 - 1  # folded into the key that shuffles, as no age is
 
 
 class Lanes(NamedTuple):
@@ -125,7 +127,9 @@ def segment(
         def step(lane, at):
             return step_lane(task, shared, lane, *at)
 
-        lane, metrics = lax.scan(step, lane, (first + jnp.arange(length), batches), length)
+        steps = first + jnp.arange(length)
+        rows = epoch_rows(task, shared, lane, steps)  # all at once, which is faster
+        lane, metrics = lax.scan(step, lane, (steps, batches, rows), length)
         return lane, scores(task, lane, jax.tree.map(lambda x: x.sum(0), metrics), shared)
 
     if mode == "vmap":
@@ -140,7 +144,12 @@ def segment(
 
 
 def step_lane(
-    task: Training, shared: Shared, lane: Lanes, at: jax.Array, batch: PyTree
+    task: Training,
+    shared: Shared,
+    lane: Lanes,
+    at: jax.Array,
+    batch: PyTree = None,
+    rows: jax.Array | None = None,
 ) -> tuple[Lanes, StepMetrics]:
     """A step of one lane; a lane that has ended keeps its state, and its metrics are 0.
 
@@ -150,11 +159,15 @@ def step_lane(
         lane: arrays `[...]`, of one lane.
         at: int32 scalar, the sweep's step.
         batch: pytree, a batch of the stream; None without one.
+        rows: int32 `[batch_size]`, the examples of the batch; None finds them.
     """
     root = jax.random.key(shared.seed)
     key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
     batch_key, loss_key = jax.random.split(key)
-    if batch is None:
+    if batch is None and task.has_epochs:
+        rows = epoch_rows(task, shared, lane, jnp.reshape(at, 1))[0] if rows is None else rows
+        batch = jax.tree.map(lambda x: x[rows], shared.data)
+    elif batch is None:
         common = jax.random.fold_in(root, at)
         batch = task.draw(
             common if task.common_batches else batch_key, shared.data, lane.candidate.task
@@ -170,6 +183,30 @@ def step_lane(
     broken = running & ~healthy
     lane = lane._replace(running=lane.running & ~broken, diverged=lane.diverged | broken)
     return lane, jax.tree.map(lambda x: jnp.where(running, x, 0), (1, metrics))
+
+
+def epoch_rows(
+    task: Training, shared: Shared, lane: Lanes, steps: jax.Array
+) -> jax.Array | None:
+    """The examples in the batches of a lane from now on; None where the task has no epochs.
+
+    Args:
+        task: the training run.
+        shared: the arrays that all lanes read, see `Shared`.
+        lane: arrays `[...]`, of one lane.
+        steps: int32 `[steps]`, the sweep's.
+
+    Returns:
+        int32 `[steps, batch_size]`.
+    """
+    if not task.has_epochs:
+        return None
+    key = jax.random.key(shared.seed)
+    if not task.common_batches:
+        key = jax.random.fold_in(key, lane.seed)
+        steps = lane.age + jnp.arange(len(steps), dtype=lane.age.dtype)
+    examples = jnp.shape(jax.tree.leaves(shared.data)[0])[0]
+    return rows_of_steps(jax.random.fold_in(key, EPOCHS), steps, examples, task.batch_size)
 
 
 def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> dict[str, jax.Array]:

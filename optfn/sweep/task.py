@@ -30,7 +30,11 @@ class Training:
     Args:
         data: a pytree of arrays `[examples, ...]`, an argument of the program, held once for all
             lanes.
-        batch_size: the examples of a batch, drawn with replacement; None is all of them, in order.
+        batch_size: the examples of a batch, of which each comes once an epoch, in another order
+            each time; None is all of them, in order. An epoch that is not a whole number of batches
+            ends inside of one, with which the next begins.
+        replacement: whether examples are drawn anew for each batch, with replacement, so that an
+            epoch may have some twice and others not at all.
         batch: `batch(key, data) -> batch`, instead of drawing examples.
         common_batches: whether all lanes see the same batch in a step, which is cheaper; a trial
             then depends on when it got its lane. By default a run's batches depend on its seed and
@@ -47,6 +51,7 @@ class Training:
 
     data: PyTree = None
     batch_size: int | None = None
+    replacement: bool = False
     batch: Callable[..., PyTree] | None = None
     common_batches: bool = False
     stream: Callable[[int], PyTree] | Iterable[PyTree] | None = None
@@ -77,6 +82,8 @@ class Training:
                 if getattr(self, other) is not None:
                     raise ValueError(f"{name}(stream=...) gives whole batches; leave {other} out.")
         if self.batch_size is None:
+            if self.replacement:
+                raise ValueError(f"{name}(replacement=True) needs a batch_size.")
             return
         if self.batch is not None:
             raise ValueError(f"{name}(...): batch draws its own examples; leave batch_size out.")
@@ -106,6 +113,11 @@ class Training:
                 f"in front, found {sorted(sizes) or 'none'}."
             )
         return sizes.pop()
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether every example comes once an epoch."""
+        return self.batch_size is not None and not self.replacement
 
     def draw(self, key: jax.Array, data: PyTree, values: Mapping[str, Any]) -> PyTree:
         """A batch of the data."""
@@ -214,8 +226,8 @@ class Task(Training):
             none of them named "loss".
         evaluate: `evaluate(params) -> dict` of scalars, called after every segment with the params
             of `optfn.evaluation_params`; with `held_out`, `evaluate(params, held_out)`.
-        data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
-            `Training`.
+        data, batch_size, replacement, batch, common_batches, stream, held_out, minimize, maximize:
+            see `Training`.
 
     Raises:
         TypeError: `loss` is not a function, `init` neither a function nor arrays; the stream cannot
@@ -306,8 +318,8 @@ class TrainingLoop(Training):
             evaluates and keeps the whole carry and does not check that it is finite.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment; with `held_out`,
             `evaluate(params, held_out)`.
-        data, batch_size, batch, common_batches, stream, held_out, minimize, maximize: see
-            `Training`.
+        data, batch_size, replacement, batch, common_batches, stream, held_out, minimize, maximize:
+            see `Training`.
 
     Raises:
         TypeError: an argument that must be a function is not.

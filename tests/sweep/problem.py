@@ -9,6 +9,7 @@ import optax
 
 import optfn
 from optfn import sweep
+from optfn.sweep.epochs import rows_of_steps
 
 RNG = np.random.default_rng(0)
 X = np.float32(RNG.normal(size=(64, 3)))
@@ -48,8 +49,10 @@ def key_of(age, seed=0):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), age)
 
 
-def drawn(key):
-    rows = jax.random.randint(key, (BATCH,), 0, len(X))
+def drawn(steps, seed=None):
+    """The batches of a run with this seed; None is those that all lanes have in common."""
+    key = jax.random.key(0) if seed is None else jax.random.fold_in(jax.random.key(0), seed)
+    rows = rows_of_steps(jax.random.fold_in(key, 2**32 - 1), steps, len(X), BATCH)
     return jnp.asarray(X)[rows], jnp.asarray(Y)[rows]
 
 
@@ -59,8 +62,7 @@ def alone(make, values, steps, seed=0, batches=None, params=None):
     tx = make(**values)
     params = init(key_of(0, seed)) if params is None else params
     if batches is None:
-        ages = 1 + jnp.arange(steps)
-        batches = jax.vmap(lambda age: drawn(jax.random.split(key_of(age, seed))[0]))(ages)
+        batches = drawn(jnp.arange(steps), seed)
 
     def step(carry, batch):
         params, state = carry

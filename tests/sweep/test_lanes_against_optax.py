@@ -39,7 +39,7 @@ def loss(params, batch):
     return jnp.mean((jnp.tanh(x @ params["hidden"] + params["bias"]) @ params["out"] - y) ** 2)
 
 
-TASK = sweep.Task(init, loss, data=(X, Y), batch_size=32)
+TASK = sweep.Task(init, loss, data=(X, Y), batch_size=32, replacement=True)
 
 
 @jax.jit

@@ -497,13 +497,8 @@ def test_common_batches_are_drawn_by_the_step_of_the_sweep():
     task = sweep.Task(START, loss, data=(X, Y), **kwargs, **SCORED)
     result = run(RATE, task, trials=10, lanes=8, keep_best=10)
 
-    @jax.jit
-    @jax.vmap
-    def batch(step):
-        return drawn(jax.random.fold_in(jax.random.key(0), step))
-
     for i in (0, 9):
-        member, batches = result.trial(i), batch(result.started_at[i] + np.arange(20))
+        member, batches = result.trial(i), drawn(result.started_at[i] + jnp.arange(20))
         close(member.params, alone(optax.adam, member.values, 20, 0, batches, START))
         assert result.rerun(i).score == member.score
 
