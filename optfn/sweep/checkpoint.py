@@ -21,6 +21,7 @@ from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.one_of import OneOf
+from optfn.sweep.policies.policy import Policy
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -39,6 +40,7 @@ class Store:
     Args:
         folder: created if it does not exist.
         search: the search of the sweep.
+        policy: its policy, as it was given.
         enqueue: the points that it tries first.
 
     Raises:
@@ -46,7 +48,11 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | os.PathLike, search: Search, enqueue: Sequence[Mapping[str, Any]] = ()
+        self,
+        folder: str | os.PathLike,
+        search: Search,
+        policy: Policy | None = None,
+        enqueue: Sequence[Mapping[str, Any]] = (),
     ):
         import orbax.checkpoint as ocp
 
@@ -55,6 +61,7 @@ class Store:
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.items = ocp.args
         self.search = _plain([_outline(search), *enqueue]) if enqueue else _outline(search)
+        self.policy = _sha_of_json(_plain(policy))
         self.fingerprint: dict[str, str] = {}
         self.damaged: list[int] = []
         self.seconds = 0.0
@@ -91,7 +98,7 @@ class Store:
             return
         first = next(t for t in scheduler.trials if t.status != "failed").own_history[0][1]
         if not self.fingerprint:
-            self.fingerprint = fingerprint(scheduler, self.search, first)
+            self.fingerprint = self._fingerprint(scheduler, first)
         began = time.perf_counter()
         arrays = _arrays(scheduler)
         host = _host(scheduler, arrays)
@@ -133,7 +140,7 @@ class Store:
         found, mode = host["fingerprint"], scheduler.executor.mode
         wanted = {"its space": _sha_of_space(scheduler.plan.space)}
         _check_fingerprint(found, wanted, self.folder)
-        wanted = fingerprint(scheduler, self.search, decoded(scheduler.plan.space, host["first"]))
+        wanted = self._fingerprint(scheduler, decoded(scheduler.plan.space, host["first"]))
         if mode != "auto":
             found, wanted = found | {"mode": host["mode"]}, wanted | {"mode": mode}
         _check_fingerprint(found, wanted, self.folder)
@@ -147,6 +154,9 @@ class Store:
         _check_fingerprint({"its optimizer": host["optimizers"]}, wanted, self.folder)
         self.found = None
         return True
+
+    def _fingerprint(self, scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str]:
+        return fingerprint(scheduler, self.search, first) | {"its policy": self.policy}
 
     def _newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """The last whole checkpoint; None if the folder has no checkpoints.
@@ -199,13 +209,16 @@ class Store:
 
 @contextmanager
 def stored(
-    folder: str | os.PathLike | None, search: Search, enqueue: Sequence[Mapping[str, Any]]
+    folder: str | os.PathLike | None,
+    search: Search,
+    policy: Policy,
+    enqueue: Sequence[Mapping[str, Any]],
 ) -> Iterator[Store | None]:
     """The store of a folder, whole when the context ends; None without a folder."""
     if folder is None:
         yield None
         return
-    store = Store(folder, search, enqueue)
+    store = Store(folder, search, policy, enqueue)
     try:
         yield store
     finally:
@@ -230,13 +243,12 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
     streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
     numbers = {name: getattr(plan, name) for name in ("lanes", "steps", "segment", "seed")}
     numbers |= {"seeds": scheduler.runs, "max_loss": plan.max_loss}
-    numbers |= {"keep_best": scheduler.keep_best}
+    numbers |= {"score of a run": plan.score, "patience": plan.patience}
     if policy.depends_on_trial_count:
         numbers["trials"] = scheduler.session.trials
     return {
         "its space": _sha_of_space(plan.space),
         "its search": _sha_of_json(search),
-        "its policy": _sha_of_json(_plain(policy)),
         "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),

@@ -1,5 +1,6 @@
 """The best trials again, on fresh seeds: a score that is not the luck of the draw."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,13 @@ class Confirm:
         """
         best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
         best = [i for i in best if result.status[i] == "ok"]
+        if len(best) < min(self.top, len(result)):
+            warnings.warn(
+                f"Confirm(top={self.top}) confirms {len(best)}: no more trials ended with a finite "
+                f"score, of {len(result)}: {result.counts()}. A policy may let more come to the "
+                f"end, as asha(..., least={self.top}) does.",
+                stacklevel=3,
+            )
         if not best:
             return result
         first = result.scores.shape[1]

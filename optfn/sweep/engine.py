@@ -21,12 +21,14 @@ from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.lane import (
+    Best,
     Lanes,
     Shared,
     StepMetrics,
     for_seed,
     init_lane,
-    scores,
+    kept_params,
+    scored,
     segment,
     select,
     step_lane,
@@ -287,7 +289,7 @@ def _host_loop(
     metrics = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
     step = _one_step.lower(lane, metrics, at, *same, task=task).compile()
     score = _scored.lower(lane, metrics, shared, task=task).compile()
-    ends = jax.eval_shape(partial(_scored, task=task), lane, metrics, shared)
+    ends = jax.eval_shape(partial(_scored, task=task), lane, metrics, shared)[1]
     zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics))
     nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), ends)
 
@@ -297,7 +299,8 @@ def _host_loop(
             return lane, nothing
         for at in range(length):
             lane, sums = step(lane, sums, np.int32(at), *same)
-        return lane, score(lane, sums, same[0])
+        best, metrics = score(lane, sums, same[0])
+        return lane._replace(best=best), metrics
 
     return program
 
@@ -334,8 +337,14 @@ def _one_step(
 @partial(jax.jit, static_argnames="task")
 def _scored(
     lane: Lanes, sums: StepMetrics, shared: Shared, *, task: Training
-) -> dict[str, jax.Array]:
-    return _alone(lambda lane: scores(task, lane, sums, shared), (lane,))
+) -> tuple[Best | tuple[()], dict[str, jax.Array]]:
+    """The best moment of a lane `[1, ...]` so far, and its scores."""
+
+    def one(lane: Lanes) -> tuple[Best | tuple[()], dict[str, jax.Array]]:
+        lane, metrics = scored(task, lane, sums, shared)
+        return lane.best, metrics
+
+    return _alone(one, (lane,))
 
 
 def empty_lanes(
@@ -438,7 +447,7 @@ def _fetch_params(
 ) -> tuple[PyTree, ...]:
     part = _slice_lanes(_on_every_device(lanes, mesh), first, count)
     each = [jax.tree.map(lambda x, i=i: x[i], part) for i in range(count)]
-    return tuple(task.scored_params(lane.candidate.tx, lane.carry) for lane in each)
+    return tuple(kept_params(task, lane) for lane in each)
 
 
 def fetch_params(

@@ -30,11 +30,14 @@ class Measured(NamedTuple):
         age: int32 `[places, runs]`, the steps each run has taken.
         diverged: bool `[places, runs]`, whether the run ended because its params or loss were not
             finite, or its loss was above `max_loss`.
+        best: float `[places, runs]`, the best score of each run so far, as a loss; None where it is
+            not kept.
     """
 
     metrics: dict[str, np.ndarray]
     age: np.ndarray
     diverged: np.ndarray
+    best: np.ndarray | None = None
 
 
 class Executor:
@@ -67,7 +70,7 @@ class Executor:
         self._seconds: list[float] = []
         self._compiling = 0.0
         task = plan.task
-        self.task = task.without_arrays
+        self.task = task.keeping_best if plan.score == "best" else task.without_arrays
         everywhere = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
         self.shared = Shared(
             np.uint32(plan.seed),
@@ -192,7 +195,8 @@ class Executor:
         self.lane_steps += self.lanes * self.plan.segment
         metrics = {name: self._by_place(x) for name, x in metrics.items()}
         age, diverged = (self.to_host(x) for x in (self.state.age, self.state.diverged))
-        return Measured(metrics, self._by_place(age), self._by_place(diverged))
+        best = self._by_place(self.to_host(self.state.best.loss)) if self.task.keeps_best else None
+        return Measured(metrics, self._by_place(age), self._by_place(diverged), best)
 
     def _train(
         self, occupied: np.ndarray, steps: int, next_steps: int

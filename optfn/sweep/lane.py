@@ -1,6 +1,6 @@
 """A lane: one run, from its first step to its score."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
 EPOCHS = 2**32 - 1  # folded into the key that shuffles, as no age is
 
 
+class Best(NamedTuple):
+    """The best moment of a run so far, among the ends of its segments.
+
+    Attributes:
+        loss: float scalar, the score as a loss, where lower is better; inf before the first.
+        params: the params that were scored.
+    """
+
+    loss: jax.Array
+    params: PyTree
+
+
 class Lanes(NamedTuple):
     """The runs of all lanes; inside `vmap`, the run of one lane, without the `lanes` axis.
 
@@ -28,6 +40,7 @@ class Lanes(NamedTuple):
         running: bool `[lanes]`, whether there is a run that has not ended.
         diverged: bool `[lanes]`, whether the run ended because its params or loss were not finite,
             or its loss was above `max_loss`.
+        best: a `Best` of each lane, `[lanes, ...]`, where the task says that it is kept.
     """
 
     candidate: Candidate
@@ -36,6 +49,7 @@ class Lanes(NamedTuple):
     age: jax.Array
     running: jax.Array
     diverged: jax.Array
+    best: Best | tuple[()] = ()
 
 
 # The metrics of a step, or their sums over several: the number of steps, and the metrics by name,
@@ -76,7 +90,11 @@ def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Sha
     key = jax.random.fold_in(jax.random.key(shared.seed), seed)
     carry = task.begin(candidate, jax.random.fold_in(key, 0), shared.initial_params)
     flags = jnp.ones((), bool), jnp.zeros((), bool)
-    return Lanes(candidate, carry, seed, jnp.zeros((), jnp.int32), *flags)
+    best = ()
+    if task.keeps_best:
+        worst = jnp.full((), jnp.inf, jnp.result_type(float))
+        best = Best(worst, task.scored_params(candidate.tx, carry))
+    return Lanes(candidate, carry, seed, jnp.zeros((), jnp.int32), *flags, best)
 
 
 def for_seed(candidate: Candidate, seed: jax.Array) -> Candidate:
@@ -130,7 +148,7 @@ def segment(
         steps = first + jnp.arange(length)
         rows = epoch_rows(task, shared, lane, steps)  # all at once, which is faster
         lane, metrics = lax.scan(step, lane, (steps, batches, rows), length)
-        return lane, scores(task, lane, jax.tree.map(lambda x: x.sum(0), metrics), shared)
+        return scored(task, lane, jax.tree.map(lambda x: x.sum(0), metrics), shared)
 
     if mode == "vmap":
         return train(lane)
@@ -207,6 +225,26 @@ def epoch_rows(
         steps = lane.age + jnp.arange(len(steps), dtype=lane.age.dtype)
     examples = jnp.shape(jax.tree.leaves(shared.data)[0])[0]
     return rows_of_steps(jax.random.fold_in(key, EPOCHS), steps, examples, task.batch_size)
+
+
+def scored(
+    task: Training, lane: Lanes, sums: StepMetrics, shared: Shared
+) -> tuple[Lanes, dict[str, jax.Array]]:
+    """The lane after a segment, with its best moment so far, and its `scores`."""
+    metrics = scores(task, lane, sums, shared)
+    if not task.keeps_best or task.objective not in metrics:
+        return lane, metrics
+    best: Any = lane.best
+    loss = (task.sign * metrics[task.objective]).astype(best.loss.dtype)
+    better = jnp.isfinite(loss) & (loss < best.loss) & ~lane.diverged
+    now = Best(loss, task.scored_params(lane.candidate.tx, lane.carry))
+    return lane._replace(best=select(better, now, best)), metrics
+
+
+def kept_params(task: Training, lane: Lanes) -> PyTree:
+    """The params that a lane has to show: of its best moment where that is kept, else the last."""
+    best: Any = lane.best
+    return best.params if task.keeps_best else task.scored_params(lane.candidate.tx, lane.carry)
 
 
 def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> dict[str, jax.Array]:

@@ -32,6 +32,8 @@ class Plan:
         seed: the seed of the sweep.
         max_loss: a run with a larger loss has diverged.
         mesh: the devices over which the lanes are spread; None is one device.
+        score: which of the scores of a run counts: "last", "best", or ("mean", k) of the last k.
+        patience: a run ends after so many segments without a better score; None is never.
     """
 
     task: Training
@@ -43,6 +45,8 @@ class Plan:
     seed: int
     max_loss: float = math.inf
     mesh: Mesh | None = None
+    score: str | tuple[str, int] = "last"
+    patience: int | None = None
 
     @property
     def segments(self) -> int:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from optfn.sweep.task import Training
 from optfn.sweep.trial import History
 
 AGAIN = "the trial"  # no name of an argument
+MOST_IN_LINE = 4  # values of a hyperparameter in a table
 STATUSES = *get_args(TrialStatus), "stopped"
 
 
@@ -76,7 +78,7 @@ class Result:
     Attributes:
         plan: what every run had in common: task, optimizer, space, steps, lanes and seed.
         points: the hyperparameters of each trial.
-        scores: float `[trials, seeds]`, the last score, in the units of the task: the worst
+        scores: float `[trials, seeds]`, the score that counts, by default the last, in the units of the task: the worst
             infinity where a run diverged or its score is not finite, nan where it has none yet.
         status: str `[trials]`, one of `STATUSES`.
         steps: int `[trials]`, the steps taken.
@@ -234,7 +236,7 @@ class Result:
             tried = {name: [p[name] for p in self.points if name in p] for name in self._names}
             ranges = ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
             raise ValueError(
-                f"no trial has a finite score, {self._ends()} of {len(self)}: {ranges} was tried."
+                f"no trial has a finite score, {self.counts()} of {len(self)}: {ranges} was tried."
             )
         return first
 
@@ -290,6 +292,14 @@ class Result:
         again = Result.of(scheduler, 0.0).trial(0)
         return replace(again, **{name: getattr(first, name) for name in KNOWN_BEFORE})
 
+    def with_params(self, count: int) -> "Result":
+        """With the params of so many of the best; finished trials whose params are gone are rerun."""
+        kept = dict(self.kept)
+        for i in map(int, self.order()[:count]):
+            if i not in kept and self.status[i] == "ok":
+                kept[i] = tuple(run.params for run in self.rerun(i).runs)
+        return replace(self, kept=kept)
+
     def train_again(
         self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
     ) -> Scheduler:
@@ -323,16 +333,16 @@ class Result:
             [
                 str(m.trial),
                 number(m.score) + ("" if np.isnan(m.spread) else f" ± {number(m.spread)}"),
-                *(number(m.values[name]) if name in m.values else "" for name in names),
+                *(_line([p[name] for _, p in m.hyperparameter_history if name in p]) for name in names),
                 str(m.steps),
                 m.status,
             ]
             for m in self.top(k)
         ]
-        end = f"{len(self)} trials: {self._ends()}; mode {self.mode}; {self.seconds:.1f} s"
+        end = f"{len(self)} trials: {self.counts()}; mode {self.mode}; {self.seconds:.1f} s"
         return "\n".join([in_columns([head, *rows]), end])
 
-    def _ends(self) -> str:
+    def counts(self) -> str:
         """The number of trials with each status."""
         counts = {s: int((self.status == s).sum()) for s in STATUSES}
         return ", ".join(f"{n} {s}" for s, n in counts.items() if n)
@@ -367,6 +377,14 @@ class Result:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _line(values: Sequence[Any]) -> str:
+    """The value of a hyperparameter, or those that a member of a population had, one after the other."""
+    texts = [text for text, _ in groupby(map(number, values))]
+    if len(texts) > MOST_IN_LINE:
+        texts = [*texts[: MOST_IN_LINE - 1], "…", texts[-1]]
+    return " → ".join(texts)
 
 
 def _check_trial(number: int, trials: int) -> None:

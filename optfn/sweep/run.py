@@ -51,6 +51,8 @@ def run(
     max_bytes: int | None = None,
     max_seconds: float = math.inf,
     keep_best: int = 1,
+    score: str | tuple[str, int] = "last",
+    patience: int | None = None,
     confirm: Confirm | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
@@ -80,7 +82,8 @@ def run(
         search: chooses the points: `random()` by default, `sobol()`, `grid()` or
             `optuna_search(...)`.
         policy: ends trials early: `asha(first=segment)` by default; `run_all()` ends none, and is
-            the default where a run is one segment.
+            the default where a run is one segment. With `confirm` it lets as many trials reach
+            the end as are to be confirmed, if it is `asha` or `successive_halving`.
         enqueue: points to try first, a list of dicts. Names they leave out are drawn at random.
         catch: the errors that make a trial failed, instead of ending the sweep: of its optimizer,
             or of the program that trains it. If every trial fails, the first error is raised.
@@ -100,6 +103,10 @@ def run(
             compiler's own analysis; on a mesh, on all devices together. It costs two compilations.
         max_seconds: the sweep ends after this time with the results so far, as after Ctrl-C.
         keep_best: the number of best trials whose params are kept.
+        score: which score of a run counts: its "last"; its "best" on the way, with the params of that
+            moment; or ("mean", k), the mean of its last k, with the last params.
+        patience: a run ends once its score has not become better for so many segments, and may
+            win; None lets it go on. Of several seeds the mean must not have.
         confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
         checkpoint: a folder. The same call continues a sweep that was killed, with the same
             results; with more `trials` it continues a finished sweep.
@@ -146,6 +153,14 @@ def run(
         check_count(value, f"sweep.run({name}=...)")
     segment = ceil_div(steps, 10) if segment is None else segment
     check_count(segment, "sweep.run(segment=...)")
+    score = checked_score(score)
+    if patience is not None:
+        check_count(patience, "sweep.run(patience=...)")
+        if policy is not None and policy.needs_all_trials:
+            raise ValueError(
+                "sweep.run(patience=...) ends runs on their own, but a population trains all its "
+                "members to the end: leave it out."
+            )
     if mode not in ("auto", *engine.MODES):
         raise ValueError(f"sweep.run(mode=...) must be auto, vmap, map or loop, found {mode!r}.")
     if mode == "loop" and mesh is not None:
@@ -190,10 +205,13 @@ def run(
             )
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
+    given = policy
+    if confirm is not None:
+        policy = policy.letting_finish(min(confirm.top, session.trials))
     with (
         shown(progress) as show,
         interruptible() as interrupted,
-        stored(checkpoint, search, enqueue) as store,
+        stored(checkpoint, search, given, enqueue) as store,
     ):
         if lanes is None:
             few = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
@@ -203,7 +221,9 @@ def run(
             raise ValueError(
                 f"sweep.run(lanes=...) must be at least {engine.LEAST_LANES}, found {lanes}."
             )
-        plan = Plan(task, optimizer, space, steps, segment, lanes, seed, max_loss, mesh)
+        plan = Plan(
+            task, optimizer, space, steps, segment, lanes, seed, max_loss, mesh, score, patience
+        )
         plan = plan.for_runs(seeds)
         if max_bytes is not None:
             plan = replace(plan, lanes=most_lanes(plan, seeds, max_bytes))
@@ -216,8 +236,7 @@ def run(
             keep_best=keep_best if confirm is None else max(keep_best, confirm.top),
             catch=catch,
         )
-        if store is not None:
-            store.restore(scheduler)
+        restored = store is not None and store.restore(scheduler)
 
         def train(scheduler: Scheduler, store: Store | None = None) -> bool:
             """Trains all trials; False if it was interrupted."""
@@ -242,9 +261,25 @@ def run(
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train)
+        if ended and restored and not policy.needs_all_trials:
+            result = result.with_params(keep_best)  # more may be kept than were
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
         kept = dict(list(kept.items())[:keep_best])
         return replace(result, kept=kept, seconds=time.perf_counter() - began)
+
+
+def checked_score(score: Any) -> str | tuple[str, int]:
+    """Which score of a run counts; raises if it is none of those."""
+    if isinstance(score, str) and score in ("last", "best"):
+        return score
+    mean = isinstance(score, (tuple, list)) and len(score) == 2 and score[0] == "mean"
+    if not mean:
+        raise ValueError(
+            'sweep.run(score=...) must be "last", "best" or ("mean", k), the mean of the last k, '
+            f"found {score!r}."
+        )
+    check_count(score[1], 'sweep.run(score=("mean", k))')
+    return "mean", int(score[1])
 
 
 def _flush(session: Session) -> None:

@@ -226,10 +226,14 @@ class Scheduler:
                 f"{', '.join(measured.metrics)}."
             )
         for place, trial in list(self.running.items()):
-            trial.record(task, segments - 1, place, measured)
+            trial.record(self.plan, segments - 1, place, measured)
             if trial in self.standing:
                 continue
             arrived = self.plan.age(len(trial.curve))
+            if trial.is_stale(self.plan) and not trial.diverged:
+                self.scores.finish(trial.number, trial.loss, segments)
+                self._end(trial, "ok" if np.isfinite(trial.loss) else "not_finite")
+                continue
             rung = self.scores.record(
                 trial.number, arrived, trial.loss, segments, diverged=trial.diverged
             )
@@ -278,19 +282,19 @@ class Scheduler:
         source[[trial.number for trial in copies]] = [copy.source for copy in copies.values()]
         self.copied_from.append(source)
         places = {trial.number: place for place, trial in self.running.items()}
-        before = {trial.number: (trial.point, trial.history) for trial in judged}
+        before = {trial.number: (trial.point, trial.history, trial.recent) for trial in judged}
         for trial, copy in copies.items():
             if copy.source not in places:
                 raise ValueError(
                     f"{type(self.policy).__name__} lets trial {trial.number} copy trial "
                     f"{copy.source}, which is not in training."
                 )
-            point, history = before[copy.source]
+            point, history, recent = before[copy.source]
             rng = np.random.default_rng([self.plan.seed, rung, trial.number])
             point = copy.perturbed(point, self.plan, rng)
             candidate = self.plan.candidate(point)
             self._structure_of(candidate, trial.number)
-            trial.go_on_with(point, candidate, history, age=self.scores.ages[rung])
+            trial.go_on_with(point, candidate, history, recent, age=self.scores.ages[rung])
         copied = {places[t.number]: (places[c.source], t.candidate) for t, c in copies.items()}
         self.executor.copy(copied)
 

@@ -145,6 +145,16 @@ class Training:
             object.__setattr__(functions, name, None)
         return functions
 
+    # Whether lanes keep the params of their best score on the way.
+    keeps_best: ClassVar[bool] = False
+
+    @cached_property
+    def keeping_best(self) -> Self:
+        """As `without_arrays`, for lanes that keep the params of their best score on the way."""
+        functions = copy(self.without_arrays)
+        object.__setattr__(functions, "keeps_best", True)
+        return functions
+
     # The names of the functions that take hyperparameters as keyword-only arguments.
     functions: ClassVar[tuple[str, ...]] = ("init", "batch", "evaluate")
 

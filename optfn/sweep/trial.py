@@ -19,7 +19,10 @@ from optfn.sweep.task import Training
 History = list[tuple[int, dict[str, Any]]]
 
 # The fields of a trial in a checkpoint, beside its point, its curve and its arrays.
-PLAIN = ("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores", "error")
+PLAIN = (
+    *("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores", "recent"),
+    "error",
+)
 
 
 @dataclass(eq=False)
@@ -39,6 +42,7 @@ class Trial:
         segments: the segments of the sweep in which it had lanes.
         scores: a score for each run, in the units of the task: the worst infinity where a run has
             no finite score, nan before the first.
+        recent: the last losses of each run, those whose mean counts, the newest last.
         curve: the metrics after each of its segments, as means over the runs.
         parked: its lanes, `[runs, ...]` on the host, while it is paused.
         params: the params of each of its runs, if it is among the best.
@@ -59,6 +63,7 @@ class Trial:
     steps: int = 0
     segments: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    recent: list[list[float]] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
     params: tuple[PyTree, ...] = ()
@@ -71,10 +76,12 @@ class Trial:
         self.history = self.history or [(0, self.point)]
         self.own_history = self.own_history or [(0, self.point)]
 
-    def record(self, task: Training, segment: int, place: int, measured: Measured) -> None:
+    def record(self, plan: Plan, segment: int, place: int, measured: Measured) -> None:
         """Records the measurements of a segment of the sweep in the trial's place."""
+        task = plan.task
         diverged = measured.diverged[place]
         losses = task.sign * measured.metrics[task.objective][place].astype(float)
+        losses = self._counting(plan, losses, None if measured.best is None else measured.best[place])
         losses = np.where(diverged | ~np.isfinite(losses), np.inf, losses)
         self.segments.append(segment)
         self.steps = int(measured.age[place].max())
@@ -83,14 +90,37 @@ class Trial:
         self.loss = float(losses.mean())
         self.curve.append({name: float(x[place].mean()) for name, x in measured.metrics.items()})
 
+    def _counting(self, plan: Plan, last: np.ndarray, best: np.ndarray | None) -> np.ndarray:
+        """The losses of the runs that count, see `Plan.score`."""
+        if best is not None:
+            return best.astype(float)
+        if plan.score == "last":
+            return last
+        self.recent = [*self.recent, last.tolist()][-int(plan.score[1]) :]
+        return np.mean(self.recent, axis=0)
+
+    def is_stale(self, plan: Plan) -> bool:
+        """Whether the mean over its runs has not become better for too long."""
+        if plan.patience is None:
+            return False
+        losses = [plan.task.sign * scores[plan.task.objective] for scores in self.curve]
+        losses = np.where(np.isfinite(losses), losses, np.inf)
+        return len(losses) - 1 - int(np.argmin(losses)) >= plan.patience
+
     def fail(self, error: Exception) -> None:
         """Ends the trial before its first step."""
         self.status, self.error = "failed", f"{type(error).__name__}: {error}"
 
     def go_on_with(
-        self, point: dict[str, Any], candidate: Candidate, history: History, age: int
+        self,
+        point: dict[str, Any],
+        candidate: Candidate,
+        history: History,
+        recent: list[list[float]],
+        age: int,
     ) -> None:
         """Continues the run of another trial, which had this history, with a new point."""
+        self.recent = recent
         self.point, self.candidate = point, candidate
         self.history = [*history, (age, point)]
         self.own_history = [*self.own_history, (age, point)]

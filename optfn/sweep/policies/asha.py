@@ -25,7 +25,7 @@ class asha(Policy):
     third of a run, where stopping saves little and would leave few to choose from. A trial
     continues from a rung if
 
-        rank < max(1, n // eta)
+        rank < max(least, n // eta)
 
     among the n scores recorded there so far, this segment's included; else it stops. Ties go to the
     trial of the lower number. For most sweeps: it keeps every lane busy and needs no memory. The
@@ -35,6 +35,8 @@ class asha(Policy):
     Args:
         first: the age at the first rung, in steps. All rungs are rounded up to whole segments.
         eta: the reduction factor, one of `eta` trials continues; a whole number, at least 2.
+        least: the trials that continue from each rung at the least. `Confirm(top)` makes it its
+            `top`, so that as many come to the end.
 
     Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", whose promotion
     is replaced by the stopping rule, as in Optuna and Ray Tune.
@@ -42,13 +44,18 @@ class asha(Policy):
 
     first: int
     eta: int = 3
+    least: int = 1
 
     def __post_init__(self):
         check_count(self.first, "asha(first=...)")
         check_eta(self.eta, "asha(eta=...)")
+        check_count(self.least, "asha(least=...)")
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         return geometric_rungs(self.first, self.eta, steps, segment, f"asha(first={self.first})")
+
+    def letting_finish(self, trials: int) -> "asha":
+        return dataclasses.replace(self, least=max(self.least, trials))
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
         return [
@@ -57,6 +64,6 @@ class asha(Policy):
         ]
 
     def _verdict(self, column: np.ndarray, trial: int) -> Verdict:
-        kept = max(1, int(np.sum(~np.isnan(column))) // self.eta)
+        kept = max(self.least, int(np.sum(~np.isnan(column))) // self.eta)
         stays = np.isfinite(column[trial]) and ranks(column)[trial] < kept
         return Verdict.CONTINUE if stays else Verdict.STOP

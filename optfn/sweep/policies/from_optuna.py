@@ -113,16 +113,21 @@ class _Replay:
         rows = [
             (int(trial), int(column), float(self.sign * score)) for trial, column, score in arrived
         ]
+        ended = set()  # one that ends by itself has its score at all later rungs at once
         for trial, column, score in rows:
             number, states = self.ids[trial], self.states
+            if trial in ended:
+                continue
             self.storage.set_trial_intermediate_value(number, self.ages[column], score)
             if not np.isfinite(score):
                 self.storage.set_trial_state_values(number, states.FAIL)
+                ended.add(trial)
             elif column == len(self.ages) - 1:
                 self.storage.set_trial_state_values(number, states.COMPLETE, [score])
+                ended.add(trial)
         for trial, column, score in rows:
             stop, number = not np.isfinite(score), self.ids[trial]
-            if not stop and column < len(self.ages) - 1:
+            if trial not in ended:
                 stop = self.study.pruner.prune(self.study, self.storage.get_trial(number))
                 if stop:
                     self.storage.set_trial_state_values(number, self.states.PRUNED, [score])

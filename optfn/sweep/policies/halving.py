@@ -58,15 +58,17 @@ class _Bracket:
         trials: their numbers.
         first_rung: the number of the first rung at which they are judged.
         eta: the reduction factor.
+        least: the trials that continue from each rung at the least.
     """
 
     trials: range
     first_rung: int
     eta: int
+    least: int = 1
 
     def kept(self, rung: int) -> int:
         """The number of trials that continue from a rung."""
-        return max(1, len(self.trials) // self.eta ** (rung - self.first_rung + 1))
+        return max(self.least, len(self.trials) // self.eta ** (rung - self.first_rung + 1))
 
     def verdict(self, table: np.ndarray, trial: int, rung: int) -> Verdict:
         """The verdict that the whole bracket would give, once it is certain; `PAUSE` until then."""
@@ -89,6 +91,7 @@ class _Halving(Policy):
     """Judges each trial in its bracket."""
 
     depends_on_trial_count = True
+    least: int = 1
 
     eta: int
 
@@ -117,7 +120,7 @@ class _Halving(Policy):
         while begin < trials:
             for size, first_rung in self.sizes(rungs, trials):
                 numbers = range(begin, min(begin + size, trials))
-                split.append(_Bracket(numbers, first_rung, self.eta))
+                split.append(_Bracket(numbers, first_rung, self.eta, self.least))
                 begin = numbers.stop
                 if begin == trials:
                     break
@@ -139,6 +142,8 @@ class successive_halving(_Halving):
         first: the age at the first rung, in steps. All rungs are rounded up to whole segments.
         eta: the reduction factor, one of `eta` trials continues; a whole number, at least 2.
         bracket: the number of trials halved together, by their numbers; None is the whole sweep.
+        least: the trials of a bracket that continue from each rung at the least. `Confirm(top)`
+            makes it its `top` where the whole sweep is one bracket.
 
     Source: Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
     Optimization".
@@ -147,12 +152,18 @@ class successive_halving(_Halving):
     first: int
     eta: int = 3
     bracket: int | None = None
+    least: int = 1
 
     def __post_init__(self):
         check_count(self.first, "successive_halving(first=...)")
         check_eta(self.eta, "successive_halving(eta=...)")
         if self.bracket is not None:
             check_count(self.bracket, "successive_halving(bracket=...)")
+        check_count(self.least, "successive_halving(least=...)")
+
+    def letting_finish(self, trials: int) -> "successive_halving":
+        several = self.bracket is not None
+        return self if several else dataclasses.replace(self, least=max(self.least, trials))
 
     def rungs(self, steps: int, segment: int) -> tuple[int, ...]:
         where = f"successive_halving(first={self.first})"

@@ -130,6 +130,21 @@ class Scores(NamedTuple):
         return None if column == len(self.ages) - 1 else column
 
 
+    def finish(self, trial: int, score: float, segment: int) -> None:
+        """Records the score of a trial that ends by itself before its last step.
+
+        It is its score at all rungs that it has not reached, so that no other waits for it.
+
+        Args:
+            trial: its number.
+            score: the mean over its seeds.
+            segment: the number of the segment.
+        """
+        ahead = np.isnan(self.table[trial])
+        self.table[trial, ahead] = score if np.isfinite(score) else np.inf
+        self.segments[trial, ahead] = segment
+
+
 class Judge(Protocol):
     """A policy bound to a sweep."""
 
@@ -197,6 +212,13 @@ class Policy:
             ValueError: a trial has no score at its rung.
         """
         raise NotImplementedError(f"{type(self).__name__} must define judge(scores, standing).")
+
+    def letting_finish(self, trials: int) -> "Policy":
+        """This policy, or one like it that lets at least so many trials reach the end.
+
+        `run` asks for it with `confirm`, which trains the best of those again.
+        """
+        return self
 
     def most_paused(self, rungs: int, trials: int) -> int:
         """An upper bound on the trials paused at one time, or waiting for lanes after a pause.
