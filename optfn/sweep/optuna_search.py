@@ -6,7 +6,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -37,16 +37,20 @@ class optuna_search:
 
     For expensive trials, or many hyperparameters; `random` and `sobol` give points at no cost.
 
-    The sampler works on a study in memory and is asked for many points before the first result; it
-    should take running trials into account, as TPE does with `constant_liar=True`. Before each
+    The sampler works on a study in memory. A sweep asks it for no more points than there are free
+    lanes, by default eight, since each point can use the results of those before it; it should take
+    running trials into account, as TPE does with `constant_liar=True`. It gets the last score of a
+    trial that the policy stops, of which TPE learns; GP and NSGA learn only of trials that ran to
+    their end, as CMA-ES does without `consider_pruned_trials`, so a policy that leaves few of them
+    is a warning. Before each
     point its random state is set from the seed and the trial's number. A sweep that was stopped
     continues with the same points: it replays all asks and tells, which takes the sampler as long
     as before.
 
     Finished trials are written in batches to the study or storage, where Optuna's dashboard shows
     them, and those of other programs are read from there. Machines that share it need different
-    seeds. Running trials are not written, so a killed program leaves none behind; enqueued trials
-    are not taken. Attributes that a sampler stores in a trial, some of them pickled, are neither
+    seeds. Running trials are not written, so a killed program leaves none behind. What waits in the
+    study, by `study.enqueue_trial`, is tried first and gets its outcome there. Attributes that a sampler stores in a trial, some of them pickled, are neither
     written nor read.
 
     | here | in Optuna |
@@ -58,8 +62,9 @@ class optuna_search:
     | `OneOf` | a categorical, and what its option has, as "optimizer.adam.learning_rate" |
     | `Fixed` | nothing |
 
-    The trial's user attributes have the values that were used, and its status. A study that
-    maximizes gets -score. A trial that diverged or has no finite score is pruned without a value,
+    The trial's user attributes have the values that were used, and its status. A study made here
+    has the direction of the task and its scores; one that is given keeps its own, and gets -score
+    where that is the other one. A trial that diverged or has no finite score is pruned without a value,
     which TPE treats as the worst.
 
     Args:
@@ -69,6 +74,7 @@ class optuna_search:
         storage: instead of a study: the path of a journal file, a URL such as "sqlite:///study.db",
             which is slower, or an `optuna.storages.BaseStorage`.
         study_name: the name of the study in the storage, created if it does not exist.
+        direction: of a study that is created, "minimize" or "maximize"; None is that of the task.
 
     Raises:
         ImportError: Optuna is not installed.
@@ -83,6 +89,7 @@ class optuna_search:
     sampler: Any = None
     storage: Any = None
     study_name: str = "sweep"
+    direction: str | None = None
 
     def __post_init__(self):
         library = optuna_library()
@@ -105,6 +112,11 @@ class optuna_search:
                 f"optuna_search(study_name=...) must be a string, found "
                 f"{type(self.study_name).__name__}."
             )
+        if self.direction not in (None, "minimize", "maximize"):
+            raise ValueError(
+                "optuna_search(direction=...) must be minimize, maximize or None, found "
+                f"{self.direction!r}."
+            )
         if self.study is not None and self.storage is not None:
             raise ValueError(
                 "optuna_search(...) takes a study or a storage: a study has its own storage."
@@ -119,11 +131,24 @@ class optuna_search:
         check_seed(seed)
         return _Session(
             space=as_space(space),
-            trials=check_trials(trials, "optuna_search()"),
+            trials=min(check_trials(trials, "optuna_search()"), _most_points(self._sampler())),
             seed=int(seed),
             sampler=self._sampler(),
             shared=self._shared(),
+            direction=self.direction,
         )
+
+    def aimed(self, sign: int) -> "optuna_search":
+        """The search for a task that minimizes its score, with sign 1, or maximizes it, with -1."""
+        aim = "minimize" if sign > 0 else "maximize"
+        there = self.study and self.study.direction.name.lower()
+        if there and there != aim:
+            warnings.warn(
+                f"optuna_search(study=...) is a study that {there}s, but the task {aim}s its score: "
+                f"the study gets -score. A study made with direction={aim!r} would get the score.",
+                stacklevel=3,
+            )
+        return self if self.direction else replace(self, direction=aim)
 
     def _sampler(self) -> Any:
         if self.sampler is not None:
@@ -147,7 +172,10 @@ class optuna_search:
                 file = library.storages.journal.JournalFileBackend(os.fspath(storage))
                 storage = library.storages.JournalStorage(file)
             return library.create_study(
-                storage=storage, study_name=self.study_name, load_if_exists=True
+                storage=storage,
+                study_name=self.study_name,
+                direction=self.direction,
+                load_if_exists=True,
             )
 
 
@@ -161,12 +189,14 @@ class _Session:
         seed: int,
         sampler: Any,
         shared: Any,
+        direction: str | None = None,
     ):
         self.space = space
         self.trials = trials
         self.seed = seed
         self.sampler = sampler
         self.shared = shared
+        self.direction = direction if shared is None else shared.direction
         self.first: list[Point] = []
         self.coordinates = coordinates(space)
         self.parameters = {
@@ -183,16 +213,40 @@ class _Session:
         self.asked: list[Any] = []
         self.ended: dict[int, TrialStatus] = {}
         self.known: set[int] = set()
+        self.taken: dict[int, int] = {}
+        self.over = False
         with quiet_optuna() as library:
             self.study = library.create_study(
                 storage=library.storages.InMemoryStorage(),
                 sampler=copy.deepcopy(self.sampler),
-                direction=None if self.shared is None else self.shared.direction,
+                direction=self.direction,
             )
         self.sign = -1 if self.study.direction == library.study.StudyDirection.MAXIMIZE else 1
 
+    @property
+    def learns(self) -> bool:
+        """Whether the points to come depend on the scores of those before."""
+        return _learns(self.sampler)
+
+    def advice(self, at_once: int, prunes: bool) -> str:
+        """What keeps the sampler from learning, as a sentence, or nothing."""
+        name = type(self.sampler).__name__
+        if not self.learns:
+            return ""
+        if at_once >= self.trials:
+            return (
+                f"{name} is asked for all {self.trials} trials before there is a result, so it "
+                "cannot learn: fewer lanes, or more trials, let it."
+            )
+        if prunes and not _learns_from_pruned(self.sampler):
+            return (
+                f"{name} learns only of trials that ran to their end, and the policy leaves few of "
+                "them: run_all() lets all end, and TPESampler learns of the others too."
+            )
+        return ""
+
     def ask(self, count: int) -> list[Point]:
-        end = min(len(self.asked) + count, self.trials)
+        end = len(self.asked) if self.over else min(len(self.asked) + count, self.trials)
         return [self._ask() for _ in range(len(self.asked), end)]
 
     def _ask(self) -> Point:
@@ -224,6 +278,7 @@ class _Session:
         self._enqueue()
 
     def _enqueue(self) -> None:
+        self.log.append(["enqueue"])
         for point in self.first:
             params = {}
 
@@ -262,21 +317,31 @@ class _Session:
         for step, report in reports:
             trial.report(self.sign * report, step)
         if status == "ok" and score is not None:
-            self.study.tell(trial, self.sign * score)
+            self._close(trial, self.sign * score)
             return
         if status == "failed":
-            self.study.tell(trial, state=states.FAIL)
+            self._close(trial, state=states.FAIL)
             return
         if status == "pruned" and score is not None and not reports:
             trial.report(self.sign * score, 1)
-        self.study.tell(trial, state=states.PRUNED)
+        self._close(trial, state=states.PRUNED)
+
+    def _close(self, trial: Any, *outcome: Any, **state: Any) -> None:
+        try:
+            self.study.tell(trial, *outcome, **state)
+        except RuntimeError:  # a sampler without another point stops a study, which cannot be here
+            if not self._has_ended(trial):
+                raise
+            self.over = True
+
+    def _has_ended(self, trial: Any) -> bool:
+        return self.study.get_trials(deepcopy=False)[trial.number].state.is_finished()
 
     def state(self) -> dict[str, Any]:
         return {"run": self.run, "log": list(self.log)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._begin(state["run"])
-        self._enqueue()
         for what, *event in state["log"]:
             if what == "ask":
                 self._ask()
@@ -289,6 +354,10 @@ class _Session:
                     )
             elif what == "tell":
                 self._tell(*event)
+            elif what == "enqueue":
+                self._enqueue()
+            elif what == "take":
+                self._take(*event)
             else:
                 self._add(*event)
 
@@ -302,8 +371,32 @@ class _Session:
         }
         trials = self.study.get_trials(deepcopy=False)
         new = sorted(self.ended.keys() - written)
-        self.shared.add_trials(self._frozen(index, trials) for index in new)
+        frozen = {index: self._frozen(index, trials) for index in new}
+        self.shared.add_trials(
+            trial for index, trial in frozen.items() if not self._fill_in(index, trial)
+        )
         self._read()
+
+    def _fill_in(self, index: int, outcome: Any) -> bool:
+        """Gives a trial that waited in the study its outcome, unless another program has taken it."""
+        number, states = self.taken.get(self.asked[index].number), optuna_library().trial.TrialState
+        if number is None:
+            return False
+        storage, there = self.shared._storage, self.shared.get_trials(deepcopy=False)[number]._trial_id
+        try:
+            if not storage.set_trial_state_values(there, state=states.RUNNING):
+                return False
+        except RuntimeError:  # it has ended
+            return False
+        for key, distribution in outcome.distributions.items():
+            inner = distribution.to_internal_repr(outcome.params[key])
+            storage.set_trial_param(there, key, inner, distribution)
+        for step, score in outcome.intermediate_values.items():
+            storage.set_trial_intermediate_value(there, step, score)
+        for name, value in outcome.user_attrs.items():
+            storage.set_trial_user_attr(there, name, value)
+        storage.set_trial_state_values(there, state=outcome.state, values=outcome.values)
+        return True
 
     def _frozen(self, index: int, trials: list) -> Any:
         trial = copy.deepcopy(trials[self.asked[index].number])
@@ -322,7 +415,7 @@ class _Session:
         return trial
 
     def _read(self) -> None:
-        """Adds the trials that other programs have finished."""
+        """Adds the trials that other programs have finished, and takes those that wait."""
         if self.shared is not None:
             numbers = [
                 trial.number
@@ -333,6 +426,34 @@ class _Session:
             ]
             if numbers:
                 self._add(numbers)
+            for trial in self.shared.get_trials(deepcopy=False):
+                if trial.state.name == "WAITING" and trial.number not in self.known:
+                    self._take(trial.number, self._waiting_params(trial))
+
+    def _take(self, number: int, params: dict[str, Any]) -> None:
+        self.log.append(["take", number, params])
+        self.known.add(number)
+        self.taken[len(self.study.get_trials(deepcopy=False))] = number
+        self.study.enqueue_trial(params)
+
+    def _waiting_params(self, trial: Any) -> dict[str, Any]:
+        """The params of a trial that waits, as the sampler sees them."""
+        params = {}
+        for key, value in trial.system_attrs.get("fixed_params", {}).items():
+            if key not in self.coordinates:
+                raise ValueError(
+                    f"trial {trial.number} of the study, which is enqueued, has {key!r}; the space "
+                    f"has {', '.join(self.coordinates)}."
+                )
+            try:
+                self.coordinates[key].unit(value)
+                if key in self.parameters:
+                    params[key] = _param(self.coordinates[key], value)
+            except ValueError as error:
+                raise ValueError(
+                    f"trial {trial.number} of the study, which is enqueued, {key!r}: {error}"
+                ) from None
+        return params
 
     def _add(self, numbers: list[int]) -> None:
         self.log.append(["add", numbers])
@@ -464,6 +585,33 @@ def _suggested(trial: Any, key: str, parameter: Any) -> Any:
             options = {"log": parameter.log, "step": parameter.step}
             return trial.suggest_int(key, parameter.low, parameter.high, **options)
     return trial.suggest_categorical(key, parameter.choices)
+
+
+def _learns(sampler: Any) -> bool:
+    """Whether the points of a sampler depend on the scores."""
+    samplers = optuna_library().samplers
+    blind = ("RandomSampler", "QMCSampler", "GridSampler", "BruteForceSampler")
+    if isinstance(sampler, samplers.PartialFixedSampler):
+        return _learns(sampler._base_sampler)
+    return not isinstance(sampler, tuple(getattr(samplers, name) for name in blind))
+
+
+def _learns_from_pruned(sampler: Any) -> bool:
+    """Whether a sampler learns of trials that did not run to their end; others may."""
+    samplers = optuna_library().samplers
+    if isinstance(sampler, samplers.PartialFixedSampler):
+        return _learns_from_pruned(sampler._base_sampler)
+    if isinstance(sampler, samplers.CmaEsSampler):
+        return bool(getattr(sampler, "_consider_pruned_trials", False))
+    of_ends = ("GPSampler", "NSGAIISampler", "NSGAIIISampler")
+    return not isinstance(sampler, tuple(getattr(samplers, name) for name in of_ends))
+
+
+def _most_points(sampler: Any) -> float:
+    """How many points a sampler has."""
+    if isinstance(sampler, optuna_library().samplers.GridSampler):
+        return len(sampler._all_grids)
+    return math.inf
 
 
 def _reseed(sampler: Any, seed: int) -> None:

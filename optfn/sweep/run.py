@@ -19,6 +19,7 @@ from optfn.sweep.confirm import Confirm
 from optfn.sweep.executor import most_lanes
 from optfn.sweep.interrupt import any_process, interruptible
 from optfn.sweep.one_of import OneOf, check_names, names
+from optfn.sweep.optuna_search import optuna_search
 from optfn.sweep.plan import Plan, ceil_div
 from optfn.sweep.policies.asha import asha
 from optfn.sweep.policies.policy import Policy, run_all
@@ -89,7 +90,8 @@ def run(
             or of the program that trains it. If every trial fails, the first error is raised.
         seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
         lanes: the runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
-            devices; None is as many as there are runs, at most about 32.
+            devices; None is as many as there are runs, at most about 32, and of a search that learns eight
+            trials.
         segment: the updates between two looks at the scores; None is a tenth of `steps`.
         seed: the sweep's seed, from 0 to below 2^32.
         mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
@@ -184,6 +186,8 @@ def run(
         space = {optimizer.name: optimizer, **space}
     check_names(optimizer, space, task.names_by_function)
     task.check_needed(names(space))
+    if isinstance(search, optuna_search):
+        search = search.aimed(task.sign)
     session = search.start(space, trials, seed)
     if isinstance(enqueue, Mapping):
         raise TypeError(
@@ -214,7 +218,9 @@ def run(
         stored(checkpoint, search, given, enqueue) as store,
     ):
         if lanes is None:
-            few = max(engine.LEAST_LANES, min(session.trials * seeds, 32))
+            learns = getattr(session, "learns", False)
+            few = engine.LEAST_LANES * seeds if learns else 32
+            few = max(engine.LEAST_LANES, min(session.trials * seeds, few))
             lanes = (store and store.lanes) or few
         check_count(lanes, "sweep.run(lanes=...)")
         if lanes < engine.LEAST_LANES:
@@ -236,6 +242,10 @@ def run(
             keep_best=keep_best if confirm is None else max(keep_best, confirm.top),
             catch=catch,
         )
+        prunes = bool(scheduler.scores.ages[:-1]) and not policy.needs_all_trials
+        at_once = scheduler.executor.places if plan.lanes > engine.LEAST_LANES * seeds else 0
+        if advice := session.advice(at_once, prunes) if hasattr(session, "advice") else "":
+            warnings.warn(f"sweep.run(search=...): {advice}", stacklevel=2)
         restored = store is not None and store.restore(scheduler)
 
         def train(scheduler: Scheduler, store: Store | None = None) -> bool:

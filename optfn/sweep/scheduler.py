@@ -121,10 +121,14 @@ class Scheduler:
         return True
 
     def _ask(self) -> None:
-        """Asks for trials until those of the structure in training can fill all places."""
+        """Asks for trials until those of the structure in training can fill all places.
+
+        A search that learns is asked for no more than all places hold, of any structure.
+        """
+        learns = getattr(self.session, "learns", False)
 
         def fitting():
-            known = self.structure >= 0
+            known = self.structure >= 0 and not learns
             return sum(trial.structure == self.structure or not known for trial in self.queue)
 
         while (

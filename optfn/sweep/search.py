@@ -20,9 +20,12 @@ class Session(Protocol):
 
     Attributes:
         trials: the most points there can be.
+        learns: whether what was told changes the points to come; then no more are asked for than
+            there are free places. A session may leave it out, as one that does not.
     """
 
     trials: int
+    learns: bool = False
 
     def ask(self, count: int) -> list[Point]:
         """The next points, at most `count`; none when the search is over.
@@ -84,6 +87,8 @@ class _Listed:
         trials: the number of points.
         all: whether these are all points there are, so that enqueued ones are tried beside them.
     """
+
+    learns = False
 
     def __init__(self, point: Callable[[int], Point], trials: int, *, all: bool = False):
         self.point = point

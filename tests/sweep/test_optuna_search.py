@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import optuna
 import pytest
+from sweep.problem import START, STILL, X, Y, evaluate, loss, run
 
+import optfn
 from optfn import sweep
 from optfn.sweep import Choice, IntUniform, LogUniform, OneMinusLogUniform, Uniform
 
@@ -331,3 +333,103 @@ def test_optuna_is_needed_for_optuna_alone(monkeypatch):
 def test_optuna_is_not_imported_before():
     code = "import sys, optfn.sweep; assert 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Watched:
+    """A search that notes how many results there were when a point was asked for."""
+
+    def __init__(self):
+        self.known = []
+
+    def start(self, space, trials, seed):
+        session = sweep.optuna_search().start(space, trials, seed)
+        ask = session.ask
+
+        def watching(count):
+            points = ask(count)
+            self.known += [len(session.ended)] * len(points)
+            return points
+
+        session.ask = watching
+        return session
+
+
+RATES = {"learning_rate": LogUniform(1e-3, 1e-1)}
+
+
+@pytest.mark.parametrize("space", [RATES, RATES | {"momentum": [None, 0.9]}])
+def test_a_sampler_is_asked_for_few_points_at_a_time(space):
+    """With several structures too: each point can use all results but those of the eight lanes."""
+    search = Watched()
+    result = run(space, STILL, optfn.sgd, trials=30, lanes=None, search=search, mode="auto")
+    assert (result.status == "ok").all() and result.plan.lanes == 8
+    assert all(known >= number - 7 for number, known in enumerate(search.known))
+    assert len(search.known) == 30 and search.known[-1] >= 22
+
+
+def test_a_sampler_that_cannot_learn_is_a_warning():
+    cases = {
+        "is asked for all 12 trials": {"trials": 12, "lanes": 16},
+        "GPSampler learns only of trials that ran": {
+            "search": sweep.optuna_search(sampler=optuna.samplers.GPSampler(n_startup_trials=99)),
+            "policy": sweep.asha(first=5),
+        },
+    }
+    for words, kwargs in cases.items():
+        kwargs = {"trials": 9, "lanes": 8, "search": sweep.optuna_search()} | kwargs
+        with pytest.warns(UserWarning, match=words):
+            run(RATES, STILL, **kwargs)
+
+
+def test_what_was_enqueued_in_the_study_is_tried_first_and_gets_its_outcome(tmp_path):
+    study = optuna.create_study()
+    space = RATES | {"b1": OneMinusLogUniform(0.01, 0.5), "kind": Choice("a", "b")}
+    study.enqueue_trial({"learning_rate": 0.0625, "b1": 0.75, "kind": "b"})
+    study.enqueue_trial({"learning_rate": 0.03125})
+    search = sweep.optuna_search(study)
+    session = search.start(space, 5, seed=0)
+    session.enqueue([{"learning_rate": 0.015625, "b1": 0.5, "kind": "a"}])
+    points = session.ask(3)
+    assert points[0] == {"learning_rate": 0.0625, "b1": 0.75, "kind": "b"}
+    assert [p["learning_rate"] for p in points] == [0.0625, 0.03125, 0.015625]
+    session.tell(0, 3.0, "ok", [(5, 4.0)])
+    state = json.loads(json.dumps(session.state()))
+    session.flush()
+    assert [t.state for t in study.trials] == [STATES.COMPLETE, STATES.WAITING]
+    assert study.trials[0].value == 3.0 and study.trials[0].params["b1"] == 0.75
+    again = search.start(space, 5, seed=0)
+    again.enqueue([{"learning_rate": 0.015625, "b1": 0.5, "kind": "a"}])
+    again.restore(state)
+    for index in (1, 2):
+        again.tell(index, 2.0, "pruned", [(5, 2.0)])
+    again.flush()
+    again.flush()
+    assert [t.state for t in study.trials] == [STATES.COMPLETE, STATES.PRUNED, STATES.PRUNED]
+    assert [t.params["learning_rate"] for t in study.trials] == [0.0625, 0.03125, 0.015625]
+    assert again.ask(9) == session.ask(9)
+    study.enqueue_trial({"rate": 1.0})
+    with pytest.raises(ValueError, match="trial 3 of the study, which is enqueued, has 'rate'"):
+        search.start(space, 5, seed=0)
+
+
+def test_a_study_has_the_direction_and_the_scores_of_the_task(tmp_path):
+    task = sweep.Task(START, loss, data=(X, Y), evaluate=evaluate, maximize="distance")
+    path = f"{tmp_path}/study"
+    search = sweep.optuna_search(storage=path)
+    result = run(RATES, task, trials=9, lanes=8, search=search)
+    file = optuna.storages.journal.JournalFileBackend(path)
+    study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(file))
+    assert study.direction.name == "MAXIMIZE" and study.best_value == result.best().score
+    assert study.best_params["learning_rate"] == result.best().values["learning_rate"]
+    with pytest.warns(UserWarning, match="is a study that minimizes, but the task maximizes"):
+        run(RATES, task, trials=9, lanes=8, search=sweep.optuna_search(optuna.create_study()))
+
+
+def test_a_grid_of_optunas_is_tried_once():
+    sampler = optuna.samplers.GridSampler({"learning_rate": [0.0625, 0.03125], "b1": [0.5, 0.75]})
+    space = {"learning_rate": Uniform(0.001, 0.1), "b1": Uniform(0.0, 0.9)}
+    result = run(space, STILL, trials=20, lanes=8, search=sweep.optuna_search(sampler=sampler))
+    assert len(result) == 4 and (result.status == "ok").all()
+    assert {tuple(p.values()) for p in result.points} == {
+        (rate, b1) for rate in (0.0625, 0.03125) for b1 in (0.5, 0.75)
+    }
