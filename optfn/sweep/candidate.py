@@ -57,13 +57,13 @@ class Structures:
     def __init__(self) -> None:
         self.numbers: dict[Any, int] = {}
 
-    def number_of(self, candidate: Candidate) -> int:
-        """The number of the candidate's structure.
+    def number_of(self, candidate: Candidate, training: Any = None) -> int:
+        """The number of the candidate's structure, in the training run of its task.
 
         Raises:
             ValueError: there would be more than 32 structures, each of them compiled.
         """
-        number = self.numbers.setdefault(structure_key(candidate), len(self.numbers))
+        number = self.numbers.setdefault((training, structure_key(candidate)), len(self.numbers))
         if number == MOST_STRUCTURES:
             raise ValueError(
                 f"the optimizers have {number + 1} different structures, and each would be "

@@ -20,6 +20,7 @@ import numpy as np
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
+from optfn.sweep.executor import Executor
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.policies.policy import Policy
 from optfn.sweep.scheduler import Scheduler
@@ -237,8 +238,8 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         search: the outline of the search, as JSON.
         first: the point of its first trial that did not fail.
     """
-    plan, policy, executor = scheduler.plan, scheduler.policy, scheduler.executor
-    candidate, task = plan.candidate(first), plan.task
+    plan, policy, executor = scheduler.plan, scheduler.policy, _executor_of(scheduler, first)
+    candidate, task = plan.candidate(first), plan.training(first)
     # An iterable may be shuffled each time; a function is known by its first batch.
     streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
     numbers = {name: getattr(plan, name) for name in ("lanes", "steps", "segment", "seed")}
@@ -250,6 +251,7 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "its space": _sha_of_space(plan.space),
         "its search": _sha_of_json(search),
         "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
+        "its task": _sha_of_json(_plain(getattr(plan.make_task, "make", None))),
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),
         "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
@@ -351,14 +353,22 @@ def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.nd
     scheduler.enter(trials[host["entered"]])
     executor.state = executor.to_devices(_filled(executor.state, arrays, "lanes"))
     for i in host["parked"]:
-        like = executor.empty_lanes(trials[i].candidate)
+        like = _executor_of(scheduler, trials[i].point).empty_lanes(trials[i].candidate)
         trials[i].parked = _filled(like, arrays, f"parked {i}")
     for trial in scheduler.kept:
-        like = executor.empty_lanes(trial.candidate)
+        like = _executor_of(scheduler, trial.point).empty_lanes(trial.candidate)
+        task = scheduler.plan.training(trial.point)
         shapes = jax.eval_shape(
-            lambda lanes: scheduler.plan.task.scored_params(lanes.candidate.tx, lanes.carry), like
+            lambda lanes, task=task: task.scored_params(lanes.candidate.tx, lanes.carry), like
         )
         trial.params = _filled((shapes,) * scheduler.runs, arrays, f"params {trial.number}")
+
+
+def _executor_of(scheduler: Scheduler, point: Mapping[str, Any]) -> Executor:
+    """An executor of the task of a point, which need not be the task that is trained now."""
+    if scheduler.plan.make_task is None:
+        return scheduler.executor
+    return Executor(scheduler.plan.of(point), scheduler.runs, "vmap")
 
 
 def _filled(like: PyTree, arrays: Mapping[str, np.ndarray], name: str) -> PyTree:

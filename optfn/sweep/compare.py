@@ -75,7 +75,7 @@ class Comparison(Mapping[str, Result]):
 
 
 def compare(
-    task: Training,
+    task: Training | Callable[..., Training],
     optimizers: Mapping[str, tuple[Callable[..., Transform], Mapping[str, Any]]],
     *,
     checkpoint: str | os.PathLike | None = None,
@@ -92,7 +92,7 @@ def compare(
     is quicker at first does not end the trials of another.
 
     Args:
-        task: the training run.
+        task: the training run, or a function that makes it, as for `run`.
         optimizers: by name a pair of the function that makes the optimizer, and its space.
         checkpoint: a folder, which gets a subfolder for each name.
         **settings: other arguments of `run`. The first sweep decides the mode "auto" for all,

@@ -69,7 +69,15 @@ class Executor:
         self.lane_steps = 0
         self._seconds: list[float] = []
         self._compiling = 0.0
-        task = plan.task
+        self._training: Training | None = None
+        self._use(plan.task)
+
+    def _use(self, task: Training) -> None:
+        """Trains this task from now on."""
+        plan = self.plan
+        if self._training is task:
+            return
+        self._training = task
         self.task = task.keeping_best if plan.score == "best" else task.without_arrays
         everywhere = None if plan.mesh is None else NamedSharding(plan.mesh, PartitionSpec())
         self.shared = Shared(
@@ -89,8 +97,9 @@ class Executor:
 
     # Runs in and out of lanes.
 
-    def enter(self, candidate: Candidate) -> None:
-        """Makes lanes for candidates like this one, and their programs."""
+    def enter(self, candidate: Candidate, task: Training) -> None:
+        """Makes lanes for candidates like this one, trained on this task, and their programs."""
+        self._use(task)
         state = self.empty_lanes(candidate)
         mode = self._mode_for(state) if self.mode == "auto" else self.mode
         self._compiling = self._compile(mode, candidate, state)
@@ -280,10 +289,11 @@ class Executor:
 
 def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
     """The most lanes that fit, by the bytes of a program with few lanes and one with twice them."""
-    candidate = plan.candidate(point_of(plan.space, lambda name, d, key: d.at(0.5)))
+    point = point_of(plan.space, lambda name, d, key: d.at(0.5))
+    candidate = plan.candidate(point)
     multiple = lanes_multiple(runs, plan.mesh)
     width = round_up(engine.LEAST_LANES, multiple)
-    executor = Executor(plan, 1, "vmap")
+    executor = Executor(plan.of(point), 1, "vmap")
     few, twice = (executor.program_bytes(candidate, k * width) for k in (1, 2))
     each, fixed = (twice - few) / width, 2 * few - twice
     fit = int((max_bytes - fixed) / each) // multiple * multiple

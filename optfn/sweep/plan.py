@@ -34,6 +34,8 @@ class Plan:
         mesh: the devices over which the lanes are spread; None is one device.
         score: which of the scores of a run counts: "last", "best", or ("mean", k) of the last k.
         patience: a run ends after so many segments without a better score; None is never.
+        make_task: a function of a point that returns its task, where tasks differ in shape; None
+            where all trials have `task`.
     """
 
     task: Training
@@ -47,6 +49,7 @@ class Plan:
     mesh: Mesh | None = None
     score: str | tuple[str, int] = "last"
     patience: int | None = None
+    make_task: Callable[[Mapping[str, Any]], Training] | None = None
 
     @property
     def segments(self) -> int:
@@ -62,20 +65,27 @@ class Plan:
         """The steps a run has taken after this many segments of its own."""
         return min(segments * self.segment, self.steps)
 
+    def training(self, point: Mapping[str, Any]) -> Training:
+        """The task of a point."""
+        return self.task if self.make_task is None else self.make_task(point)
+
+    def of(self, point: Mapping[str, Any]) -> Self:
+        """The plan with the task of this point for all."""
+        return dataclasses.replace(self, task=self.training(point), make_task=None)
+
     def candidate(self, point: Mapping[str, Any]) -> Candidate:
         """What a lane trains for a point."""
         return Candidate(self.optimizer(point), self.task_values(point))
 
     def optimizer(self, point: Mapping[str, Any]) -> Transform:
         """The optimizer of a point."""
-        return call(self.make_optimizer, self.space, point, self.task.hyperparameters)
+        others = (*self.training(point).hyperparameters, *getattr(self.make_task, "names", ()))
+        return call(self.make_optimizer, self.space, point, others)
 
     def task_values(self, point: Mapping[str, Any]) -> dict[str, ArrayLike]:
         """The numbers of a point that the functions of the task take."""
-        found = applying(self.space, point)
-        return {
-            n: as_number(n, found[n], point[n]) for n in self.task.hyperparameters if n in point
-        }
+        found, task = applying(self.space, point), self.training(point)
+        return {n: as_number(n, found[n], point[n]) for n in task.hyperparameters if n in point}
 
     def for_runs(self, runs: int) -> Self:
         """The plan with lanes rounded up to whole trials of `runs` runs, even over the devices."""

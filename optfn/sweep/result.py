@@ -310,10 +310,13 @@ class Result:
             seeds_of: the seeds of each, by its index in `trials`.
         """
         length = max(len(self.hyperparameter_history[trial]) for trial in trials)
+        task_of = {trial: self.plan.training(self.points[trial]) for trial in trials}
+        hyperparameters = [name for task in task_of.values() for name in task.hyperparameters]
         plan = replace(
             self.plan,
             make_optimizer=lambda **values: self._optimizer(values[AGAIN], length),
-            space=dict.fromkeys([AGAIN, *self.plan.task.hyperparameters], Fixed(None)),
+            space=dict.fromkeys([AGAIN, *hyperparameters], Fixed(None)),
+            make_task=self.plan.make_task and (lambda point: task_of[point[AGAIN]]),
         )
         points = [{AGAIN: trial, **_task_values(self, trial)} for trial in trials]
         return Scheduler(

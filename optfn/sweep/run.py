@@ -4,7 +4,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -29,10 +29,11 @@ from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search, Session, check_seed, completed, random
 from optfn.sweep.space import as_space
 from optfn.sweep.task import Training
+from optfn.sweep.tasks import Tasks
 
 
 def run(
-    task: Training,
+    task: Training | Callable[..., Training],
     optimizer: Callable[..., Transform],
     space: Mapping[str, Any],
     *,
@@ -72,7 +73,9 @@ def run(
     batches, so hyperparameters are compared and not the luck of the draw.
 
     Args:
-        task: the training run, a `Task` or a `TrainingLoop`.
+        task: the training run, a `Task` or a `TrainingLoop`. Or a function of hyperparameters that
+            makes one, for those that change shapes, as a width or a batch size do: each combination
+            is compiled, and one is trained after the other.
         optimizer: a function of the hyperparameters that returns an optimizer, such as
             `optfn.adamw` or your own; it is called once for each trial, with plain numbers. Or a
             `OneOf`, several of them, each with its own space.
@@ -126,7 +129,7 @@ def run(
         TypeError: an argument is of another kind.
         ValueError: a number is out of its range.
     """
-    if not isinstance(task, Training):
+    if not (isinstance(task, Training) or (callable(task) and not isinstance(task, type))):
         raise TypeError(
             f"sweep.run(task=...) must be a Task or a TrainingLoop, found {type(task).__name__}."
         )
@@ -184,7 +187,13 @@ def run(
     space, search = as_space(space), random() if search is None else search
     if isinstance(optimizer, OneOf):
         space = {optimizer.name: optimizer, **space}
-    check_names(optimizer, space, task.names_by_function)
+    make_task = None
+    if not isinstance(task, Training):
+        make_task = Tasks(task, space)
+        task = make_task.example(space)
+    takers: dict[str, Collection[str]] = {**task.names_by_function}
+    takers["function"] = make_task.names if make_task else ()
+    check_names(optimizer, space, takers)
     task.check_needed(names(space))
     if isinstance(search, optuna_search):
         search = search.aimed(task.sign)
@@ -230,7 +239,7 @@ def run(
         plan = Plan(
             task, optimizer, space, steps, segment, lanes, seed, max_loss, mesh, score, patience
         )
-        plan = plan.for_runs(seeds)
+        plan = replace(plan, make_task=make_task).for_runs(seeds)
         if max_bytes is not None:
             plan = replace(plan, lanes=most_lanes(plan, seeds, max_bytes))
         scheduler = Scheduler(

@@ -146,27 +146,29 @@ class Scheduler:
 
     def add(self, point: dict[str, Any]) -> Trial:
         """Adds the next trial, of this point."""
-        number = len(self.trials)
+        number, part = len(self.trials), "task"
         try:
+            self.plan.training(point)
+            part = "optimizer"
             candidate = self.plan.candidate(point)
             check_transform_type(candidate.tx, f"the optimizer of trial {number}")
         except Exception as error:
             values = ", ".join(f"{name}={value!r}" for name, value in point.items())
-            error.add_note(f"in the optimizer of trial {number}: {values}")
+            error.add_note(f"in the {part} of trial {number}: {values}")
             self._raise_unless_caught(error)
             self.trials.append(Trial(number, point, None, -1, self.seeds_of(number)))
             self.trials[-1].fail(error)
             return self.trials[-1]
-        structure = self._structure_of(candidate, number)
+        structure = self._structure_of(candidate, point, number)
         if self.policy.needs_all_trials and not number:  # its copies may take any option
             for other in with_other_options(self.plan.space, point):
-                self._structure_of(self.plan.candidate(other), number)
+                self._structure_of(self.plan.candidate(other), other, number)
         self.trials.append(Trial(number, point, candidate, structure, self.seeds_of(number)))
         return self.trials[-1]
 
-    def _structure_of(self, candidate: Candidate, trial: int) -> int:
+    def _structure_of(self, candidate: Candidate, point: Mapping[str, Any], trial: int) -> int:
         """The number of the candidate's structure; a population must have only one."""
-        structure = self.structures.number_of(candidate)
+        structure = self.structures.number_of(candidate, self.plan.training(point))
         if structure and self.policy.needs_all_trials:
             raise ValueError(
                 f"{type(self.policy).__name__} copies the state of one member to another, but the "
@@ -200,7 +202,7 @@ class Scheduler:
 
     def enter(self, trial: Trial) -> None:
         """Makes lanes for candidates of the trial's structure."""
-        self.executor.enter(trial.candidate)
+        self.executor.enter(trial.candidate, self.plan.training(trial.point))
         self.structure, self.entered = trial.structure, trial.number
 
     def _shrink(self) -> None:
@@ -297,7 +299,7 @@ class Scheduler:
             rng = np.random.default_rng([self.plan.seed, rung, trial.number])
             point = copy.perturbed(point, self.plan, rng)
             candidate = self.plan.candidate(point)
-            self._structure_of(candidate, trial.number)
+            self._structure_of(candidate, point, trial.number)
             trial.go_on_with(point, candidate, history, recent, age=self.scores.ages[rung])
         copied = {places[t.number]: (places[c.source], t.candidate) for t, c in copies.items()}
         self.executor.copy(copied)
