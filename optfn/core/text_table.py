@@ -19,5 +19,11 @@ def in_columns(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str
 
 
 def number(x: Any) -> str:
-    """A float in four digits, anything else as `str` gives it."""
-    return f"{x:.4g}" if isinstance(x, float) else str(x)
+    """A float in four digits, anything else as `text` gives it."""
+    return f"{x:.4g}" if isinstance(x, float) else text(x)
+
+
+def text(x: Any) -> str:
+    """A function by its name, anything else as `str` gives it."""
+    name = getattr(x, "__name__", None)
+    return name if callable(x) and isinstance(name, str) else str(x)

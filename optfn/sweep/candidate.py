@@ -63,11 +63,12 @@ class Structures:
         Raises:
             ValueError: there would be more than 32 structures, each of them compiled.
         """
-        number = self.numbers.setdefault((training, structure_key(candidate)), len(self.numbers))
-        if number == MOST_STRUCTURES:
+        key = training, structure_key(candidate)
+        if key not in self.numbers and len(self.numbers) == MOST_STRUCTURES:
             raise ValueError(
-                f"the optimizers have {number + 1} different structures, and each would be "
-                "compiled. Make the functions they hold outside of the one that makes the "
-                "optimizer, since each new function counts as another structure."
+                f"the optimizers have {MOST_STRUCTURES + 1} different structures, and each would "
+                "be compiled. Make the functions they hold outside of the one that makes the "
+                "optimizer, since each new function counts as another structure; numbers that one "
+                "needs go along in jax.tree_util.Partial(function, number)."
             )
-        return number
+        return self.numbers.setdefault(key, len(self.numbers))

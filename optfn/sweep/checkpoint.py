@@ -21,12 +21,19 @@ from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.executor import Executor
+from optfn.sweep.interrupt import any_process
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.policies.policy import Policy
+from optfn.sweep.recorded import record
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
 from optfn.sweep.trial import PLAIN, decoded, encoded
+
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None
 
 KEPT = 2
 MOST_OF_THE_TIME = 0.02  # the share that saving may take
@@ -51,7 +58,7 @@ class Store:
     def __init__(
         self,
         folder: str | os.PathLike,
-        search: Search,
+        search: Search | None,
         policy: Policy | None = None,
         enqueue: Sequence[Mapping[str, Any]] = (),
     ):
@@ -68,6 +75,8 @@ class Store:
         self.seconds = 0.0
         self.saved = time.perf_counter()
         self.found = self._newest()
+        before = 0.0 if self.found is None else self.found[0]["recorded"]["seconds"]
+        self.began = self.saved - before
 
     @property
     def lanes(self) -> int | None:
@@ -103,6 +112,8 @@ class Store:
         began = time.perf_counter()
         arrays = _arrays(scheduler)
         host = _host(scheduler, arrays)
+        seconds = time.perf_counter() - self.began
+        host["recorded"] = json.loads(json.dumps(record(scheduler, seconds)))
         host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.plan.space, first)}
         saved = self.items.Composite(
             arrays=self.items.StandardSave(arrays),
@@ -151,6 +162,12 @@ class Store:
                 f"trials={scheduler.session.trials}: give as many, or another folder."
             )
         _restore(scheduler, host, arrays)
+        stream = scheduler.executor.stream_source
+        if callable(stream) and host["batch"] is not None:
+            step, sha = host["batch"]
+            _check_fingerprint(
+                {"its data": sha}, {"its data": _sha_of_batch(stream(step))}, self.folder
+            )
         wanted = {"its optimizer": [_sha_of_numbers(trial.candidate) for trial in scheduler.trials]}
         _check_fingerprint({"its optimizer": host["optimizers"]}, wanted, self.folder)
         self.found = None
@@ -208,6 +225,52 @@ class Store:
         return record, arrays
 
 
+def newest(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the arrays of the last whole checkpoint in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = None
+    if Path(folder).is_dir():
+        store = Store(folder, None)
+        found = store.found
+        store.close()
+    if found is None:
+        raise ValueError(f"{str(folder)!r} has no checkpoint of a sweep.")
+    return found
+
+
+@contextmanager
+def owned(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds a folder for this process until it ends, so that no two sweeps write there.
+
+    Raises:
+        ValueError: another sweep holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    holder, refused = os.open(folder, os.O_RDONLY), False
+    try:
+        if jax.process_index() == 0:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused = True
+            except OSError:  # a file system without locks
+                pass
+        if any_process(refused):
+            raise ValueError(
+                f"checkpoint={str(folder)!r} is in use: another sweep is writing there. Wait until "
+                "it has ended, or give another folder; one that was killed holds it no longer."
+            )
+        yield
+    finally:
+        os.close(holder)
+
+
 @contextmanager
 def stored(
     folder: str | os.PathLike | None,
@@ -219,11 +282,12 @@ def stored(
     if folder is None:
         yield None
         return
-    store = Store(folder, search, policy, enqueue)
-    try:
-        yield store
-    finally:
-        store.close()
+    with owned(folder):
+        store = Store(folder, search, policy, enqueue)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 class _DamagedError(Exception):
@@ -240,8 +304,11 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
     """
     plan, policy, executor = scheduler.plan, scheduler.policy, _executor_of(scheduler, first)
     candidate, task = plan.candidate(first), plan.training(first)
-    # An iterable may be shuffled each time; a function is known by its first batch.
-    streamed = jax.tree.leaves(task.stream(0)) if callable(task.stream) else []
+    # An iterable may be shuffled each time; a function is known by its first batch, and by the last
+    # one that was trained on.
+    stream: Any = task.stream
+    streamed = stream(0) if callable(stream) else stream if type(stream) in (list, tuple) else ()
+    streamed = jax.tree.leaves(streamed)
     numbers = {name: getattr(plan, name) for name in ("lanes", "steps", "segment", "seed")}
     numbers |= {"seeds": scheduler.runs, "max_loss": plan.max_loss}
     numbers |= {"score of a run": plan.score, "patience": plan.patience}
@@ -254,6 +321,7 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "its task": _sha_of_json(_plain(getattr(plan.make_task, "make", None))),
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),
+        "its init": _sha_of(executor.init_program(candidate).encode()),
         "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
         **{name: str(value) for name, value in numbers.items()},
     }
@@ -313,6 +381,7 @@ def _host(scheduler: Scheduler, arrays: Mapping[str, np.ndarray]) -> dict[str, A
                 "segments_of_scores": scheduler.scores.segments.tolist(),
                 "session": scheduler.session.state(),
                 "exhausted": scheduler.exhausted,
+                "batch": _last_batch(scheduler),
                 **{name: getattr(executor, name) for name in OF_EXECUTOR},
             }
         )
@@ -402,6 +471,16 @@ def _sha_of(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def _last_batch(scheduler: Scheduler) -> tuple[int, str] | None:
+    """The first step of the last segment, and what the stream gave then."""
+    found = scheduler.executor.last_batch()
+    return None if found is None else (found[0], _sha_of_batch(found[1]))
+
+
+def _sha_of_batch(batch: PyTree) -> str:
+    return _sha_of(*map(_bytes, jax.tree.leaves(batch)))
 
 
 def _sha_of_numbers(candidate: Candidate | None) -> str:

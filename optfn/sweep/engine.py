@@ -121,7 +121,12 @@ def train(
 
 
 def usual_mode(
-    lanes: Lanes, shared: Shared, batches: PyTree = None, *, task: Training, mesh: Mesh | None = None
+    lanes: Lanes,
+    shared: Shared,
+    batches: PyTree = None,
+    *,
+    task: Training,
+    mesh: Mesh | None = None,
 ) -> str:
     """The mode that suits such lanes, by a rule: a clock would choose another one each time.
 
@@ -423,6 +428,14 @@ def lowered(
     empty, occupied = shapes(task, candidates, lanes, shared), jax.ShapeDtypeStruct((lanes,), bool)
     options = {"task": task, "length": length, "mode": "vmap", "mesh": None}
     return _train_together.lower(empty, occupied, shared, np.int32(0), batches, **options)
+
+
+def lowered_start(
+    task: Training, candidates: Candidate, lanes: int, shared: Shared
+) -> jax.stages.Lowered:
+    """The program that starts a run in each lane, before it is compiled; see `shapes`."""
+    begin = jax.vmap(partial(init_lane, task), in_axes=(0, 0, None))
+    return jax.jit(begin).lower(candidates, jax.ShapeDtypeStruct((lanes,), jnp.int32), shared)
 
 
 @partial(jax.jit, static_argnames=("count", "mesh"))

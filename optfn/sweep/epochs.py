@@ -7,9 +7,7 @@ from jax import lax
 ROUNDS = 24  # an example is left where it was by all of them once in 2^24 times
 
 
-def rows_of_steps(
-    key: jax.Array, steps: jax.Array, examples: int, batch_size: int
-) -> jax.Array:
+def rows_of_steps(key: jax.Array, steps: jax.Array, examples: int, batch_size: int) -> jax.Array:
     """The rows of the data in the batches of consecutive steps, int32 `[steps, batch_size]`.
 
     Epoch after epoch, each a permutation of all rows, is cut into batches; where an epoch is not a
@@ -31,7 +29,7 @@ def rows_of_steps(
     count = jnp.uint32(examples)
     # From 2^32 examples on this starts again, with the epochs of the first.
     begin = steps.astype(jnp.uint32) * jnp.uint32(batch_size)
-    place = begin[:, None] + jnp.arange(batch_size, dtype=jnp.uint32)
+    place = begin[:, None] + jnp.arange(batch_size, dtype=jnp.uint32)[None]
     epoch, place = place // count, place % count
     most = (steps.shape[0] * batch_size + examples - 2) // examples + 1
     draws = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (ROUNDS, 2), jnp.uint32))

@@ -72,8 +72,16 @@ class Executor:
         self._training: Training | None = None
         self._use(plan.task)
 
+    def use(self, task: Training) -> None:
+        """Trains this task from now on; the first batch of a stream is read.
+
+        Raises:
+            Exception: any error that the stream raises.
+        """
+        self._use(task)
+        self._stream.like(self.segments)
+
     def _use(self, task: Training) -> None:
-        """Trains this task from now on."""
         plan = self.plan
         if self._training is task:
             return
@@ -207,9 +215,7 @@ class Executor:
         best = self._by_place(self.to_host(self.state.best.loss)) if self.task.keeps_best else None
         return Measured(metrics, self._by_place(age), self._by_place(diverged), best)
 
-    def _train(
-        self, occupied: np.ndarray, steps: int, next_steps: int
-    ) -> dict[str, np.ndarray]:
+    def _train(self, occupied: np.ndarray, steps: int, next_steps: int) -> dict[str, np.ndarray]:
         self.state, metrics = engine.train(
             self.state,
             self.to_devices(occupied),
@@ -249,6 +255,23 @@ class Executor:
     def program(self, candidate: Candidate) -> str:
         """The text of the program that trains candidates like this one."""
         return engine.lowered(*self._of_program(candidate, self.plan.lanes)).as_text()
+
+    def init_program(self, candidate: Candidate) -> str:
+        """The text of the program that starts candidates like this one."""
+        lanes = self.plan.lanes
+        many = self._in_places([candidate] * (lanes // self.runs))
+        return engine.lowered_start(self.task, many, lanes, self.shared).as_text()
+
+    @property
+    def stream_source(self) -> Any:
+        """The stream of the task, as the user gave it."""
+        return self._stream.source
+
+    def last_batch(self) -> tuple[int, PyTree] | None:
+        """The first step of the last segment, and its batch; None without a stream."""
+        segment = self.segments - 1
+        batch = self._stream.first_of(segment)
+        return None if batch is None else (segment * self.plan.segment, batch)
 
     def program_bytes(self, candidate: Candidate, lanes: int) -> int:
         """The bytes of the program that trains so many lanes of candidates like this one."""

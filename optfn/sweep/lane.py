@@ -203,9 +203,7 @@ def step_lane(
     return lane, jax.tree.map(lambda x: jnp.where(running, x, 0), (1, metrics))
 
 
-def epoch_rows(
-    task: Training, shared: Shared, lane: Lanes, steps: jax.Array
-) -> jax.Array | None:
+def epoch_rows(task: Training, shared: Shared, lane: Lanes, steps: jax.Array) -> jax.Array | None:
     """The examples in the batches of a lane from now on; None where the task has no epochs.
 
     Args:

@@ -50,8 +50,8 @@ class optuna_search:
     Finished trials are written in batches to the study or storage, where Optuna's dashboard shows
     them, and those of other programs are read from there. Machines that share it need different
     seeds. Running trials are not written, so a killed program leaves none behind. What waits in the
-    study, by `study.enqueue_trial`, is tried first and gets its outcome there. Attributes that a sampler stores in a trial, some of them pickled, are neither
-    written nor read.
+    study, by `study.enqueue_trial`, is tried first and gets its outcome there. Attributes that a
+    sampler stores in a trial, some of them pickled, are neither written nor read.
 
     | here | in Optuna |
     |---|---|
@@ -64,8 +64,8 @@ class optuna_search:
 
     The trial's user attributes have the values that were used, and its status. A study made here
     has the direction of the task and its scores; one that is given keeps its own, and gets -score
-    where that is the other one. A trial that diverged or has no finite score is pruned without a value,
-    which TPE treats as the worst.
+    where that is the other one. A trial that diverged or has no finite score is pruned without a
+    value, which TPE treats as the worst.
 
     Args:
         study: an `optuna.Study` with one objective. The sampler knows its finished trials.
@@ -144,8 +144,8 @@ class optuna_search:
         there = self.study and self.study.direction.name.lower()
         if there and there != aim:
             warnings.warn(
-                f"optuna_search(study=...) is a study that {there}s, but the task {aim}s its score: "
-                f"the study gets -score. A study made with direction={aim!r} would get the score.",
+                f"optuna_search(study=...) is a study that {there}s, but the task {aim}s its "
+                f"score: the study gets -score. One with direction={aim!r} would get the score.",
                 stacklevel=3,
             )
         return self if self.direction else replace(self, direction=aim)
@@ -330,12 +330,9 @@ class _Session:
         try:
             self.study.tell(trial, *outcome, **state)
         except RuntimeError:  # a sampler without another point stops a study, which cannot be here
-            if not self._has_ended(trial):
+            if not self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
                 raise
             self.over = True
-
-    def _has_ended(self, trial: Any) -> bool:
-        return self.study.get_trials(deepcopy=False)[trial.number].state.is_finished()
 
     def state(self) -> dict[str, Any]:
         return {"run": self.run, "log": list(self.log)}
@@ -378,25 +375,12 @@ class _Session:
         self._read()
 
     def _fill_in(self, index: int, outcome: Any) -> bool:
-        """Gives a trial that waited in the study its outcome, unless another program has taken it."""
-        number, states = self.taken.get(self.asked[index].number), optuna_library().trial.TrialState
+        """Gives a trial that waited in the study its outcome, unless another has taken it."""
+        number = self.taken.get(self.asked[index].number)
         if number is None:
             return False
-        storage, there = self.shared._storage, self.shared.get_trials(deepcopy=False)[number]._trial_id
-        try:
-            if not storage.set_trial_state_values(there, state=states.RUNNING):
-                return False
-        except RuntimeError:  # it has ended
-            return False
-        for key, distribution in outcome.distributions.items():
-            inner = distribution.to_internal_repr(outcome.params[key])
-            storage.set_trial_param(there, key, inner, distribution)
-        for step, score in outcome.intermediate_values.items():
-            storage.set_trial_intermediate_value(there, step, score)
-        for name, value in outcome.user_attrs.items():
-            storage.set_trial_user_attr(there, name, value)
-        storage.set_trial_state_values(there, state=outcome.state, values=outcome.values)
-        return True
+        there = self.shared.get_trials(deepcopy=False)[number]._trial_id
+        return _filled_in(self.shared._storage, there, outcome)
 
     def _frozen(self, index: int, trials: list) -> Any:
         trial = copy.deepcopy(trials[self.asked[index].number])
@@ -428,32 +412,13 @@ class _Session:
                 self._add(numbers)
             for trial in self.shared.get_trials(deepcopy=False):
                 if trial.state.name == "WAITING" and trial.number not in self.known:
-                    self._take(trial.number, self._waiting_params(trial))
+                    self._take(trial.number, _waiting_params(trial, self.coordinates))
 
     def _take(self, number: int, params: dict[str, Any]) -> None:
         self.log.append(["take", number, params])
         self.known.add(number)
         self.taken[len(self.study.get_trials(deepcopy=False))] = number
         self.study.enqueue_trial(params)
-
-    def _waiting_params(self, trial: Any) -> dict[str, Any]:
-        """The params of a trial that waits, as the sampler sees them."""
-        params = {}
-        for key, value in trial.system_attrs.get("fixed_params", {}).items():
-            if key not in self.coordinates:
-                raise ValueError(
-                    f"trial {trial.number} of the study, which is enqueued, has {key!r}; the space "
-                    f"has {', '.join(self.coordinates)}."
-                )
-            try:
-                self.coordinates[key].unit(value)
-                if key in self.parameters:
-                    params[key] = _param(self.coordinates[key], value)
-            except ValueError as error:
-                raise ValueError(
-                    f"trial {trial.number} of the study, which is enqueued, {key!r}: {error}"
-                ) from None
-        return params
 
     def _add(self, numbers: list[int]) -> None:
         self.log.append(["add", numbers])
@@ -494,6 +459,45 @@ class _Session:
             distributions=distributions,
             intermediate_values=trial.intermediate_values,
         )
+
+
+def _filled_in(storage: Any, trial: int, outcome: Any) -> bool:
+    """Gives a trial that waits in a storage its outcome; False if another program has taken it."""
+    states = optuna_library().trial.TrialState
+    try:
+        if not storage.set_trial_state_values(trial, state=states.RUNNING):
+            return False
+    except RuntimeError:  # it has ended
+        return False
+    for key, distribution in outcome.distributions.items():
+        inner = distribution.to_internal_repr(outcome.params[key])
+        storage.set_trial_param(trial, key, inner, distribution)
+    for step, score in outcome.intermediate_values.items():
+        storage.set_trial_intermediate_value(trial, step, score)
+    for name, value in outcome.user_attrs.items():
+        storage.set_trial_user_attr(trial, name, value)
+    storage.set_trial_state_values(trial, state=outcome.state, values=outcome.values)
+    return True
+
+
+def _waiting_params(trial: Any, space: Mapping[str, Distribution]) -> dict[str, Any]:
+    """The params of a trial that waits, as the sampler sees them.
+
+    Args:
+        trial: the trial.
+        space: the distributions by key, see `coordinates`.
+    """
+    params, where = {}, f"trial {trial.number} of the study, which is enqueued"
+    for key, value in trial.system_attrs.get("fixed_params", {}).items():
+        if key not in space:
+            raise ValueError(f"{where}, has {key!r}; the space has {', '.join(space)}.")
+        try:
+            space[key].unit(value)
+        except ValueError as error:
+            raise ValueError(f"{where}, {key!r}: {error}") from None
+        if not isinstance(space[key], Fixed):
+            params[key] = _param(space[key], value)
+    return params
 
 
 def _parameter(distribution: Distribution) -> Any:

@@ -24,7 +24,8 @@ class Plan:
 
     Attributes:
         task: the training run.
-        make_optimizer: a function of the hyperparameters of a point that returns its optimizer.
+        make_optimizer: a function of the hyperparameters of a point that returns its optimizer;
+            None for a result that was loaded.
         space: a distribution for each name of a point.
         steps: the updates of a whole run.
         segment: the steps between two looks at the scores.
@@ -39,7 +40,7 @@ class Plan:
     """
 
     task: Training
-    make_optimizer: Callable[..., Transform]
+    make_optimizer: Callable[..., Transform] | None
     space: Mapping[str, Distribution]
     steps: int
     segment: int
@@ -79,6 +80,11 @@ class Plan:
 
     def optimizer(self, point: Mapping[str, Any]) -> Transform:
         """The optimizer of a point."""
+        if self.make_optimizer is None:
+            raise ValueError(
+                "a result that was loaded has no code to make an optimizer with: call sweep.run "
+                "with the same checkpoint, which has."
+            )
         others = (*self.training(point).hyperparameters, *getattr(self.make_task, "names", ()))
         return call(self.make_optimizer, self.space, point, others)
 

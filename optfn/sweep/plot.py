@@ -293,7 +293,8 @@ def schedules(
         of: a result of `sweep.run`, or optimizers by the label of their line.
         name: a name of `hyperparameters(tx, state)`.
         ax: matplotlib axes; None is the current ones.
-        steps: the number of steps; None is the longest trial's. Required with optimizers.
+        steps: the number of steps; None is the longest trial's, or a whole run's if all diverged.
+            Required with optimizers.
         top: the number of a result's trials.
         params: the params that the optimizers train, where they depend on paths or shapes; None is
             one number.
@@ -307,13 +308,16 @@ def schedules(
     """
     ax = _axes(ax)
     if isinstance(of, Result):
-        length: Any = int(of.steps.max()) if steps is None else steps
+        trials = _best(of, top)
+        length: Any = int(of.steps.max()) if trials else of.plan.steps
+        length = length if steps is None else steps
+        trials = trials or [int(i) for i in of.order() if i not in of.errors][:top]  # diverged
         lines = {
             f"trial {trial}": [
                 (start, of.plan.optimizer(point))
                 for start, point in of.hyperparameter_history[trial]
             ]
-            for trial in _best(of, top)
+            for trial in trials
         }
     else:
         length, lines = steps, {str(label): [(0, tx)] for label, tx in of.items()}

@@ -1,6 +1,7 @@
 """The results of a sweep."""
 
 import csv
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -8,13 +9,15 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from optfn.core.text_table import in_columns, number
+from optfn.core.text_table import in_columns, number, text
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.checkpoint import newest
 from optfn.sweep.join_optimizers import optimizer_of_history
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import run_all
+from optfn.sweep.recorded import scheduler_of
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import TrialStatus, listed
 from optfn.sweep.space import Choice, Distribution, Fixed
@@ -40,7 +43,7 @@ class TrialResult:
     Attributes:
         trial: its number.
         values: the hyperparameters.
-        optimizer: the optimizer with these hyperparameters; None if it failed.
+        optimizer: the optimizer with these hyperparameters; None if it failed, or was loaded.
         score: the mean over its runs, in the units of the task; inf (or -inf) if a run diverged.
         spread: the standard deviation over its seeds; nan for one seed, or if a run diverged.
         status: "ok", "pruned", "diverged", "not_finite", "stopped", or "failed" where an error was
@@ -61,8 +64,8 @@ class TrialResult:
     spread: float
     status: str
     steps: int
-    params: PyTree = None
-    runs: tuple["RunResult", ...] = ()
+    params: PyTree = field(default=None, repr=False)
+    runs: tuple["RunResult", ...] = field(default=(), repr=False)
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
     error: str = ""
 
@@ -78,8 +81,9 @@ class Result:
     Attributes:
         plan: what every run had in common: task, optimizer, space, steps, lanes and seed.
         points: the hyperparameters of each trial.
-        scores: float `[trials, seeds]`, the score that counts, by default the last, in the units of the task: the worst
-            infinity where a run diverged or its score is not finite, nan where it has none yet.
+        scores: float `[trials, seeds]`, the score that counts, by default the last, in the units of
+            the task: the worst infinity where a run diverged or its score is not finite, nan where
+            it has none yet.
         status: str `[trials]`, one of `STATUSES`.
         steps: int `[trials]`, the steps taken.
         started_at: int `[trials]`, the sweep's steps before the trial started; -1 if it did not.
@@ -154,6 +158,30 @@ class Result:
             confirmed=np.full((len(trials), 0), np.nan),
         )
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Result":
+        """The trials of a sweep so far, from its `checkpoint` and without its code.
+
+        Functions and other objects among the values are there as their text, params in dicts, lists
+        and tuples. Trials in training have no params. There are no optimizers and nothing trains
+        again: `run` with the same `checkpoint` does both. A confirmation is not in it.
+
+        Args:
+            folder: the folder of the checkpoints.
+
+        Raises:
+            ValueError: there is no whole checkpoint.
+        """
+        host, arrays = newest(folder)
+        return cls.of(scheduler_of(host, arrays), host["recorded"]["seconds"])
+
+    def __repr__(self) -> str:
+        best = "none" if np.isinf(self.losses).all() else number(self.top(1)[0].score)
+        return (
+            f"Result({len(self)} trials: {self.counts()}; best {self.task.objective} {best}; "
+            f"mode {self.mode}; {self.seconds:.1f} s)"
+        )
+
     def __len__(self) -> int:
         return len(self.points)
 
@@ -170,15 +198,10 @@ class Result:
     @property
     def _counting(self) -> np.ndarray:
         """The scores that count: those of fresh seeds for confirmed trials."""
-        fresh = ~np.isnan(self.confirmed).all(axis=1)
-        scores = np.full((len(self), max(self.scores.shape[1], self.confirmed.shape[1])), np.nan)
-        scores[:, : self.scores.shape[1]] = self.scores
-        scores[fresh] = np.nan
-        scores[fresh, : self.confirmed.shape[1]] = self.confirmed[fresh]
-        return scores
+        return _counting(self.scores, self.confirmed)
 
     @property
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of all hyperparameters that a trial has."""
         return list(dict.fromkeys(name for point in self.points for name in point))
 
@@ -200,12 +223,13 @@ class Result:
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         several = len(scores) > 1 and bool(np.isfinite(scores).all())
+        lost = number in self.errors or self.plan.make_optimizer is None
         params = self.kept.get(int(number), (None,) * len(scores))
         runs = tuple(map(RunResult, scores.tolist(), params))
         return TrialResult(
             trial=int(number),
             values=dict(self.points[number]),
-            optimizer=None if number in self.errors else self._optimizer(number),
+            optimizer=None if lost else self._optimizer(number),
             score=float(self.task.sign * self.losses[number]),
             spread=float(scores.std(ddof=1)) if several else float("nan"),
             status=str(self.status[number]),
@@ -233,10 +257,9 @@ class Result:
         """
         first = self.top(1)[0]
         if not np.isfinite(first.score):
-            tried = {name: [p[name] for p in self.points if name in p] for name in self._names}
-            ranges = ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
             raise ValueError(
-                f"no trial has a finite score, {self.counts()} of {len(self)}: {ranges} was tried."
+                f"no trial has a finite score, {self.counts()} of {len(self)}: "
+                f"{_tried(self.points, self.names)} was tried."
             )
         return first
 
@@ -292,14 +315,6 @@ class Result:
         again = Result.of(scheduler, 0.0).trial(0)
         return replace(again, **{name: getattr(first, name) for name in KNOWN_BEFORE})
 
-    def with_params(self, count: int) -> "Result":
-        """With the params of so many of the best; finished trials whose params are gone are rerun."""
-        kept = dict(self.kept)
-        for i in map(int, self.order()[:count]):
-            if i not in kept and self.status[i] == "ok":
-                kept[i] = tuple(run.params for run in self.rerun(i).runs)
-        return replace(self, kept=kept)
-
     def train_again(
         self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
     ) -> Scheduler:
@@ -329,21 +344,8 @@ class Result:
         )
 
     def table(self, k: int = 10) -> str:
-        """A line for each of the k best trials, and the counts of every status, with the mode and the seconds."""
-        names = self._names
-        head = ["trial", self.task.objective, *names, "steps", "status"]
-        rows = [
-            [
-                str(m.trial),
-                number(m.score) + ("" if np.isnan(m.spread) else f" ± {number(m.spread)}"),
-                *(_line([p[name] for _, p in m.hyperparameter_history if name in p]) for name in names),
-                str(m.steps),
-                m.status,
-            ]
-            for m in self.top(k)
-        ]
-        end = f"{len(self)} trials: {self.counts()}; mode {self.mode}; {self.seconds:.1f} s"
-        return "\n".join([in_columns([head, *rows]), end])
+        """A line for each of the k best trials, the counts of every status, mode and seconds."""
+        return _table(self, k)
 
     def counts(self) -> str:
         """The number of trials with each status."""
@@ -355,17 +357,7 @@ class Result:
 
         A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
-        members = [self.trial(i) for i in range(len(self))]
-        outcomes = {
-            self.task.objective: [m.score for m in members],
-            "spread": [m.spread for m in members],
-            "steps": [m.steps for m in members],
-            "status": [m.status for m in members],
-        }
-        numbers = {"trial": [m.trial for m in members]}
-        names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in self._names}
-        tried = {column: [m.values.get(x) for m in members] for x, column in names.items()}
-        return numbers | tried | outcomes
+        return _columns(self)
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame with a row for each trial."""
@@ -383,11 +375,47 @@ class Result:
 
 
 def _line(values: Sequence[Any]) -> str:
-    """The value of a hyperparameter, or those that a member of a population had, one after the other."""
+    """The value of a hyperparameter, or all that a member of a population had."""
     texts = [text for text, _ in groupby(map(number, values))]
     if len(texts) > MOST_IN_LINE:
         texts = [*texts[: MOST_IN_LINE - 1], "…", texts[-1]]
     return " → ".join(texts)
+
+
+def _table(result: Result, k: int) -> str:
+    """The text of `Result.table`."""
+    names = result.names
+    head = ["trial", result.task.objective, *names, "steps", "status"]
+    rows = [
+        [
+            str(m.trial),
+            number(m.score) + ("" if np.isnan(m.spread) else f" ± {number(m.spread)}"),
+            *(_line([p[name] for _, p in m.hyperparameter_history if name in p]) for name in names),
+            str(m.steps),
+            m.status,
+        ]
+        for m in result.top(k)
+    ]
+    end = f"{len(result)} trials: {result.counts()}; mode {result.mode}; {result.seconds:.1f} s"
+    return "\n".join([in_columns([head, *rows]), end])
+
+
+def _columns(result: Result) -> dict[str, list]:
+    """The columns of `Result.columns`."""
+    members = [result.trial(i) for i in range(len(result))]
+    outcomes = {
+        result.task.objective: [m.score for m in members],
+        "spread": [m.spread for m in members],
+        "steps": [m.steps for m in members],
+        "status": [m.status for m in members],
+    }
+    numbers = {"trial": [m.trial for m in members]}
+    names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in result.names}
+    tried = {
+        column: [text(v) if callable(v := m.values.get(x)) else v for m in members]
+        for x, column in names.items()
+    }
+    return numbers | tried | outcomes
 
 
 def _check_trial(number: int, trials: int) -> None:
@@ -428,10 +456,17 @@ def _narrowed(
     if isinstance(distribution, Choice):
         chosen = sorted({distribution.index(value) for value in values})
         return Choice(*(distribution.options[i] for i in chosen))
-    places = [distribution.unit(value) for value in values]
-    low, high = min(places), max(places)
-    margin = (high - low) / max(len(places) - 1, 1)
-    return distribution.between(max(low - margin, 0.0), min(high + margin, 1.0))
+    return distribution.around(values)
+
+
+def _counting(scores: np.ndarray, confirmed: np.ndarray) -> np.ndarray:
+    """The scores `[trials, runs]`, of fresh seeds where a trial was confirmed; nan for the rest."""
+    fresh = ~np.isnan(confirmed).all(axis=1)
+    counting = np.full((len(scores), max(scores.shape[1], confirmed.shape[1])), np.nan)
+    counting[:, : scores.shape[1]] = scores
+    counting[fresh] = np.nan
+    counting[fresh, : confirmed.shape[1]] = confirmed[fresh]
+    return counting
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
@@ -442,8 +477,13 @@ def _mean(scores: np.ndarray) -> np.ndarray:
     return np.where(lost, np.inf, total / np.maximum(runs, 1))
 
 
+def _tried(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    tried = {name: [point[name] for point in points if name in point] for name in names}
+    return ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
+
+
 def _range(values: list) -> str:
     try:
         return f"{number(min(values))} to {number(max(values))}"
-    except TypeError:
-        return ", ".join(sorted(map(str, set(values))))
+    except (TypeError, ValueError):  # of other kinds, or arrays
+        return ", ".join(sorted({number(value) for value in values}))

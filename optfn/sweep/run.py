@@ -93,8 +93,8 @@ def run(
             or of the program that trains it. If every trial fails, the first error is raised.
         seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
         lanes: the runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
-            devices; None is as many as there are runs, at most about 32, and of a search that learns eight
-            trials.
+            devices; None is as many as there are runs, at most about 32, and for a search that
+            learns at most those of eight trials.
         segment: the updates between two looks at the scores; None is a tenth of `steps`.
         seed: the sweep's seed, from 0 to below 2^32.
         mode: "vmap" runs lanes side by side, "map" one after the other, "loop" step by step from
@@ -108,8 +108,8 @@ def run(
             compiler's own analysis; on a mesh, on all devices together. It costs two compilations.
         max_seconds: the sweep ends after this time with the results so far, as after Ctrl-C.
         keep_best: the number of best trials whose params are kept.
-        score: which score of a run counts: its "last"; its "best" on the way, with the params of that
-            moment; or ("mean", k), the mean of its last k, with the last params.
+        score: which score of a run counts: its "last"; its "best" on the way, with the params of
+            that moment; or ("mean", k), the mean of its last k, with the last params.
         patience: a run ends once its score has not become better for so many segments, and may
             win; None lets it go on. Of several seeds the mean must not have.
         confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
@@ -253,7 +253,8 @@ def run(
         )
         prunes = bool(scheduler.scores.ages[:-1]) and not policy.needs_all_trials
         at_once = scheduler.executor.places if plan.lanes > engine.LEAST_LANES * seeds else 0
-        if advice := session.advice(at_once, prunes) if hasattr(session, "advice") else "":
+        advise: Any = getattr(session, "advice", lambda at_once, prunes: "")
+        if advice := advise(at_once, prunes):
             warnings.warn(f"sweep.run(search=...): {advice}", stacklevel=2)
         restored = store is not None and store.restore(scheduler)
 
@@ -281,7 +282,7 @@ def run(
         if ended and confirm is not None:
             result = confirm.of(result, train)
         if ended and restored and not policy.needs_all_trials:
-            result = result.with_params(keep_best)  # more may be kept than were
+            result = _with_params(result, keep_best)  # more may be kept than were
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}
         kept = dict(list(kept.items())[:keep_best])
         return replace(result, kept=kept, seconds=time.perf_counter() - began)
@@ -299,6 +300,15 @@ def checked_score(score: Any) -> str | tuple[str, int]:
         )
     check_count(score[1], 'sweep.run(score=("mean", k))')
     return "mean", int(score[1])
+
+
+def _with_params(result: Result, count: int) -> Result:
+    """With the params of so many of the best; finished trials whose params are gone are rerun."""
+    kept = dict(result.kept)
+    for i in map(int, result.order()[:count]):
+        if i not in kept and result.status[i] == "ok":
+            kept[i] = tuple(run.params for run in result.rerun(i).runs)
+    return replace(result, kept=kept)
 
 
 def _flush(session: Session) -> None:

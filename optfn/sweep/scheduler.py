@@ -1,7 +1,7 @@
 """Trials: a queue, the places where they train, and a policy that ends the poor ones early."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Copy, Policy, Scores, Verdict
 from optfn.sweep.search import Session, TrialStatus
 from optfn.sweep.space import Choice, Distribution
+from optfn.sweep.task import Training
 from optfn.sweep.trial import Trial
 
 MOST_WAITING = 8  # queued trials per place; those of other structures train later
@@ -121,10 +122,7 @@ class Scheduler:
         return True
 
     def _ask(self) -> None:
-        """Asks for trials until those of the structure in training can fill all places.
-
-        A search that learns is asked for no more than all places hold, of any structure.
-        """
+        """Asks for trials to fill all places, of this structure, or of any if the search learns."""
         learns = getattr(self.session, "learns", False)
 
         def fitting():
@@ -152,14 +150,12 @@ class Scheduler:
             part = "optimizer"
             candidate = self.plan.candidate(point)
             check_transform_type(candidate.tx, f"the optimizer of trial {number}")
+            structure = self._structure_of(candidate, point, number)
         except Exception as error:
-            values = ", ".join(f"{name}={value!r}" for name, value in point.items())
-            error.add_note(f"in the {part} of trial {number}: {values}")
-            self._raise_unless_caught(error)
+            self._raise_unless_caught(with_note(error, part, number, point))
             self.trials.append(Trial(number, point, None, -1, self.seeds_of(number)))
             self.trials[-1].fail(error)
             return self.trials[-1]
-        structure = self._structure_of(candidate, point, number)
         if self.policy.needs_all_trials and not number:  # its copies may take any option
             for other in with_other_options(self.plan.space, point):
                 self._structure_of(self.plan.candidate(other), other, number)
@@ -179,6 +175,7 @@ class Scheduler:
 
     def _enter_or_fail(self, trial: Trial) -> None:
         """Enters the trial's structure; if that cannot be compiled, its queued trials fail."""
+        self.executor.use(self.plan.training(trial.point))  # what its stream raises is no failure
         try:
             self.enter(trial)
         except Exception as error:
@@ -192,7 +189,7 @@ class Scheduler:
 
     def _end_failed(self, trial: Trial) -> None:
         """Ends a trial that has failed: it has the worst score, so that no other waits for it."""
-        self.scores.record(trial.number, 0, math.inf, self.executor.segments + 1, diverged=True)
+        self.scores.record(trial.number, 0, math.inf, -1, diverged=True)
         self.session.tell(trial.number, math.inf, "failed")
 
     def _raise_unless_caught(self, error: Exception) -> None:
@@ -226,11 +223,7 @@ class Scheduler:
     def _record(self, measured: Measured) -> None:
         """Records the scores of a segment; trials that have ended leave their places."""
         task, segments = self.plan.task, self.executor.segments
-        if task.objective not in measured.metrics:
-            raise ValueError(
-                f"the task's score {task.objective!r} is none of those there are: "
-                f"{', '.join(measured.metrics)}."
-            )
+        check_objective(task, measured.metrics)
         for place, trial in list(self.running.items()):
             trial.record(self.plan, segments - 1, place, measured)
             if trial in self.standing:
@@ -328,6 +321,21 @@ class Scheduler:
             trial.params = self.executor.fetch_params(place)
         for other in ranked[self.keep_best :]:
             other.params = ()
+
+
+def check_objective(task: Training, metrics: Collection[str]) -> None:
+    """Raises unless the score of the task is one of the metrics."""
+    if task.objective not in metrics:
+        raise ValueError(
+            f"the task's score {task.objective!r} is none of those there are: {', '.join(metrics)}."
+        )
+
+
+def with_note(error: Exception, part: str, trial: int, point: Mapping[str, Any]) -> Exception:
+    """The error with the trial in whose part it was raised."""
+    values = ", ".join(f"{name}={value!r}" for name, value in point.items())
+    error.add_note(f"in the {part} of trial {trial}: {values}")
+    return error
 
 
 def with_other_options(

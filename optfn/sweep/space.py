@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from statistics import NormalDist
@@ -58,6 +58,15 @@ class Distribution:
         low_value, high_value = self.at(low), self.at(min(high, BELOW_ONE))
         same = low_value == high_value
         return Fixed(low_value) if same else self._from_to(low_value, high_value)
+
+    def around(self, values: Sequence[Any]) -> "Distribution":
+        """The part that holds the values, widened on both sides by the mean distance of neighbours.
+
+        Args:
+            values: one or more of the distribution's.
+        """
+        low, high = widened([self.unit(value) for value in values])
+        return self.between(max(low, 0.0), min(high, 1.0))
 
     def _from_to(self, low: Any, high: Any) -> "Distribution":
         """The same kind of distribution between two of its values."""
@@ -116,7 +125,7 @@ class Uniform(_Floats):
         at(u) = low + u * (high - low), or with a step
         at(u) = low + step * floor(u * n), of the n values there are
         perturb(value, factor) = value * factor, so 0 stays 0 and the sign stays; with a step, the
-            nearest value there is
+            nearest value there is, at least a step away
 
     Args:
         low: the smallest.
@@ -150,7 +159,13 @@ class Uniform(_Floats):
         return _single(self.low + self.step * _clip(count, 0, self._count - 1))
 
     def perturb(self, value: Any, factor: float) -> float:
-        return self._nearest(super().perturb(value, factor))
+        moved = super().perturb(value, factor)
+        if self.step is None or factor == 1:
+            return self._nearest(moved)
+        change = moved - value if value else factor - 1
+        least = self._nearest(value) + math.copysign(self.step, change)
+        further = max if change > 0 else min
+        return self._nearest(further(self._nearest(moved), least))
 
     def at(self, u: float) -> float:
         if self.step is not None:
@@ -408,6 +423,11 @@ class Normal(_Floats):
         value = self._check_value(value, self.low, self.high)
         return _clip_unit(NormalDist().cdf((value - self.mean) / self.std))
 
+    def around(self, values: Sequence[Any]) -> Distribution:
+        low, high = widened([self._check_value(value, self.low, self.high) for value in values])
+        low, high = (_single(_clip(x, self.low, self.high)) for x in (low, high))
+        return Uniform(low, high) if low < high else Fixed(low)
+
     def between(self, low: float, high: float) -> Distribution:
         if low <= 0 and high >= 1:
             return self
@@ -596,9 +616,24 @@ def _distribution(name: Any, value: Any) -> Distribution:
         if not value:
             raise ValueError(f"the space's {name!r} is an empty list; wanted at least one option.")
         if any(isinstance(option, Distribution) for option in value):
+            for option in value:
+                if len(value) > 1 and not (isinstance(option, _Floats) or _is_number(option, Real)):
+                    raise TypeError(
+                        f"the space's {name!r} is a list with a distribution, of which "
+                        f"Either(...) takes numbers and distributions of floats, found {option!r}: "
+                        "write a number that means the same, such as 0.0, or a OneOf with an "
+                        "option for each."
+                    )
             return Either(*value) if len(value) > 1 else value[0]
         return Choice(*value) if len(value) > 1 else Fixed(value[0])
     return Fixed(value)
+
+
+def widened(places: Sequence[float]) -> tuple[float, float]:
+    """The least and the largest, each moved outwards by the mean distance of neighbours."""
+    low, high = min(places), max(places)
+    margin = (high - low) / max(len(places) - 1, 1)
+    return low - margin, high + margin
 
 
 def _check_step(distribution: Any, kind: type) -> None:

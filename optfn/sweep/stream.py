@@ -84,6 +84,13 @@ class Stream:
         arrays = known[-1] if known else self.take(segment, 1)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
+    def first_of(self, segment: int) -> PyTree:
+        """The first batch of a segment, None where it is not at hand."""
+        batches = self.ready.get(segment)
+        if batches is None or not batches.count:
+            return None
+        return jax.tree.map(lambda x: x[0], batches.arrays)
+
     def prefetch(self, segment: int, count: int) -> None:
         """Reads the batches of a segment, and drops those before the previous segment.
 

@@ -163,7 +163,7 @@ class Training:
         """For each function of the task, by name whether it needs the hyperparameter."""
         found = {}
         for name in self.functions:
-            function = getattr(self, name)
+            function: Any = getattr(self, name, None)
             named = names_taken(function, keyword_only=True)[0] if _is_function(function) else {}
             found[name] = {n: needed for n, needed in named.items() if n != "key"}
         return found

@@ -63,7 +63,9 @@ class Tasks:
         errors = []
         for u in TRIED:
             try:
-                return self(point_of(space, lambda name, distribution, key, u=u: distribution.at(u)))
+                return self(
+                    point_of(space, lambda name, distribution, key, u=u: distribution.at(u))
+                )
             except Exception as error:  # such a point will be a failed trial
                 errors.append(error)
         raise errors[0]

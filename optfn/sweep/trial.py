@@ -14,7 +14,6 @@ from optfn.sweep.one_of import applying, point_of
 from optfn.sweep.plan import Plan
 from optfn.sweep.search import TrialStatus
 from optfn.sweep.space import Choice, Distribution, Fixed
-from optfn.sweep.task import Training
 
 History = list[tuple[int, dict[str, Any]]]
 
@@ -81,7 +80,9 @@ class Trial:
         task = plan.task
         diverged = measured.diverged[place]
         losses = task.sign * measured.metrics[task.objective][place].astype(float)
-        losses = self._counting(plan, losses, None if measured.best is None else measured.best[place])
+        losses = self._counting(
+            plan, losses, None if measured.best is None else measured.best[place]
+        )
         losses = np.where(diverged | ~np.isfinite(losses), np.inf, losses)
         self.segments.append(segment)
         self.steps = int(measured.age[place].max())

@@ -84,7 +84,9 @@ SEEN = sweep.TrainingLoop(
 )
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+@pytest.mark.parametrize(
+    "mode", ["map", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("vmap", "loop"))]
+)
 def test_lanes_see_every_example_as_often(mode):
     """Also those that wait, and those that take the lane of another."""
     policy = sweep.successive_halving(first=7, bracket=18)
@@ -96,6 +98,7 @@ def test_lanes_see_every_example_as_often(mode):
     np.testing.assert_array_equal(result.curves["most"], result.curves["least"])
 
 
+@pytest.mark.slow
 def test_seeds_have_orders_of_their_own_and_trials_of_a_seed_the_same():
     task = sweep.Task(START, loss, data=(X, Y), batch_size=16)
     result = run({"learning_rate": [0.01, 0.01]}, task, search=sweep.grid(), seeds=2, lanes=16)
@@ -103,6 +106,7 @@ def test_seeds_have_orders_of_their_own_and_trials_of_a_seed_the_same():
     assert result.scores[0, 0] != result.scores[0, 1]
 
 
+@pytest.mark.slow
 def test_with_replacement_on_request():
     """By a draw of its own in each step, as the seed and the step say."""
     task = sweep.Task(init, loss, data=(X, Y), batch_size=16, replacement=True)
@@ -115,5 +119,5 @@ def test_with_replacement_on_request():
         run(RATE, task, trials=8, lanes=16),
         run(RATE, sweep.Task(init, loss, data=(X, Y), batch=drawing), trials=8, lanes=16),
     )
-    with pytest.raises(ValueError, match="replacement=True. needs a batch_size"):
+    with pytest.raises(ValueError, match="needs a batch_size"):
         sweep.Task(init, loss, data=(X, Y), replacement=True)

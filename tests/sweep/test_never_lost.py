@@ -4,6 +4,7 @@ import gc
 import resource
 import time
 import weakref
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +158,131 @@ def test_a_storage_that_fails_costs_a_warning(monkeypatch):
     with pytest.warns(UserWarning, match="shared storage .* database is locked"):
         result = run(RATE, STILL, trials=8, lanes=8, search=search)
     assert (result.status == "ok").all()
+
+
+class Point(NamedTuple):
+    w: jax.Array
+    more: list
+
+
+def made(key):
+    return {"point": Point(jnp.ones(3), [jnp.zeros(()), None]), "b": (jnp.zeros(()),)}
+
+
+def fit(params, batch):
+    x, y = batch
+    return jnp.mean((x @ params["point"].w + params["b"][0] - y) ** 2)
+
+
+def test_a_sweep_is_read_without_its_code(tmp_path):
+    """Also while it is under way; what cannot be written is there as its text."""
+    task = sweep.Task(
+        made, fit, data=(X, Y), evaluate=lambda p: {"fit": -fit(p, (X, Y))}, maximize="fit"
+    )
+    space = {
+        "learning_rate": [0.0, sweep.LogUniform(1e-3, 0.1)],
+        "with_": [jax.nn.relu, None, (1, 2)],
+        "b1": sweep.Normal(0.5, 0.05),
+        "eps": 1e-8,
+    }
+    kwargs = {"trials": 10, "lanes": 8, "checkpoint": tmp_path, "keep_best": 2}
+
+    def optimizer(with_, **values):
+        return optfn.adam(**values)
+
+    for more in ({"max_seconds": 0.0}, {}):
+        result = run(space, task, optimizer, **kwargs, **more)
+        read = sweep.Result.load(tmp_path)
+        for name in ("scores", "status", "steps", "ages", "segments"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(result, name))
+        np.testing.assert_array_equal(read.curves["fit"], result.curves["fit"])
+        best, there = result.best(), read.best()
+        assert (there.trial, there.score, there.status) == (best.trial, best.score, best.status)
+        assert there.values["learning_rate"] == best.values["learning_rate"]
+        assert {p["with_"] for p in read.points} <= {"relu", None, "(1, 2)"}
+        assert (there.params is None) == ("max_seconds" in more)
+        assert read.table(3).rpartition("; ")[0] == result.table(3).rpartition("; ")[0]
+        assert read.plan.space["learning_rate"] == result.plan.space["learning_rate"]
+        assert read.refined_space(4)["b1"] == result.refined_space(4)["b1"]
+        read.to_csv(tmp_path / "read.csv")
+        result.to_csv(tmp_path / "result.csv")
+        texts = [(tmp_path / f"{name}.csv").read_text() for name in ("read", "result")]
+        assert texts[0] == texts[1] and "relu" in texts[0]
+    point = there.params["point"]
+    np.testing.assert_array_equal(point["w"], best.params["point"].w)
+    assert point["more"][1] is None and type(there.params["b"]) is tuple
+    assert there.optimizer is None
+    with pytest.raises(ValueError, match="a result that was loaded has no code"):
+        read.rerun(0)
+    with pytest.raises(ValueError, match="has no checkpoint of a sweep"):
+        sweep.Result.load(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_a_member_of_a_population_is_read_with_its_line(tmp_path):
+    result = run(RATE, STILL, trials=8, policy=sweep.pbt(every=5), checkpoint=tmp_path)
+    read = sweep.Result.load(tmp_path)
+    assert [list(map(tuple, line)) for line in read.hyperparameter_history] == [
+        list(map(tuple, line)) for line in result.hyperparameter_history
+    ]
+    np.testing.assert_array_equal(read.copied_from, result.copied_from)
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_goes_on(tmp_path):
+    """With more params, a confirmation and more trials, as if it had had them from the first."""
+    kwargs = {"trials": 8, "lanes": 8, "policy": sweep.asha(first=10, eta=2)}
+    run(RATE, STILL, checkpoint=tmp_path, **kwargs)
+    for more in ({"keep_best": 3}, {"confirm": sweep.Confirm(top=2, seeds=2)}, {"trials": 12}):
+        whole = run(RATE, STILL, **kwargs | more)
+        again = run(RATE, STILL, checkpoint=tmp_path, **kwargs | more)
+        np.testing.assert_array_equal(again.confirmed, whole.confirmed)
+        if "keep_best" in more:
+            assert len(again.kept) == 3
+        assert again.best().score == whole.best().score
+        jax.tree.map(np.testing.assert_array_equal, again.best().params, whole.best().params)
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    def intrude(progress):
+        with pytest.raises(ValueError, match="is in use: another sweep is writing there"):
+            run(RATE, STILL, trials=8, lanes=8, checkpoint=tmp_path)
+
+    result = run(RATE, STILL, trials=8, lanes=8, checkpoint=tmp_path, progress=intrude)
+    again = run(RATE, STILL, trials=8, lanes=8, checkpoint=tmp_path)
+    np.testing.assert_array_equal(again.scores, result.scores)
+
+
+@pytest.mark.slow
+def test_what_init_and_a_stream_do_later_is_compared_too(tmp_path):
+    def of_init(by):
+        return sweep.Task(
+            lambda key: {"w": by * jnp.ones(3), "b": jnp.zeros(())}, loss, data=(X, Y)
+        )
+
+    def of_stream(by):
+        return sweep.Task(
+            {"w": jnp.ones(3), "b": jnp.zeros(())},
+            loss,
+            stream=lambda step: (X[:16] * (by if step > 8 else 1), Y[:16]),
+        )
+
+    def of_list(by):
+        return sweep.Task(of_stream(1).init, loss, stream=[(X, Y), (X * by, Y)])
+
+    for what, make in {"init": of_init, "data": of_stream}.items():
+        kwargs = {"trials": 8, "lanes": 8, "checkpoint": tmp_path / make.__name__}
+        for by in (1, 1):
+            run(RATE, make(by), **kwargs)
+        with pytest.raises(ValueError, match=f"it differs in its {what}"):
+            run(RATE, make(2), **kwargs)
+    run(RATE, of_list(1), **kwargs | {"checkpoint": tmp_path / "list"})
+    with pytest.raises(ValueError, match="it differs in its data"):
+        run(RATE, of_list(2), **kwargs | {"checkpoint": tmp_path / "list"})
+
+
+def test_a_result_prints_itself_in_a_line():
+    result = run(RATE, STILL, trials=8, lanes=8)
+    best = result.best()
+    shown = f"Result(8 trials: 8 ok; best distance {best.score:.4g}; mode vmap; "
+    assert repr(result).startswith(shown) and "array" not in repr(best)

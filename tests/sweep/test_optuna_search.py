@@ -357,7 +357,10 @@ class Watched:
 RATES = {"learning_rate": LogUniform(1e-3, 1e-1)}
 
 
-@pytest.mark.parametrize("space", [RATES, RATES | {"momentum": [None, 0.9]}])
+@pytest.mark.parametrize(
+    "space",
+    [pytest.param(RATES, marks=pytest.mark.slow), RATES | {"momentum": [None, 0.9]}],
+)
 def test_a_sampler_is_asked_for_few_points_at_a_time(space):
     """With several structures too: each point can use all results but those of the eight lanes."""
     search = Watched()
@@ -367,6 +370,7 @@ def test_a_sampler_is_asked_for_few_points_at_a_time(space):
     assert len(search.known) == 30 and search.known[-1] >= 22
 
 
+@pytest.mark.slow
 def test_a_sampler_that_cannot_learn_is_a_warning():
     cases = {
         "is asked for all 12 trials": {"trials": 12, "lanes": 16},
@@ -412,6 +416,7 @@ def test_what_was_enqueued_in_the_study_is_tried_first_and_gets_its_outcome(tmp_
         search.start(space, 5, seed=0)
 
 
+@pytest.mark.slow
 def test_a_study_has_the_direction_and_the_scores_of_the_task(tmp_path):
     task = sweep.Task(START, loss, data=(X, Y), evaluate=evaluate, maximize="distance")
     path = f"{tmp_path}/study"
@@ -420,7 +425,8 @@ def test_a_study_has_the_direction_and_the_scores_of_the_task(tmp_path):
     file = optuna.storages.journal.JournalFileBackend(path)
     study = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(file))
     assert study.direction.name == "MAXIMIZE" and study.best_value == result.best().score
-    assert study.best_params["learning_rate"] == result.best().values["learning_rate"]
+    rate = np.float32(study.best_params["learning_rate"])
+    assert rate == result.best().values["learning_rate"]
     with pytest.warns(UserWarning, match="is a study that minimizes, but the task maximizes"):
         run(RATES, task, trials=9, lanes=8, search=sweep.optuna_search(optuna.create_study()))
 

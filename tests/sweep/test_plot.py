@@ -359,6 +359,14 @@ def test_schedules_of_a_population_are_those_it_found(population, ax):
         np.testing.assert_allclose(line.get_ydata()[:-1], expected, rtol=1e-6)
 
 
+def test_schedules_of_a_result_that_diverged(ax):
+    result = run({"learning_rate": [1e30, 1e31]}, optfn.sgd, search=sweep.grid())
+    assert (result.status == "diverged").all()
+    plot.schedules(result, ax=ax)
+    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([1e30, 1e31])
+    assert len(ax.lines[0].get_xdata()) == result.plan.steps + 1
+
+
 def test_schedules_need_steps_and_a_name(ax):
     with pytest.raises((TypeError, ValueError), match=r"schedules\(steps=\.\.\.\)"):
         plot.schedules({"adam": optfn.adam(0.1)}, ax=ax)

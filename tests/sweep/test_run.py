@@ -881,6 +881,7 @@ BAD_RUNS = {
     "sweep.run(seed=...) must be below 2**32": {"seed": 2**32},
     "sweep.run(max_loss=...) must be a number, found nan": {"max_loss": float("nan")},
     "have 33 different structures": {
+        "catch": (),
         "optimizer": lambda learning_rate: optfn.masked(
             optfn.scale(learning_rate), lambda path, leaf: True
         ),

@@ -18,12 +18,12 @@ def off(params):
 
 
 # Its weight rises by the rate in each step, past the best one.
-DRIFT = sweep.Task(
-    {"w": jnp.zeros(())}, lambda p, _: -p["w"], data=X, evaluate=off, minimize="off"
+DRIFT = sweep.Task({"w": jnp.zeros(())}, lambda p, _: -p["w"], data=X, evaluate=off, minimize="off")
+
+
+@pytest.mark.parametrize(
+    "mode", ["map", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("vmap", "loop"))]
 )
-
-
-@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_the_best_on_the_way_has_its_params(mode, tmp_path):
     kwargs = {"mode": mode, "score": "best", "keep_best": 4, **GRID}
     result = run({"learning_rate": RATES}, DRIFT, **kwargs)
@@ -49,6 +49,7 @@ def test_the_mean_of_the_last_counts(tmp_path):
         run({"learning_rate": RATES}, DRIFT, checkpoint=tmp_path, **kwargs | {"score": "last"})
 
 
+@pytest.mark.slow
 def test_each_run_of_a_trial_has_its_own_best(tmp_path):
     """Also after a kill, under confirmation and for trials that have waited."""
     policy = sweep.successive_halving(first=5, bracket=8)
@@ -64,9 +65,12 @@ def test_each_run_of_a_trial_has_its_own_best(tmp_path):
         np.testing.assert_allclose(best.score, np.mean(scores), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_of_a_population_carries_its_best_with_it():
     policy = sweep.pbt(every=5)
-    result = run(RATE, STILL, policy=policy, trials=8, score="best", keep_best=8, optimizer=optfn.sgd)
+    result = run(
+        RATE, STILL, policy=policy, trials=8, score="best", keep_best=8, optimizer=optfn.sgd
+    )
     for member in result.top(8):
         np.testing.assert_allclose(evaluate(member.params)["distance"], member.score, rtol=1e-5)
     line = next(m for m in result.top(8) if len(m.hyperparameter_history) > 1)
@@ -93,6 +97,7 @@ def test_a_run_that_no_longer_improves_ends_and_may_win():
     np.testing.assert_array_equal(other.steps, result.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [
@@ -106,11 +111,13 @@ def test_nobody_waits_for_a_run_that_ended_by_itself(policy):
     assert set(result.status) <= {"ok", "pruned"} and result.best().score < 1e-9
 
 
+@pytest.mark.slow
 def test_what_diverges_has_no_best():
     result = run({"learning_rate": [0.1, 1e30]}, score="best", **GRID)
     assert list(result.status) == ["ok", "diverged"] and np.isinf(result.trial(1).score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, sweep.successive_halving(first=5)])
 def test_as_many_are_confirmed_as_were_asked_for(policy):
     confirm = sweep.Confirm(top=6, seeds=1)

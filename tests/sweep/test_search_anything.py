@@ -270,7 +270,8 @@ BAD = {
     "Normal(mean, std) must be finite in float32, with std above 0": {
         "space": lambda: sweep.Normal(0, -1)
     },
-    "Either(...) takes numbers and distributions of floats, found None": {
+    "the space's 'x' is a list with a distribution, of which Either(...) takes numbers "
+    "and distributions of floats, found None: write a number that means the same, such as 0.0": {
         "space": lambda: sweep.as_space({"x": [None, sweep.Uniform(0, 1)]})
     },
     "the space's 'rate' is taken by nobody: adam takes learning_rate": {"space": {"rate": 0.1}},
@@ -410,3 +411,52 @@ def test_a_part_of_a_number_beside_a_range_is_narrow():
     part = whole.between(0.25, 0.75)
     assert part.parts[0].value == 0.0 and part.parts[1].high == pytest.approx(1e-2, rel=1e-5)
     assert whole.between(0.0, 0.5) == sweep.Fixed(0.0)
+
+
+def test_a_part_of_a_normal_is_as_wide_as_its_values():
+    """And not as far as its tails, in which there is little but space."""
+    normal = sweep.Normal(0.0, 1.0)
+    assert normal.around([0.5, 1.0, 1.5, 2.0]) == sweep.Uniform(0.0, 2.5)
+    assert normal.around([5.5, 6.0]) == sweep.Uniform(5.0, 6.0)
+    assert normal.around([0.5, 0.5]) == sweep.Fixed(0.5)
+    assert sweep.Uniform(0.0, 1.0).around([0.25, 0.5]) == sweep.Uniform(0.0, 0.75)
+
+
+def test_a_number_with_a_step_moves_by_one_at_least():
+    coarse = sweep.Uniform(-1.0, 1.0, step=0.25)
+    assert [coarse.perturb(x, 1.2) for x in (0.5, 1.0, -0.5, 0.0)] == [0.75, 1.0, -0.75, 0.25]
+    assert [coarse.perturb(x, 0.8) for x in (0.5, 1.0, -0.5, 0.0)] == [0.25, 0.75, -0.25, -0.25]
+    assert coarse.perturb(0.5, 1.0) == 0.5 and coarse.perturb(0.25, 3.0) == 0.75
+
+
+def test_what_a_stream_raises_is_no_failure_of_a_trial():
+    def stream(step):
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        run(RATE, sweep.Task(STILL.init, loss, stream=stream), trials=8)
+    assert not getattr(caught.value, "__notes__", [])
+
+
+@pytest.mark.slow
+def test_structures_beyond_those_that_are_compiled_fail_alone(monkeypatch):
+    monkeypatch.setattr("optfn.sweep.candidate.MOST_STRUCTURES", 2)
+
+    def optimizer(learning_rate, momentum):
+        return optfn.sgd(learning_rate, momentum=momentum[0], nesterov=momentum[1])
+
+    space = RATE | {"momentum": [(None, False), (0.9, False), (0.9, True)]}
+    result = run(space, STILL, optimizer, trials=9, lanes=8)
+    failed = result.status == "failed"
+    assert 0 < failed.sum() < 9 and (result.status[~failed] == "ok").all()
+    assert all("Partial(function, number)" in error for error in result.errors.values())
+
+
+def test_a_failed_trial_takes_no_part_in_halving():
+    """Of eight that train a third continues, which is two, and not of the nine that there are."""
+    rates = [0.001 * i for i in range(1, 9)]
+    space = {"learning_rate": [*rates, "bad"]}
+    kwargs = {"optimizer": lambda learning_rate: optfn.sgd(learning_rate + 0), "lanes": 16}
+    kwargs |= {"search": sweep.grid(), "policy": sweep.asha(first=5)}
+    result = run(space, STILL, **kwargs)
+    assert list(result.status).count("ok") == 2 and result.status[-1] == "failed"

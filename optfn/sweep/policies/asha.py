@@ -58,12 +58,10 @@ class asha(Policy):
         return dataclasses.replace(self, least=max(self.least, trials))
 
     def judge(self, scores: Scores, standing: Iterable[tuple[int, int]]) -> list[Verdict]:
-        return [
-            self._verdict(scores.table[:, rung], at)
-            for at, rung in check_standing(scores, standing)
-        ]
+        return [self._verdict(scores, at, rung) for at, rung in check_standing(scores, standing)]
 
-    def _verdict(self, column: np.ndarray, trial: int) -> Verdict:
-        kept = max(self.least, int(np.sum(~np.isnan(column))) // self.eta)
+    def _verdict(self, scores: Scores, trial: int, rung: int) -> Verdict:
+        column, trained = scores.table[:, rung], scores.segments[:, rung] >= 0  # others have failed
+        kept = max(self.least, int(trained.sum()) // self.eta)
         stays = np.isfinite(column[trial]) and ranks(column)[trial] < kept
         return Verdict.CONTINUE if stays else Verdict.STOP

@@ -80,7 +80,7 @@ class Scores(NamedTuple):
         table: float64 `[trials, ages]`, NaN where a trial has not arrived. Every trial of the sweep
             has a row, even before it starts.
         segments: int64 `[trials, ages]`, the number of the segment at whose end the score was
-            recorded, -1 where there is none.
+            recorded, -1 where there is none and for a trial that failed, which has not trained.
         sign: -1 if the task maximizes its score, so that `sign * table` is what the user sees; a
             policy that compares scores with each other does not need it.
     """
@@ -128,7 +128,6 @@ class Scores(NamedTuple):
         self.table[trial, column] = score if np.isfinite(score) and not diverged else np.inf
         self.segments[trial, column] = segment
         return None if column == len(self.ages) - 1 else column
-
 
     def finish(self, trial: int, score: float, segment: int) -> None:
         """Records the score of a trial that ends by itself before its last step.
