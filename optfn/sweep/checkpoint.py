@@ -544,7 +544,7 @@ def _constant(x: Any) -> Any:
     return sorted(map(repr, x)) if isinstance(x, frozenset) else repr(x)
 
 
-def _outline(search: Search) -> Any:
+def _outline(search: Search | None) -> Any:
     """The search by its plain fields and the types of others: a study or a sampler changes."""
     parts = vars(search) if hasattr(search, "__dict__") else {}
     plain = {k: v for k, v in parts.items() if isinstance(v, (str, int, float, bool))}

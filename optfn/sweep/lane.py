@@ -182,8 +182,10 @@ def step_lane(
     root = jax.random.key(shared.seed)
     key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
     batch_key, loss_key = jax.random.split(key)
-    if batch is None and task.has_epochs:
-        rows = epoch_rows(task, shared, lane, jnp.reshape(at, 1))[0] if rows is None else rows
+    if batch is None and rows is None:
+        found = epoch_rows(task, shared, lane, jnp.reshape(at, 1))
+        rows = None if found is None else found[0]
+    if rows is not None:
         batch = jax.tree.map(lambda x: x[rows], shared.data)
     elif batch is None:
         common = jax.random.fold_in(root, at)
@@ -215,7 +217,7 @@ def epoch_rows(task: Training, shared: Shared, lane: Lanes, steps: jax.Array) ->
     Returns:
         int32 `[steps, batch_size]`.
     """
-    if not task.has_epochs:
+    if task.batch_size is None or not task.has_epochs:
         return None
     key = jax.random.key(shared.seed)
     if not task.common_batches:
