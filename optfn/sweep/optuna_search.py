@@ -131,7 +131,7 @@ class optuna_search:
         check_seed(seed)
         return _Session(
             space=as_space(space),
-            trials=min(check_trials(trials, "optuna_search()"), _most_points(self._sampler())),
+            trials=int(min(check_trials(trials, "optuna_search()"), _most_points(self._sampler()))),
             seed=int(seed),
             sampler=self._sampler(),
             shared=self._shared(),

@@ -25,7 +25,9 @@ class Session(Protocol):
     """
 
     trials: int
-    learns: bool = False
+
+    @property
+    def learns(self) -> bool: ...
 
     def ask(self, count: int) -> list[Point]:
         """The next points, at most `count`; none when the search is over.
