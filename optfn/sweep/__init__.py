@@ -1,9 +1,15 @@
 """Many training runs in one compiled program: `sweep.run` tunes an optimizer."""
 
+from optfn.sweep.callbacks import Callback as Callback
 from optfn.sweep.compare import Comparison as Comparison
 from optfn.sweep.compare import compare as compare
 from optfn.sweep.confirm import Confirm as Confirm
+from optfn.sweep.importance import importances as importances
 from optfn.sweep.join_optimizers import join_optimizers as join_optimizers
+from optfn.sweep.loggers import CsvLog as CsvLog
+from optfn.sweep.loggers import MlflowLog as MlflowLog
+from optfn.sweep.loggers import TensorBoardLog as TensorBoardLog
+from optfn.sweep.loggers import WandbLog as WandbLog
 from optfn.sweep.one_of import OneOf as OneOf
 from optfn.sweep.optuna_search import optuna_search as optuna_search
 from optfn.sweep.policies.asha import asha as asha
@@ -18,6 +24,7 @@ from optfn.sweep.policies.policy import Scores as Scores
 from optfn.sweep.policies.policy import Verdict as Verdict
 from optfn.sweep.policies.policy import run_all as run_all
 from optfn.sweep.progress import Progress as Progress
+from optfn.sweep.report import report as report
 from optfn.sweep.result import Result as Result
 from optfn.sweep.result import RunResult as RunResult
 from optfn.sweep.result import TrialResult as TrialResult

@@ -1,7 +1,7 @@
 """Conditional spaces: a choice between functions, each with a space of its own."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +137,12 @@ def applying(space: Space, point: Mapping[str, Any]) -> dict[str, Distribution]:
 
     point_of(space, note)
     return found
+
+
+def shared(space: Space, points: Iterable[Mapping[str, Any]]) -> dict[str, Distribution]:
+    """The distributions of the names that all the points have, with one range for all."""
+    first, *others = [applying(space, point) for point in points] or [dict(space)]
+    return {name: d for name, d in first.items() if all(other.get(name) == d for other in others)}
 
 
 def coordinates(space: Space, inside: str = "") -> dict[str, Distribution]:

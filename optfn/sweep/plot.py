@@ -13,7 +13,9 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.one_of import OneOf
+from optfn.sweep.importance import importances, trials_where
+from optfn.sweep.one_of import OneOf, shared
+from optfn.sweep.one_of import names as names_of
 from optfn.sweep.plan import ceil_div
 from optfn.sweep.policies.pbt import lineage as ancestry
 from optfn.sweep.result import Result
@@ -35,21 +37,25 @@ def sensitivity(
     color: str = PALETTE[0],
     label: str = "",
     cap: float | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> Any:
     """The score against one hyperparameter: how wide the range is in which it works.
 
     Finished trials are discs, with a bar of one standard deviation to each side if they had several
-    seeds; pruned trials are light dots at their last score. Diverged trials are crosses at the
-    upper edge (the lower edge where higher is better), never left out. The axis has the scale on
-    which the distribution searches evenly.
+    seeds; trials that ended early are small rings at their last score, which does not compare with
+    a final one. Diverged trials are crosses at the upper edge (the lower edge where higher is
+    better), never left out. The axis has the scale on which the distribution searches evenly.
+    `ax.legend()` explains the marks.
 
     Args:
         result: a result of `sweep.run`.
         name: the name of a hyperparameter that was searched.
         ax: matplotlib axes; None is the current ones.
         color: the color of all marks.
-        label: the label of the trials in a legend.
+        label: the label of the trials in a legend, in the place of what their marks mean.
         cap: the worst score that the axis shows; worse trials are triangles at the edge.
+        where: shows the trials that have these values, such as `{"optimizer": "adam"}` of a
+            conditional space; None is all.
 
     Returns:
         The axes.
@@ -57,20 +63,28 @@ def sensitivity(
     Raises:
         ValueError: no such hyperparameter was searched.
     """
-    ax, (scores, spreads, status) = _axes(ax), _outcomes(result)
-    distribution = _distribution(result, name, "sensitivity(name=...)")
-    x = _positions(distribution, [point[name] for point in result.points])
+    trials = trials_where(result, where, "sensitivity")
+    ax, (scores, spreads, status) = _axes(ax), _outcomes(result, trials)
+    distribution = _distribution(result, trials, name, "sensitivity(name=...)")
+    x = _positions(distribution, [result.points[i][name] for i in trials])
     sign, lost = result.task.sign, ~np.isfinite(scores)
     beyond = ~lost & (cap is not None and sign * scores > sign * (cap or 0))
     ok, ended = (~lost & ~beyond & chosen for chosen in (status == "ok", status != "ok"))
-    ax.plot(x[ended], scores[ended], "o", color=color, alpha=0.35, markersize=3, mew=0)
+    means = {"o": "ran to the end", ".": "ended early", "x": "diverged", "^": "beyond the edge"}
+    labels = {"o": label} if label else means
     bars = {"yerr": spreads[ok], "elinewidth": 1} if result.scores.shape[1] > 1 else {}
-    ax.errorbar(x[ok], scores[ok], fmt="o", color=color, markersize=5, label=label or None, **bars)
+    ax.errorbar(
+        x[ok], scores[ok], fmt="o", color=color, markersize=5, label=labels["o"], zorder=3, **bars
+    )
+    if ended.any():
+        ring = {"mfc": "none", "mew": 0.8, "markersize": 3, "alpha": 0.5, "label": labels.get(".")}
+        ax.plot(x[ended], scores[ended], "o", color=color, **ring)
     edge = 0.98 if sign > 0 else 0.02
     at_edge = {"color": color, "markersize": 5, "transform": ax.get_xaxis_transform()}
-    for chosen, mark in ((lost, "x"), (beyond, "^" if sign > 0 else "v")):
+    for chosen, key, mark in ((lost, "x", "x"), (beyond, "^", "^" if sign > 0 else "v")):
         if chosen.any():
-            ax.plot(x[chosen], np.full(chosen.sum(), edge), mark, clip_on=False, **at_edge)
+            height = np.full(chosen.sum(), edge)
+            ax.plot(x[chosen], height, mark, clip_on=False, label=labels.get(key), **at_edge)
     _scale(ax.xaxis, distribution, x)
     _score_axis(ax.yaxis, scores[ok | ended])
     if cap is not None:
@@ -80,7 +94,12 @@ def sensitivity(
 
 
 def parallel(
-    result: Result, names: Sequence[str] | None = None, ax: Any = None, *, top: int = 5
+    result: Result,
+    names: Sequence[str] | None = None,
+    ax: Any = None,
+    *,
+    top: int = 5,
+    where: Mapping[str, Any] | None = None,
 ) -> Any:
     """A line for each trial across an axis for each hyperparameter, the score as the last axis.
 
@@ -90,9 +109,11 @@ def parallel(
 
     Args:
         result: a result of `sweep.run`.
-        names: the hyperparameters, from left to right; None is all that were searched.
+        names: the hyperparameters, from left to right; None is all that were searched and that all
+            these trials have.
         ax: matplotlib axes; None is the current ones.
         top: the number of best trials in color.
+        where: shows the trials that have these values; None is all.
 
     Returns:
         The axes.
@@ -100,12 +121,13 @@ def parallel(
     Raises:
         ValueError: no such hyperparameter was searched.
     """
-    ax, (scores, _, status) = _axes(ax), _outcomes(result)
-    names = _searched(result) if names is None else list(names)
+    trials = trials_where(result, where, "parallel")
+    ax, (scores, _, status) = _axes(ax), _outcomes(result, trials)
+    names = _searched(result, trials) if names is None else list(names)
     columns, scales = [], []
     for name in names:
-        distribution = _distribution(result, name, "parallel(names=...)")
-        columns.append([distribution.unit(point[name]) for point in result.points])
+        distribution = _distribution(result, trials, name, "parallel(names=...)")
+        columns.append([distribution.unit(result.points[i][name]) for i in trials])
         scales.append(_ticks(distribution))
     lost, ratio = ~np.isfinite(scores), _ratio_to(scores)
     beyond = 1.1 if result.task.sign > 0 else -0.1
@@ -114,19 +136,20 @@ def parallel(
     if lost.any():
         scales[-1].append((beyond, "diverged"))
 
-    best = _best(result, top)
+    best = _best(result, trials, top)
     heights = np.array(columns)
-    for trial in result.order():
+    for i in np.argsort(np.argsort(result.order())[trials]):
+        trial = trials[i]
         if trial in best:
             rank = best.index(trial)
             style = {"color": _color(rank), "linewidth": 2, "label": f"trial {trial}"}
             style["zorder"] = 4 - rank / len(best)
-        elif lost[trial]:
+        elif lost[i]:
             style = {"color": "#777777", "linewidth": 0.8, "linestyle": ":", "zorder": 1}
         else:
-            width = 0.9 if status[trial] == "ok" else 0.4
+            width = 0.9 if status[i] == "ok" else 0.4
             style = {"color": GRAY, "linewidth": width, "zorder": 2}
-        ax.plot(heights[:, trial], clip_on=False, **style)
+        ax.plot(heights[:, i], clip_on=False, **style)
     for i, scale in enumerate(scales):
         ax.axvline(i, color="black", linewidth=0.8, zorder=5, clip_on=False)
         for height, text in scale:
@@ -149,7 +172,14 @@ def parallel(
     return ax
 
 
-def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int = 5) -> Any:
+def curves(
+    result: Result,
+    name: str | None = None,
+    ax: Any = None,
+    *,
+    top: int = 5,
+    where: Mapping[str, Any] | None = None,
+) -> Any:
     """A score over the steps of every trial.
 
     The best trials are in color, other finished trials pale, and trials that ended early gray with
@@ -161,6 +191,7 @@ def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int 
         name: the name of the score; None is the score that was optimized.
         ax: matplotlib axes; None is the current ones.
         top: the number of best trials with a color of their own.
+        where: shows the trials that have these values; None is all.
 
     Returns:
         The axes.
@@ -174,13 +205,16 @@ def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int 
         raise ValueError(
             f"curves(name=...) must be one of {', '.join(result.curves)}, found {name!r}."
         )
-    best = [i for i in _best(result, top) if result.status[i] == "ok"]
+    trials = trials_where(result, where, "curves")
+    best = [i for i in _best(result, trials, top) if result.status[i] == "ok"]
     table = result.curves[name]
     lost = np.isin(result.status, ("diverged", "not_finite"))
-    shown = table[~lost if not lost.all() else lost]
+    good = trials[~lost[trials]]
+    shown = table[good if len(good) else trials]
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
-    for trial, values in enumerate(table):
+    for trial in trials:
+        values = table[trial]
         there = np.flatnonzero(np.isfinite(values))
         ages = result.ages[: there[-1] + 1 if len(there) else 1]
         values = np.clip(values[: len(ages)] if len(there) else [np.inf], low, high)
@@ -199,7 +233,14 @@ def curves(result: Result, name: str | None = None, ax: Any = None, *, top: int 
     return ax
 
 
-def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
+def heat_map(
+    result: Result,
+    x: str,
+    y: str,
+    ax: Any = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+) -> Any:
     """The score over two hyperparameters, dark where it is good.
 
     If every pair of values was tried, as by `grid()`, a mesh of equal cells, each with its score; a
@@ -210,6 +251,7 @@ def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
         result: a result of `sweep.run`.
         x, y: names of hyperparameters that were searched.
         ax: matplotlib axes; None is the current ones. Their figure gets a color bar.
+        where: shows the trials that have these values; None is all.
 
     Returns:
         The axes.
@@ -217,14 +259,15 @@ def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
     Raises:
         ValueError: no such hyperparameters were searched.
     """
-    ax, (scores, _, status) = _axes(ax), _outcomes(result)
+    trials = trials_where(result, where, "heat_map")
+    ax, (scores, _, status) = _axes(ax), _outcomes(result, trials)
     across, up = (
-        _distribution(result, name, f"heat_map({which}=...)")
+        _distribution(result, trials, name, f"heat_map({which}=...)")
         for which, name in (("x", x), ("y", y))
     )
     at = np.stack(
         [
-            _positions(d, [point[name] for point in result.points])
+            _positions(d, [result.points[i][name] for i in trials])
             for d, name in ((across, x), (up, y))
         ],
         axis=1,
@@ -235,8 +278,9 @@ def heat_map(result: Result, x: str, y: str, ax: Any = None) -> Any:
         "cmap": "viridis" if result.task.sign > 0 else "viridis_r",
     }
     columns, rows = (np.unique(values) for values in at.T)
+    ranked = np.argsort(np.argsort(result.order())[trials])  # the best first
     cells = {
-        place: [i for i in result.order() if tuple(at[i]) == place]
+        place: [i for i in ranked if tuple(at[i]) == place]
         for place in {tuple(pair) for pair in at.tolist()}
     }
     if len(cells) == len(columns) * len(rows) > 1:
@@ -308,7 +352,7 @@ def schedules(
     """
     ax = _axes(ax)
     if isinstance(of, Result):
-        trials = _best(of, top)
+        trials = _best(of, of.order(), top)
         length: Any = int(of.steps.max()) if trials else of.plan.steps
         length = length if steps is None else steps
         trials = trials or [int(i) for i in of.order() if i not in of.errors][:top]  # diverged
@@ -364,7 +408,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
     from matplotlib.cm import ScalarMappable
 
     ax = _axes(ax)
-    distribution = _distribution(result, name, "lineage(name=...)")
+    distribution = _distribution(result, result.order(), name, "lineage(name=...)")
     values = [_positions(distribution, [p[name] for _, p in past]) for past in result.own_history]
     shades = ScalarMappable(_norm(np.concatenate(values)), "viridis")
     rows = np.argsort(result.order())
@@ -421,6 +465,37 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
     return ax
 
 
+def importance(
+    result: Result,
+    ax: Any = None,
+    *,
+    color: str = PALETTE[0],
+    where: Mapping[str, Any] | None = None,
+) -> Any:
+    """A bar for each hyperparameter: how much it decides about a trial, see `sweep.importances`.
+
+    Args:
+        result: a result of `sweep.run`.
+        ax: matplotlib axes; None is the current ones.
+        color: the color of the bars.
+        where: counts the trials that have these values; None is all.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: Optuna or scikit-learn is not installed.
+        ValueError: fewer than eight of these trials ran.
+    """
+    ax, shares = _axes(ax), importances(result, where=where)
+    ax.barh([_words(name) for name in shares], list(shares.values()), color=color, height=0.6)
+    for row, share in enumerate(shares.values()):
+        ax.text(share + 0.01, row, f"{share:.2f}", va="center", fontsize="small")
+    ax.invert_yaxis()
+    ax.set(xlabel="importance", xlim=(0, 1.1))
+    return ax
+
+
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
@@ -429,41 +504,43 @@ def _axes(ax: Any) -> Any:
     return pyplot.gca()
 
 
-def _outcomes(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score, spread and status, each `[trials]`."""
-    columns = result.columns()
-    names = result.task.objective, "spread", "status"
-    score, spread, status = (np.array(columns[name]) for name in names)
+def _outcomes(result: Result, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Score, spread and status of the trials."""
+    columns, names = result.columns(), (result.task.objective, "spread", "status")
+    score, spread, status = (np.array(columns[name])[trials] for name in names)
     return score, spread, status
 
 
-def _best(result: Result, top: int) -> list[int]:
-    """The best trials, without diverged ones."""
-    return [int(i) for i in result.order()[:top] if np.isfinite(result.losses[i])]
+def _best(result: Result, trials: np.ndarray, top: int) -> list[int]:
+    """The best of the trials, without diverged ones."""
+    best = [int(i) for i in result.order() if i in trials][:top]
+    return [i for i in best if np.isfinite(result.losses[i])]
 
 
-def _space(result: Result) -> dict[str, Distribution]:
-    for distribution in result.plan.space.values():
-        if isinstance(distribution, OneOf):
-            raise ValueError(
-                f"trials of {distribution!r} have different hyperparameters, which this picture "
-                "cannot show: sweep over its options one by one, as compare does."
-            )
-    return dict(result.plan.space)
+def _space(result: Result, trials: np.ndarray) -> dict[str, Distribution]:
+    """The distributions of the hyperparameters that all the trials have."""
+    return shared(result.plan.space, [result.points[i] for i in trials])
 
 
-def _searched(result: Result) -> list[str]:
-    return [name for name, d in _space(result).items() if not isinstance(d, Fixed)]
+def _searched(result: Result, trials: np.ndarray) -> list[str]:
+    return [name for name, d in _space(result, trials).items() if not isinstance(d, Fixed)]
 
 
-def _distribution(result: Result, name: str, where: str) -> Distribution:
-    searched = _searched(result)
-    if name not in searched:
+def _distribution(result: Result, trials: np.ndarray, name: str, where: str) -> Distribution:
+    searched = _searched(result, trials)
+    if name in searched:
+        return _space(result, trials)[name]
+    if name in names_of(result.plan.space, searched=True):
+        choices = [d.name for d in _space(result, trials).values() if isinstance(d, OneOf)]
+        example = f"{{{choices[0]!r}: ...}}" if choices else "..."
         raise ValueError(
-            f"{where} must be a hyperparameter that was searched, one of "
-            f"{', '.join(searched) or 'none'}, found {name!r}."
+            f"{where}: not all of these trials have {name!r} with one range: choose those that do, "
+            f"by where={example}."
         )
-    return _space(result)[name]
+    raise ValueError(
+        f"{where} must be a hyperparameter that was searched, one of "
+        f"{', '.join(searched) or 'none'}, found {name!r}."
+    )
 
 
 def _positions(distribution: Distribution, values: list) -> np.ndarray:

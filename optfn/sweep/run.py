@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from optfn.core.data import check_count
 from optfn.core.transform import Transform
 from optfn.sweep import engine
+from optfn.sweep.callbacks import Callback, Watch, check_callbacks, watched
 from optfn.sweep.checkpoint import Store, stored
 from optfn.sweep.confirm import Confirm
 from optfn.sweep.executor import most_lanes
@@ -59,6 +60,7 @@ def run(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     progress: bool | Callable[[Progress], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Trains many trials of an optimizer's hyperparameters in one compiled program.
 
@@ -120,6 +122,8 @@ def run(
         progress: True shows progress, on a line of the terminal, or as lines where there is none;
             False shows none, and None only on a terminal. A function of `Progress` is called after
             every segment.
+        callbacks: hear of every report and every end of a trial, see `Callback`: `CsvLog`,
+            `TensorBoardLog`, `MlflowLog`, `WandbLog`, and a user's own.
 
     Returns:
         The trials, as arrays. Those left unfinished by Ctrl-C or `max_seconds` are "stopped"; the
@@ -225,6 +229,7 @@ def run(
         shown(progress) as show,
         interruptible() as interrupted,
         stored(checkpoint, search, given, enqueue) as store,
+        watched(check_callbacks(callbacks)) as watch,
     ):
         if lanes is None:
             learns = getattr(session, "learns", False)
@@ -253,16 +258,20 @@ def run(
         )
         prunes = bool(scheduler.scores.ages[:-1]) and not policy.needs_all_trials
         at_once = scheduler.executor.places if plan.lanes > engine.LEAST_LANES * seeds else 0
-        advise: Any = getattr(session, "advice", lambda at_once, prunes: "")
-        if advice := advise(at_once, prunes):
+        if advice := session.advice(at_once, prunes) if hasattr(session, "advice") else "":
             warnings.warn(f"sweep.run(search=...): {advice}", stacklevel=2)
         restored = store is not None and store.restore(scheduler)
+        watch.skip(scheduler)
 
-        def train(scheduler: Scheduler, store: Store | None = None) -> bool:
+        def train(
+            scheduler: Scheduler, store: Store | None = None, watch: Watch | None = None
+        ) -> bool:
             """Trains all trials; False if it was interrupted."""
             while scheduler.advance():
                 seconds = time.perf_counter() - began
                 show(Progress.of(scheduler, seconds))
+                if watch:
+                    watch.tell(scheduler)
                 if store and any_process(
                     store.is_due(scheduler.executor.segments, checkpoint_every)
                 ):
@@ -272,7 +281,8 @@ def run(
                     return False
             return True
 
-        ended = train(scheduler, store)
+        ended = train(scheduler, store, watch)
+        watch.tell(scheduler)  # those that failed since
         if store:
             store.save(scheduler)
         _flush(session)

@@ -1,0 +1,191 @@
+"""Callbacks that write a sweep's trials where people look at them."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from optfn.sweep.callbacks import Callback
+from optfn.sweep.result import TrialResult
+
+
+class CsvLog(Callback):
+    """Writes a row for each report of a trial while the sweep runs, and one for its end.
+
+        sweep.run(..., callbacks=[sweep.CsvLog("trials.csv")])
+
+    The columns are trial, step, status ("running" until its end), the scores, and the
+    hyperparameters as JSON, since trials of a conditional space have different ones. Rows are added
+    to a file that is there: a sweep that was interrupted goes on in it. `Result.to_csv` writes the
+    outcomes of a sweep that has ended.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.last: dict[int, Mapping[str, float]] = {}
+
+    def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
+        self.last[trial.trial] = scores
+        self._write(trial, step, "running", scores)
+
+    def on_trial(self, trial: TrialResult) -> None:
+        self._write(trial, trial.steps, trial.status, self.last.pop(trial.trial, {}))
+
+    def _write(
+        self, trial: TrialResult, step: int, status: str, scores: Mapping[str, float]
+    ) -> None:
+        new = not self.path.exists() or not self.path.stat().st_size
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["trial", "step", "status", *scores, "hyperparameters"])
+            values = json.dumps(plain_values(trial))
+            writer.writerow([trial.trial, step, status, *scores.values(), values])
+
+
+class TensorBoardLog(Callback):
+    """Writes a TensorBoard run for each trial: its scores over the steps, its hyperparameters.
+
+        sweep.run(..., callbacks=[sweep.TensorBoardLog("logs")])  # tensorboard --logdir logs
+
+    Args:
+        folder: gets a folder for each trial.
+
+    Raises:
+        ImportError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.writer_of = _library("tensorboardX", "TensorBoardLog").SummaryWriter
+        self.folder = Path(folder)
+        self.writers: dict[int, Any] = {}
+
+    def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
+        if trial.trial not in self.writers:
+            folder = self.folder / f"trial {trial.trial}"
+            self.writers[trial.trial] = self.writer_of(str(folder))
+        writer = self.writers[trial.trial]
+        for name, score in scores.items():
+            writer.add_scalar(name, score, step)
+        writer.flush()
+
+    def on_trial(self, trial: TrialResult) -> None:
+        if writer := self.writers.pop(trial.trial, None):
+            score = {"score": trial.score} if math.isfinite(trial.score) else {}
+            writer.add_hparams(plain_values(trial), score, name="outcome")
+            writer.close()
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+        self.writers.clear()
+
+
+class MlflowLog(Callback):
+    """Writes an MLflow run for each trial: hyperparameters, scores over the steps, its status.
+
+        sweep.run(..., callbacks=[sweep.MlflowLog("digits")])
+
+    Args:
+        experiment: its name; it is made if it does not exist.
+        tracking_uri: the server or folder; None is MLflow's own setting.
+
+    Raises:
+        ImportError: MLflow is not installed.
+    """
+
+    def __init__(self, experiment: str, *, tracking_uri: str | None = None):
+        self.client = _library("mlflow", "MlflowLog").MlflowClient(tracking_uri)
+        found = self.client.get_experiment_by_name(experiment)
+        self.experiment = (
+            found.experiment_id if found else self.client.create_experiment(experiment)
+        )
+        self.runs: dict[int, str] = {}
+
+    def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
+        run = self._run(trial)
+        for name, score in scores.items():
+            self.client.log_metric(run, name, score, step=step)
+
+    def on_trial(self, trial: TrialResult) -> None:
+        run = self._run(trial)
+        self.client.set_tag(run, "status", trial.status)
+        self.client.set_terminated(run, "FAILED" if trial.status == "failed" else "FINISHED")
+        del self.runs[trial.trial]
+
+    def close(self) -> None:
+        for run in self.runs.values():
+            self.client.set_terminated(run, "KILLED")
+        self.runs.clear()
+
+    def _run(self, trial: TrialResult) -> str:
+        if trial.trial not in self.runs:
+            made = self.client.create_run(self.experiment, run_name=f"trial {trial.trial}")
+            self.runs[trial.trial] = made.info.run_id
+            for name, value in plain_values(trial).items():
+                self.client.log_param(made.info.run_id, name, value)
+        return self.runs[trial.trial]
+
+
+class WandbLog(Callback):
+    """Writes a Weights & Biases run for each trial: configuration, scores over steps, its status.
+
+        sweep.run(..., callbacks=[sweep.WandbLog(project="digits", group="adam")])
+
+    Args:
+        **settings: arguments of `wandb.init`, such as `project`, `group` and `mode="offline"`.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, **settings: Any):
+        self.library = _library("wandb", "WandbLog")
+        self.settings = {"reinit": "create_new"} | settings
+        self.runs: dict[int, Any] = {}
+
+    def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
+        self._run(trial).log(dict(scores), step=step)
+
+    def on_trial(self, trial: TrialResult) -> None:
+        run = self._run(trial)
+        run.summary["status"] = trial.status
+        run.finish(exit_code=int(trial.status == "failed"))
+        del self.runs[trial.trial]
+
+    def close(self) -> None:
+        for run in self.runs.values():
+            run.finish(exit_code=1)
+        self.runs.clear()
+
+    def _run(self, trial: TrialResult) -> Any:
+        if trial.trial not in self.runs:
+            name = f"trial {trial.trial}"
+            self.runs[trial.trial] = self.library.init(
+                name=name, config=plain_values(trial), **self.settings
+            )
+        return self.runs[trial.trial]
+
+
+def plain_values(trial: TrialResult) -> dict[str, Any]:
+    """A trial's hyperparameters, as numbers, bools and texts."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+        for name, value in trial.values.items()
+    }
+
+
+def _library(name: str, caller: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ImportError(
+            f"sweep.{caller}(...) needs {name}, which is not installed: pip install {name}."
+        ) from None

@@ -1,0 +1,164 @@
+"""Callbacks hear of every report and every end, once, and cannot end a sweep."""
+
+import csv
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optfn
+from optfn import sweep
+
+TASK = sweep.Task(
+    lambda key: jnp.ones(2), lambda params, batch: jnp.sum(jnp.float32([1, 4]) * params**2) / 2
+)
+RATES = {"learning_rate": [0.01, 0.1, 0.3, 1e9, 0.0, 0.02, 0.05, 0.2]}
+SETTINGS = {"search": sweep.grid(), "steps": 8, "segment": 2, "mode": "vmap", "max_loss": 1e3}
+
+
+class Notes(sweep.Callback):
+    def __init__(self):
+        self.reports, self.ends, self.closed = [], [], 0
+
+    def on_report(self, trial, step, scores):
+        self.reports.append((trial.trial, step, scores["loss"]))
+
+    def on_trial(self, trial):
+        self.ends.append(trial)
+
+    def close(self):
+        self.closed += 1
+
+
+def run(callbacks, **more):
+    return sweep.run(TASK, optfn.sgd, RATES, callbacks=callbacks, **SETTINGS | more)
+
+
+def sgd_of_small_rates(learning_rate):
+    if learning_rate == 0.0:
+        raise ValueError("a rate of 0")
+    return optfn.sgd(learning_rate)
+
+
+def check_complete(notes, result):
+    """Every point of the curves was reported, and every trial's end was told, as it is."""
+    told = {(trial, step): score for trial, step, score in notes.reports}
+    assert len(told) == len(notes.reports)
+    curves = {
+        (i, int(age)): score
+        for i, curve in enumerate(result.curves["loss"])
+        for age, score in zip(result.ages, curve, strict=True)
+        if not np.isnan(score)
+    }
+    assert told == curves
+    assert sorted(trial.trial for trial in notes.ends) == list(range(len(result)))
+    for trial in notes.ends:
+        known = result.trial(trial.trial)
+        assert (trial.status, trial.steps, trial.values) == (
+            known.status,
+            known.steps,
+            known.values,
+        )
+        assert trial.score == known.score
+        assert trial.error == known.error
+
+
+def test_every_report_and_every_end_is_told_once():
+    notes = Notes()
+    result = sweep.run(TASK, sgd_of_small_rates, RATES, callbacks=[notes], **SETTINGS)
+    check_complete(notes, result)
+    assert {trial.status for trial in notes.ends} == {"ok", "pruned", "diverged", "failed"}
+    assert notes.closed == 1
+
+
+def test_a_resumed_sweep_tells_what_is_new(tmp_path):
+    first, second = Notes(), Notes()
+    settings = {"checkpoint": tmp_path / "sweep", "checkpoint_every": 1, "policy": sweep.run_all()}
+    run([first], max_seconds=0.0, **settings)
+    assert first.reports and len(first.ends) < len(RATES["learning_rate"]) and first.closed == 1
+    result = run([second], **settings)
+    both = Notes()
+    both.reports, both.ends = first.reports + second.reports, first.ends + second.ends
+    check_complete(both, result)
+
+
+def test_confirmation_is_not_told_as_trials():
+    notes = Notes()
+    result = run([notes], confirm=sweep.Confirm(top=2, seeds=2), policy=sweep.run_all())
+    assert len(notes.ends) == len(result)
+
+
+def test_an_error_of_a_callback_is_a_warning(tmp_path):
+    class Broken(sweep.Callback):
+        def on_report(self, trial, step, scores):
+            raise OSError("no space left")
+
+    notes = Notes()
+    with pytest.warns(UserWarning, match=r"Broken\.on_report: OSError: no space left; the sweep"):
+        result = run([Broken(), notes])
+    check_complete(notes, result)
+
+
+@pytest.mark.parametrize("wrong", [Notes(), [Notes], [print], None])
+def test_what_is_no_callback_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"sweep\.run\(callbacks=\.\.\.\) must"):
+        run(wrong)
+
+
+def test_rows_of_a_file_are_the_reports(tmp_path):
+    path = tmp_path / "trials.csv"
+    notes = Notes()
+    result = run([sweep.CsvLog(path), notes])
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["trial", "step", "status", "loss", "hyperparameters"]
+    running = [row for row in rows if row["status"] == "running"]
+    assert [(int(r["trial"]), int(r["step"]), float(r["loss"])) for r in running] == notes.reports
+    ended = {int(row["trial"]): row for row in rows if row["status"] != "running"}
+    assert {i: row["status"] for i, row in ended.items()} == dict(enumerate(result.status))
+    for i, row in ended.items():
+        assert json.loads(row["hyperparameters"]) == result.points[i]
+
+
+def test_tensorboard_has_a_run_for_each_trial(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    notes = Notes()
+    run([sweep.TensorBoardLog(tmp_path), notes])
+    for trial in notes.ends:
+        folder = tmp_path / f"trial {trial.trial}"
+        found = {}
+        for file in folder.glob("events*"):
+            for record in records(file.read_bytes()):
+                event = Event.FromString(record)
+                for value in event.summary.value:
+                    found[event.step] = value.simple_value
+        wanted = {step: score for number, step, score in notes.reports if number == trial.trial}
+        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-6)
+        assert list(found) == list(wanted)
+
+
+def records(data):
+    """The records of a TensorBoard file: length, its checksum, the record, its checksum."""
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield data[12 : 12 + length]
+        data = data[16 + length :]
+
+
+@pytest.mark.parametrize(
+    "make, package",
+    [
+        (lambda: sweep.TensorBoardLog("logs"), "tensorboardX"),
+        (lambda: sweep.MlflowLog("digits"), "mlflow"),
+        (lambda: sweep.WandbLog(), "wandb"),
+    ],
+)
+def test_a_missing_package_is_named(make, package, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"needs {package}, which is not installed: pip install"):
+        make()
