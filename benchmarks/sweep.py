@@ -38,6 +38,7 @@ CHAIN = {
 TARGETS = {
     ("lanes {} + ASHA", "fresh jit"): ({32: 40.0, 128: 20.0}, {}),
     ("lanes {} + ASHA", "argument + ASHA"): ({32: 0.85, 128: 0.85}, {32: 1.1, 128: 1.1}),
+    ("lanes {} + ASHA", "argument + Optuna"): ({32: 1.33, 128: 1.33}, {32: 2.0, 128: 2.0}),
     ("lanes {}", "argument"): ({32: 0.9}, {32: 1.4}),
 }
 

@@ -192,12 +192,12 @@ def in_turns(way: Callable[[Study, int], Begin], prunes: bool, study: Study) -> 
     return train
 
 
-def by_optuna(study: Study) -> Train:
-    """Optuna runs `fresh_jit`, and its own pruner ends trials early, at the rungs of ASHA."""
+def by_optuna(way: Callable[[Study, int], Begin], study: Study) -> Train:
+    """Optuna runs the trials one by one, and its own pruner ends some early, at ASHA's rungs."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def train(points: Sequence[digits.Point], seed: int) -> Outcome:
-        begin_with, steps = fresh_jit(study, seed), 0
+        begin_with, steps = way(study, seed), 0
         asked = optuna.create_study(
             sampler=optuna.samplers.RandomSampler(seed),
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
@@ -263,9 +263,10 @@ class Way(NamedTuple):
 
 WAYS = {
     "fresh jit": Way(partial(in_turns, fresh_jit, False), 16, False),
-    "fresh jit + Optuna": Way(by_optuna, 16, False),
+    "fresh jit + Optuna": Way(partial(by_optuna, fresh_jit), 16, False),
     "argument": Way(partial(in_turns, argument, False)),
     "argument + ASHA": Way(partial(in_turns, argument, True)),
+    "argument + Optuna": Way(partial(by_optuna, argument)),
     "injected": Way(partial(in_turns, injected, False)),
     "injected + ASHA": Way(partial(in_turns, injected, True)),
     "lanes auto": Way(partial(in_lanes, "auto", False)),
