@@ -49,7 +49,11 @@ def importances(
             f"importances(result) needs {FEWEST} trials that ran, found {len(trials)}."
         )
     points = [result.points[i] for i in trials]
-    space = {n: d for n, d in shared(result.plan.space, points).items() if not isinstance(d, Fixed)}
+    space = {
+        name: d
+        for name, d in shared(result.plan.space, points).items()
+        if not isinstance(d, Fixed) and any(p[name] != points[0][name] for p in points)
+    }
     if not space:
         raise ValueError(
             "importances(result): the trials share no hyperparameter that was searched."

@@ -77,7 +77,7 @@ def sensitivity(
         x[ok], scores[ok], fmt="o", color=color, markersize=5, label=labels["o"], zorder=3, **bars
     )
     if ended.any():
-        ring = {"mfc": "none", "mew": 0.8, "markersize": 3, "alpha": 0.5, "label": labels.get(".")}
+        ring = {"mfc": "none", "mew": 1, "markersize": 3, "alpha": 0.7, "label": labels.get(".")}
         ax.plot(x[ended], scores[ended], "o", color=color, **ring)
     edge = 0.98 if sign > 0 else 0.02
     at_edge = {"color": color, "markersize": 5, "transform": ax.get_xaxis_transform()}
