@@ -3,6 +3,7 @@
 import gc
 import os
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 # What is imported and collected stays, and is most of what there is: the garbage collector need not
@@ -24,10 +25,30 @@ os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 from optfn.testing.checks import enable_x64
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def sharing(make, programs=200):
+    """Makes one for so many programs, one after the other."""
+    made, calls = None, count()
+
+    def shared():
+        nonlocal made
+        made = make() if next(calls) % programs == 0 else made
+        return made
+
+    return shared
+
+
+# Each program is lowered in an MLIR context of its own, and to make that takes twice as long as to
+# lower a small program in it, and more memory. The function is private to jax: without it all is as
+# slow as it was.
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = sharing(mlir.make_ir_context)
 
 TESTS = Path(__file__).parent
 # What `pytest -m oldest` runs but for what is marked `newest` or `slow`, and alone imports: others
