@@ -93,13 +93,28 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_its_own():
-    """Every program holds several memory maps, of which Linux gives a process 65,530.
+# So many programs a process keeps from one file to the next.
+KEPT = 2000
+programs = 0
 
-    XLA dies without a word where there are no more, so no file leaves its programs behind, nor the
-    gigabytes that traces take. (Before 0.8 jax itself may abort in `clear_caches`.)
+
+def note_program(event, duration, **kwargs):
+    global programs
+    programs += event.endswith("backend_compile_duration")
+
+
+jax.monitoring.register_event_duration_secs_listener(note_program)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops the compiled programs of the last files, which have many small ones in common.
+
+    Each program holds its trace and several memory maps, of which Linux gives a process 65,530; XLA
+    dies without a word where there are no more. (Before 0.8 jax may abort when it drops them.)
     """
+    global programs
     yield
-    if jax.__version_info__ >= (0, 8):
+    if jax.__version_info__ >= (0, 8) and programs > KEPT:
         jax.clear_caches()
+        programs = 0
