@@ -45,6 +45,7 @@ COSTLY = (
 )
 # They tell little beside float16 and bfloat16 params with wider gradients: left to it too.
 LEAST_TELLING = ("bfloat16", "float32 params with bfloat16 gradients")
+WAYS_OF_OLDEST = ("all split", "the state alone split")
 
 
 @pytest.fixture
@@ -55,10 +56,16 @@ def costly(request, monkeypatch):
     if request.config.option.markexpr == "oldest":
         dtypes = {"float32"}
         left_out["double_precision"] = "float32 is the one dtype"
+        # The other ways are the same rule of optfn's, whatever the versions are.
+        ways = {k: v for k, v in sharding.SPLIT.items() if k in WAYS_OF_OLDEST}
+        monkeypatch.setattr(sharding, "SPLIT", ways)
     monkeypatch.setattr(checks, "DTYPES", {k: v for k, v in checks.DTYPES.items() if k in dtypes})
-    # What is not split is met where only some of params, gradients and state are.
+    # What is not split is met where only some of params, gradients and state are, and a leaf on one
+    # axis among those on two.
     shapes = {k: v for k, v in sharding.SHAPES.items() if k != "whole"}
     monkeypatch.setattr(sharding, "SHAPES", shapes)
+    meshes = {k: v for k, v in sharding.MESHES.items() if k != "one axis"}
+    monkeypatch.setattr(sharding, "MESHES", meshes)
     return left_out
 
 
