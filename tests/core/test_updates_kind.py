@@ -167,9 +167,22 @@ def check_truth(tx, extra_args=None, steps=2):
         assert np.sign(found) == {NOTHING: 0, DIRECTION: 1}.get(kind, -1), (kind, found)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", cases.STAGES | MORE)
 def test_alone(name):
     check_truth(EVERY[name], EXTRA_ARGS.get(name))
+
+
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_an_optimizer_steps(name):
+    """Which is the truth, as by the conformance kit every one of them descends."""
+    kind = cases.OPTIMIZERS[name].updates_kind(DIRECTION)
+    assert kind & (STEP | LAST | UNKNOWN) and not kind.is_mixed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases.OPTIMIZERS)
+def test_an_optimizer_alone(name):
+    check_truth(cases.OPTIMIZERS[name], EXTRA_ARGS.get(name))
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
