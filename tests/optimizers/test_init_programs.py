@@ -45,12 +45,15 @@ def assert_no_more(ours, theirs, dtype=np.float32):
     assert programs_of(ours, dtype) <= max(1, programs_of(theirs, dtype))
 
 
+USUAL = params_of(np.float32)  # the same for all tests, and compiled for once
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_no_more_than_optax(name):
     """For params of new shapes; numbers of the whole tree have been made before."""
     ours, theirs = SHARED[name].here(), SHARED[name].there()
     for tx in (ours, theirs):
-        tx.init(params_of(np.float32))
+        tx.init(USUAL)
     assert_no_more(ours, theirs)
 
 

@@ -56,8 +56,8 @@ def test_all_to_all_and_no_more(case, kind, expected):
         if kind == "Auto":
             tx = optfn.on_mesh(TX, NamedSharding(mesh, spec))
         state = jax.jit(tx.init)(params)
-        update = jax.jit(tx.update)
-        found, size = collectives(update.lower(params, state, params).compile())
+        update = jax.jit(tx.update).lower(params, state, params).compile()
+        found, size = collectives(update)
         updates, new = update(params, state, params)
     assert found == ["all-to-all"] * count
     # Each device receives its share of both stacks for each collective, and no more.
