@@ -30,6 +30,8 @@ from jax._src.interpreters import mlir
 from optfn.testing.checks import enable_x64
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Without a folder there is no such cache, but its keys are computed.
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 def sharing(make, programs=200):
@@ -73,7 +75,6 @@ def pytest_collection_finish():
 
     Tracing makes so many objects that by default it would be looked for too often.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
     gc.enable()
