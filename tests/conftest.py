@@ -25,9 +25,13 @@ os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 
 from optfn.testing.checks import enable_x64
+
+try:
+    from jax._src.interpreters import mlir
+except ImportError:
+    mlir = None
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Without a folder there is no such cache, but its keys are computed.

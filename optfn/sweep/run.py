@@ -258,7 +258,8 @@ def run(
         )
         prunes = bool(scheduler.scores.ages[:-1]) and not policy.needs_all_trials
         at_once = scheduler.executor.places if plan.lanes > engine.LEAST_LANES * seeds else 0
-        if advice := session.advice(at_once, prunes) if hasattr(session, "advice") else "":
+        advise: Any = getattr(session, "advice", lambda at_once, prunes: "")
+        if advice := advise(at_once, prunes):
             warnings.warn(f"sweep.run(search=...): {advice}", stacklevel=2)
         restored = store is not None and store.restore(scheduler)
         watch.skip(scheduler)
