@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optfn.core import optax_names
 from optfn.core.data import child, numbers, static
@@ -28,6 +29,9 @@ from optfn.core.schedule import Schedule as Schedule
 from optfn.core.schedule import custom as custom
 
 A_Schedule = TypeVar("A_Schedule", bound=type[Schedule])
+
+# The shapes of a tail; see `wsd`.
+TAILS = ("linear", "cosine", "sqrt")
 
 
 def _other_in_optax(cls: A_Schedule) -> A_Schedule:
@@ -296,6 +300,50 @@ class piecewise_cosine(_Through):
         return _ease(progress)
 
 
+def from_points(points: Any, interpolate: str = "linear") -> Schedule:
+    """The schedule through points `(step, value)`, as read off a figure, a log or a paper.
+
+        schedules.from_points({0: 0.0, 100: 3e-4, 900: 3e-4, 1000: 0.0})
+
+    Up to the first point it has the first value, from the last on the last one, and at each point
+    exactly the point's. Two points at one step are a jump.
+
+    Args:
+        points: a dict from steps to values, pairs, or an array `[n, 2]`; steps ascend.
+        interpolate: "linear", straight lines; "cosine", half cosines, whose slope is zero at each
+            point; or "step", the value of the last point that was reached.
+
+    Returns:
+        A `piecewise_linear`, `piecewise_cosine` or `piecewise_constant`, whose numbers are leaves.
+
+    Raises:
+        TypeError: the points are no pairs.
+        ValueError: there is no point; a step is below 0 or before the step of the point before it;
+            or there is no such `interpolate`.
+    """
+    if interpolate not in ("linear", "cosine", "step"):
+        raise ValueError(
+            "from_points(interpolate=...) must be 'linear', 'cosine' or 'step', found "
+            f"{interpolate!r}."
+        )
+    pairs = points.items() if isinstance(points, Mapping) else points
+    try:
+        steps, values = zip(*((step, value) for step, value in pairs), strict=True)
+    except (TypeError, ValueError):
+        empty = hasattr(points, "__len__") and len(points) == 0
+        raise (ValueError if empty else TypeError)(
+            "from_points(points=...) must be pairs (step, value), as in {0: 0.1, 100: 0.01}, found "
+            f"{points!r:.80}."
+        ) from None
+    known = [float(x) for x in steps if isinstance(x, (int, float, np.number))]
+    if any(x < 0 for x in known) or known != sorted(known):
+        raise ValueError(f"from_points(points=...): steps must ascend from 0, found {known}.")
+    if interpolate == "step":
+        return piecewise_constant(values, steps[1:])
+    through = piecewise_linear if interpolate == "linear" else piecewise_cosine
+    return through((values[0], *values), steps)
+
+
 @_other_in_optax
 class cosine(Schedule):
     """Half a cosine from one value to another.
@@ -509,17 +557,90 @@ class wsd(Schedule):
     _: KW_ONLY
     init_value: Any = 0.0
     end_value: Any = 0.0
-    tail: str = static(default="linear", choices=("linear", "cosine", "sqrt"), kw_only=True)
+    tail: str = static(default="linear", choices=TAILS, kw_only=True)
 
     def at(self, step):
         up = _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
-        over = _progress(step - (self.total_steps - self.decay_steps), self.decay_steps)
-        if self.tail == "cosine":
-            over = _ease(over)
-        if self.tail == "sqrt":
-            # The selection keeps derivatives finite at the start of the tail.
-            over = jnp.where(over > 0, jnp.sqrt(jnp.where(over > 0, over, 1)), 0)
-        return jnp.where(step < self.warmup_steps, up, _mix(self.peak_value, self.end_value, over))
+        down = _mix(self.peak_value, self.end_value, _cooled(self, step))
+        return jnp.where(step < self.warmup_steps, up, down)
+
+
+class cool_down(Schedule):
+    """Any schedule, and in the last stretch from its value there down to the end.
+
+        schedules.cool_down(schedules.warmup_constant(3e-4, 100), decay_steps=200, total_steps=1000)
+
+    The tail 1 - sqrt(x), by default, falls at once and then ever more slowly: at the end of a run
+    at a constant rate it reaches about the loss of a cosine over the whole run, and its length can
+    be chosen late. After a warm-up and a constant it is `wsd`, after a power law `power_cool`.
+
+    Args:
+        schedule: the schedule up to step total_steps - decay_steps.
+        decay_steps: the length of the tail; a tenth to a fifth of the steps is usual.
+        total_steps: the step at which the tail ends.
+        end_value: the last value.
+        tail: the shape of the tail; see `wsd`.
+
+    Source: Haegele et al. 2024.
+    """
+
+    schedule: Any = child()
+    _: KW_ONLY
+    decay_steps: Any
+    total_steps: Any
+    end_value: Any = 0.0
+    tail: str = static(default="sqrt", choices=TAILS, kw_only=True)
+
+    def at(self, step):
+        before = self.schedule(_up_to_tail(self, step))
+        return _mix(before, self.end_value, _cooled(self, step))
+
+
+class power_cool(Schedule):
+    """A warm-up, a power law, and a tail: the rate falls as the run gets longer, not as it ends.
+
+        peak_value * (step / transition_begin)^power       from step transition_begin on
+
+    Before that step the value is the peak, after a straight line up to it. As the law does not know
+    the number of steps, one rate serves runs of any length, and a run can be extended or branched
+    anywhere before the tail, which starts from the value of the law there.
+
+    Args:
+        peak_value: the highest value.
+        warmup_steps: the length of the straight line up to it.
+        decay_steps: the length of the tail; a tenth of the steps is usual.
+        total_steps: the step at which the tail ends, warm-up included.
+        power: the exponent of the law, below 0: -0.51 was found for transformers, -0.5 is the
+            inverse root.
+        transition_begin: the step at which the law starts, no sooner than the end of the warm-up;
+            None is that end. In the paper's words, where a * tokens^power is the largest rate.
+        init_value: the value at step 0.
+        end_value: the last value.
+        tail: the shape of the tail; see `wsd`.
+
+    Source: Shen et al. 2024, "Power scheduler".
+    """
+
+    peak_value: Any
+    warmup_steps: Any
+    decay_steps: Any
+    total_steps: Any
+    _: KW_ONLY
+    power: Any = -0.51
+    transition_begin: Any = None
+    init_value: Any = 0.0
+    end_value: Any = 0.0
+    tail: str = static(default="linear", choices=TAILS, kw_only=True)
+
+    def at(self, step):
+        return _mix(self._law(_up_to_tail(self, step)), self.end_value, _cooled(self, step))
+
+    def _law(self, step):
+        begin = self.warmup_steps if self.transition_begin is None else self.transition_begin
+        begin = jnp.maximum(jnp.maximum(begin, self.warmup_steps), 1)
+        law = self.peak_value * (jnp.maximum(step, begin) / begin) ** self.power
+        up = _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
+        return jnp.where(step < self.warmup_steps, up, law)
 
 
 class ema_warmup(Schedule):
@@ -638,6 +759,24 @@ def _elapsed(schedule, step):
     unit = jnp.where(schedule.transition_steps > 0, schedule.transition_steps, 1)
     units = _whole(step, unit) if schedule.staircase else step / unit
     return jnp.where(schedule.transition_steps > 0, units, 0)
+
+
+def _up_to_tail(schedule, step):
+    """The step, or the one at which the tail starts if that is over."""
+    start = schedule.total_steps - schedule.decay_steps
+    return jnp.maximum(jnp.minimum(step, start), 0)
+
+
+def _cooled(schedule, step):
+    """The share of the way from the value before the tail to the end."""
+    start = schedule.total_steps - schedule.decay_steps
+    over = _progress(step - start, schedule.decay_steps)
+    if schedule.tail == "cosine":
+        return _ease(over)
+    if schedule.tail == "sqrt":
+        # The selection keeps derivatives finite at the start of the tail.
+        return jnp.where(over > 0, jnp.sqrt(jnp.where(over > 0, over, 1)), 0)
+    return over
 
 
 def _power(base, exponent):

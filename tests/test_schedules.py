@@ -67,6 +67,26 @@ CASES = [
     schedules.wsd(0.2, 5, 12, 40, init_value=0.01, end_value=0.02),
     schedules.wsd(0.2, 5, 12, 40, init_value=0.01, end_value=0.02, tail="cosine"),
     schedules.wsd(0.2, 5, 12, 40, init_value=0.01, end_value=0.02, tail="sqrt"),
+    schedules.cool_down(schedules.inverse_sqrt(0.2), decay_steps=12, total_steps=40),
+    schedules.cool_down(
+        schedules.warmup_constant(0.2, 5),
+        decay_steps=12,
+        total_steps=40,
+        end_value=0.02,
+        tail="cosine",
+    ),
+    schedules.power_cool(0.2, 5, 12, 40),
+    schedules.power_cool(
+        0.2,
+        5,
+        12,
+        40,
+        power=-0.7,
+        transition_begin=9,
+        init_value=0.01,
+        end_value=0.02,
+        tail="sqrt",
+    ),
     schedules.ema_warmup(0.77),
     schedules.ema_power_law(6.94),
     schedules.join((schedules.linear(0.0, 0.2, 5), schedules.exponential(0.2, 1, 0.9)), (5,)),
@@ -111,6 +131,17 @@ EMPTY = [
     schedules.wsd(0.2, 0, 0, 10, tail="sqrt"),
     schedules.wsd(0.2, 5, 0, 5, tail="cosine"),
     schedules.wsd(0.2, 0, 10, 10, tail="sqrt"),
+    schedules.cool_down(schedules.constant(0.1), decay_steps=0, total_steps=5),
+    schedules.cool_down(
+        schedules.linear(0.2, 0.1, 9), decay_steps=10, total_steps=6, tail="linear"
+    ),
+    schedules.power_cool(0.2, 0, 0, 0),
+    schedules.power_cool(0.2, 0, 0, 10, tail="cosine"),
+    schedules.power_cool(0.2, 6, 12, 15, transition_begin=2),
+    schedules.from_points({0: 0.1, 4: 0.3}),
+    schedules.from_points([(3, 0.1), (3, 0.2), (9, 0.3)]),
+    schedules.from_points([(3, 0.1), (9, 0.3)], "cosine"),
+    schedules.from_points([(3, 0.1), (9, 0.3), (9, 0.2)], "step"),
     schedules.join((schedules.constant(0.1), schedules.linear(0.2, 0.1, 0)), (0,)),
     schedules.join((schedules.constant(0.1),), ()),
     schedules.per_epoch(schedules.inverse_time(0.0, 0.0), 1),
@@ -688,6 +719,50 @@ def test_a_function_inside_a_schedule_gets_a_whole_step(schedule):
     np.testing.assert_allclose([schedule(t) for t in range(3)], [0.4, 0.3, 0.2], rtol=1e-6)
 
 
+# Points and tails.
+
+
+def test_points_are_passed_exactly():
+    points = {0: 0.0, 7: 3e-4, 30: 1e-4, 41: 0.0}
+    steps, wanted = map(np.asarray, zip(*points.items(), strict=True))
+    for kind in ("linear", "cosine", "step"):
+        for given in (points, list(points.items()), np.asarray(list(points.items()))):
+            found = values(schedules.from_points(given, kind), np.append(steps, 10_000))
+            np.testing.assert_array_equal(found, np.float32([*wanted, wanted[-1]]))
+    between = values(schedules.from_points(points), np.arange(50))
+    np.testing.assert_allclose(between, np.interp(np.arange(50), steps, wanted), atol=1e-10)
+    held = values(schedules.from_points(points, "step"), np.arange(50))
+    np.testing.assert_allclose(held, np.repeat(wanted, [7, 23, 11, 9]), rtol=1e-6)
+
+
+def test_points_are_leaves():
+    schedule = schedules.from_points({5: 0.1, 10: 0.2}, "cosine")
+    assert jax.tree.leaves(schedule) == [0.1, 0.1, 0.2, 5, 10]
+
+    def through(value):
+        return schedules.from_points([(0, 0.0), (jnp.asarray(10), value)])(5)
+
+    assert jax.jit(jax.grad(through))(0.2) == 0.5
+
+
+def test_a_cool_down_of_a_constant_after_a_warm_up_is_wsd():
+    for tail in schedules.TAILS:
+        wsd = schedules.wsd(0.2, 5, 12, 40, init_value=0.01, end_value=0.02, tail=tail)
+        before = schedules.warmup_constant(0.2, 5, init_value=0.01)
+        cooled = schedules.cool_down(
+            before, decay_steps=12, total_steps=40, end_value=0.02, tail=tail
+        )
+        np.testing.assert_array_equal(values(cooled, STEPS), values(wsd, STEPS))
+
+
+def test_a_power_law_does_not_know_the_length_of_the_run():
+    short, long = (schedules.power_cool(0.2, 5, 10, total) for total in (40, 4000))
+    np.testing.assert_array_equal(values(short, STEPS)[:31], values(long, STEPS)[:31])
+    ratio = long(1000) / long(100)
+    np.testing.assert_allclose(ratio, 10**-0.51, rtol=1e-5)
+    assert short(40) == long(4000) == 0
+
+
 # The lecture.
 
 
@@ -761,6 +836,10 @@ def decays(draw):
                     schedules.wsd(high, 0, steps, steps + start, end_value=low, tail=tail)
                     for tail in ("linear", "cosine", "sqrt")
                 ),
+                schedules.cool_down(
+                    schedules.constant(high), decay_steps=steps, total_steps=start, end_value=low
+                ),
+                schedules.from_points([(ends[0], high), (ends[1], low)], "cosine"),
             ]
         )
     )
@@ -770,6 +849,7 @@ def decays(draw):
                 schedules.exponential(high, 1 + steps, share, start, flag),
                 schedules.inverse_time(high, share, transition_steps=1 + steps, staircase=flag),
                 schedules.inverse_sqrt(high),
+                schedules.power_cool(high, 0, steps, steps + start, power=-2 * share),
             ]
         )
     )
@@ -803,6 +883,22 @@ def compositions(draw):
                         peak, warmup, decay, total, init_value=init, end_value=end, tail=tail
                     )
                     for tail in ("linear", "cosine", "sqrt")
+                ),
+                schedules.power_cool(
+                    peak,
+                    warmup,
+                    decay,
+                    total,
+                    power=-2 * share,
+                    transition_begin=decay,
+                    init_value=init,
+                    end_value=end,
+                ),
+                schedules.cool_down(
+                    schedules.inverse_time(peak, share),
+                    decay_steps=decay,
+                    total_steps=total,
+                    end_value=end,
                 ),
                 schedules.one_cycle(peak_value=peak, total_steps=total, pct_start=share),
                 schedules.piecewise_constant((peak, init, end, share), bounds),
@@ -945,6 +1041,31 @@ BAD = [
         ValueError,
         "wsd(tail=...) must be one of ('linear', 'cosine', 'sqrt'), found str: 'square'",
         lambda: schedules.wsd(0.1, 1, 2, 3, tail="square"),
+    ),
+    (
+        ValueError,
+        "from_points(interpolate=...) must be 'linear', 'cosine' or 'step', found 'cubic'.",
+        lambda: schedules.from_points({0: 0.1}, "cubic"),
+    ),
+    (
+        ValueError,
+        "from_points(points=...): steps must ascend from 0, found [5.0, 3.0].",
+        lambda: schedules.from_points([(5, 0.1), (3, 0.2)]),
+    ),
+    (
+        ValueError,
+        "from_points(points=...) must be pairs (step, value), as in {0: 0.1, 100: 0.01}, found {}.",
+        lambda: schedules.from_points({}),
+    ),
+    (
+        TypeError,
+        "from_points(points=...) must be pairs (step, value)",
+        lambda: schedules.from_points([0.1, 0.2]),
+    ),
+    (
+        TypeError,
+        "piecewise_linear(values=...), element 0, must be a number or an array, found str",
+        lambda: schedules.from_points({0: "a"}),
     ),
     (
         ValueError,

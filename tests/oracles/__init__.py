@@ -174,6 +174,9 @@ from oracles.schedules import (
     schedule_constant as schedule_constant,
 )
 from oracles.schedules import (
+    schedule_cool_down as schedule_cool_down,
+)
+from oracles.schedules import (
     schedule_cosine as schedule_cosine,
 )
 from oracles.schedules import (
@@ -220,6 +223,9 @@ from oracles.schedules import (
 )
 from oracles.schedules import (
     schedule_polynomial as schedule_polynomial,
+)
+from oracles.schedules import (
+    schedule_power_cool as schedule_power_cool,
 )
 from oracles.schedules import (
     schedule_warmup_constant as schedule_warmup_constant,

@@ -250,9 +250,53 @@ def schedule_wsd(
     """Warmup, stable, decay; the square-root tail is 1 - sqrt(x) (Haegele et al. 2024)."""
     if step < warmup_steps:
         return _risen(step, init_value, peak_value, warmup_steps)
+    left = _left_of_tail(step, decay_steps, total_steps, tail)
+    return _from_to(peak_value, end_value, left)
+
+
+def _left_of_tail(step: float, decay_steps: float, total_steps: float, tail: str) -> float:
     x = _fraction(step - (total_steps - decay_steps), decay_steps)
     left = {"linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2, "sqrt": 1 - math.sqrt(x)}
-    return _from_to(peak_value, end_value, left[tail])
+    return left[tail]
+
+
+def schedule_cool_down(
+    step: int,
+    schedule: Schedule,
+    decay_steps: int,
+    total_steps: int,
+    end_value: float = 0.0,
+    tail: Literal["linear", "cosine", "sqrt"] = "sqrt",
+) -> float:
+    """Any schedule, with a tail from the value that it has where the tail begins."""
+    begin = max(total_steps - decay_steps, 0)
+    if step < begin:
+        return schedule(step)
+    return _from_to(schedule(begin), end_value, _left_of_tail(step, decay_steps, total_steps, tail))
+
+
+def schedule_power_cool(
+    step: int,
+    peak_value: float,
+    warmup_steps: int,
+    decay_steps: int,
+    total_steps: int,
+    power: float = -0.51,
+    transition_begin: int | None = None,
+    init_value: float = 0.0,
+    end_value: float = 0.0,
+    tail: Literal["linear", "cosine", "sqrt"] = "linear",
+) -> float:
+    """The power scheduler (Shen et al. 2024): the lower of the peak and a power law, and a tail."""
+    begin = max(transition_begin if transition_begin is not None else 0, warmup_steps, 1)
+
+    def law(step: float) -> float:
+        if step < warmup_steps:
+            return _risen(step, init_value, peak_value, warmup_steps)
+        a = peak_value / begin**power
+        return min(peak_value, a * step**power) if step > 0 else peak_value
+
+    return schedule_cool_down(step, law, decay_steps, total_steps, end_value, tail)
 
 
 def schedule_join(step: int, schedules: Sequence[Schedule], boundaries: Sequence[int]) -> float:
