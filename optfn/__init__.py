@@ -73,11 +73,15 @@ from optfn.compose.gradient_signs import with_gradient_signs as with_gradient_si
 from optfn.compose.graft import graft as graft
 from optfn.compose.interop import from_optax as from_optax
 from optfn.compose.interop import to_optax as to_optax
+from optfn.compose.leaf_rates import with_leaf_rates as with_leaf_rates
 from optfn.compose.lookahead import lookahead as lookahead
 from optfn.compose.loss_scale import current_loss_scale as current_loss_scale
 from optfn.compose.loss_scale import loss_scale as loss_scale
 from optfn.compose.mechanic import mechanize as mechanize
 from optfn.compose.monitor import monitor as monitor
+from optfn.compose.noise_scale import NoiseScale as NoiseScale
+from optfn.compose.noise_scale import exact_noise_scale as exact_noise_scale
+from optfn.compose.noise_scale import gradient_noise_scale as gradient_noise_scale
 from optfn.compose.flatten import flatten as flatten
 from optfn.compose.on_mesh import on_mesh as on_mesh
 from optfn.compose.param_averages import ema_of_params as ema_of_params
@@ -303,6 +307,10 @@ from optfn.minimize import Minimum as Minimum
 from optfn.minimize import Status as Status
 from optfn.minimize import minimize as minimize
 from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
+
+# From a narrow model to a wide one.
+from optfn.width_transfer import WidthTransfer as WidthTransfer
+from optfn.width_transfer import width_transfer as width_transfer
 
 # From and to configuration files.
 from optfn.config.names import configurable as configurable

@@ -25,6 +25,10 @@ def layers_above(path, leaf):
     return 2 - leaf.ndim
 
 
+def leaf_rate(path, leaf):
+    return 0.5**leaf.ndim
+
+
 def is_bias(path, leaf):
     return leaf.ndim == 1
 
@@ -165,6 +169,7 @@ OPTIMIZERS = {
     ),
     "freeze": optfn.freeze(optfn.adam(0.1), is_bias),
     "across": optfn.across(optfn.sgd(0.05, 0.9), "x"),
+    "with_leaf_rates": optfn.with_leaf_rates(optfn.adamw(0.1, weight_decay=0.1), leaf_rate),
     "staggered": optfn.staggered(optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1))),
     "own_step": optfn.own_step(optfn.adam(schedules.linear(0.1, 0.05, 9))),
     "keep_params_nonnegative": optfn.chain(optfn.adam(0.1), optfn.keep_params_nonnegative()),
@@ -257,6 +262,7 @@ STAGES = {
     "scale_by_amsgrad": optfn.scale_by_amsgrad(bias_correction_mu=False, bias_correction_nu=False),
     "scale_by_lion": optfn.scale_by_lion(),
     "zero_nans": optfn.chain(optfn.zero_nans(), optfn.scale(2.0)),
+    "gradient_noise_scale": optfn.gradient_noise_scale(32),
     "conditionally_transform": optfn.conditionally_transform(optfn.trace(0.9), not_every_third),
     "masked in a chain": optfn.chain(
         optfn.scale_by_adam(), optfn.masked(optfn.trace(0.5), decays).named("momentum")

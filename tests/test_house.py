@@ -19,7 +19,7 @@ LAYERS = (
     ("storage",),
     ("compose",),
     ("optimizers",),
-    ("objective", "implicit", "minimize", "config", "interop", "recipes"),
+    ("objective", "implicit", "minimize", "width_transfer", "config", "interop", "recipes"),
     ("__init__",),
     ("sweep", "testing"),
 )

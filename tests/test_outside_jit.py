@@ -16,6 +16,7 @@ from optfn.core.numerics import WORTH_A_BRANCH
 
 PARAMS = {"w": jnp.ones((3, 2))}
 GRADS = {"w": jnp.full((3, 2), 0.1)}
+WIDER = {"w": jnp.ones((6, 2))}
 MANY = jnp.ones(WORTH_A_BRANCH)
 MORE = {
     "apollo_mini": optfn.apollo_mini(0.01),
@@ -105,6 +106,10 @@ concatenated = optfn.microbatch(
 )
 
 
+def squares(params, rows):
+    return jnp.mean((rows @ params) ** 2)
+
+
 def evaluated_and_found():
     """Before the first update the function is evaluated, and later the state is read."""
     tx, value_and_grad = EVERY["lbfgs"], optfn.value_and_grad_from_state(lambda p: cases.bowl(p))
@@ -123,6 +128,7 @@ FUNCTIONS = {
     "configurable": None,  # a decorator
     "convert_state": lambda: optfn.convert_state(TX, STATE, PARAMS),
     "current_loss_scale": lambda: optfn.current_loss_scale(SCALED.init(PARAMS)),
+    "exact_noise_scale": lambda: optfn.exact_noise_scale(squares, X, ROWS),
     "evaluation_params": lambda: optfn.evaluation_params(TX, STATE, PARAMS),
     "from_config": lambda: optfn.from_config(CONFIG).init(PARAMS),
     "from_optax_state": lambda: optfn.from_optax_state(TX, OPTAX.init(PARAMS), PARAMS),
@@ -160,6 +166,7 @@ FUNCTIONS = {
     "to_optax": lambda: optfn.to_optax(TX).update(GRADS, STATE, PARAMS),
     "unstack": lambda: optfn.unstack(optfn.stack([TX, TX])),
     "value_and_grad_from_state": evaluated_and_found,
+    "width_transfer": lambda: optfn.width_transfer(WIDER, PARAMS).optimizer(TX).init(WIDER),
 }
 
 

@@ -57,6 +57,8 @@ class Leafwise(Transform):
     Class attributes a subclass may set, besides those of `Transform`:
         Slots: the type of the slots; None means stateless.
         elementary: the rule is about one operation, so tracing it once per shape gains nothing.
+        decays_params: the params enter the updates by a decay in proportion to them, and in no
+            other way.
         costly: the rule computes much more than it reads, so nothing computes it twice.
         refreshes: the rule computes something costly every few steps: `update_leaf` gets the
             keyword argument `turn`, with which `is_due` says when.
@@ -68,6 +70,7 @@ class Leafwise(Transform):
 
     Slots: ClassVar[Any] = None
     elementary: ClassVar[bool] = False
+    decays_params: ClassVar[bool] = False
     costly: ClassVar[bool] = False
     refreshes: ClassVar[bool] = False
 

@@ -4,6 +4,8 @@ from optfn.sweep.callbacks import Callback as Callback
 from optfn.sweep.compare import Comparison as Comparison
 from optfn.sweep.compare import compare as compare
 from optfn.sweep.confirm import Confirm as Confirm
+from optfn.sweep.find_learning_rate import LearningRates as LearningRates
+from optfn.sweep.find_learning_rate import find_learning_rate as find_learning_rate
 from optfn.sweep.importance import importances as importances
 from optfn.sweep.join_optimizers import join_optimizers as join_optimizers
 from optfn.sweep.loggers import CsvLog as CsvLog

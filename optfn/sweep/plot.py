@@ -13,6 +13,7 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
+from optfn.sweep.find_learning_rate import LearningRates
 from optfn.sweep.importance import importances, trials_where
 from optfn.sweep.one_of import OneOf, shared
 from optfn.sweep.one_of import names as names_of
@@ -493,6 +494,44 @@ def importance(
         ax.text(share + 0.01, row, f"{share:.2f}", va="center", fontsize="small")
     ax.invert_yaxis()
     ax.set(xlabel="importance", xlim=(0, 1.1))
+    return ax
+
+
+def learning_rates(found: LearningRates, ax: Any = None) -> Any:
+    """The score against the learning rate of `find_learning_rate`, and the rate that it suggests.
+
+    The good rates are shaded, the suggestion is a line through their middle, and the score of rate
+    0 is dotted. Rates that diverged, or ended worse than they started, are crosses at the edge.
+
+    Args:
+        found: what `find_learning_rate` returned.
+        ax: matplotlib axes; None is the current ones.
+
+    Returns:
+        The axes.
+    """
+    ax, scores = _axes(ax), found.scores
+    sign, task = found.result.task.sign, found.result.task
+    kept = found.improvements >= 0
+    ax.axvspan(*found.good, color=PALE, alpha=0.5, linewidth=0)
+    ax.axhline(found.start, color="#777777", linestyle=":", label="without training")
+    ax.axvline(found.suggestion, color=PALETTE[1], label=f"suggested: {found.suggestion:.2g}")
+    ax.plot(found.rates, np.where(kept, scores, np.nan), "o-", color=PALETTE[0], markersize=4)
+    lost = found.rates[~kept]
+    edge = np.full(len(lost), 0.98 if sign > 0 else 0.02)
+    ax.plot(
+        lost,
+        edge,
+        "x",
+        color=PALETTE[0],
+        markersize=5,
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+    )
+    _set_scale(ax.xaxis, "log")
+    _score_axis(ax.yaxis, np.append(scores[kept], found.start))
+    ax.set(xlabel="learning rate", ylabel=_words(task.objective))
+    ax.legend()
     return ax
 
 

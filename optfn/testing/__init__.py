@@ -7,3 +7,5 @@ from optfn.testing.checks import Failure as Failure
 from optfn.testing.checks import check_transform as check_transform
 from optfn.testing.communication import Collective as Collective
 from optfn.testing.communication import collectives as collectives
+from optfn.testing.coordinate_check import CoordinateCheck as CoordinateCheck
+from optfn.testing.coordinate_check import coordinate_check as coordinate_check

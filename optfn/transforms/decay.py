@@ -20,6 +20,7 @@ class _Decay(Leafwise):
     """A stage that decays the weights selected by a mask."""
 
     needs_params = True
+    decays_params = True
 
     weight_decay: Any = 0.0
     mask: Any = per_leaf(default=None, of=bool)
@@ -86,6 +87,7 @@ class _DecayingStep(Leafwise):
     """A last stage: the learning rate, and a decay that is not proportional to it."""
 
     needs_params = True
+    decays_params = True
 
     learning_rate: Any
     max_learning_rate: Any
@@ -193,6 +195,7 @@ class descend_then_decay(Leafwise):
 
     elementwise = True
     needs_params = True
+    decays_params = True
 
     learning_rate: Any
     weight_decay: Any = 0.0

@@ -19,6 +19,7 @@ from optfn import schedules, storage
 from optfn.config import names
 
 FUNCTIONS = ("decays", "not_the_scale", "by_shape", "is_bias", "not_every_third", "layers_above")
+FUNCTIONS += ("leaf_rate",)
 for function in FUNCTIONS:
     optfn.configurable(getattr(cases, function))
 

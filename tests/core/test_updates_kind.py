@@ -87,6 +87,7 @@ WRAPPERS = {
     "skip_spikes": optfn.skip_spikes,
     "store": lambda tx: optfn.store(tx, optfn.storage.int8(), True),
     "with_gradient_signs": optfn.with_gradient_signs,
+    "with_leaf_rates": lambda tx: optfn.with_leaf_rates(tx, {"w": 0.5, "b": 2.0}),
 }
 INSIDE = {
     "a direction": optfn.scale_by_sign(),

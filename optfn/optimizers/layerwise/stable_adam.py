@@ -37,6 +37,7 @@ class scale_by_stable_adamw(Leafwise):
     splittable = True
 
     needs_params = True
+    decays_params = True
 
     b1: Any = 0.9
     b2: Any = 0.99

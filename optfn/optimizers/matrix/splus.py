@@ -133,6 +133,7 @@ class descend_by_sides(Leafwise):
     """
 
     needs_params = True
+    decays_params = True
 
     learning_rate: Any
     weight_decay: Any = 0.01
