@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = (
     *("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages"),
     *("wrappers", "minimize", "sweeps", "write_a_policy", "frameworks", "sharding", "matrix"),
-    *("memory", "configs", "recipes"),
+    *("memory", "configs", "recipes", "rates", "width_transfer"),
 )
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
