@@ -78,6 +78,14 @@ def with_links(page: Path, text: str, where: dict[Path, str]) -> str:
     return "".join([*parts, LINK.sub(moved, text[at:])])
 
 
+def with_all_guides(text: str, where: dict[Path, str]) -> str:
+    """The list of guides with those that it does not name."""
+    guides = {Path(place).stem for place in where.values() if place.startswith("guides/")}
+    more = sorted(guides - {"index"} - set(text.split()))
+    head, end, tail = text.rpartition("```")
+    return "".join([head, *(f"{name}\n" for name in more), end, tail])
+
+
 def copy_pages(source: Path) -> None:
     """The pages that are written by hand, with a notebook of each page of the tutorial."""
     where = places()
@@ -85,6 +93,8 @@ def copy_pages(source: Path) -> None:
         if page.name in ("README.md", "__init__.py"):
             continue
         text = with_links(page, page.read_text(), where)
+        if place == "guides/index.md":
+            text = with_all_guides(text, where)
         target = source / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if page in TUTORIAL:

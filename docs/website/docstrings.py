@@ -33,6 +33,8 @@ def as_rst(lines: list[str], arguments: list[str]) -> list[str]:
             in_section = True
         if part[0].startswith("    ") and not in_section:
             found += _indented([line[4:] for line in part], arguments)
+        elif part[0].startswith("|"):
+            found += _table(part)
         elif in_section:
             found += map(escaped, part)
         else:
@@ -91,6 +93,15 @@ def _legend(letters: Mapping[str, str]) -> list[str]:
     return [f"Here {', '.join(most)} and {last}." if most else f"Here {last}."]
 
 
+def _table(lines: list[str]) -> list[str]:
+    """A table of Markdown."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    text = [".. list-table::", "   :header-rows: 1", ""]
+    for row in [header, *rows]:
+        text += [f"   {'-' if i else '* -'} {escaped(cell)}" for i, cell in enumerate(row)]
+    return [line.replace("   - ", "     - ") for line in text]
+
+
 def _prose(lines: list[str], arguments: list[str]) -> list[str]:
     """A paragraph, with the steps in it as mathematics."""
     text = "\n".join(lines)
@@ -115,8 +126,10 @@ def escaped(text: str) -> str:
     """Text outside of backticks, where stars, bars and underscores mean nothing."""
     code = re.split(r"(`+[^`]*`+)", text)
     code[::2] = [
-        re.sub(r"([*|])(?=\S)|(?<=\S)([*|])|(?<=\w)(_)(?!\w)", r"\\\g<0>", x) for x in code[::2]
+        re.sub(r"([*|])(?=\S)|(?<=\S)([*|])|(?<=\w)(_)(?!\w)|^\|", r"\\\g<0>", x) for x in code[::2]
     ]
+    # A plural, as in `name`s, does not end what is between backticks without this.
+    code[2::2] = [re.sub(r"^(?=\w)", r"\\ ", x) for x in code[2::2]]
     return "".join(code)
 
 

@@ -82,8 +82,9 @@ def _index(folder: Path) -> str:
     parts = [
         _title("Examples"),
         "Short scripts, each about one thing. The build of this site runs all of them.\n",
-        ".. container:: wall\n",
     ]
+    if any(_pictures(example, folder) for example in EXAMPLES):
+        parts.append(".. container:: wall\n")
     for example in EXAMPLES:
         pictures = _pictures(example, folder)
         if pictures:
