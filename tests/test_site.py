@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import make_site
 import pytest
 from legs import LEGS
 from website import catalog, docstrings, links, notebooks, pages
@@ -122,3 +123,38 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
         "a.html: b.html#there is no place",
         "b.html: c.html is no file",
     ]
+
+
+def test_a_table_of_a_docstring_becomes_a_table():
+    text = "| a | b |\n|---|---|\n| `x` | one |"
+    assert docstrings.as_rst(text.splitlines(), []) == [
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - a",
+        "     - b",
+        "   * - `x`",
+        "     - one",
+        "",
+    ]
+
+
+def test_a_plural_stands_outside_of_what_is_quoted():
+    assert docstrings.escaped("of `leaf`s") == r"of `leaf`\ s"
+
+
+def test_a_new_page_is_a_guide_by_itself():
+    where = make_site.places() | {make_site.DOCS / "new.md": "guides/new.md"}
+    text = (make_site.DOCS / "website/sections/guides.md").read_text()
+    assert "write_a_policy\nnew\n```" in make_site.with_all_guides(text, where)
+
+
+def test_a_link_is_led_to_where_its_page_is():
+    where, page = make_site.places(), make_site.DOCS / "sweeps.md"
+    text = "[a](write_a_policy.md#b) [c](../examples/sweep_text.py) [d](https://d) ![e](e.png)"
+    assert make_site.with_links(page, f"{text}\n```\n[x](y)\n```\n", where) == (
+        "[a](write_a_policy.md#b) [c](../examples/sweep_text.rst) [d](https://d) ![e](e.png)\n"
+        "```\n[x](y)\n```\n"
+    )
+    with pytest.raises(ValueError, match=r"docs/sweeps\.md links to none\.md"):
+        make_site.with_links(page, "[a](none.md)", where)

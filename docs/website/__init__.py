@@ -1,1 +1,1 @@
-"""What `docs/build.py` makes the site of."""
+"""What `docs/make_site.py` makes the site of."""

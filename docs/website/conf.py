@@ -1,4 +1,4 @@
-"""The settings of Sphinx, which `docs/build.py` runs."""
+"""The settings of Sphinx, which `docs/make_site.py` runs."""
 
 import sys
 from pathlib import Path

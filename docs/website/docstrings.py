@@ -33,7 +33,7 @@ def as_rst(lines: list[str], arguments: list[str]) -> list[str]:
             in_section = True
         if part[0].startswith("    ") and not in_section:
             found += _indented([line[4:] for line in part], arguments)
-        elif part[0].startswith("|"):
+        elif len(part) > 2 and all(line.startswith("|") for line in part):
             found += _table(part)
         elif in_section:
             found += map(escaped, part)

@@ -1,4 +1,4 @@
-"""Builds the site: `python docs/build.py`, from a checkout with `optfn[docs]`.
+"""Builds the site: `python docs/make_site.py`, from a checkout with `optfn[docs]`.
 
 It runs the tutorial and the examples, draws the pictures, reads the docstrings, and writes pages to
 `build/site/html`. It needs no network. Every warning is an error, and so is a link that leads
