@@ -75,7 +75,7 @@ def draw(name: str, walked: Walk) -> Figure:
     figure = Figure(figsize=(7, 2.6))
     path_axis, loss_axis = figure.subplots(1, 2, width_ratios=(2.2, 1))
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.15, top=0.88, wspace=0.22)
-    draw_bowl(path_axis, CURVATURE, START, xlim=(-9.8, 2.8), ylim=(-2.3, 2.3))
+    draw_bowl(path_axis, CURVATURE, START, xlim=(-9.8, 4.8), ylim=(-2.3, 2.3))
     path_axis.plot(*walked.path.T, "o-", color=BLUE, markersize=2.5, linewidth=1)
     at = "its own rate" if walked.rate is None else f"rate {walked.rate:.2g}"
     path_axis.set_title(f"{name}, {at}", loc="left", fontsize=10)
