@@ -18,6 +18,7 @@ from plot_lecture import BLUE, CURVATURE, START, bowl, draw_bowl
 import optfn
 
 STEPS = 100
+XLIM, YLIM = (-9.8, 4.8), (-2.3, 2.3)
 RATES = np.geomspace(1e-3, 30.0, 46)
 # What a picture would not show.
 LIKE = {"muon_clip": "muon"}
@@ -36,7 +37,7 @@ class Walk(NamedTuple):
 
 
 def walk(name: str) -> Walk:
-    """The path of least mean loss, on a logarithmic scale, over all rates."""
+    """The path of least mean loss, on a logarithmic scale, of those that stay in the picture."""
     function = getattr(optfn, name)
     takes_matrices = ".matrix." in function.__module__
     rate = inspect.signature(function).parameters.get("learning_rate")
@@ -45,7 +46,9 @@ def walk(name: str) -> Walk:
     tried = jax.vmap(lambda rate: _descend(function(rate), takes_matrices))
     paths = np.asarray(jax.jit(tried)(jnp.asarray(RATES, jnp.float32)))
     heights = np.nan_to_num(bowl(CURVATURE, paths.astype(float)), nan=np.inf)
-    best = np.log(np.clip(heights, 1e-6, 1e6)).mean(-1).argmin()
+    score = np.log(np.clip(heights, 1e-6, 1e6)).mean(-1)
+    out_of_sight = (np.abs(paths[..., 1]) > YLIM[1]) | (paths[..., 0] > XLIM[1])
+    best = (score + 100 * out_of_sight.any(-1)).argmin()
     return Walk(paths[best], RATES[best])
 
 
@@ -75,7 +78,7 @@ def draw(name: str, walked: Walk) -> Figure:
     figure = Figure(figsize=(7, 2.6))
     path_axis, loss_axis = figure.subplots(1, 2, width_ratios=(2.2, 1))
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.15, top=0.88, wspace=0.22)
-    draw_bowl(path_axis, CURVATURE, START, xlim=(-9.8, 4.8), ylim=(-2.3, 2.3))
+    draw_bowl(path_axis, CURVATURE, START, xlim=XLIM, ylim=YLIM)
     path_axis.plot(*walked.path.T, "o-", color=BLUE, markersize=2.5, linewidth=1)
     at = "its own rate" if walked.rate is None else f"rate {walked.rate:.2g}"
     path_axis.set_title(f"{name}, {at}", loc="left", fontsize=10)

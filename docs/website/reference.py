@@ -105,7 +105,7 @@ def _wall(members: list[Page], optimizers: list[str]) -> list[str]:
                 f"      :alt: The path of {name} on an elongated bowl.",
                 f"      :target: {place[name]}.html",
                 "",
-                f"      :py:obj:`optfn.{name}`",
+                f"      :py:obj:`{name} <optfn.{name}>`",
                 "",
             ]
     rest = [n for page in members for n in page.names if n not in optimizers or n in bowls.LIKE]
