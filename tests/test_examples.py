@@ -616,30 +616,6 @@ def test_sweep_of_text_finds_a_schedule(tmp_path):
     check_drawn(tmp_path / "here/figure.png", "black")
 
 
-# width_transfer
-
-
-@pytest.mark.slow
-def test_the_best_rate_is_found_at_each_width_in_both_ways(tmp_path):
-    done = run(
-        "width_transfer", tmp_path, "--quick", "--output", "here/figure.png", xla_flags=CHEAP
-    )
-    row = re.compile(r"^(\w+) +width +(\d+) +best rate ([\d.]+) +test loss ([\d.]+)$", re.MULTILINE)
-    found = {
-        (way, int(width)): (float(rate), float(loss))
-        for way, width, rate, loss in row.findall(done.stdout)
-    }
-    assert list(found) == [
-        (way, width) for way in ("standard", "transferred") for width in (32, 64)
-    ]
-    # At the base width both ways are the same.
-    assert found["standard", 32] == found["transferred", 32]
-    assert all(loss < 4 for _, loss in found.values()), "a guess is log(100) = 4.6"
-    assert done.stdout.count("activations by width") == 2
-    assert done.written == {"here/figure.png"}
-    check_drawn(tmp_path / "here/figure.png")
-
-
 # train_text
 
 
