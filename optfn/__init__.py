@@ -93,6 +93,7 @@ from optfn.compose.partition import partition as partition
 from optfn.compose.partition import set_to_zero as set_to_zero
 from optfn.compose.partition_matrices import matrix_labels as matrix_labels
 from optfn.compose.partition_matrices import partition_matrices as partition_matrices
+from optfn.compose.projected import projected as projected
 from optfn.compose.qk_clip import qk_clip as qk_clip
 from optfn.compose.restart import own_step as own_step
 from optfn.compose.restart import reset as reset
@@ -322,7 +323,8 @@ from optfn.interop.optax_state import from_optax_state as from_optax_state
 from optfn.interop.optax_state import to_optax_state as to_optax_state
 from optfn.interop.torch_state import from_torch_state as from_torch_state
 
-# Schedules and recipes are namespaces of their own.
+# Projections, recipes and schedules are namespaces of their own.
+from optfn import projections as projections
 from optfn import recipes as recipes
 from optfn import schedules as schedules
 

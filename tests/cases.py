@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import optfn
-from optfn import schedules, storage
+from optfn import projections, schedules, storage
 from optfn.core.dtypes import compute_dtype
 from optfn.core.tree import leaf_paths
 
@@ -173,6 +173,7 @@ OPTIMIZERS = {
     "staggered": optfn.staggered(optfn.splus(0.1, inverse_every=2, rest=optfn.adam(0.1))),
     "own_step": optfn.own_step(optfn.adam(schedules.linear(0.1, 0.05, 9))),
     "keep_params_nonnegative": optfn.chain(optfn.adam(0.1), optfn.keep_params_nonnegative()),
+    "projected": optfn.projected(optfn.adam(0.1), projections.l2_ball(4.0)),
     "store": optfn.store(optfn.adamw(0.1), storage.int8(), leaves=True),
     "store in bfloat16": optfn.store(optfn.sgd(0.05, 0.9), storage.bf16(), leaves=True),
     "compensated": optfn.compensated(optfn.sgd(0.05, 0.9)),

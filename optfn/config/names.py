@@ -16,6 +16,7 @@ import optax
 from optfn.core.data import Data, kind_of
 from optfn.core.matrix_axes import MatrixAxes
 from optfn.core.paths import by_path
+from optfn.core.projection import Projection
 from optfn.core.schedule import Schedule
 from optfn.core.transform import Transform
 from optfn.storage.codecs import Codec
@@ -23,13 +24,14 @@ from optfn.storage.codecs import Codec
 F = TypeVar("F", bound=Callable)
 
 # What a config describes, and what it holds besides numbers.
-_MADE = (Transform, Schedule, Codec, by_path, MatrixAxes)
+_MADE = (Transform, Schedule, Codec, Projection, by_path, MatrixAxes)
 # They give a function or a tree, for labels and views.
 _OF_VIEWS = ("in_blocks", "matrix_labels")
 # Functions that stand for themselves.
 _FUNCTIONS = ("matrices_and_tables", "recipes.decays")
 # optax's transformations and classes to inherit from are not data.
-_LEFT_OUT = ("from_optax", "Transform", "Leafwise", "Matrixwise", "Wrapper", "Schedule", "Codec")
+_LEFT_OUT = ("from_optax", "Transform", "Leafwise", "Matrixwise", "Wrapper")
+_LEFT_OUT += ("Schedule", "Codec", "Projection")
 
 # What the first argument of a wrapper of a user's is called, if it does not say its type.
 _WRAPPED = ("transform", "inner", "tx", "optimizer", "base_optimizer")
@@ -153,7 +155,8 @@ def factories() -> Mapping[str, Any]:
     """What makes a part of an optimizer, by what one writes behind `optfn.`."""
     library: Any = sys.modules[__name__.partition(".")[0]]
     spaces = {"": library}
-    spaces |= {f"{x}.": getattr(library, x) for x in ("recipes", "schedules", "storage")}
+    namespaces = ("projections", "recipes", "schedules", "storage")
+    spaces |= {f"{x}.": getattr(library, x) for x in namespaces}
     return {
         f"{space}{name}": value
         for space, module in spaces.items()

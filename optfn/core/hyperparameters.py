@@ -180,7 +180,7 @@ def in_axes(tx: T) -> T:
             return axis(node)
         changes = {
             name: jax.tree.map(axes, value, is_leaf=lambda x: isinstance(x, Data))
-            for name, value in node.fields("number", "numbers", "child")
+            for name, value in node.fields("number", "numbers", "child", "part")
         }
         for name, value in node.fields("numbers"):
             if not isinstance(value, tuple):
@@ -209,7 +209,7 @@ def _names(node: Any, prefix: str = "", tag: str = "") -> list[str]:
         silent = ["numbers"] if isinstance(node, NumberByPath) else silent
         return [
             name
-            for field, value in node.fields("number", "numbers", "child")
+            for field, value in node.fields("number", "numbers", "child", "part")
             for name in _names(value, prefix if field in silent else join(prefix, field))
         ]
     if isinstance(node, dict):

@@ -15,7 +15,8 @@ class Updates(enum.Flag):
         DIRECTION: uphill, as gradients are.
         STEP: downhill, to be added to the params.
         UNKNOWN: uphill or downhill, as after a factor of any sign.
-        LAST: a step that nothing may change, as an average is kept of the params it leads to.
+        LAST: a step that nothing may change, as an average is kept of the params it leads to, or as
+            they are in a set.
     """
 
     NOTHING = 0

@@ -50,6 +50,7 @@ REFUSED = {
     "shampoo in blocks": "scale_by_shampoo",
     "splus": "scale_by_splus",
     "staggered": "scale_by_splus",
+    "projected": "projected",
     "store": "store",
     "store in bfloat16": "store",
     "newton_schulz": "newton_schulz",

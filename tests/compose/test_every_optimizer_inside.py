@@ -29,6 +29,7 @@ WRAPPERS = {
     "lookahead": lambda tx: optfn.lookahead(tx, sync_period=1, slow_step_size=1.0),
     "ema_of_params": lambda tx: optfn.ema_of_params(tx, decay=0.0),
     "mean_of_params": lambda tx: optfn.mean_of_params(tx, start=99),
+    "projected": lambda tx: optfn.projected(tx, optfn.projections.l2_ball(1e30)),
     "chain": lambda tx: optfn.chain(optfn.clip_by_global_norm(1e30), tx),
     "named chain": lambda tx: optfn.chain(tx).named("inner"),
     "twice": lambda tx: optfn.skip_nonfinite(optfn.accumulate(optfn.freeze(tx, False), 1)),
@@ -46,8 +47,11 @@ REFUSED = {wrapper: {"loss_scale"} for wrapper in KEEPS_GRADIENTS}
 # It would change the updates of those that must be last.
 REFUSED["lookahead"] = {
     *("lookahead", "ema_of_params", "mean_of_params"),
-    *("compensated", "master"),
+    *("compensated", "master", "projected"),
 }
+
+
+REFUSED["projected"] = REFUSED["lookahead"]
 
 
 SHARES = 5

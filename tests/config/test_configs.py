@@ -15,7 +15,7 @@ import test_schedules
 from hypothesis import strategies as st
 
 import optfn
-from optfn import schedules, storage
+from optfn import projections, schedules, storage
 from optfn.config import names
 
 FUNCTIONS = ("decays", "not_the_scale", "by_shape", "is_bias", "not_every_third", "layers_above")
@@ -100,6 +100,19 @@ MORE = {
     "a function of one's own": sgd_of_mine(0.1, damping=0.3),
     **{repr(schedule): schedule for schedule in test_schedules.CASES},
     **{name: getattr(storage, name)() for name in ("bf16", "f16", "fp8", "int4", "int8", "split")},
+    "sets": optfn.projected(
+        optfn.sgd(0.1),
+        optfn.by_path(
+            {
+                "a": projections.box(0, schedules.linear(1, 2, 9)),
+                "b": projections.l2_sphere(2.0, axis=0),
+                "c": projections.orthogonal(),
+                "d": projections.l1_ball(),
+                "e": halve,
+            },
+            default=projections.simplex(axis=-1),
+        ),
+    ),
     "by_slot": storage.by_slot({"signed": storage.int8(), "non_negative": storage.factored()}),
 }
 EVERY = cases.OPTIMIZERS | cases.STAGES | MORE

@@ -80,6 +80,7 @@ WRAPPERS = {
     "partition": lambda tx: optfn.partition({"x": tx, "y": optfn.sgd(0.1)}, {"w": "x", "b": "y"}),
     "partition one": lambda tx: optfn.partition({"x": tx}, "x"),
     "primal_averaging": lambda tx: optfn.primal_averaging(tx, 0.9, 0.8),
+    "projected": lambda tx: optfn.projected(tx, optfn.projections.l2_ball(4.0)),
     "sam": lambda tx: optfn.sam(tx, optfn.sgd(0.01)),
     "scale_by_galore": lambda tx: optfn.scale_by_galore(2, base_optimizer=tx),
     "schedule_free": lambda tx: optfn.schedule_free(tx, 0.1),
@@ -99,9 +100,9 @@ INSIDE = {
 # They keep params and are documented to be around an optimizer, but take any transform.
 AROUND_OPTIMIZERS = {
     *("ema_of_params", "mean_of_params", "lookahead"),
-    *("compensated", "master"),
+    *("compensated", "master", "projected"),
 }
-REFUSED_AROUND_DIRECTIONS = {"ema_nesterov", "primal_averaging", "mechanize"}
+REFUSED_AROUND_DIRECTIONS = {"ema_nesterov", "primal_averaging", "mechanize", "projected"}
 REFUSED_AROUND_UNKNOWN = {"cautious", "with_gradient_signs", "schedule_free"}
 EVERY = cases.OPTIMIZERS | cases.STAGES | MORE
 
