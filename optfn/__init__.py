@@ -304,8 +304,9 @@ from optfn.optimizers.quasi_newton.zoom import (
 )
 
 # A whole run.
+from optfn.constraints import Constraint as Constraint
 from optfn.minimize import Minimum as Minimum
-from optfn.minimize import Status as Status
+from optfn.status import Status as Status
 from optfn.minimize import minimize as minimize
 from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
 

@@ -48,7 +48,7 @@ def tangents_of_minimum(
 def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> tuple:
     leaves, treedef = jax.tree.flatten(data)
     moving = [leaf for leaf in leaves if is_inexact(leaf)]
-    parts = _real_parts(copy_params_wide(x))
+    parts = real_parts(copy_params_wide(x))
 
     def with_data(moving: list) -> tuple[tuple, Box | None]:
         new = iter(moving)
@@ -56,8 +56,8 @@ def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> 
 
     def gradient(parts: list, moving: list) -> list:
         args, _ = with_data(moving)
-        _, grad = objective.value_and_grad(_from_parts(parts, x), *args)
-        return _real_parts(uphill(grad, copy_params_wide(x)))
+        _, grad = objective.value_and_grad(from_parts(parts, x), *args)
+        return real_parts(uphill(grad, copy_params_wide(x)))
 
     def value_and_aux(x: PyTree, moving: list) -> tuple:
         args, _ = with_data(moving)
@@ -69,7 +69,7 @@ def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> 
         held, along = ([jnp.zeros_like(part, dtype) for part in parts] for dtype in (bool, None))
     else:
         sides = zip(parts, slope, *map(jax.tree.leaves, (*box, *d_box)), strict=True)
-        pairs = [_held(*leaf) for leaf in sides]
+        pairs = [held_by(*leaf) for leaf in sides]
         held, along = ([pair[i] for pair in pairs] for i in (0, 1))
     _, change = jax.jvp(gradient, (parts, moving), (along, d_moving))
     wanted = [jnp.where(*leaf) for leaf in zip(held, along, map(lax.neg, change), strict=True)]
@@ -78,12 +78,12 @@ def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> 
         free = [jnp.where(h, 0, d) for h, d in zip(held, v, strict=True)]
         return list(map(jnp.where, held, v, curvature(free)))
 
-    dx = _from_parts(lax.custom_linear_solve(equations, wanted, _solution, symmetric=True), x)
+    dx = from_parts(lax.custom_linear_solve(equations, wanted, _solution, symmetric=True), x)
     _, (d_value, d_aux) = jax.jvp(value_and_aux, (x, moving), (dx, d_moving))
     return dx, cast(d_value, own_dtype(x)), d_aux
 
 
-def _held(x: Any, slope: Any, *bounds: Any) -> tuple[jax.Array, jax.Array]:
+def held_by(x: Any, slope: Any, *bounds: Any) -> tuple[jax.Array, jax.Array]:
     """Which entries the function pushes against a bound that they are on, and how it moves."""
     lower, upper, d_lower, d_upper = (cast(y, x.dtype) for y in bounds)
     held = (slope > x - lower) | (slope < x - upper) | (lower == upper)
@@ -99,14 +99,14 @@ def _solution(equations: Any, wanted: list) -> list:
     return [jnp.where(solved, v, jnp.nan) for v in found]
 
 
-def _real_parts(tree: PyTree) -> list[jax.Array]:
+def real_parts(tree: PyTree) -> list[jax.Array]:
     """The leaves, a complex one as two."""
     pairs = ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,) for x in jax.tree.leaves(tree))
     return [part for pair in pairs for part in pair]
 
 
-def _from_parts(parts: list, like: PyTree) -> PyTree:
-    """The inverse of `_real_parts`, in the dtypes of a tree."""
+def from_parts(parts: list, like: PyTree) -> PyTree:
+    """The inverse of `real_parts`, in the dtypes of a tree."""
     left = iter(parts)
 
     def of_leaf(p: jax.Array) -> jax.Array:

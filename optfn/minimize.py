@@ -1,6 +1,5 @@
 """A whole run with `minimize`, and `value_and_grad_from_state` for custom loops."""
 
-import enum
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from jax.tree_util import Partial
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
+from optfn.constraints import augmented_lagrangian, place_of_penalty, under
 from optfn.core.apply import step
 from optfn.core.control_flow import cond
 from optfn.core.data import as_number
@@ -24,7 +24,7 @@ from optfn.core.state import State
 from optfn.core.transform import Transform, check_transform_type, restored_hint
 from optfn.core.tree import PyTree
 from optfn.implicit import tangents_of_minimum, zero_tangent
-from optfn.objective import Objective
+from optfn.objective import Objective, check_function, holds_arrays
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb
@@ -37,33 +37,11 @@ from optfn.optimizers.quasi_newton.search import (
     searches_in,
 )
 from optfn.optimizers.quasi_newton.search import value_and_grad as wide_value_and_grad
+from optfn.status import TEXTS, Status
 
 GIVEN = ("value", "grad", "value_fn")
 # Times the step that a quasi-Newton method expects to be right.
 VERY_FAR = 1e6
-
-
-class Status(enum.IntEnum):
-    """How a minimization ended."""
-
-    RUNNING = 0
-    CONVERGED = 1
-    MAX_STEPS = 2
-    LINE_SEARCH_FAILED = 3
-    NOT_FINITE = 4
-    UNBOUNDED = 5
-    BOUNDS_CROSSED = 6
-
-
-TEXTS = {
-    Status.RUNNING: "still running",
-    Status.CONVERGED: "converged",
-    Status.MAX_STEPS: "stopped at max_steps",
-    Status.LINE_SEARCH_FAILED: "stopped where the line search found no lower value",
-    Status.NOT_FINITE: "stopped where the value or the gradient is not finite",
-    Status.UNBOUNDED: "stopped far out where the value still falls: no minimum was found",
-    Status.BOUNDS_CROSSED: "stopped at the start, as a lower bound is not at most its upper bound",
-}
 
 
 class Minimum(NamedTuple):
@@ -73,13 +51,18 @@ class Minimum(NamedTuple):
         x: the last params; within the bounds.
         value: the function's value at x, in the compute dtype.
         grad_norm: the largest magnitude of an entry of the gradient at x, or with bounds of the
-            projected gradient x - P(x - gradient), where P is the projection onto them.
+            projected gradient x - P(x - gradient), where P is the projection onto them; with
+            constraints the gradient is that of the Lagrangian.
         steps: int32, the number of optimizer steps.
         evaluations: the numbers of evaluations of the value and of the gradient, int32 each.
         status: int32, one of `Status`.
         aux: the function's auxiliary output at x, or None without `has_aux`.
         start_moved: bool, whether the start was outside the bounds; the run began at the nearest
             point between them.
+        multipliers: with constraints the multipliers y of the Lagrangian value + <y, constraints>,
+            in a tree like `constraints` with the values of each in its place: positive where an
+            upper bound holds the minimum back, negative where a lower one does. None without.
+        violation: with constraints by how much the one that is missed most is missed; None without.
     """
 
     x: PyTree
@@ -90,6 +73,8 @@ class Minimum(NamedTuple):
     status: jax.Array
     aux: Any = None
     start_moved: jax.Array | bool = False
+    multipliers: PyTree = None
+    violation: jax.Array | None = None
 
     @property
     def converged(self) -> jax.Array:
@@ -99,7 +84,7 @@ class Minimum(NamedTuple):
     def __str__(self) -> str:
         """A line for each run; the `repr` where the numbers are not known, as in a trace."""
         fields = self.status, self.value, self.grad_norm, self.steps, *self.evaluations
-        fields = (*fields, self.start_moved)
+        fields = (*fields, self.start_moved, -1.0 if self.violation is None else self.violation)
         kinds = (jax.Array, np.ndarray, np.generic, int, float)
         if any(isinstance(x, Tracer) or not isinstance(x, kinds) for x in fields):
             return repr(self)
@@ -108,8 +93,9 @@ class Minimum(NamedTuple):
         return "\n".join(
             f"{TEXTS[Status(status)]}: value {value:.6g}, gradient {norm:.2g}, {steps} steps, "
             f"{values} values and {grads} gradients evaluated"
+            f"{f'; constraints missed by at most {missed:.2g}' if missed >= 0 else ''}"
             f"{'; the start was outside the bounds' if moved else ''}"
-            for status, value, norm, steps, values, grads, moved in rows
+            for status, value, norm, steps, values, grads, moved, missed in rows
         )
 
 
@@ -119,6 +105,7 @@ def minimize(
     tx: Transform | None = None,
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
+    constraints: Any = None,
     args: tuple = (),
     has_aux: bool = False,
     value_and_grad: Callable | None = None,
@@ -152,6 +139,10 @@ def minimize(
             entries) or None, also in the place of a subtree: no bound. Infinite bounds are none,
             and equal ones fix an entry. They are rounded to the dtypes of `x0`, which is moved
             between them if it is outside.
+        constraints: a `Constraint(fun, lower, upper)`, or a list, tuple or dict of several. The
+            method is an augmented Lagrangian, whose minima `tx` finds one after the other;
+            `max_steps` counts those of all. The gradient is then that of the Lagrangian, and `tol`
+            also bounds the violation.
         args: further arguments of `fun`, pytrees of arrays.
         has_aux: whether `fun` returns a pair; it costs one more evaluation, at the end.
         value_and_grad: `value_and_grad(x, *args)` gives what `jax.value_and_grad(fun,
@@ -167,19 +158,20 @@ def minimize(
     Raises:
         TypeError: `x0` has integers, `args` is not a tuple, `fun` or `value_and_grad` does not
             return what `has_aux` says, `tx` needs other extra arguments or takes no bounds,
-            `bounds` is no pair, a bounded param is complex, a function is none or cannot be hashed,
+            `bounds` is no pair, a bounded param is complex, `constraints` holds something else than
+            a `Constraint` or one that gives no real arrays, a function is none or cannot be hashed,
             or a limit is no number.
         ValueError: `fun` does not return a real scalar, the gradient is not like `x0`, a limit is
-            NaN or no scalar, the bounds do not fit `x0`, or a lower bound is known to be above its
-            upper bound. (Where it is not known, in a trace, the status says so.)
+            NaN or no scalar, bounds do not fit, a constraint has none, or a lower bound is known to
+            be above its upper bound. (Where it is not known, in a trace, the status says so.)
     """
     if not isinstance(args, tuple):
         raise TypeError(
             f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
         )
-    _check_function(fun, "minimize(fun=...)")
+    check_function(fun, "minimize(fun=...)")
     if value_and_grad is not None:
-        _check_function(value_and_grad, "minimize(value_and_grad=...)")
+        check_function(value_and_grad, "minimize(value_and_grad=...)")
     _check_limit(tol, "minimize(tol=...)")
     _check_limit(max_steps, "minimize(max_steps=...)")
     x0 = to_arrays(x0, "x0")
@@ -188,11 +180,14 @@ def minimize(
     if tx is None:
         tx = lbfgs() if box is None else lbfgsb()
     check_transform_type(tx, "minimize(tx=...)")
+    given = len(args)
     functions = (fun, value_and_grad)
-    if any(map(_holds_arrays, functions)):  # they are data
-        args = (tuple(f if f is None or _holds_arrays(f) else Partial(f) for f in functions), *args)
+    if any(map(holds_arrays, functions)):  # they are data
+        args = (tuple(f if f is None or holds_arrays(f) else Partial(f) for f in functions), *args)
         fun, value_and_grad = _first, None if value_and_grad is None else _second
     objective = Objective(fun, has_aux, value_and_grad)
+    if constraints is not None:
+        objective, args = under(objective, constraints, x0, args, own=len(args) - given)
     if isinstance(tx, freeze):
         mine = tx._mine(x0)
         own_box = None if box is None else Box(*(view(side, mine) for side in box))
@@ -202,30 +197,9 @@ def minimize(
     return _checked_run(objective, tx, x0, args, box, tol, max_steps)
 
 
-def _check_function(function: Any, where: str) -> None:
-    """Refuses what cannot be called, or cannot be looked up among the functions compiled before."""
-    found = type(function).__name__
-    if not callable(function):
-        raise TypeError(f"{where} must be a function, found {found}.")
-    if _holds_arrays(function):
-        return
-    try:
-        hash(function)
-    except TypeError:
-        raise TypeError(
-            f"{where} must be hashable or a pytree, found {found}; give a method or a lambda that "
-            "calls it, or freeze the dataclass."
-        ) from None
-
-
 def _check_limit(limit: Any, where: str) -> None:
     if jnp.shape(as_number(limit, where)):
         raise ValueError(f"{where} must be one number, found shape {jnp.shape(limit)}.")
-
-
-def _holds_arrays(function: Callable | None) -> bool:
-    """Whether a function is a pytree, as a module is."""
-    return function is not None and not jax.tree_util.all_leaves([function])
 
 
 def _first(x: PyTree, functions: tuple, *args: Any) -> Any:
@@ -241,15 +215,16 @@ def _checked_run(
 ) -> Minimum:
     check_floating("x0", x0)
     _check_declared(tx, box)
+    run = _run if place_of_penalty(args) is None else partial(augmented_lagrangian, _run)
     if isinstance(lax.full((), 0.0), Tracer):  # in a program
         objective, args = objective.hoisted(x0, args)
     try:
-        return _run(objective, tx, x0, args, box, *limits)
+        return run(objective, tx, x0, args, box, *limits)
     except jax.errors.UnexpectedTracerError:
         hoisted, args = objective.hoisted(x0, args)
         if hoisted is objective:
             raise
-        return _run(hoisted, tx, x0, args, box, *limits)
+        return run(hoisted, tx, x0, args, box, *limits)
 
 
 def _check_declared(tx: Transform, box: Box | None) -> None:

@@ -101,6 +101,27 @@ class Objective:
         return Objective(fun, self.has_aux, derivative), (*args, *closed, *also_closed)
 
 
+def check_function(function: Any, where: str) -> None:
+    """Refuses what cannot be called, or cannot be looked up among the functions compiled before."""
+    found = type(function).__name__
+    if not callable(function):
+        raise TypeError(f"{where} must be a function, found {found}.")
+    if holds_arrays(function):
+        return
+    try:
+        hash(function)
+    except TypeError:
+        raise TypeError(
+            f"{where} must be hashable or a pytree, found {found}; give a method or a lambda that "
+            "calls it, or freeze the dataclass."
+        ) from None
+
+
+def holds_arrays(function: Callable | None) -> bool:
+    """Whether a function is a pytree, as a module is."""
+    return function is not None and not jax.tree_util.all_leaves([function])
+
+
 def _hoisted(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, list]:
     """A function of x, the arguments and the tracers that it closes over, and these.
 
