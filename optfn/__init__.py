@@ -305,6 +305,7 @@ from optfn.optimizers.quasi_newton.zoom import (
 
 # A whole run.
 from optfn.constraints import Constraint as Constraint
+from optfn.least_squares import minimize_residuals as minimize_residuals
 from optfn.minimize import Minimum as Minimum
 from optfn.status import Status as Status
 from optfn.minimize import minimize as minimize

@@ -143,6 +143,7 @@ FUNCTIONS = {
     "metrics": lambda: optfn.metrics(SCALED, SCALED.init(PARAMS)),
     "microbatch": lambda: (microbatched(X, ROWS), concatenated(ROWS)),
     "minimize": lambda: optfn.minimize(cases.bowl, X).x,
+    "minimize_residuals": lambda: optfn.minimize_residuals(jnp.sin, X).x,
     "noisy_mean": lambda: optfn.noisy_mean(GRADS, 1.0, 1.0, KEY, 2),
     "numbers": None,  # a field
     "NonNegative": None,  # a type
