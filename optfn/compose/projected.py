@@ -92,14 +92,16 @@ class projected(Wrapper):
 
     For params that are probabilities, rates, weights of bounded norm, rotations:
 
-        projected(adam(1e-2), projections.simplex(axis=-1))
+        projected(sgd(0.1, momentum=0.9), projections.simplex(axis=-1))
         projected(adam(1e-2), {"rates": projections.box(0, 1), "angle": None})
         projected(adam(1e-2), by_path({"**/kernel": projections.l2_ball(3.0, axis=0)}))
 
     A step that ends in the set is unchanged. Params that start outside of it are in it after the
     first update. Nothing may change the updates after it, so it stands around a whole optimizer,
     inside of averages. The optimizer's own state is not projected: with momentum the direction may
-    keep pointing out of the set.
+    keep pointing out of the set. Where directions are scaled entry by entry, as Adam's are, the
+    nearest point is not that of their metric: in a box they end at the minimum, in another set at a
+    point near it; `sgd` ends at the minimum in any convex set.
 
     The point is exact up to the rounding of the params, and in a `box` entries are never outside.
     If gradients have a lower precision than their params, `update` rounds its updates; `step` does
