@@ -108,8 +108,8 @@ def solve_hs71(shift, upper=5.0):
     )
 
 
-def test_bounds_constraints_and_outputs_in_trees_and_their_derivatives(x64):
-    """Hock and Schittkowski's problem 71, whose first entry is on its bound."""
+def test_bounds_constraints_and_outputs_in_trees(x64):
+    """Problem 71 of Hock and Schittkowski, whose first entry is on its bound."""
     found = jax.jit(solve_hs71)(40.0)
     assert found.converged
     np.testing.assert_allclose(found.x, [1, 4.74299963, 3.82114998, 1.37940829], rtol=1e-7)
@@ -117,6 +117,11 @@ def test_bounds_constraints_and_outputs_in_trees_and_their_derivatives(x64):
     np.testing.assert_allclose(found.aux["sum"], found.x.sum())
     assert found.multipliers["product"] < 0
     assert "constraints missed by at most" in str(found)
+
+
+@pytest.mark.slow
+def test_the_derivatives_of_a_minimum_and_of_its_multipliers(x64):
+    found = jax.jit(solve_hs71)(40.0)
 
     def answer(shift):
         end = solve_hs71(shift)
@@ -219,6 +224,7 @@ def test_what_is_refused(constraints, error, match):
         optfn.minimize(lambda x: jnp.sum(x**2), jnp.zeros(3), constraints=constraints)
 
 
+@pytest.mark.slow
 def test_a_function_that_falls_faster_than_a_penalty_rises(x64):
     above = Constraint(lambda x: x, -1)
     found = optfn.minimize(lambda x: x**3 + x, 0.5, constraints=above, tol=1e-8)
