@@ -297,8 +297,11 @@ from optfn.optimizers.matrix.splus import splus as splus
 from optfn.optimizers.quasi_newton.backtracking import (
     scale_by_backtracking_linesearch as scale_by_backtracking_linesearch,
 )
+from optfn.optimizers.quasi_newton.box import Box as Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs as lbfgs
 from optfn.optimizers.quasi_newton.lbfgs import scale_by_lbfgs as scale_by_lbfgs
+from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb as lbfgsb
+from optfn.optimizers.quasi_newton.lbfgsb import scale_by_lbfgsb as scale_by_lbfgsb
 from optfn.optimizers.quasi_newton.zoom import (
     scale_by_zoom_linesearch as scale_by_zoom_linesearch,
 )
@@ -310,6 +313,7 @@ from optfn.minimize import Minimum as Minimum
 from optfn.status import Status as Status
 from optfn.minimize import minimize as minimize
 from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
+from optfn.watching import Iterate as Iterate
 
 # From a narrow model to a wide one.
 from optfn.width_transfer import WidthTransfer as WidthTransfer

@@ -27,6 +27,7 @@ from optfn.objective import Objective, check_function, holds_arrays
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.search import Evaluations, conj, largest
 from optfn.status import Status
+from optfn.watching import UNWATCHED, Iterate, Watched, distance
 
 WHERE = "minimize(constraints=...)"
 # The weight grows tenfold where a round leaves more than this share of what is missed.
@@ -216,6 +217,7 @@ class _Rounds(NamedTuple):
         rounds: their number.
         failed: how many in a row have failed.
         status: as in `Minimum`.
+        trace: as in `Minimum`.
     """
 
     x: PyTree
@@ -230,31 +232,36 @@ class _Rounds(NamedTuple):
     rounds: jax.Array
     failed: jax.Array
     status: jax.Array
+    trace: Iterate | None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def augmented_lagrangian(
     run: Callable,
     objective: Objective,
+    watched: Watched,
     tx: Any,
     x0: PyTree,
     args: tuple,
     box: Box | None,
     tol: Any,
     max_steps: Any,
+    listener: Any,
 ) -> Any:
     """A run under constraints: rounds of `run` from each other's ends.
 
     Args:
-        run: `(objective, tx, x0, args, box, tol, max_steps) -> Minimum`.
+        run: `(objective, watched, tx, x0, args, box, tol, max_steps, listener) -> Minimum`.
         objective: from `under`.
+        watched: what is told and kept of each round.
         tx: the optimizer of each round.
         x0: the start.
         args: from `under`, also with others around.
         box: the bounds of x.
         tol: as of `minimize`.
         max_steps: of all rounds together.
+        listener: the number of who listens, or None.
     """
     at = place_of_penalty(args)
     given, dtype = args[at], own_dtype(x0)
@@ -285,7 +292,7 @@ def augmented_lagrangian(
         own = with_penalty(old.multipliers, old.weight)
         limit = jnp.minimum(max_steps - old.steps, ROUND_STEPS)
         limit = jnp.where(given.box.crossed, 0, limit)
-        found = run(objective, tx, old.x, own, box, old.tol, limit)
+        found = run(objective, UNWATCHED, tx, old.x, own, box, old.tol, limit, None)
         values, penalty = found.aux[1], own[at]
         shifted = penalty.shifted(values)
         multipliers = jax.tree.map(
@@ -322,6 +329,12 @@ def augmented_lagrangian(
         kept = partial(jax.tree.map, partial(jnp.where, again))
         same = partial(jax.tree.map, partial(jnp.where, again | goes_on))
         heavier = jnp.where(ran_away, 100, jnp.where(nearer | unfinished, 1, 10)).astype(dtype)
+        evaluations = jax.tree.map(lambda a, b: a + b + 1, old.evaluations, found.evaluations)
+        here = Iterate(
+            *(steps, cast(found.aux[0], dtype), found.grad_norm, distance(found.x, old.x)),
+            evaluations.value,
+        )
+        changes = old.status == Status.RUNNING, ~runs
         return _Rounds(
             kept(old.x, found.x),
             same(old.multipliers, multipliers),
@@ -331,10 +344,11 @@ def augmented_lagrangian(
             same(old.change, change),
             found,
             steps,
-            jax.tree.map(lambda a, b: a + b + 1, old.evaluations, found.evaluations),
+            evaluations,
             rounds,
             failed,
             status,
+            watched.noted(listener, old.trace, rounds, here, *changes),
         )
 
     moved = jnp.asarray(False) if box is None else ~box.holds(x0)
@@ -346,8 +360,11 @@ def augmented_lagrangian(
     weight = jnp.clip(weight, 1e-8, 1e8)
     zero, once = jnp.int32(0), Evaluations(jnp.int32(1), jnp.int32(0))
     first = with_penalty(given.multipliers, weight)
-    shapes = jax.eval_shape(lambda: run(objective, tx, x0, first, box, tol, max_steps))
+    rest = first, box, tol, max_steps, None
+    shapes = jax.eval_shape(lambda: run(objective, UNWATCHED, tx, x0, *rest))
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    here = Iterate(zero, cast(value, dtype), jnp.asarray(jnp.nan, dtype), 0.0, once.value)
+    trace = watched.noted(listener, watched.empty_trace(dtype), 0, here, True, False)
     start = _Rounds(
         *(
             x0,
@@ -357,7 +374,7 @@ def augmented_lagrangian(
             cast(largest(far), dtype),
             jnp.asarray(jnp.inf, dtype),
         ),
-        *(nothing, zero, once, zero, zero, zero),
+        *(nothing, zero, once, zero, zero, zero, trace),
     )
     end = lax.while_loop(lambda now: now.status == Status.RUNNING, one_round, start)
     value, values, aux = end.found.aux
@@ -370,13 +387,16 @@ def augmented_lagrangian(
         start_moved=moved,
         multipliers=end.multipliers,
         violation=cast(largest(given.distance(values)), dtype),
+        trace=end.trace,
     )
 
 
 @augmented_lagrangian.defjvp
-def _derivative(run: Callable, objective: Objective, primals: tuple, tangents: tuple) -> tuple:
+def _derivative(
+    run: Callable, objective: Objective, watched: Watched, primals: tuple, tangents: tuple
+) -> tuple:
     """By the implicit function theorem for the conditions of Karush, Kuhn and Tucker."""
-    result = augmented_lagrangian(run, objective, *primals)
+    result = augmented_lagrangian(run, objective, watched, *primals)
     _, _, args, box, *_ = primals
     _, _, d_args, d_box, *_ = tangents
     at = place_of_penalty(args)

@@ -1,5 +1,6 @@
 """A whole run with `minimize`, and `value_and_grad_from_state` for custom loops."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,23 +8,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.core import Tracer
 from jax.tree_util import Partial
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
-from optfn.constraints import augmented_lagrangian, place_of_penalty, under
+from optfn.constraints import MAX_ROUNDS, augmented_lagrangian, place_of_penalty, under
 from optfn.core.apply import step
 from optfn.core.control_flow import cond
 from optfn.core.data import as_number
+from optfn.core.dtypes import own_dtype
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.state import State
-from optfn.core.transform import Transform, check_transform_type, restored_hint
-from optfn.core.tree import PyTree
+from optfn.core.transform import Transform, as_transform, restored_hint
+from optfn.core.tree import PyTree, leaf_location
 from optfn.implicit import tangents_of_minimum, zero_tangent
+from optfn.joined import is_of_one_vector, joined_for
 from optfn.objective import Objective, check_function, holds_arrays
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
@@ -38,6 +42,7 @@ from optfn.optimizers.quasi_newton.search import (
 )
 from optfn.optimizers.quasi_newton.search import value_and_grad as wide_value_and_grad
 from optfn.status import TEXTS, Status
+from optfn.watching import UNWATCHED, Iterate, Watched, distance, listened_to
 
 GIVEN = ("value", "grad", "value_fn")
 # Times the step that a quasi-Newton method expects to be right.
@@ -63,6 +68,9 @@ class Minimum(NamedTuple):
             in a tree like `constraints` with the values of each in its place: positive where an
             upper bound holds the minimum back, negative where a lower one does. None without.
         violation: with constraints by how much the one that is missed most is missed; None without.
+        trace: the `Iterate` of every point from the start on, [max_steps + 1] each, or with
+            constraints of every round, [101]; None without `trace`. Past the last point its numbers
+            are NaN and its counts -1.
     """
 
     x: PyTree
@@ -75,6 +83,7 @@ class Minimum(NamedTuple):
     start_moved: jax.Array | bool = False
     multipliers: PyTree = None
     violation: jax.Array | None = None
+    trace: Iterate | None = None
 
     @property
     def converged(self) -> jax.Array:
@@ -102,7 +111,7 @@ class Minimum(NamedTuple):
 def minimize(
     fun: Callable,
     x0: PyTree,
-    tx: Transform | None = None,
+    tx: optax.GradientTransformation | None = None,
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
     constraints: Any = None,
@@ -111,6 +120,9 @@ def minimize(
     value_and_grad: Callable | None = None,
     tol: Any = 1e-5,
     max_steps: Any = 1000,
+    callback: Callable[[Iterate], Any] | None = None,
+    progress: bool = False,
+    trace: bool = False,
 ) -> Minimum:
     """Minimizes a function without noise from a starting point, also between bounds.
 
@@ -131,25 +143,32 @@ def minimize(
         fun: `fun(x, *args)` returns a real scalar, or with `has_aux` a pair of it and arrays. A new
             function compiles again; put data that changes into `args`.
         x0: the starting point, a pytree of real or complex arrays.
-        tx: an optimizer, by default `lbfgs()`, or L-BFGS-B if there are bounds. It may declare the
-            extra arguments `value`, `grad` and `value_fn`, and `box`, without which it takes no
+        tx: an optimizer, by default `lbfgs()`, or `lbfgsb()` if there are bounds. It may declare
+            the extra arguments `value`, `grad` and `value_fn`, and `box`, without which it takes no
             bounds. If it is a `freeze`, the frozen params do not count. For a line search inside
-            another wrapper the value is evaluated again, and its failures do not stop the run.
+            another wrapper the value is evaluated again, and its failures do not stop the run. One
+            of optax's is taken by `from_optax`, and what its line search evaluates is not counted.
         bounds: `(lower, upper)`, each a tree like `x0`, a prefix of it (a number bounds all
             entries) or None, also in the place of a subtree: no bound. Infinite bounds are none,
             and equal ones fix an entry. They are rounded to the dtypes of `x0`, which is moved
             between them if it is outside.
         constraints: a `Constraint(fun, lower, upper)`, or a list, tuple or dict of several. The
-            method is an augmented Lagrangian, whose minima `tx` finds one after the other;
-            `max_steps` counts those of all. The gradient is then that of the Lagrangian, and `tol`
-            also bounds the violation.
-        args: further arguments of `fun`, pytrees of arrays.
+            method is an augmented Lagrangian, whose minima `tx` finds one after the other, in
+            rounds; `max_steps` counts the steps of all. The gradient is then that of the
+            Lagrangian, and `tol` also bounds the violation.
+        args: further arguments of `fun`, pytrees of arrays and numbers.
         has_aux: whether `fun` returns a pair; it costs one more evaluation, at the end.
         value_and_grad: `value_and_grad(x, *args)` gives what `jax.value_and_grad(fun,
             has_aux=has_aux)` would, for derivatives of your own: by forward mode, where `fun` has a
             `while_loop`, by a solver's adjoint, or from outside of JAX.
         tol: the largest magnitude of a gradient entry to stop at.
         max_steps: the largest number of optimizer steps.
+        callback: `callback(iterate)` is called on the host with the `Iterate` of the start and of
+            every step, or with constraints of every round, of Python numbers; in a batch with those
+            of all runs. It must not call JAX. An error in it is raised when the run is over.
+        progress: whether to show the steps: on a line of the terminal with rich, or in a program, a
+            file or a pipe as lines on the standard error stream, fewer and fewer of them.
+        trace: whether the minimum holds all iterates; `max_steps` is then known.
 
     Returns:
         The minimum. After a failed line search the optimizer takes one more step, with `lbfgs` from
@@ -160,46 +179,96 @@ def minimize(
             return what `has_aux` says, `tx` needs other extra arguments or takes no bounds,
             `bounds` is no pair, a bounded param is complex, `constraints` holds something else than
             a `Constraint` or one that gives no real arrays, a function is none or cannot be hashed,
-            or a limit is no number.
+            `args` holds what is no array, or a limit is no number.
         ValueError: `fun` does not return a real scalar, the gradient is not like `x0`, a limit is
-            NaN or no scalar, bounds do not fit, a constraint has none, or a lower bound is known to
-            be above its upper bound. (Where it is not known, in a trace, the status says so.)
+            NaN, negative or no scalar, or with `trace` not known, bounds do not fit, a constraint
+            has none, or a lower bound is known to be above its upper bound. (Where it is not known,
+            in a trace, the status says so.)
     """
     if not isinstance(args, tuple):
         raise TypeError(
             f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
         )
+    _check_arrays(args)
     check_function(fun, "minimize(fun=...)")
     if value_and_grad is not None:
         check_function(value_and_grad, "minimize(value_and_grad=...)")
+    if callback is not None and not callable(callback):
+        found = type(callback).__name__
+        raise TypeError(f"minimize(callback=...) must be a function of an Iterate, found {found}.")
+    for name, switch in (("progress", progress), ("trace", trace), ("has_aux", has_aux)):
+        if not isinstance(switch, (bool, np.bool_)):
+            found = type(switch).__name__
+            raise TypeError(f"minimize({name}=...) must be True or False, found {found}.")
     _check_limit(tol, "minimize(tol=...)")
     _check_limit(max_steps, "minimize(max_steps=...)")
+    points = None
+    if trace:
+        points = _length(max_steps) if constraints is None else MAX_ROUNDS + 1
+    watched = Watched(callback is not None or bool(progress), points)
     x0 = to_arrays(x0, "x0")
     where = "minimize(bounds=...)"
     box = None if bounds is None else Box.of(bounds, x0, where, "x0")
     if tx is None:
         tx = lbfgs() if box is None else lbfgsb()
-    check_transform_type(tx, "minimize(tx=...)")
+    tx = as_transform(tx, "minimize(tx=...)")
     given = len(args)
     functions = (fun, value_and_grad)
     if any(map(holds_arrays, functions)):  # they are data
         args = (tuple(f if f is None or holds_arrays(f) else Partial(f) for f in functions), *args)
         fun, value_and_grad = _first, None if value_and_grad is None else _second
-    objective = Objective(fun, has_aux, value_and_grad)
+    objective, mine, start = Objective(fun, bool(has_aux), value_and_grad), None, x0
     if constraints is not None:
         objective, args = under(objective, constraints, x0, args, own=len(args) - given)
     if isinstance(tx, freeze):
         mine = tx._mine(x0)
-        own_box = None if box is None else Box(*(view(side, mine) for side in box))
-        own = (objective.over(mine), tx.transform, view(x0, mine), (x0, *args), own_box)
-        result = _checked_run(*own, tol, max_steps)
-        return result._replace(x=merge(result.x, x0, mine))
-    return _checked_run(objective, tx, x0, args, box, tol, max_steps)
+        box = None if box is None else Box(*(view(side, mine) for side in box))
+        objective, tx, start, args = objective.over(mine), tx.transform, view(x0, mine), (x0, *args)
+    is_later = isinstance(lax.full((), 0.0), Tracer)  # in a program
+
+    def run(listener: Any) -> Minimum:
+        given = (tx, start, args, box, tol, max_steps, listener)
+        return _checked_run(objective, watched, *given, is_later=is_later)
+
+    result = listened_to(run, callback, progress, is_later)
+    return result if mine is None else result._replace(x=merge(result.x, x0, mine))
 
 
 def _check_limit(limit: Any, where: str) -> None:
+    is_known = isinstance(limit, (int, float, np.ndarray, np.generic))
+    if is_known and np.issubdtype(np.asarray(limit).dtype, np.floating) and np.isnan(limit).any():
+        raise ValueError(f"{where} is NaN: no run ends by such a limit.")
     if jnp.shape(as_number(limit, where)):
         raise ValueError(f"{where} must be one number, found shape {jnp.shape(limit)}.")
+    if is_known and limit < 0:
+        raise ValueError(f"{where} must be at least 0, found {limit}.")
+
+
+def _length(max_steps: Any) -> int:
+    """The number of points of the longest run, which a trace has entries for."""
+    where = "minimize(trace=True) keeps every step, so max_steps must be"
+    if isinstance(max_steps, Tracer):
+        raise ValueError(f"{where} known where the run is traced, found a traced array.")
+    if not math.isfinite(max_steps):
+        raise ValueError(f"{where} finite, found {max_steps}.")
+    return math.ceil(max_steps) + 1
+
+
+def _check_arrays(args: tuple) -> None:
+    """Refuses what is no data: it belongs into the function."""
+    for i, leaf in enumerate(jax.tree.leaves(args)):
+        kinds = (jax.Array, np.ndarray, np.generic, int, float, complex)
+        is_array = isinstance(leaf, kinds) or hasattr(leaf, "__jax_array__")
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+        if not is_array or kind in ("O", "S", "U", "M", "m"):
+            found = (
+                f"an array of {leaf.dtype}" if is_array else f"{type(leaf).__name__} {leaf!r:.40}"
+            )
+            raise TypeError(
+                f"minimize(args=...) must hold arrays and numbers, found {found} "
+                f"{leaf_location(args, i)}; what is no data belongs into the function, as in "
+                "lambda x, *data: fun(x, *data, option)."
+            )
 
 
 def _first(x: PyTree, functions: tuple, *args: Any) -> Any:
@@ -211,20 +280,27 @@ def _second(x: PyTree, functions: tuple, *args: Any) -> Any:
 
 
 def _checked_run(
-    objective: Objective, tx: Transform, x0: PyTree, args: tuple, box: Box | None, *limits: Any
+    objective: Objective,
+    watched: Watched,
+    tx: Transform,
+    x0: PyTree,
+    args: tuple,
+    box: Box | None,
+    *limits: Any,
+    is_later: bool,
 ) -> Minimum:
     check_floating("x0", x0)
     _check_declared(tx, box)
     run = _run if place_of_penalty(args) is None else partial(augmented_lagrangian, _run)
-    if isinstance(lax.full((), 0.0), Tracer):  # in a program
+    if is_later:
         objective, args = objective.hoisted(x0, args)
     try:
-        return run(objective, tx, x0, args, box, *limits)
+        return run(objective, watched, tx, x0, args, box, *limits)
     except jax.errors.UnexpectedTracerError:
         hoisted, args = objective.hoisted(x0, args)
         if hoisted is objective:
             raise
-        return run(hoisted, tx, x0, args, box, *limits)
+        return run(hoisted, watched, tx, x0, args, box, *limits)
 
 
 def _check_declared(tx: Transform, box: Box | None) -> None:
@@ -258,7 +334,8 @@ class _Run(NamedTuple):
     """The state of the loop.
 
     `failed_steps` counts failed steps in a row; `ran_away` says whether the last step that moved x
-    was stopped at its last trial, very far out, with the value still falling.
+    was stopped at its last trial, very far out, with the value still falling; `trace` holds the
+    iterates, if they are kept.
     """
 
     point: _Point
@@ -268,23 +345,30 @@ class _Run(NamedTuple):
     failed_steps: jax.Array
     ran_away: jax.Array
     status: jax.Array
+    trace: Iterate | None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def _run(
     objective: Objective,
+    watched: Watched,
     tx: Transform,
     x0: PyTree,
     args: tuple,
     box: Box | None,
     tol: Any,
     max_steps: Any,
+    listener: Any,
 ) -> Minimum:
+    value_fn, joined = objective.value_fn(*args), joined_for(tx, x0)
+    if joined is not None:
+        of_tree = value_fn
+        value_fn = lambda vectors: of_tree(joined.apart(vectors))  # noqa: E731
+        x0, box = joined.join(x0), box and Box(*map(joined.join, box))
     like = copy_params_wide(x0)
-    declared = tx.declared_extra_args()
+    declared, evaluates = tx.declared_extra_args(), _evaluates_at_first(tx)
     zero, once = jnp.int32(0), Evaluations(jnp.int32(1), jnp.int32(1))
-    value_fn = objective.value_fn(*args)
 
     def size_of(x: PyTree, grad: PyTree) -> jax.Array:
         return largest(grad if box is None else box.projected_gradient(x, grad))
@@ -292,6 +376,8 @@ def _run(
     def evaluated(x: PyTree) -> _Point:
         value, grad = wide_value_and_grad(value_fn, x, like)
         return _Point(x, value, grad, size_of(x, grad))
+
+    crossed = jnp.asarray(False) if box is None else box.crossed
 
     def judged(run: _Run) -> _Run:
         """The run with its status: the last of these that applies."""
@@ -303,15 +389,25 @@ def _run(
             (Status.CONVERGED, run.point.grad_norm <= tol),
             (Status.NOT_FINITE, ~is_finite(run.point)),
             (Status.UNBOUNDED, run.point.value == -jnp.inf),
-            (Status.BOUNDS_CROSSED, jnp.asarray(False) if box is None else box.crossed),
+            (Status.BOUNDS_CROSSED, crossed),
         ):
             status = jnp.where(applies, jnp.int32(reason), status)
         return run._replace(status=status)
 
+    def watched_step(old: PyTree, before: jax.Array, run: _Run) -> _Run:
+        """The run, told of and with its trace, after a step from `old` with the status `before`."""
+        if watched == UNWATCHED:
+            return run
+        value, norm = run.point.value, run.point.grad_norm
+        here = Iterate(run.steps, value, norm, distance(run.point.x, old), run.evaluations.value)
+        changes = before == Status.RUNNING, run.status != Status.RUNNING
+        return run._replace(trace=watched.noted(listener, run.trace, run.steps, here, *changes))
+
     def one_step(run: _Run) -> _Run:
         old = run.point
-        given = {"value": old.value, "grad": old.grad, "value_fn": value_fn, "box": box}
-        given = {name: given[name] for name in declared}
+        given = {"value": old.value, "grad": old.grad, "value_fn": value_fn}
+        if "box" in declared:
+            given["box"] = box
         x, state = step(tx, old.x, old.grad, run.state, **given)
         x = x if box is None else box.project(x)  # by a rounding
         evaluations = [run.evaluations, *(found.info.evaluations for found in searches_in(state))]
@@ -327,30 +423,61 @@ def _run(
         else:
             point = evaluated(x)
             evaluations.append(once)
+        if evaluates:  # the first is at the start, and no step
+            state = state._replace(step=jnp.asarray(run.steps + 1, state.step.dtype))
         spent = jax.tree.map(lambda *counts: sum(counts), *evaluations)
-        return judged(_Run(point, state, run.steps + 1, spent, failed_steps, ran_away, run.status))
+        ended = (point, state, run.steps + 1, spent, failed_steps, ran_away, run.status, run.trace)
+        return watched_step(old.x, run.status, judged(_Run(*ended)))
 
     moved = jnp.asarray(False) if box is None else ~box.holds(x0)
     x0 = copy_params(x0 if box is None else box.project(x0))
-    start = _Run(evaluated(x0), tx.init(x0), zero, once, zero, moved & False, zero)
-    end = lax.while_loop(lambda run: run.status == Status.RUNNING, one_step, judged(start))
+    run_from = (
+        tx.init(x0),
+        zero,
+        once,
+        zero,
+        moved & False,
+        zero,
+        watched.empty_trace(own_dtype(like)),
+    )
+    if evaluates:
+        infinity = jnp.asarray(jnp.inf, own_dtype(like))
+        unknown = _Point(x0, infinity, jax.tree.map(jnp.zeros_like, like), infinity)
+        none = Evaluations(zero, zero)
+        start = _Run(unknown, *run_from)._replace(steps=zero - 1, evaluations=none)
+    else:
+        start = watched_step(x0, zero, judged(_Run(evaluated(x0), *run_from)))
+    end = lax.while_loop(lambda run: run.status == Status.RUNNING, one_step, start)
+    x, value, _, norm = end.point
+    x = x if joined is None else joined.apart(x)
     aux, evaluations = None, end.evaluations
     if objective.has_aux:
-        aux = objective.value_and_aux(end.point.x, *args)[1]
+        aux = objective.value_and_aux(x, *args)[1]
         evaluations = evaluations._replace(value=evaluations.value + 1)
-    x, value, _, norm = end.point
-    return Minimum(x, value, norm, end.steps, evaluations, end.status, aux, moved)
+    return Minimum(x, value, norm, end.steps, evaluations, end.status, aux, moved)._replace(
+        trace=end.trace
+    )
 
 
 @_run.defjvp
-def _derivative(objective: Objective, primals: tuple, tangents: tuple) -> tuple:
+def _derivative(objective: Objective, watched: Watched, primals: tuple, tangents: tuple) -> tuple:
     """By the implicit function theorem; the start and the optimizer do not matter."""
-    result = _run(objective, *primals)
+    result = _run(objective, watched, *primals)
     _, _, args, box, *_ = primals
     _, _, d_args, d_box, *_ = tangents
     dx, d_value, d_aux = tangents_of_minimum(objective, result.x, (args, box), (d_args, d_box))
     tangent = jax.tree.map(zero_tangent, result)
     return result, tangent._replace(x=dx, value=d_value, aux=d_aux)
+
+
+def _evaluates_at_first(tx: Transform) -> bool:
+    """Whether a first update with an unknown value and no gradient evaluates the function there.
+
+    A line search does. Then the function stands once in the program, which compiles the faster.
+    """
+    stages = tx.stages if type(tx) is chain else (tx,)
+    keeps = bool(stages) and isinstance(stages[-1], LineSearch) and stages[-1].keeps_grad
+    return keeps and is_of_one_vector(tx)
 
 
 def is_finite(point: _Point) -> jax.Array:

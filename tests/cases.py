@@ -189,6 +189,7 @@ OPTIMIZERS = {
     ),
     "conditionally_mask": optfn.conditionally_mask(optfn.sgd(0.01, 0.9), not_every_third),
     "lbfgs": optfn.lbfgs(memory_size=2),
+    "lbfgsb": optfn.lbfgsb(memory_size=2),
     "backtracking": optfn.chain(
         optfn.sgd(1.0), optfn.scale_by_backtracking_linesearch(5, store_grad=True)
     ),
@@ -214,6 +215,12 @@ def searched(grads, params):
     return {"value": value, "grad": jax.tree.map(jnp.conj, grad), "value_fn": bowl}
 
 
+def bounded(grads, params):
+    """A search, and a box without sides."""
+    far = jax.tree.map(lambda p: jnp.full_like(p, jnp.inf), params)
+    return searched(grads, params) | {"box": optfn.Box(jax.tree.map(jnp.negative, far), far)}
+
+
 def largest_logits(grads, params):
     """Of the kit's weights as queries and its biases as keys, a head for each output."""
     by_path = dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))
@@ -228,6 +235,7 @@ EXTRA_ARGS = (
     {name: {"value": 2.0} for name in ("polyak_sgd", "momo", "momo_adam", "reduce_on_plateau")}
     | {"sophia": {"obj_fn": loss}, "accumulate weighted": {"weight": 3.0}}
     | dict.fromkeys(("lbfgs", "backtracking"), searched)
+    | {"lbfgsb": bounded}
     | {"muon_clip": largest_logits}
 )
 

@@ -453,6 +453,14 @@ LEGS = {
         "with exact steps on a quadratic it takes conjugate directions and ends after n steps",
         "test_with_exact_steps_it_takes_conjugate_directions",
     ),
+    "lbfgsb": Legs(
+        ("scale_by_lbfgsb", "scale_by_zoom_linesearch"),
+        "lbfgsb",
+        False,
+        (),
+        "where no bound is met its directions are those of L-BFGS",
+        "test_without_bounds_it_is_the_direction_of_lbfgs",
+    ),
     "muon": Legs(
         ("ema", "newton_schulz", "scale_by_matrix_shape"),
         "muon.muon",

@@ -252,6 +252,20 @@ def test_lbfgs_reports_evaluations_and_seconds():
     assert matches(row, "beale", *counts, f"{reached} (pass|MISS)", *[reached] * 2, *[judged] * 2)
     (row,) = table(text, "Seconds")
     assert matches(row, "beale", NUMBER, JUDGED, NUMBER, JUDGED)
+    (row,) = table(text, "Leaves")
+    assert matches(row, NUMBER, NUMBER, JUDGED)
+
+
+@pytest.mark.slow
+def test_minimize_reports_evaluations_values_and_conditions():
+    assert len(import_module("minimize").PROBLEMS) >= 40
+    *rows, all_of_them = table(run("minimize.py", "--quick"), "Evaluations")
+    reached = "[0-2]/2"
+    judged = f"{NUMBER} (pass|MISS)"
+    for row, name in zip(rows, ("hs5", "beale"), strict=True):
+        assert row[0] == name and re.fullmatch(rf"{reached} (pass|MISS)", row[3])
+        assert re.fullmatch(judged, row[6]) and float(row[7]) <= 1.1e-6
+    assert all_of_them[0] == "all"
 
 
 @pytest.mark.slow
@@ -297,8 +311,8 @@ def test_problems_sweeps_every_optimizer_of_the_tables():
     module = import_module("problems")
     named = {name.split()[0] for name in cases.OPTIMIZERS}
     functions = {name for name in named if inspect.isfunction(getattr(optfn, name, None))}
-    # L-BFGS has a benchmark of its own, and MuonClip is Muon where there is no attention.
-    assert functions - {"lbfgs", "muon_clip"} == set(module.OPTIMIZERS)
+    # L-BFGS and L-BFGS-B have benchmarks of their own, and MuonClip is Muon without attention.
+    assert functions - {"lbfgs", "lbfgsb", "muon_clip"} == set(module.OPTIMIZERS)
     of_matrices = {n for n in functions if ".matrix." in getattr(optfn, n).__module__}
     assert of_matrices - {"muon_clip"} == set(module.OF_MATRICES)
 

@@ -560,6 +560,48 @@ def test_regression_finds_scipy_s_weights(tmp_path):
     assert not done.written
 
 
+# tune_by_gradient
+
+
+@pytest.fixture(scope="module")
+def ridge():
+    return load("tune_by_gradient")
+
+
+def test_ridge_s_gradient_is_that_of_the_normal_equations(ridge, x64):
+    data = ridge.load_data()
+    penalties = jnp.asarray([-1.0, -3.0])
+
+    def by_equations(log_penalties):
+        x, y = data.fitted
+        linear, others = jnp.exp(log_penalties) * len(x)
+        diagonal = jnp.where(jnp.arange(x.shape[1]) < 10, linear, others)
+        weights = jnp.linalg.solve(x.T @ x + jnp.diag(diagonal), x.T @ y)
+        return ridge.error(weights, data.held_out)
+
+    found = jax.jit(jax.value_and_grad(ridge.held_out))(penalties, data)
+    wanted = jax.value_and_grad(by_equations)(penalties)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-9)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)
+
+
+def test_ridge_is_tuned_below_the_best_of_the_grid(tmp_path, ridge):
+    ran = run(
+        "tune_by_gradient", tmp_path, "--quick", "--output", "here/figure.png", xla_flags=CHEAP
+    )
+    assert ran.stdout.startswith("converged: value ")
+    number = r" +([\d.]+)"
+    row = re.compile(rf"^ *(.*\S){number * 5} *$", re.MULTILINE)
+    rows = {name: list(map(float, numbers)) for name, *numbers in row.findall(ran.stdout)}
+    errors = {name: numbers[3] for name, numbers in rows.items()}
+    none, one, grid, gradients = errors.values()
+    assert gradients <= grid <= one < none
+    fits = {name: numbers[0] for name, numbers in rows.items()}
+    assert fits["two, by gradients"] < fits["two, on the grid"] == 49
+    assert ran.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png", ridge.BLUE, ridge.VERMILLION)
+
+
 # sweep_digits
 
 

@@ -24,6 +24,8 @@ LAYERS = (
         "implicit",
         "minimize",
         "status",
+        "joined",
+        "watching",
         "constraints",
         "kkt",
         "least_squares",

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 import optfn
-from optfn import Status
-from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb
+from optfn import Status, lbfgsb
 from optfn.testing.checks import enable_x64
 
 FREE = np.inf
@@ -179,9 +178,13 @@ ZEROS = {"a": jnp.zeros(2), "b": jnp.zeros(())}
 @pytest.mark.parametrize(
     ("bounds", "error", "match"),
     [
-        ([(0, 1), (0, 1)], TypeError, r"must be a pair \(lower, upper\).*found a list.*transpose"),
+        (
+            [(0, 1), (0, 1)],
+            TypeError,
+            r"must be a pair \(lower, upper\).*as SciPy takes them.*float\).T",
+        ),
         ((0, 1, 2), TypeError, r"must be a pair \(lower, upper\).*found a tuple of 3"),
-        (optimize.Bounds(0, 1), TypeError, r"found an array|found a Bounds"),
+        (optimize.Bounds(0, 1), TypeError, r"found SciPy's Bounds b, which are \(b\.lb"),
         (({"a": 0}, None), ValueError, r"the lower bounds in .* it has no value at 'b'"),
         ((None, {"a": 0, "b": 1, "c": 2}), ValueError, r"it has a value at 'c', where x0 have"),
         ((np.zeros(3), None), ValueError, r"at 'a': it has shape \(3,\), x0 has \(2,\)"),
@@ -195,6 +198,20 @@ ZEROS = {"a": jnp.zeros(2), "b": jnp.zeros(())}
 def test_bounds_that_do_not_fit(bounds, error, match):
     with pytest.raises(error, match=match):
         optfn.minimize(lambda p: jnp.sum(p["a"]) + p["b"], ZEROS, bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    "bounds", [[(0, 1), (None, 2)], ((0, 1), (0, None)), [[0.0, np.float64(1)]]]
+)
+def test_pairs_for_each_entry_are_told_from_lower_and_upper(bounds):
+    with pytest.raises(TypeError, match="a pair for each entry, as SciPy takes them"):
+        optfn.minimize(rosenbrock, jnp.zeros(2), bounds=bounds)
+    lower, upper = np.array([(0, 1), (-np.inf, 2)], float).T  # as it says
+    assert optfn.minimize(rosenbrock, jnp.zeros(2), bounds=(lower, upper), tol=1e-2).converged
+    pair = (jnp.zeros(()), jnp.zeros(()))
+    f = lambda p: (p[0] - 3) ** 2 + (p[1] + 3) ** 2  # noqa: E731
+    found = optfn.minimize(f, pair, bounds=((0, 1), (2, 3)))  # two trees like this pair
+    np.testing.assert_allclose(found.x, [2, 1], atol=1e-5)
 
 
 def test_other_bad_input():

@@ -55,7 +55,7 @@ class flatten(Wrapper):
 
     def init_slots(self, params: PyTree) -> Any:
         check_floating("the param", params)
-        return self.transform.init_named(_pack(params, params))
+        return self.transform.init_named(pack(params, params))
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         check_floating("the gradient", updates)
@@ -69,19 +69,19 @@ class flatten(Wrapper):
                 )
 
         def packs(kind: str, value: Any) -> Any:
-            return _pack(value, like) if kind == "tree" else value
+            return pack(value, like) if kind == "tree" else value
 
         kinds = self.transform.declared_extra_args()
         extra = {k: packs(kinds.get(k, ""), value) for k, value in ctx.extra_args.items()}
-        params = None if ctx.params is None else _pack(ctx.params, like)
+        params = None if ctx.params is None else pack(ctx.params, like)
         inside = ctx._replace(params=params, extra_args=extra)
-        vectors, new = self.transform.apply_named(_pack(updates, like), slots, inside)
-        return _unpack(vectors, like), new
+        vectors, new = self.transform.apply_named(pack(updates, like), slots, inside)
+        return unpack(vectors, like), new
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:
-        vectors = _pack(params, params)
+        vectors = pack(params, params)
         own = self.transform.evaluation_params_named(vectors, slots, step)
-        return _unpack(own, params)
+        return unpack(own, params)
 
 
 def _why_not_elementwise(tx: Transform) -> str | None:
@@ -106,7 +106,7 @@ def _why_not_elementwise(tx: Transform) -> str | None:
     return f"{name} calls a function of the params ({functions[0]})" if functions else None
 
 
-def _pack(tree: PyTree, params: PyTree) -> PyTree:
+def pack(tree: PyTree, params: PyTree) -> PyTree:
     """The leaves concatenated, in one vector for each dtype of their params; else the tree."""
     if not jax.tree.leaves(params):
         return tree  # a node that stands for the params stands for the vectors too
@@ -116,8 +116,8 @@ def _pack(tree: PyTree, params: PyTree) -> PyTree:
     return {name: jnp.concatenate(parts) for name, parts in groups.items()}
 
 
-def _unpack(vectors: PyTree, params: PyTree) -> PyTree:
-    """The inverse of `_pack`, for a tree like the params."""
+def unpack(vectors: PyTree, params: PyTree) -> PyTree:
+    """The inverse of `pack`, for a tree like the params."""
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
         return vectors

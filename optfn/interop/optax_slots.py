@@ -25,6 +25,7 @@ from optfn.interop.optax_stages import (
     children,
     show_path,
 )
+from optfn.optimizers.quasi_newton.lbfgs import scale_by_lbfgs
 
 # Squares in optax's state of what is a root here.
 SQUARES = (
@@ -176,8 +177,9 @@ def _lbfgs_from(pair: Pair) -> dict[str, Any]:
     """The memory with the newest pair in the last row, and the inverse of its triangle."""
     other, own = pair.part.state, pair.slots
     where = show_path(pair.part.path)
-    m = len(other.weights_memory)
-    order = (other.count - 1 - m + jnp.arange(m)) % m
+    m, most = len(own.inverse), len(other.weights_memory)
+    _check_same_memory(pair, most)
+    order = (other.count - 1 - m + jnp.arange(m)) % most  # of the newest
     # optax keeps pairs along which the function curves downward too.
     kept = jnp.asarray(other.weights_memory)[order] > 0
 
@@ -187,8 +189,6 @@ def _lbfgs_from(pair: Pair) -> dict[str, Any]:
         )
         return carried(own_order, like, f"{where}.{name}")
 
-    if m != len(own.inverse):
-        raise ValueError(f"{where} remembers {m} pairs, {'.'.join(pair.names)} {len(own.inverse)}.")
     steps = rows(other.diff_params_memory, own.steps, "diff_params_memory")
     changes = rows(other.diff_updates_memory, own.changes, "diff_updates_memory")
     products = _products(steps, changes)
@@ -213,15 +213,11 @@ def _lbfgs_from(pair: Pair) -> dict[str, Any]:
 def _lbfgs_to(pair: Pair, count: Any) -> dict[str, Any]:
     """optax writes the pair that an update finds into the row before that of its count."""
     other, own = pair.part.state, pair.slots
-    where, m = ".".join(pair.names), len(own.inverse)
-    if m != len(other.weights_memory):
-        raise ValueError(
-            f"{where} remembers {m} pairs, optax's {show_path(pair.part.path)} "
-            f"{len(other.weights_memory)}."
-        )
-    age = (count - 2 - jnp.arange(m)) % m  # of the pair in each row of optax's
+    where, m, most = ".".join(pair.names), len(own.inverse), len(other.weights_memory)
+    _check_same_memory(pair, most)
+    age = (count - 2 - jnp.arange(most)) % most  # of the pair in each row of optax's
     order = (own.row - 1 - age) % m
-    weights = jnp.diagonal(own.inverse)[order]
+    weights = jnp.where(age < m, jnp.diagonal(own.inverse)[order], 0)
 
     def rows(tree: PyTree, like: PyTree, name: str) -> PyTree:
         kept = jax.tree.map(
@@ -236,6 +232,16 @@ def _lbfgs_to(pair: Pair, count: Any) -> dict[str, Any]:
         "diff_updates_memory": rows(own.changes, other.diff_updates_memory, "changes"),
         "weights_memory": carried(weights, other.weights_memory, f"{where}.inverse"),
     }
+
+
+def _check_same_memory(pair: Pair, theirs: int) -> None:
+    """Refuses memories of other sizes. (That of few params has fewer rows here than in optax.)"""
+    ours = cast(scale_by_lbfgs, pair.stage).memory_size
+    if ours != theirs:
+        raise ValueError(
+            f"optax's {show_path(pair.part.path)} remembers {theirs} pairs, "
+            f"{'.'.join(pair.names)} {ours}."
+        )
 
 
 def _products(rows: PyTree, others: PyTree) -> jax.Array:

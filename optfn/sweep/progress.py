@@ -1,11 +1,8 @@
 """The progress of a sweep, for a terminal or a custom function."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import NamedTuple
 
+from optfn.core.progress_display import shown as shown
 from optfn.sweep.scheduler import Scheduler
 
 
@@ -71,47 +68,3 @@ class Progress(NamedTuple):
             f"{self.pruned} pruned, {lost}; {self.speed:,.0f} lane-steps/s, "
             f"{self.seconds:.0f} s{left}{paused if self.host_bytes else ''}"
         )
-
-
-class _Lines:
-    """Progress as lines on the standard error stream, fewer and fewer of them."""
-
-    def __init__(self) -> None:
-        self.last: Progress | None = None
-        self.printed = 0.0
-
-    def show(self, progress: Progress) -> None:
-        self.last = progress
-        if progress.seconds >= min(1.1 * self.printed, self.printed + 60):
-            self.print_last()
-
-    def print_last(self) -> None:
-        if self.last is not None:
-            print(self.last, file=sys.stderr, flush=True)
-            self.last, self.printed = None, self.last.seconds
-
-
-@contextmanager
-def shown(
-    progress: bool | Callable[[Progress], None] | None,
-) -> Iterator[Callable[[Progress], None]]:
-    """A function that shows progress: by default on a line of the terminal, if there is one.
-
-    In a file or a pipe it prints lines: the first, the last, and one whenever the time has grown by
-    a tenth, or a minute.
-    """
-    if callable(progress):
-        yield progress
-        return
-    terminal = sys.stderr.isatty()
-    if progress is False or (progress is None and not terminal):
-        yield lambda progress: None
-    elif terminal and find_spec("rich"):
-        from rich.console import Console
-
-        with Console(stderr=True).status("compiling") as status:
-            yield lambda progress: status.update(str(progress))
-    else:
-        lines = _Lines()
-        yield lines.show
-        lines.print_last()

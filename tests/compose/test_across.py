@@ -29,6 +29,7 @@ REFUSED = {
     "noisy_sgd": "add_noise",
     "flatten": "flatten",
     "lbfgs": "scale_by_lbfgs",
+    "lbfgsb": "scale_by_lbfgsb",
     "backtracking": "scale_by_backtracking_linesearch",
     "sophia": "hutchinson_estimator_diag_hessian",
     "muon": "newton_schulz",

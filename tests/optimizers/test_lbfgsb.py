@@ -4,52 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import lbfgsb
 
 import optfn
-from optfn.optimizers.quasi_newton.box import Box
-from optfn.optimizers.quasi_newton.lbfgsb import scale_by_lbfgsb
-
-
-def model_of(pairs, g, size):
-    """B from theta I by the BFGS formula, once a pair, oldest first."""
-    theta = max(np.linalg.norm(g), 1)
-    if pairs:
-        s, y = pairs[-1]
-        theta = y @ y / (s @ y)
-    B = theta * np.eye(size)
-    for s, y in pairs:
-        B += np.outer(y, y) / (s @ y) - B @ np.outer(s, s) @ B / (s @ B @ s)
-    return B
-
-
-def direction(x, g, lower, upper, B):
-    """From x to the end of the step: piece by piece to the Cauchy point, then over a subspace."""
-
-    def bound(d):
-        return np.where(d > 0, upper, lower)
-
-    c, d, left = x.copy(), -g.copy(), np.where(g != 0, abs(bound(-g) - x), 0)
-    while True:
-        times = np.where(d != 0, left / np.where(d != 0, abs(d), 1), np.inf)
-        slope, curvature = (g + B @ (c - x)) @ d, d @ B @ d
-        if slope >= 0 or not d.any():
-            break
-        t = min(times.min(), -slope / curvature)
-        hit = (times <= t) & (d != 0)
-        c = np.where(hit, bound(d), c + t * d)
-        left, d = left - t * abs(d), np.where(hit, 0, d)
-        if not hit.any():
-            break
-    free = (c > lower) & (c < upper)
-    end = c.copy()
-    slope = g + B @ (c - x)
-    end[free] -= np.linalg.solve(B[np.ix_(free, free)], slope[free])
-    projected = np.clip(end, lower, upper)
-    if g @ (projected - x) < 0:
-        return projected - x
-    step = end - c
-    room = np.where(step != 0, (bound(step) - c) / np.where(step != 0, step, 1), np.inf)
-    return c + min(room.min(), 1) * step - x
+from optfn import Box, scale_by_lbfgsb
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,7 +29,7 @@ def test_the_direction_is_the_paper_s(seed, x64):
             pairs = [*pairs, (s, y)][-m:] if s @ y > 1e-15 * (y @ y) else pairs
         before = x, g
         u, state = update(jnp.asarray(g), state, jnp.asarray(x), box=Box(lower, upper))
-        wanted = direction(x, g, lower, upper, model_of(pairs, g, n))
+        wanted = -lbfgsb(x, g, lower, upper, pairs)
         np.testing.assert_allclose(-u, wanted, rtol=1e-8, atol=1e-9)
         rate = 1 if step % 2 else 0.7
         x = np.clip(x + rate * wanted, lower, upper)
@@ -101,3 +59,20 @@ def test_without_bounds_it_is_the_direction_of_lbfgs(x64):
             p = jax.tree.map(lambda x, u: x - 0.5 * u, p, u)
         ends.append(p)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), *ends)
+
+
+def test_the_state_is_a_fixed_point_in_the_precision_of_the_params():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = {"a": jnp.ones((2, 3), dtype), "n": None, "b": jnp.zeros((), dtype)}
+        given = {"box": Box(*(jax.tree.map(lambda p, s=s: p + s, params) for s in (-1, 1)))}
+        tx = scale_by_lbfgsb(2)
+        state = jax.eval_shape(tx.init, params)
+        step = lambda s, p: tx.update(p, s, p, **given)  # noqa: E731, B023
+        updates, after = jax.eval_shape(step, state, params)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        assert jax.tree.map(jax.typeof, updates) == jax.tree.map(jax.typeof, params)
+
+
+def test_complex_params_are_refused():
+    with pytest.raises(TypeError, match=r"takes real params, found complex64 at 'z'"):
+        scale_by_lbfgsb().init({"z": jnp.ones(2, jnp.complex64)})

@@ -14,6 +14,7 @@ import test_dion
 import test_golden
 import test_kron
 import test_lbfgs
+import test_lbfgsb
 import test_low_rank
 import test_muon
 import test_muon_kin
@@ -26,11 +27,11 @@ import test_soap
 import test_theorems
 from compose import test_qk_clip
 from legs import LEGS
-from test_signatures import OF_MATRICES, OPTIMIZERS
+from test_signatures import OF_BOUNDS, OF_MATRICES, OPTIMIZERS
 
 import optfn
 
-THEOREMS = (test_theorems, test_curvature, test_lbfgs)
+THEOREMS = (test_theorems, test_curvature, test_lbfgs, test_lbfgsb)
 # All tests of matrix optimizers.
 OF_MATRIX_OPTIMIZERS = (
     *(test_muon, test_muon_kin, test_scion, test_dion, test_soap, test_shampoo, test_kron),
@@ -51,7 +52,7 @@ def test_stages_exist(name):
     assert all(inspect.isclass(getattr(optfn, stage)) for stage in LEGS[name].stages)
 
 
-@pytest.mark.parametrize("name", sorted(LEGS.keys() - OF_MATRICES))
+@pytest.mark.parametrize("name", sorted(LEGS.keys() - OF_MATRICES - OF_BOUNDS))
 def test_legs_stand(name):
     leg = LEGS[name]
     assert inspect.isfunction(getattr(oracles, leg.oracle))
@@ -64,6 +65,14 @@ def test_legs_stand(name):
         if facts["oracle"] == name and case not in test_golden.ORACLE_ONLY
     }
     assert set(leg.golden) == golden
+    assert has_test(THEOREMS, leg.theorem)
+
+
+def test_legs_of_what_takes_bounds_stand():
+    assert LEGS.keys() >= OF_BOUNDS
+    leg = LEGS["lbfgsb"]
+    assert test_lbfgsb.lbfgsb is getattr(oracles, leg.oracle)
+    assert not leg.optax and not leg.golden
     assert has_test(THEOREMS, leg.theorem)
 
 

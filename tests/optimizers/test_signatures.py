@@ -16,6 +16,10 @@ from optfn.core.transform import transforms_in
 EMPTY = inspect.Parameter.empty
 
 
+def is_transform(value):
+    return inspect.isclass(value) and issubclass(value, optfn.Transform)
+
+
 def defined_in(*packages):
     """The public optimizers and stages from these packages of optfn, by name."""
     return {
@@ -23,7 +27,7 @@ def defined_in(*packages):
         for name, value in vars(optfn).items()
         if callable(value)
         and value.__module__.startswith(tuple(f"optfn.{p}." for p in packages))
-        and (inspect.isclass(value) or gives_a_transform(value))
+        and (is_transform(value) or gives_a_transform(value))
     }
 
 
@@ -32,6 +36,7 @@ FUNCTIONS = {k: v for k, v in defined_in("optimizers").items() if inspect.isfunc
 COMPOSED = {k: v for k, v in FUNCTIONS.items() if k.startswith("scale_by_")}
 OPTIMIZERS = {k: v for k, v in FUNCTIONS.items() if k not in COMPOSED}
 OF_MATRICES = OPTIMIZERS.keys() & defined_in("optimizers.matrix").keys()
+OF_BOUNDS = {"lbfgsb"}
 DIRECTIONS = {k: v for k, v in defined_in("optimizers").items() if inspect.isclass(v)}
 PUBLIC = FUNCTIONS | DIRECTIONS | defined_in("transforms")
 
@@ -55,6 +60,7 @@ NOT_IN_OPTAX = {
     *("dion", "dion2", "scale_by_dion", "scale_by_dion2"),
     *("apollo", "apollo_mini", "scale_by_apollo"),
     *("scale_by_prodigy", "scale_by_dadapt_adamw", "scale_by_momo", "scale_by_momo_adam"),
+    *("lbfgsb", "scale_by_lbfgsb"),
 }
 
 # Where optax's function and its stage differ, and so do optfn's; the authors' eps of Grams.
@@ -82,6 +88,7 @@ OTHER_NAMES = {
     ("sm3", "scale_by_sm3"),
     ("sophia", "hutchinson_estimator_diag_hessian"),
     ("lbfgs", "scale_by_zoom_linesearch"),
+    ("lbfgsb", "scale_by_zoom_linesearch"),
     ("galore", "scale_by_adam"),
 }
 
@@ -154,11 +161,12 @@ def test_defaults_are_tested_for_every_direction():
     used = {type(stage).__name__ for tx in built for stage in stages_in(tx)}
     alone = {"scale_by_distance_over_gradients", "hutchinson_estimator_diag_hessian"}
     alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}
+    alone |= {"scale_by_lbfgsb"}  # test_lbfgsb
     assert DIRECTIONS.keys() - used == alone
 
 
 def test_every_algorithm_and_stage_has_its_case():
-    assert {case.algorithm for case in CASES} == OPTIMIZERS.keys() - OF_MATRICES  # test_legs
+    assert {case.algorithm for case in CASES} == OPTIMIZERS.keys() - OF_MATRICES - OF_BOUNDS
     alone = {stage.name.split()[0] for stage in STAGES}
     alone |= test_sizes.STAGES.keys() | {"normalize_by_update_norm"}
     alone |= {"correct_by_mars", "orthogonalize_to_params"}  # test_theorems
@@ -167,6 +175,7 @@ def test_every_algorithm_and_stage_has_its_case():
     alone |= {"hutchinson_estimator_diag_hessian"}  # test_curvature
     alone |= {"zero_nans"}  # transforms/test_nans.py
     alone |= {"scale_by_zoom_linesearch", "scale_by_backtracking_linesearch"}  # test_lbfgs
+    alone |= {"scale_by_lbfgsb"}  # test_lbfgsb
     alone |= {"clip_by_norm", "keep_params_nonnegative"}  # transforms/test_clip.py, test_project.py
     alone |= {"scale_by_layer_decay"}  # compose/test_groups.py
     alone |= {"reduce_on_plateau"}  # compose/test_plateau

@@ -140,6 +140,9 @@ from oracles.paths import trace as trace
 from oracles.quasi_newton import (
     lbfgs as lbfgs,
 )
+from oracles.quasi_newton import (
+    lbfgsb as lbfgsb,
+)
 from oracles.rate_free import (
     cocob as cocob,
 )

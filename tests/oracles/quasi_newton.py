@@ -1,4 +1,4 @@
-"""L-BFGS with the inverse Hessian written out."""
+"""L-BFGS with the inverse Hessian written out, and L-BFGS-B with the Hessian."""
 
 import numpy as np
 
@@ -38,3 +38,44 @@ def lbfgs(p, grads, lr, memory_size=10, scale_init_precond=True, linesearch=None
         p = p - rate * u
         path.append(p)
     return np.array(path)
+
+
+def lbfgsb(x, g, lower, upper, pairs):
+    """Byrd, Lu, Nocedal and Zhu 1995: u of one step, with B written out, from pairs oldest first.
+
+    Piece by piece to the Cauchy point, and over the free entries from there.
+    """
+
+    def bound(d):
+        return np.where(d > 0, upper, lower)
+
+    theta = max(np.linalg.norm(g), 1)
+    if pairs:
+        s, y = pairs[-1]
+        theta = y @ y / (s @ y)
+    B = theta * np.eye(len(x))
+    for s, y in pairs:
+        B += np.outer(y, y) / (s @ y) - B @ np.outer(s, s) @ B / (s @ B @ s)
+
+    c, d, left = x.copy(), -g.copy(), np.where(g != 0, abs(bound(-g) - x), 0)
+    while True:
+        times = np.where(d != 0, left / np.where(d != 0, abs(d), 1), np.inf)
+        slope, curvature = (g + B @ (c - x)) @ d, d @ B @ d
+        if slope >= 0 or not d.any():
+            break
+        t = min(times.min(), -slope / curvature)
+        hit = (times <= t) & (d != 0)
+        c = np.where(hit, bound(d), c + t * d)
+        left, d = left - t * abs(d), np.where(hit, 0, d)
+        if not hit.any():
+            break
+    free = (c > lower) & (c < upper)
+    end = c.copy()
+    slope = g + B @ (c - x)
+    end[free] -= np.linalg.solve(B[np.ix_(free, free)], slope[free])
+    projected = np.clip(end, lower, upper)
+    if g @ (projected - x) < 0:
+        return x - projected
+    step = end - c
+    room = np.where(step != 0, (bound(step) - c) / np.where(step != 0, step, 1), np.inf)
+    return x - (c + min(room.min(), 1) * step)

@@ -24,15 +24,18 @@ SKIPPED = {name: {"tree_layout": "what it does depends on the path"} for name in
 }
 SKIPPED |= {name: {"nan_visible": "to remove them is what it is for"} for name in REMOVES_NANS}
 SKIPPED |= {"flatten": {"sharding": "it gathers its params, and the compiler places the vectors"}}
-SEARCHES = ("lbfgs", "backtracking")
+SEARCHES = ("lbfgs", "lbfgsb", "backtracking")
 SKIPPED |= {
     name: {"hypergradients": "a while loop has no derivative backwards"} for name in SEARCHES
 }
+SKIPPED["lbfgsb"]["fixed_point"] = "complex params have no bounds"
+SKIPPED["lbfgsb"]["sharding"] = SKIPPED["flatten"]["sharding"]
 OF_NUMBERS = ("one_trace", "schedule_equals_constant", "hyperparameters_vmap", "round_trip")
 NOT_APPLICABLE = {
     **{check: {"centralize"} for check in OF_NUMBERS},  # has none
     "tree_layout": set(OF_PATHS),
-    "sharding": {"flatten"},  # interop/test_jax_sharding.py
+    "fixed_point": {"lbfgsb"},  # optimizers/test_lbfgsb.py
+    "sharding": {"flatten", "lbfgsb"},  # interop/test_jax_sharding.py
     "low_precision": AVERAGES,  # compose/test_averaging.py
     "nan_visible": REMOVES_NANS,  # compose/test_finite.py, test_accumulate.py, transforms/test_nans
     "hypergradients": {*SEARCHES, "centralize"},

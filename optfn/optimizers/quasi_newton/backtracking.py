@@ -83,13 +83,15 @@ class scale_by_backtracking_linesearch(LineSearch):
         dtype = line.slope.dtype
         most = line.largest_rate(self.max_learning_rate)
         first = jnp.where(last_rate > 0, jnp.minimum(self.increase_factor * last_rate, most), most)
+        first = jnp.where(line.only_evaluates, 1, first)
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         grad = line.grad if self.store_grad else None
         start = Trial(first, zero, line.value, grad, none, none, jnp.zeros((), bool))
 
         def should_continue(trial: Trial) -> jax.Array:
             most = self.max_backtracking_steps
-            return ~trial.accepted & (like_number(trial.trials, most) <= most)
+            again = ~line.only_evaluates | (trial.trials == 0)
+            return ~trial.accepted & (like_number(trial.trials, most) <= most) & again
 
         def tried(old: Trial) -> Trial:
             rate, params = old.rate, line.at(old.rate)
@@ -104,7 +106,7 @@ class scale_by_backtracking_linesearch(LineSearch):
             enough = line.value + self.slope_rtol * rate * line.slope + slack
             accepted = finite & (value <= enough)
             last = like_number(trials, self.max_backtracking_steps) > self.max_backtracking_steps
-            lower = accepted | (finite & last & (value < line.value))
+            lower = accepted | (finite & last & (value < line.value)) | line.only_evaluates
             grad, grads = old.grad, old.grads
             if pullback is not None:
                 grad = cond(
@@ -116,7 +118,7 @@ class scale_by_backtracking_linesearch(LineSearch):
             value, reached = (jnp.where(lower, *x) for x in ((value, line.value), (rate, zero)))
             return Trial(self.decrease_factor * rate, reached, value, grad, trials, grads, accepted)
 
-        start = start._replace(accepted=~(line.slope < 0))
+        start = start._replace(accepted=~(line.slope < 0) & ~line.only_evaluates)
         end = while_loop(should_continue, tried, start)
         failed = ~end.accepted | (end.trials == 0)
         info = LineSearchInfo(end.trials, end.grads, failed)

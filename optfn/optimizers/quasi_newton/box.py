@@ -12,7 +12,8 @@ from jax.core import Tracer
 from optfn.core.dtypes import cast, dtype_of, own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.numerics import ratio
-from optfn.core.tree import PyTree, describe, leaf_location, values_of_prefix
+from optfn.core.placement import split_like
+from optfn.core.tree import PyTree, describe, is_leaf, leaf_location, values_of_prefix
 
 
 class Box(NamedTuple):
@@ -40,12 +41,10 @@ class Box(NamedTuple):
             TypeError: it is no such pair, or a bound is no real number.
             ValueError: a side does not fit the params, or a lower bound is above its upper bound.
         """
-        if not isinstance(bounds, tuple) or len(bounds) != 2:
-            found = f"a tuple of {len(bounds)}" if isinstance(bounds, tuple) else describe(bounds)
+        if not isinstance(bounds, tuple) or len(bounds) != 2 or _are_pairs(bounds, params):
             raise TypeError(
                 f"{where} must be a pair (lower, upper) of trees like {what}, or of prefixes of "
-                f"them, found {found}. Pairs for each entry, as SciPy takes them, become "
-                "(lower, upper) by np.transpose(pairs), and its Bounds b are (b.lb, b.ub)."
+                f"them, found {_found(bounds, params)}"
             )
         sides = []
         for side, name, none in zip(bounds, ("lower", "upper"), (-jnp.inf, jnp.inf), strict=True):
@@ -81,7 +80,7 @@ class Box(NamedTuple):
         """The nearest point of the box, in the dtypes of x."""
 
         def of_leaf(x, lower, upper):
-            return jnp.clip(x, cast(lower, x.dtype), cast(upper, x.dtype))
+            return jnp.clip(x, beside(lower, x), beside(upper, x))
 
         return jax.tree.map(of_leaf, x, *self)
 
@@ -89,7 +88,7 @@ class Box(NamedTuple):
         """x - P(x - grad), which is zero where no step downhill stays in the box."""
 
         def of_leaf(g, *leaf):
-            x, lower, upper = (cast(y, g.dtype) for y in leaf)
+            x, lower, upper = (beside(y, g) for y in leaf)
             return jnp.clip(g, x - upper, x - lower)  # without the rounding of x - grad
 
         return jax.tree.map(of_leaf, grad, x, *self)
@@ -99,12 +98,41 @@ class Box(NamedTuple):
         dtype = own_dtype(direction)
 
         def of_leaf(u, *leaf):
-            x, lower, upper = (cast(y, u.dtype) for y in leaf)
+            x, lower, upper = (beside(y, u) for y in leaf)
             rates = ratio(jnp.where(u < 0, lower, upper) - x, u)
             return jnp.min(jnp.where(u == 0, jnp.inf, rates), initial=jnp.inf).astype(dtype)
 
         rates = jax.tree.leaves(jax.tree.map(of_leaf, direction, x, *self))
         return reduce(jnp.minimum, rates, jnp.asarray(jnp.inf, dtype))
+
+
+def beside(bound: Any, x: jax.Array) -> jax.Array:
+    """A bound in the dtype of an array, and where it lies."""
+    return split_like(cast(bound, x.dtype), x)
+
+
+def _are_pairs(bounds: Any, params: PyTree) -> bool:
+    """Whether bounds are a pair for each entry of an array, as SciPy takes them."""
+
+    def is_pair(pair: Any) -> bool:
+        numbers = (int, float, np.number)
+        is_two = isinstance(pair, (tuple, list)) and len(pair) == 2
+        return is_two and all(x is None or isinstance(x, numbers) for x in pair)
+
+    might_be = isinstance(bounds, list) or (isinstance(bounds, tuple) and is_leaf(params))
+    return might_be and len(bounds) > 0 and all(map(is_pair, bounds))
+
+
+def _found(bounds: Any, params: PyTree) -> str:
+    """What was given in the place of (lower, upper), and what it would be as such a pair."""
+    if _are_pairs(bounds, params):
+        return (
+            "a pair for each entry, as SciPy takes them. These are (lower, upper) by "
+            "lower, upper = np.array(pairs, float).T, with -np.inf and np.inf instead of None."
+        )
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        return "SciPy's Bounds b, which are (b.lb, b.ub)."
+    return f"a tuple of {len(bounds)}." if isinstance(bounds, tuple) else f"{describe(bounds)}."
 
 
 def _all(holds: Callable, *trees: PyTree) -> jax.Array:

@@ -63,8 +63,9 @@ class scale_by_lbfgs(Transform):
     since the last update, the line search rejected the direction: all pairs are dropped, and the
     direction is the gradient's.
 
-    For functions without noise, followed by a line search; see `lbfgs`. The state has
-    2 * memory_size + 2 numbers for each number of the params.
+    For functions without noise, followed by a line search; see `lbfgs`. The state has 2 m + 2
+    numbers for each number of the params, where m is `memory_size`, but at most three times
+    their number: more pairs of so few params save hardly an evaluation.
 
     Args:
         memory_size: the largest number of pairs, a whole number from 1 on.
@@ -86,7 +87,7 @@ class scale_by_lbfgs(Transform):
         check_count(self.memory_size, "scale_by_lbfgs(memory_size=...)")
 
     def init_slots(self, params: PyTree) -> Memory:
-        m = self.memory_size
+        m = most_pairs(self.memory_size, params)
         return Memory(
             params=copy_params_wide(params),
             gradient=zeros_of(params),
@@ -129,6 +130,12 @@ class scale_by_lbfgs(Transform):
                 "state belong to these params?"
             )
         return [cast(x, y.dtype) for x, y in zip(leaves, old.params, strict=True)]
+
+
+def most_pairs(memory_size: int, params: PyTree) -> int:
+    """How many pairs to keep: at most three for each real number of the params."""
+    sizes = (x.size * (2 if jnp.iscomplexobj(x) else 1) for x in jax.tree.leaves(params))
+    return max(min(memory_size, 3 * sum(sizes)), 1)
 
 
 class Pair(NamedTuple):

@@ -15,10 +15,10 @@ from optfn.core.placement import replicate, split_like
 from optfn.core.slots import scalar_slot, zero_slot
 from optfn.core.state import Context
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree, describe
+from optfn.core.tree import PyTree, describe, leaf_location
 from optfn.linalg.lapack import solve
 from optfn.optimizers.quasi_newton.box import Box
-from optfn.optimizers.quasi_newton.lbfgs import HIGHEST, ZOOM, newest_pair, row_after
+from optfn.optimizers.quasi_newton.lbfgs import HIGHEST, ZOOM, most_pairs, newest_pair, row_after
 from optfn.optimizers.quasi_newton.search import past_rounding
 from optfn.transforms.scale import negate
 
@@ -60,7 +60,7 @@ class scale_by_lbfgsb(Transform):
 
     `update` takes the keyword argument `box`, the `Box` in which the params are. The stage is
     followed by a line search, which keeps to the box too; see `lbfgsb`. The params are gathered
-    into one vector, and the state has 2 * memory_size + 2 numbers for each number of the params.
+    into one vector, and the state is as large as that of `scale_by_lbfgs`.
 
     Args:
         memory_size: the largest number of pairs, a whole number from 1 on.
@@ -84,10 +84,11 @@ class scale_by_lbfgsb(Transform):
 
     def init_slots(self, params: PyTree) -> BoundedMemory:
         vector = _vector(params, own_dtype(params))
-        rows = jnp.zeros((self.memory_size, vector.size))
+        zeros = jnp.zeros_like(vector)
+        rows = jnp.broadcast_to(zeros, (most_pairs(self.memory_size, params), vector.size))
         return BoundedMemory(
             params=scalar_slot(vector, params),
-            gradient=scalar_slot(jnp.zeros(vector.shape), params),
+            gradient=scalar_slot(zeros, params),
             steps=scalar_slot(rows, params),
             changes=scalar_slot(rows, params),
             scale=scalar_slot(0, params),
@@ -109,7 +110,8 @@ class scale_by_lbfgsb(Transform):
         x, g = (_vector(tree, dtype) for tree in (ctx.params, updates))
         if not g.size:
             return updates, slots
-        memory = _remember(jax.tree.map(lambda slot: widen(slot, dtype), slots), x, g)
+        whole = jax.tree.map(lambda slot: widen(replicate(slot), dtype), slots)
+        memory = _remember(whole, x, g)
         closed = jnp.all(jnp.isfinite(box.lower) & jnp.isfinite(box.upper))
         first = jnp.where(closed, 1, jnp.maximum(jnp.linalg.norm(g), 1))
         model = _model(memory, jnp.where(memory.scale > 0, memory.scale, first))
@@ -119,7 +121,7 @@ class scale_by_lbfgsb(Transform):
         end = jnp.where(good, end, box.project(x - g / first))
         at_bound = (end <= box.lower) | (end >= box.upper)
         u = jnp.where(at_bound, past_rounding(x - end), x - end)
-        return _like(u, updates), memory
+        return _like(u, updates), jax.tree.map(split_like, memory, slots)
 
 
 class _Model(NamedTuple):
@@ -224,6 +226,12 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _vector(tree: PyTree, dtype: Any) -> jax.Array:
     """All leaves as one vector of a real dtype."""
+    for i, x in enumerate(jax.tree.leaves(tree)):
+        if jnp.iscomplexobj(x):
+            raise TypeError(
+                f"scale_by_lbfgsb takes real params, found {x.dtype} {leaf_location(tree, i)}; "
+                "give real and imaginary parts as params of their own."
+            )
     parts = [cast(lax.reshape(replicate(x), (x.size,)), dtype) for x in jax.tree.leaves(tree)]
     return jnp.concatenate(parts) if parts else jnp.zeros(0, dtype)
 

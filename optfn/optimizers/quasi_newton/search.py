@@ -84,6 +84,11 @@ class Line(NamedTuple):
     slope: jax.Array
     box: Box | None = None
 
+    @property
+    def only_evaluates(self) -> jax.Array:
+        """Whether there is nothing to search, but the value at the params is unknown: infinite."""
+        return ~(self.slope < 0) & (self.value == jnp.inf)
+
     def at(self, rate: jax.Array) -> PyTree:
         """The params that `apply_updates` will give, but for rounding in the box."""
         moved = _moved(self.params, tree_scale(rate, self.direction))
@@ -107,7 +112,8 @@ class LineSearch(Transform):
     `update` takes the keyword arguments `value_fn`, a function of the params, and `value` and
     `grad`, its value and uphill gradient at the params. Further arguments that `value_fn` names,
     such as a batch, are taken from those of `update`. If the updates point uphill, the search
-    follows the negative gradient, with no entry larger than 1; if they are zero, the params stay.
+    follows the negative gradient, with no entry larger than 1; if they are zero, the params stay,
+    and where their value is infinite, which stands for unknown, it is evaluated.
     Given a `Box` as `box`, which `lbfgsb` declares, it keeps to it.
     """
 

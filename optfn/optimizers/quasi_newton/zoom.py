@@ -123,7 +123,7 @@ class scale_by_zoom_linesearch(LineSearch):
             grad=line.grad,
             rate=jnp.minimum(first, most),
             trials=jnp.zeros((), jnp.int32),
-            accepted=~(line.slope < 0),
+            accepted=~(line.slope < 0) & ~line.only_evaluates,
         )
 
         def should_continue(interval: Interval) -> jax.Array:
@@ -131,7 +131,8 @@ class scale_by_zoom_linesearch(LineSearch):
             closed = (high.rate - low.rate <= self.stepsize_precision) & (best.rate > 0)
             most_trials = self.max_linesearch_steps
             left = like_number(interval.trials, most_trials) < most_trials
-            return ~interval.accepted & ~closed & left
+            again = ~line.only_evaluates | (interval.trials == 0)
+            return ~interval.accepted & ~closed & left & again
 
         end = while_loop(should_continue, partial(self._narrowed, line, most), start)
         rate, value, _ = points_of(end)[2]
@@ -154,7 +155,7 @@ class scale_by_zoom_linesearch(LineSearch):
         level = jnp.abs(here.slope) <= self.curv_rtol * jnp.abs(line.slope) + self.tol
         large = ~finite | (here.slope >= 0) | (value > enough + rounding)
         accepted = lower & (level | (~large & (here.rate >= most)))
-        better = accepted | (lower & (value < best.value))
+        better = accepted | (lower & (value < best.value)) | line.only_evaluates
 
         replaced = jnp.stack([~large, large, better])
         points = jnp.where(replaced[:, None], jnp.stack(here)[None, :], old.points)
