@@ -108,6 +108,7 @@ def solve_hs71(shift, upper=5.0):
     )
 
 
+@pytest.mark.slow
 def test_bounds_constraints_and_outputs_in_trees(x64):
     """Problem 71 of Hock and Schittkowski, whose first entry is on its bound."""
     found = jax.jit(solve_hs71)(40.0)
@@ -134,6 +135,7 @@ def test_the_derivatives_of_a_minimum_and_of_its_multipliers(x64):
     np.testing.assert_allclose(wanted[0], -found.multipliers["squares"]["norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_how_it_ends():
     """In lanes: a minimum, none that is feasible, crossed bounds, no number, none at all."""
 
@@ -168,6 +170,7 @@ def test_how_it_ends():
     assert "nearer to holding" in str(found).splitlines()[1]
 
 
+@pytest.mark.slow
 def test_gradients_of_one_s_own_frozen_params_and_single_precision():
     calls = []
 
@@ -232,6 +235,7 @@ def test_a_function_that_falls_faster_than_a_penalty_rises(x64):
     np.testing.assert_allclose([found.x, found.multipliers], [-1, -4], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_no_constraints_are_none():
     found = optfn.minimize(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(2), constraints=[])
     assert found.converged

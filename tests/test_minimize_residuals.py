@@ -59,6 +59,7 @@ def test_a_fit_with_outliers_is_scipy_s(loss, x64):
     assert found.evaluations.value == 1 + found.steps
 
 
+@pytest.mark.slow
 def test_bounds_both_solvers_and_the_derivatives_of_the_answer(x64):
     """The offset is on its bound, the rate is free, the amplitude is fixed by equal bounds."""
     lower, upper = {"a": 1.8, "k": None, "c": 0.45}, {"a": 1.8, "k": 3.0, "c": None}
@@ -124,6 +125,7 @@ def test_lanes_stop_by_themselves_and_say_why():
     assert found.start_moved.tolist() == [False, False, False, False, True]
 
 
+@pytest.mark.slow
 def test_complex_params_empty_trees_wide_problems_and_closures(x64):
     def f(z):
         return jnp.stack([z - (1 + 2j), 2 * (z - (1 + 2j))])

@@ -50,6 +50,7 @@ def test_step_sizes_are_the_lengths_of_steps():
     np.testing.assert_allclose(found.step_size[1:], np.linalg.norm(moves, axis=1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_lanes_and_programs_are_heard_as_single_runs_are():
     starts = jnp.asarray([[-1.2, 1.0], [1.0, 1.0], [0.5, 0.5]])
     alone = []
@@ -100,6 +101,7 @@ def test_an_error_of_a_callback_is_raised_after_the_run():
     assert len(heard) > 2
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_a_run_that_is_watched(x64):
     heard = []
 
@@ -109,6 +111,51 @@ def test_derivatives_go_through_a_run_that_is_watched(x64):
 
     np.testing.assert_allclose(jax.grad(end)(3.0), 2.0, rtol=1e-9)
     assert heard
+
+
+def in_rounds(a, **options):
+    """A run under a constraint of params in a tree, one of them frozen; it ends at a / 2 - 1."""
+    return optfn.minimize(
+        lambda p, a: (p["x"] - a) ** 2 + (p["y"] - p["z"]) ** 2,
+        {"x": 0.0, "y": 0.0, "z": 3.0},
+        optfn.freeze(optfn.lbfgs(), {"x": False, "y": False, "z": True}),
+        constraints=optfn.Constraint(lambda p, a: p["x"] + p["y"], 1, 1),
+        args=(a,),
+        **options,
+    )
+
+
+def test_under_constraints_each_round_is_heard_and_kept(x64):
+    heard = []
+    found = in_rounds(2.0, callback=heard.append, trace=True)
+    step, value, grad_norm, step_size, evaluations = as_rows(heard)
+    assert found.converged and 2 < len(heard) < found.steps
+    np.testing.assert_allclose((found.x["x"], found.x["y"]), (0, 1), atol=1e-4)
+    assert step[0] == step_size[0] == 0 and value[0] == 13 and np.isnan(grad_norm[0])
+    assert (step[-1], value[-1]) == (found.steps, found.value)
+    assert (grad_norm[-1], evaluations[-1]) == (found.grad_norm, found.evaluations.value)
+    assert (np.diff(step) >= 0).all() and (np.diff(evaluations) > 0).all()
+    np.testing.assert_allclose(step_size[1], 1, atol=0.1)
+    jax.tree.map(np.testing.assert_array_equal, as_rows(found.trace), as_rows(heard))
+    assert found.trace.step.shape == (101,)
+
+
+@pytest.mark.slow
+def test_rounds_in_lanes_and_under_derivatives_are_heard(x64):
+    alone, counts = [], []
+    for a in (2.0, 100.0):
+        in_rounds(a, callback=alone.append)
+        counts.append(len(alone))
+    assert counts[1] != 2 * counts[0]
+    heard = []
+
+    def end(a):
+        return in_rounds(a, callback=heard.append).x["x"]
+
+    slopes = jax.jit(jax.vmap(jax.grad(end)))(jnp.asarray([2.0, 100.0]))
+    jax.effects_barrier()
+    np.testing.assert_allclose(slopes, 0.5, rtol=1e-6)
+    assert sorted(x.step for x in heard) == sorted(x.step for x in alone)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -175,7 +222,13 @@ def _is_program(x):
     return hasattr(getattr(x, "jaxpr", x), "eqns")
 
 
-@pytest.mark.parametrize("bounds", [None, (-2.0, 0.8)], ids=["free", "bounded"])
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        pytest.param(None, id="free"),
+        pytest.param((-2.0, 0.8), id="bounded", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hundred_scalars_are_one_vector_to_the_optimizer(bounds):
     """Only the function of them is larger: it is in the program twice, with its gradient."""
 
@@ -201,6 +254,7 @@ def test_a_hundred_scalars_are_one_vector_to_the_optimizer(bounds):
     assert more <= 2 * of_function + 12 * 100
 
 
+@pytest.mark.slow
 def test_leaves_keep_their_form_among_others():
     """Large ones, complex ones, narrow ones, empty ones, and none."""
     start = {

@@ -80,6 +80,7 @@ def test_the_nearest_point_is_optax_s(ours, optax_s):
         np.testing.assert_allclose(ours(x), optax_s(x), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_corner_cases():
     for x in (jnp.zeros(3), jnp.zeros(0), jnp.float32(2.0), jnp.full(3, 1e30)):
         for name, (project, _) in INSIDE.items():
@@ -193,6 +194,7 @@ def test_a_step_that_ends_inside_is_as_it_was():
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.slow
 def test_numbers_are_leaves_and_may_be_schedules():
     tx = optfn.projected(optfn.sgd(0.1), projections.l2_ball(schedules.linear(2.0, 1.0, 10)))
     state = tx.init(jnp.ones(9))
@@ -215,6 +217,7 @@ def test_numbers_are_leaves_and_may_be_schedules():
     assert again.projection.upper == 2.0
 
 
+@pytest.mark.slow
 def test_in_other_wrappers_and_around_optax_s():
     one = optfn.projected(optax.adam(0.5), projections.box(0, 1))
     for tx in (
