@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -166,7 +167,11 @@ class Watched:
             is_last: whether the run ends with it.
         """
         if self.is_told:
-            jax.debug.callback(_told, number, iterate, is_new, is_last)
+            # As bytes: double precision may be off in the thread that hears, which would round.
+            numbers = [jnp.asarray(x) for x in iterate]
+            told = partial(_told, [x.dtype for x in numbers])
+            numbers = [lax.bitcast_convert_type(x, jnp.uint8) for x in numbers]
+            jax.debug.callback(told, number, numbers, is_new, is_last)
         return trace and jax.tree.map(lambda numbers, x: numbers.at[row].set(x), trace, iterate)
 
 
@@ -177,7 +182,9 @@ def distance(x: PyTree, y: PyTree) -> jax.Array:
     return global_norm(jax.tree.map(lax.sub, *map(copy_params_wide, (x, y))))
 
 
-def _told(number: Any, iterate: Iterate, is_new: Any, is_last: Any) -> None:
+def _told(dtypes: list, number: Any, numbers: list, is_new: Any, is_last: Any) -> None:
     listener = _listeners.get(int(number))
     if listener is not None and is_new:
-        listener.hear(Iterate(*(np.asarray(x).item() for x in iterate)), bool(is_last))
+        pairs = zip(numbers, dtypes, strict=True)
+        iterate = Iterate(*(np.asarray(x).view(dtype).item() for x, dtype in pairs))
+        listener.hear(iterate, bool(is_last))

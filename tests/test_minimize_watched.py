@@ -43,6 +43,14 @@ def test_a_callback_hears_of_every_point_and_a_trace_keeps_them():
     assert run(START).trace is None
 
 
+def test_every_digit_is_heard_where_one_thread_alone_has_double_precision(x64):
+    f = lambda x, a: (x - a) ** 2 + a  # noqa: E731
+    for a in np.arange(1, 11) / 7:
+        heard = []
+        found = optfn.minimize(f, 0.0, args=(a,), callback=heard.append)
+        assert heard[-1].value == found.value
+
+
 def test_step_sizes_are_the_lengths_of_steps():
     ends = [run(START, optfn.sgd(1e-4), max_steps=count) for count in range(4)]
     moves = np.diff(np.stack([end.x for end in ends]), axis=0)
