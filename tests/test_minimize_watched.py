@@ -210,7 +210,13 @@ def test_a_trace_needs_a_known_length():
         jax.jit(lambda n: run(START, max_steps=n, trace=True))(3)
 
 
-@pytest.mark.parametrize("tx", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        pytest.param(optax.adam(0.1), id="adam"),
+        pytest.param(optax.lbfgs(), id="lbfgs", marks=pytest.mark.slow),
+    ],
+)
 def test_an_optimizer_of_optax_s_is_taken(tx):
     found = run(START, tx, max_steps=2000)
     assert found.status == Status.CONVERGED
@@ -286,6 +292,7 @@ def test_leaves_keep_their_form_among_others():
         np.testing.assert_allclose(np.asarray(x, complex), np.ones(y.shape), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_small_leaves_over_a_mesh_come_back_where_they_were():
     mesh = jax.make_mesh(
         (4,), ("x",), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Explicit,)

@@ -74,6 +74,7 @@ def test_the_nearest_point_is_in_the_set_and_no_other_is_nearer(name):
     ],
     ids=lambda x: repr(x) if isinstance(x, optfn.projections.Projection) else "",
 )
+@pytest.mark.slow
 def test_the_nearest_point_is_optax_s(ours, optax_s):
     for size in (0.1, 1, 10):
         x = jnp.float32(size * RNG.normal(size=7))
