@@ -4,6 +4,7 @@ from typing import Any
 
 from optfn import schedules
 from optfn.compose.chain import chain
+from optfn.core.data import check_within
 from optfn.optimizers.elementwise.adam import adam
 from optfn.transforms.clip import clip_by_global_norm
 
@@ -26,8 +27,12 @@ def rl_adam(
             iterations times epochs times mini-batches.
         max_norm: of the whole gradient.
 
+    Raises:
+        ValueError: `total_steps` is below 1.
+
     Source: Schulman et al. 2017 (PPO): rates; Huang et al. 2022, "The 37 implementation details of
     PPO": eps, clip, line to 0.
     """
     rate = schedules.linear(learning_rate, 0.0, total_steps)
+    check_within(rate.transition_steps, (1, float("inf")), "rl_adam(total_steps=...)")
     return chain(clip_by_global_norm(max_norm), adam(rate, eps=1e-5))

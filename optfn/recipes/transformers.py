@@ -29,8 +29,8 @@ def transformer_adamw(
     of kernels and embeddings alone, and a rate that warms up and falls.
 
     Args:
-        learning_rate: the peak, a number: 6e-4 for 100 million params, 3e-4 for a billion; less for
-            more.
+        learning_rate: the peak, a number: 6e-4 for 125 million params, 3e-4 for 350 million, 2e-4
+            for 1.3 billion; less for more.
         total_steps: the number of updates in the run.
         warmup_steps: the number of updates up to the peak; a hundredth of all if None.
         schedule: "cosine" and "linear" fall to a tenth of the peak. "wsd" keeps the peak until the

@@ -22,7 +22,7 @@ from optfn.core.matrix_axes import VECTORS
 
 NORM = re.compile(r".*norm.*|(.*_)?(ln|bn)(_\w*|\d*)")
 POSITION = re.compile(
-    r"pos(ition(al)?)?(_?(emb|enc|table)\w*)?|wpe|cls|(cls|class|dist|mask|register)_tokens?"
+    r"pos(ition(al)?)?(_?(emb|enc|table)\w*)?|wpe|(cls|class|dist|mask|register)_tokens?"
 )
 
 
@@ -44,5 +44,6 @@ def decays(path: str, leaf: Any) -> bool:
     """
     *above, name = path.lower().split("/")
     of_norm = name == "weight" and bool(above) and NORM.fullmatch(above[-1]) is not None
-    of_position = any(map(POSITION.fullmatch, (*above, name)))
+    # A leaf `cls` is the class token; what lies in a `cls` is a classifier.
+    of_position = name == "cls" or any(map(POSITION.fullmatch, (*above, name)))
     return jnp.ndim(leaf) >= 2 and name not in VECTORS and not of_norm and not of_position

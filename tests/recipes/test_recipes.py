@@ -109,6 +109,7 @@ def test_a_recipe_is_a_name_in_a_config():
         ("params/position_embedding/embedding", (16, 4), False),
         ("params/posembed_input/pos_embedding", (1, 16, 4), False),
         ("params/cls", (1, 1, 4), False),
+        ("params/cls/predictions/transform/dense/kernel", (4, 4), True),
         ("wpe/embedding", (16, 4), False),
         ("wte/embedding", (9, 4), True),
         ("post_attention/kernel", (4, 4), True),
@@ -397,6 +398,10 @@ def test_numbers_may_be_traced_and_swept():
         (
             lambda: recipes.vit(total_steps=9, weight_decay="0.1"),
             "vit(weight_decay=...) must be a number or an array, found str: '0.1'",
+        ),
+        (
+            lambda: recipes.rl_adam(total_steps=0),
+            "rl_adam(total_steps=...) must be at least 1, found 0.0",
         ),
         (
             lambda: recipes.rl_adam(total_steps="9"),
