@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optfn.core import optax_names
 from optfn.core.data import child, numbers, static
@@ -335,7 +336,8 @@ def from_points(points: Any, interpolate: str = "linear") -> Schedule:
             "from_points(points=...) must be pairs (step, value), as in {0: 0.1, 100: 0.01}, found "
             f"{points!r:.80}."
         ) from None
-    known = [float(x) for x in steps if isinstance(x, (int, float, np.number))]
+    scalars = [x for x in steps if isinstance(x, (int, float, np.number, jax.Array))]
+    known = [float(x) for x in scalars if np.ndim(x) == 0 and not isinstance(x, Tracer)]
     if any(x < 0 for x in known) or known != sorted(known):
         raise ValueError(f"from_points(points=...): steps must ascend from 0, found {known}.")
     if interpolate == "step":

@@ -1054,6 +1054,11 @@ BAD = [
     ),
     (
         ValueError,
+        "from_points(points=...): steps must ascend from 0, found [5.0, 3.0].",
+        lambda: schedules.from_points(jnp.asarray([[5, 0.1], [3, 0.2]])),
+    ),
+    (
+        ValueError,
         "from_points(points=...) must be pairs (step, value), as in {0: 0.1, 100: 0.01}, found {}.",
         lambda: schedules.from_points({}),
     ),
