@@ -31,7 +31,8 @@ def param_groups(
         )
 
     A number or a schedule takes the place of the optimizer's own; `times(factor)` multiplies the
-    optimizer's own, a schedule too, as `lr_mult` and `lr_scale` do elsewhere. Each hyperparameter
+    optimizer's own, a schedule too, as `lr_mult` and `lr_scale` do elsewhere; of what is by path
+    already its default. Each hyperparameter
     is looked up by itself: the first pattern that matches a leaf and names the hyperparameter
     decides, so the bias of a head has both of the values above.
 
@@ -63,21 +64,21 @@ def param_groups(
     Source: the groups of torch.optim and of timm, by path.
     """
     tx = as_transform(transform, "param_groups(transform=...)")
-    for name, values in _by_name(groups).items():
+    for pattern, name, value in reversed(_entries(groups)):  # the later are put behind the earlier
         found = False
         for fits in (name.__eq__, partial(_ends_with, name)):  # the whole name before its end
             if not found:
-                tx, found = _with_values(tx, fits, values)
+                tx, found = _with_values(tx, fits, {pattern: value})
         if not found:
             raise ValueError(f"{WHERE}: no hyperparameter is named {name!r}.{_hint(tx, name)}")
     return tx
 
 
-def _by_name(groups: Any) -> dict[str, dict[str, Any]]:
-    """By hyperparameter the values by pattern."""
+def _entries(groups: Any) -> list[tuple[str, str, Any]]:
+    """Pattern, name and value of each number, in order."""
     if not isinstance(groups, Mapping) or not groups:
         raise TypeError(f"{WHERE} must be a dict {{pattern: {{name: value}}}}, found {groups!r}.")
-    found: dict[str, dict[str, Any]] = {}
+    found = []
     for pattern, values in groups.items():
         if not isinstance(values, Mapping) or not values:
             raise TypeError(
@@ -86,7 +87,7 @@ def _by_name(groups: Any) -> dict[str, dict[str, Any]]:
         for name, value in values.items():
             if not isinstance(name, str):
                 raise TypeError(f"{WHERE}: {pattern!r} must have text for names, found {name!r}.")
-            found.setdefault(name, {})[pattern] = value
+            found.append((pattern, name, value))
     return found
 
 

@@ -53,6 +53,11 @@ class NumberByPath(Data):
         numbers = {}
         for pattern, value in given.patterns:
             place = f"{where} at {pattern!r}"
+            if pattern == "default" and default is not None:
+                raise ValueError(
+                    f"{place}: among hyperparameters this is the name of the default; write "
+                    "'**/default' for a leaf of that name."
+                )
             if not isinstance(value, times):
                 value = number_or_schedule(value, place)
             elif default is None:

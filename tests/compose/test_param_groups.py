@@ -163,6 +163,17 @@ def test_a_bias_of_the_head_has_the_numbers_of_both():
     }
 
 
+def test_the_first_pattern_decides_by_whatever_name():
+    groups = {
+        "head/b": {"scale_by_learning_rate.learning_rate": 0.3},
+        "head/**": {"learning_rate": 0.2},
+        "**/b": {"scale_by_learning_rate.learning_rate": 0.1},
+    }
+    rows = optfn.summary(optfn.param_groups(optfn.adamw(1e-3), groups), PARAMS).rows
+    rates = {row.path: row.learning_rate for row in rows}
+    assert rates == pytest.approx({"body/b": 0.1, "body/w": 1e-3, "head/b": 0.3, "head/w": 0.2})
+
+
 def test_a_multiple_follows_the_number_that_it_multiplies():
     tx = optfn.param_groups(
         optfn.sgd(schedules.linear(0.1, 0.0, 10)), {"head/**": {"learning_rate": times(3)}}
@@ -318,6 +329,8 @@ def test_where_no_path_is_seen_it_is_refused():
         optfn.flatten(optfn.param_groups(ADAMW, {"head/**": {"b1": 0.5}}))
     with pytest.raises(TypeError, match=r"at 'a' is times\(.*\), and by_path has no default"):
         optfn.sgd(by_path({"a": times(2)}))
+    with pytest.raises(ValueError, match=r"at 'default': among hyperparameters this is the name"):
+        optfn.sgd(by_path({"default": 0.5}, 0.1))
     with pytest.raises(TypeError, match=r"freeze\(mask=...\): every value must hash"):
         optfn.freeze(optfn.sgd(0.1), by_path({"a": jnp.asarray(True)}))
 
