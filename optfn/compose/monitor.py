@@ -153,8 +153,9 @@ class monitor(Transform):
 
     def _learning_rates(self, slots: Any, step: Any) -> dict[str, Any]:
         numbers = hyperparameters_at(self.transform, slots, step).items()
-        ends = (".learning_rate", ".learning_rate.default")  # the default of numbers by path
-        return {name: x for name, x in numbers if f".{name}".endswith(ends)}
+        # Of numbers by path the default, by the name that it has without groups.
+        plain = ((name.removesuffix(".default"), x) for name, x in numbers)
+        return {name: x for name, x in plain if f".{name}".endswith(".learning_rate")}
 
     def _stages(self) -> list[tuple[str, Transform]]:
         """The stages of the chain, or the single stage, with unique names."""

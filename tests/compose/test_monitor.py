@@ -135,6 +135,15 @@ def test_norms_are_those_of_gradients_updates_and_params_before_the_step():
     close(told["update_ratio"], norms(updates) / norms(before))
 
 
+def test_groups_leave_the_metrics_alone():
+    """So a state that was saved without groups fits."""
+    tx = optfn.monitor(optfn.adam(0.1))
+    grouped = optfn.param_groups(tx, {"b": {"learning_rate": optfn.times(2)}})
+    _, state = grouped.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert optfn.metrics(grouped, state)["learning_rate"] == np.float32(0.1)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(PARAMS))
+
+
 def test_learning_rate_is_the_one_that_was_used():
     """The updates of a sign are as large as it."""
     tx = optfn.monitor(optfn.sign_sgd(RATE))
