@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from optfn.compose.interop import from_optax
+from optfn.compose.monitor import monitor
 from optfn.core.data import per_leaf, static
 from optfn.core.inputs import is_inexact
 from optfn.core.leafwise import Leafwise
@@ -35,7 +36,9 @@ class with_leaf_rates(Wrapper):
             `(path, leaf) -> number` or a function `params -> tree`.
         decay: "independent": the weight decay of a leaf, learning rate times decay, stays what the
             optimizer has; or "tied": it is multiplied too. The first needs to tell decay from
-            direction, so it takes only optimizers whose params enter by a decay.
+            direction, so it takes only optimizers whose params enter by a decay. Where that is an
+            L2 penalty before a direction such as Adam's, which divides it by its size, there is no
+            such product to keep: take "tied".
 
     Raises:
         TypeError: a factor is not a number.
@@ -97,7 +100,8 @@ def _times(factors: list[float], tree: PyTree) -> PyTree:
 def _reads_params(tx: Transform) -> Transform | None:
     """The first part whose updates depend on the params, other than by a decay."""
     of_params = {"function", "tree function"} & set(tx.extra_args.values())
-    reads = tx.needs_params or of_params or isinstance(tx, from_optax)
+    measures = isinstance(tx, monitor) and (tx.norms or tx.metrics)
+    reads = tx.needs_params or of_params or measures or isinstance(tx, from_optax)
     if reads and not (isinstance(tx, Leafwise) and tx.decays_params):
         return tx
     return next((found for part in tx.contents if (found := _reads_params(part))), None)

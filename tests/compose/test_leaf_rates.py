@@ -116,6 +116,7 @@ READING = {
     "hyperball": optfn.chain(optfn.scale_by_adam(), optfn.hyperball(0.01)),
     "schedule_free_sgd": optfn.schedule_free_sgd(0.1),
     "mechanize": optfn.mechanize(optfn.sgd(0.1)),
+    "monitor": optfn.monitor(optfn.sgd(0.1)),  # whose norms would be of other params
     "sophia": optfn.sophia(0.1),
     "from_optax": optfn.from_optax(optax.adamw(0.1)),
     "in a group": optfn.partition({"x": optfn.lars(0.1)}, "x"),
