@@ -117,6 +117,10 @@ class monitor(Transform):
         object.__setattr__(self, "metrics", _checked(self.metrics))
         super().__post_init__()
 
+    @property
+    def needs_params(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.norms
+
     def init_slots(self, params: PyTree) -> Monitored:
         inner = self.transform.init_named(params)
         names = [*self._learning_rates(inner, 0), *(name for name, _ in self.metrics)]
@@ -131,8 +135,6 @@ class monitor(Transform):
         return slots.values
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        if self.norms and ctx.params is None:
-            raise ValueError(f"{self.name} needs the params: call update(grads, state, params).")
         values = self._learning_rates(slots.inner, ctx.step)
         steps, inner = updates, {}
         for watched, run in groupby(self._stages(), lambda item: self._watches(item[1])):

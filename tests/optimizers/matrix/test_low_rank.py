@@ -244,7 +244,11 @@ def test_a_decomposition_stays_under_a_condition_in_lanes():
 
 
 @pytest.mark.parametrize(
-    "base", [optfn.adamw(0.1), optfn.lamb(1.0), optfn.chain(optfn.scale_by_sophia())]
+    "base",
+    [
+        *(optfn.adamw(0.1), optfn.lamb(1.0), optfn.chain(optfn.scale_by_sophia())),
+        optfn.monitor(optfn.adam(0.1)),
+    ],
 )
 def test_refuses_what_needs_params(base):
     with pytest.raises(ValueError, match=r"galore\(base_optimizer=\.\.\.\): .* needs"):
