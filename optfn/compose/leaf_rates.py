@@ -9,6 +9,7 @@ import jax
 from optfn.compose.interop import from_optax
 from optfn.compose.monitor import monitor
 from optfn.core.data import per_leaf, static
+from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.leafwise import Leafwise
 from optfn.core.state import Context
@@ -72,7 +73,7 @@ class with_leaf_rates(Wrapper):
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
         factors = self._factors(updates if ctx.params is None else ctx.params)
         if self.decay == "independent" and ctx.params is not None:
-            ctx = ctx._replace(params=_times([1 / f for f in factors], ctx.params))
+            ctx = ctx._replace(params=_over(factors, ctx.params))
         updates, slots = self.transform.apply_named(updates, slots, ctx)
         return _times(factors, updates), slots
 
@@ -97,10 +98,20 @@ def _times(factors: list[float], tree: PyTree) -> PyTree:
     return treedef.unflatten([x if f == 1 or not is_inexact(x) else x * f for f, x in pairs])
 
 
+def _over(factors: list[float], params: PyTree) -> PyTree:
+    """In the compute dtype, as 16 bits would round what a small factor leaves, or overflow."""
+    leaves, treedef = jax.tree.flatten(params)
+    wide = [
+        x if f == 1 or not is_inexact(x) else cast(x, compute_dtype(x.dtype))
+        for f, x in zip(factors, leaves, strict=True)
+    ]
+    return _times([1 / f for f in factors], treedef.unflatten(wide))
+
+
 def _reads_params(tx: Transform) -> Transform | None:
     """The first part whose updates depend on the params, other than by a decay."""
     of_params = {"function", "tree function"} & set(tx.extra_args.values())
-    measures = isinstance(tx, monitor) and (tx.norms or tx.metrics)
+    measures = isinstance(tx, monitor) and tx.metrics
     reads = tx.needs_params or of_params or measures or isinstance(tx, from_optax)
     if reads and not (isinstance(tx, Leafwise) and tx.decays_params):
         return tx

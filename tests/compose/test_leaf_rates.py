@@ -101,6 +101,18 @@ def test_a_factor_of_one_changes_no_bit():
     jax.tree.map(np.testing.assert_array_equal, first(optfn.with_leaf_rates(tx, 1.0)), first(tx))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_params_of_16_bits_keep_their_decay(dtype):
+    """A quotient of 16 bits would overflow, or be rounded."""
+    params = {"w": jnp.full((4,), 100, dtype), "b": jnp.full((4,), 3, dtype)}
+    decay = optfn.chain(
+        optfn.scale(0.0), optfn.add_decayed_weights(0.125), optfn.scale_by_learning_rate(1.0)
+    )
+    tx = optfn.with_leaf_rates(decay, {"w": 2.0**-10, "b": 1 / 7})
+    found, wanted = (x.update(params, x.init(params), params)[0] for x in (tx, decay))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 def test_integer_params_that_are_frozen_pass():
     params = {"w": jnp.ones(3), "n": jnp.arange(4)}
     grads = {"w": jnp.ones(3), "n": np.zeros(4, jax.dtypes.float0)}
@@ -117,6 +129,7 @@ READING = {
     "schedule_free_sgd": optfn.schedule_free_sgd(0.1),
     "mechanize": optfn.mechanize(optfn.sgd(0.1)),
     "monitor": optfn.monitor(optfn.sgd(0.1)),  # whose norms would be of other params
+    "metrics": optfn.monitor(optfn.sgd(0.1), {"x": lambda g, u, p: 0.0}, norms=False),
     "sophia": optfn.sophia(0.1),
     "from_optax": optfn.from_optax(optax.adamw(0.1)),
     "in a group": optfn.partition({"x": optfn.lars(0.1)}, "x"),
