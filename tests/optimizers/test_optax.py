@@ -157,6 +157,9 @@ def test_the_functions_of_lion_are_optax_s():
         np.testing.assert_allclose(found[mode, "here"], found[mode, "there"], 1e-6)
         direction = np.exp(1j * np.arange(6))
         np.testing.assert_allclose(found[mode, "turned"], found[mode, "first"] * direction, 1e-5)
+    tx = optfn.scale_by_lion(0.5, mode="smooth", smooth_beta=3.0)
+    slope = jax.grad(lambda g: tx.update(g, tx.init(g))[0])(np.float32(0))
+    np.testing.assert_allclose(slope, 0.5 * 3.0)  # at zero too
     for wrong in ("soft", None, 1):
         with pytest.raises(ValueError, match=r"scale_by_lion\(mode=...\) must be one of \('hard',"):
             optfn.scale_by_lion(mode=wrong)

@@ -58,8 +58,10 @@ class scale_by_lion(Leafwise):
         match self.mode:
             case "hard":
                 return jnp.sign(x)
-            case "smooth":
+            case "smooth" if jnp.iscomplexobj(x):
                 return jnp.sign(x) * jnp.tanh(self.smooth_beta * jnp.abs(x))
+            case "smooth":
+                return jnp.tanh(self.smooth_beta * x)
             case _:
                 return jnp.where(jnp.abs(x) < 1, x, jnp.sign(x))
 
