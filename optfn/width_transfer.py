@@ -13,7 +13,7 @@ import optax
 from jax.core import Tracer
 
 from optfn.compose.leaf_rates import with_leaf_rates
-from optfn.core.dtypes import cast, compute_dtype
+from optfn.core.dtypes import cast, compute_dtype, dtype_of
 from optfn.core.matrix_axes import TABLES, VECTORS, MatrixAxes
 from optfn.core.numerics import abs_sq, ratio
 from optfn.core.text_table import in_columns, number
@@ -237,7 +237,7 @@ def width_transfer(params: PyTree, base_params: PyTree, views: Any = None) -> Wi
         _growth(path, jnp.shape(own), jnp.shape(leaf), view)
         for path, own, leaf, view in zip(paths, bases, leaves, given, strict=True)
     ]
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), base)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), dtype_of(x)), base)
     return WidthTransfer(tuple(grown), tuple(map(_size_of_base, bases)), shapes)
 
 

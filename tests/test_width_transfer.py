@@ -238,6 +238,11 @@ def test_views_say_it_where_shapes_do_not():
         optfn.width_transfer(deeper, base, stack)
 
 
+def test_a_param_may_be_a_number_of_python():
+    base, params = ({"scale": 1.0, "w": jnp.ones((n, n))} for n in (4, 8))
+    assert optfn.width_transfer(params, base).init(params)["scale"] == 1.0
+
+
 def test_it_prints_who_gets_what():
     lines = repr(transfer_of()).splitlines()
     assert lines[0].split() == [
