@@ -417,7 +417,7 @@ def _probe(leaves: Sequence[Growth], size: float, *, is_wide: bool) -> tuple[lis
             if axes and is_wide:
                 shape[axes[0]] *= 2
                 of_one /= side + 1  # more outputs, each with its share of the loss
-        signs = [rng.choice(np.float32([-1, 1]), n) for n in shape]
+        signs = [rng.choice(np.array([-1, 1], np.float32), n) for n in shape]
         outer = functools.reduce(np.multiply.outer, signs, np.float32(1))
         halved = {"output": 2.0, "hidden": 2**0.5}.get(grown.kind, 1.0) if is_wide else 1.0
         param = 0.02 / halved * rng.standard_normal(shape, np.float32)
