@@ -54,7 +54,13 @@ class CoordinateCheck:
 
     @property
     def worst(self) -> float:
-        """The largest exponent, by absolute value, of all sizes and changes after the last step."""
+        """The largest exponent, by absolute value, of all sizes and changes after the last step.
+
+        Infinity if one of these is not finite; what is zero has no exponent and is left out.
+        """
+        last = [x[-1] for x in (*self.sizes.values(), *self.changes.values())]
+        if not np.isfinite(last).all():
+            return np.inf
         both = [*self.exponents.values(), *self.change_exponents.values()]
         return max((abs(x[-1]) for x in both if not np.isnan(x[-1])), default=np.nan)
 

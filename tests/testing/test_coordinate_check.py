@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import optfn
-from optfn.testing import coordinate_check
+from optfn.testing import CoordinateCheck, coordinate_check
 
 WIDTHS = (16, 128)
 RNG = np.random.default_rng(0)
@@ -42,6 +42,13 @@ def test_it_finds_the_exponents():
     np.testing.assert_allclose(check.losses, (1 - 0.1 * steps) * [16, 32, 64], rtol=1e-5)
     assert check.worst == pytest.approx(2, abs=0.02)
     assert repr(check).splitlines()[1].split() == ["h", "+0.50", "+0.50", "+0.50"]
+
+
+def test_what_diverges_is_the_worst():
+    for bad in (np.nan, np.inf):
+        sizes = {"h": np.asarray([[1.0, 1.0], [1.0, bad]]), "frozen": np.ones((2, 2))}
+        changes = {"h": np.asarray([[0.0, 0.0], [0.5, bad]]), "frozen": np.zeros((2, 2))}
+        assert CoordinateCheck((16, 32), sizes, changes, np.ones((2, 2))).worst == np.inf
 
 
 def test_it_draws_a_picture_for_each_activation():
