@@ -98,8 +98,8 @@ def lora(
     total_steps: Any,
     ratio: Any = 16.0,
     warmup_steps: Any = None,
-    a: str = "**/*lora_[aA]*/**",
-    b: str = "**/*lora_[bB]*/**",
+    a: str = "**/*lora_[aA]/**",
+    b: str = "**/*lora_[bB]/**",
 ) -> freeze:
     """Adam for low-rank adapters alone, with a larger rate for B than for A.
 

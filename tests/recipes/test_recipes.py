@@ -264,6 +264,16 @@ def test_adapters_alone_are_trained_and_b_faster():
         assert rates == pytest.approx([1e-4, 8e-4])
 
 
+def test_what_is_called_like_adapters_alone_is_none():
+    """Neither the scale beside them nor what holds both."""
+    adapters = ADAPTED["adapter"] | {"lora_alpha": Shape((), jnp.float32)}
+    tx = recipes.lora(1e-4, total_steps=100, ratio=8, warmup_steps=0)
+    found = optfn.summary(tx, {"lora_blocks": adapters}).rows
+    rates = {row.path.split("/")[-1]: row.learning_rate for row in found}
+    assert (rates["lora_a"], rates["lora_b"]) == pytest.approx((1e-4, 8e-4))
+    assert rates["lora_alpha"] is None
+
+
 # The numbers.
 
 
@@ -373,7 +383,7 @@ def test_numbers_may_be_traced_and_swept():
         lambda r: (
             recipes.lora(1e-4, total_steps=9, ratio=r)
             .transform.stages[2]
-            .learning_rate.numbers["**/*lora_[bB]*/**"]
+            .learning_rate.numbers["**/*lora_[bB]/**"]
             .factor
         )
     )(3.0)
@@ -422,7 +432,7 @@ def test_numbers_may_be_traced_and_swept():
         ),
         (
             lambda: recipes.lora(total_steps=9).init({"dense": {"kernel": jnp.ones((2, 2))}}),
-            "freeze(mask=...): no leaf matches '**/*lora_[aA]*/**', '**/*lora_[bB]*/**'",
+            "freeze(mask=...): no leaf matches '**/*lora_[aA]/**', '**/*lora_[bB]/**'",
         ),
         (
             lambda: recipes.gan().init({"generator": jnp.ones(1), "critic": jnp.ones(1)}),
