@@ -118,7 +118,8 @@ def lora(
             `lora_a`, `lora_A` and `kernel_lora_a`, as in Flax NNX, PEFT and Qwix.
 
     Raises:
-        ValueError: `total_steps` is below 1; or at `init`, if a pattern matches no leaf.
+        ValueError: `total_steps` is below 1, or `warmup_steps` above it; or at `init`, if a pattern
+            matches no leaf.
 
     Source: Hu et al. 2021 (LoRA); Hayou et al. 2024 (LoRA+): the ratio; Dettmers et al. 2023
     (QLoRA): the clip at 0.3, the warm-up, and no decay.

@@ -1,5 +1,6 @@
 """The learning rate of a whole run, in the way that recipes take it: a peak and a length."""
 
+import math
 from typing import Any
 
 from optfn import schedules
@@ -27,12 +28,14 @@ def over_a_run(
         warmup: the share of the steps that are the warm-up, if the user does not say how many.
         end: the last rate over the peak; "wsd" ends at 0.
     """
-    peak, total = (
-        as_number(value, Argument(f"{recipe}({name}=...)", value))
-        for name, value in (("learning_rate", learning_rate), ("total_steps", total_steps))
-    )
-    check_within(total, (1, float("inf")), f"{recipe}(total_steps=...)")
-    first = warmup * total if warmup_steps is None else warmup_steps
+    given = {"learning_rate": learning_rate, "total_steps": total_steps}
+    given |= {} if warmup_steps is None else {"warmup_steps": warmup_steps}
+    numbers = {k: as_number(x, Argument(f"{recipe}({k}=...)", x)) for k, x in given.items()}
+    peak, total = numbers["learning_rate"], numbers["total_steps"]
+    check_within(total, (1, math.inf), f"{recipe}(total_steps=...)")
+    first = numbers.get("warmup_steps", warmup * total)
+    longest = total if isinstance(total, float) else math.inf
+    check_within(first, (0, longest), f"{recipe}(warmup_steps=...)")
     if shape == "cosine":
         return schedules.warmup_cosine(peak, first, total, end_value=end * peak)
     if shape == "linear":

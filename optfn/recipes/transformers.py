@@ -38,7 +38,8 @@ def transformer_adamw(
         weight_decay: decoupled, times the rate; see `decays` for what decays.
 
     Raises:
-        ValueError: `schedule` is none of these, or `total_steps` is below 1.
+        ValueError: `schedule` is none of these, `total_steps` is below 1, or `warmup_steps`
+            above it.
 
     Source: Brown et al. 2020 (GPT-3): rates, betas, clip, decay, cosine to a tenth; Karpathy 2022
     (nanoGPT): which arrays decay; Biderman et al. 2023 (Pythia): the length of the warm-up;
@@ -83,8 +84,8 @@ def transformer_muon(
             vectors are none, and attention kernels of three axes must be described.
 
     Raises:
-        ValueError: `schedule` is none of these, or `total_steps` is below 1; or at `init`, if an
-            array of three or more axes is not described by `views`.
+        ValueError: `schedule` is none of these, `total_steps` is below 1, or `warmup_steps`
+            above it; or at `init`, if an array of three or more axes is not described by `views`.
 
     Source: Liu et al. 2025 (Moonlight): the root mean square of 0.2, one rate and one decay; Jordan
     et al. 2024 for Muon; the other numbers as in `transformer_adamw`.

@@ -31,7 +31,7 @@ def vit(
             ViT-B, and fewer images, take more, up to 0.3.
 
     Raises:
-        ValueError: `total_steps` is below 1.
+        ValueError: `total_steps` is below 1, or `warmup_steps` above it.
 
     Source: Touvron et al. 2021 (DeiT): rate, decay, what decays, warm-up, cosine; Dosovitskiy et
     al. 2021 and Beyer et al. 2022: the clip.
@@ -64,7 +64,7 @@ def resnet_sgd(
             what decays.
 
     Raises:
-        ValueError: `total_steps` is below 1.
+        ValueError: `total_steps` is below 1, or `warmup_steps` above it.
 
     Source: Goyal et al. 2017: Nesterov, rates by batch, warm-up, no decay of batch norm; He et al.
     2019, "Bag of tricks": the cosine, and no decay of biases.

@@ -410,6 +410,14 @@ def test_numbers_may_be_traced_and_swept():
             "vit(weight_decay=...) must be a number or an array, found str: '0.1'",
         ),
         (
+            lambda: recipes.lora(total_steps=10, warmup_steps=20),
+            "lora(warmup_steps=...) must be from 0 to 10, found 20.0",
+        ),
+        (
+            lambda: recipes.vit(total_steps=10, warmup_steps="1"),
+            "vit(warmup_steps=...) must be a number or an array, found str: '1'",
+        ),
+        (
             lambda: recipes.rl_adam(total_steps=0),
             "rl_adam(total_steps=...) must be at least 1, found 0.0",
         ),
