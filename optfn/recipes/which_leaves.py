@@ -22,7 +22,8 @@ from optfn.core.matrix_axes import VECTORS
 
 NORM = re.compile(r".*norm.*|(.*_)?(ln|bn)(_\w*|\d*)")
 POSITION = re.compile(
-    r"pos(ition(al)?)?(_?(emb|enc|table)\w*)?|wpe|(cls|class|dist|mask|register)_tokens?"
+    r"((abs|rel)(olute|ative)?_)?pos(ition(al)?)?(_?(emb|enc|bias|table)\w*)?|wpe|"
+    r"(cls|class|dist|mask|register)_tokens?"
 )
 
 
