@@ -15,6 +15,7 @@ differs is given by name, and a call in optax's order raises an error that says 
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core import optax_names
-from optfn.core.data import child, numbers, static
+from optfn.core.data import check_within, child, numbers, static
 from optfn.core.schedule import Schedule as Schedule
 from optfn.core.schedule import custom as custom
 
@@ -620,6 +621,9 @@ class power_cool(Schedule):
         end_value: the last value.
         tail: the shape of the tail; see `wsd`.
 
+    Raises:
+        ValueError: the power is above 0.
+
     Source: Shen et al. 2024, "Power scheduler".
     """
 
@@ -633,6 +637,10 @@ class power_cool(Schedule):
     init_value: Any = 0.0
     end_value: Any = 0.0
     tail: str = static(default="linear", choices=TAILS, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_within(self.power, (-math.inf, 0), "power_cool(power=...)")
 
     def at(self, step):
         return _mix(self._law(_up_to_tail(self, step)), self.end_value, _cooled(self, step))

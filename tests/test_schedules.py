@@ -1044,6 +1044,11 @@ BAD = [
     ),
     (
         ValueError,
+        "power_cool(power=...) must be from -inf to 0, found 0.51.",
+        lambda: schedules.power_cool(0.1, 1, 2, 9, power=0.51),
+    ),
+    (
+        ValueError,
         "from_points(interpolate=...) must be 'linear', 'cosine' or 'step', found 'cubic'.",
         lambda: schedules.from_points({0: 0.1}, "cubic"),
     ),
