@@ -396,7 +396,8 @@ def _growth_of_steps(tx: Transform, base: PyTree, leaves: Sequence[Growth]) -> l
             growth.append(math.sqrt(grown.outputs / grown.inputs))
             continue
         early, late = (np.log2(wide[at, i] / narrow[at, i]) for at in (EARLIER - 1, TAKEN - 1))
-        exponent = round(4 * late) / 4 if np.isfinite(late) else 0.0
+        # Of gradients, signs and orthogonal matrices these are halves.
+        exponent = round(2 * late) / 2 if np.isfinite(late) else 0.0
         if not (abs(late - exponent) < 0.1 and abs(late - early) < 0.1):
             raise ValueError(
                 f"{where}: the steps of '{grown.path}' follow no power of the width: of twice the "

@@ -145,6 +145,14 @@ def test_what_steps_are_like_is_found_out_for_more(name):
     check_found(*SLOWLY[name])
 
 
+@pytest.mark.parametrize("tx", [optfn.adam(0.1, eps=4e-3), optfn.madgrad(0.1)])
+def test_steps_between_the_kinds_are_refused(tx):
+    """As of Adam where eps is nearly as large as gradients, and those of a cube root."""
+    transfer = optfn.width_transfer(few_of(8 * TIMES), few_of(8))
+    with pytest.raises(ValueError, match="follow no power of the width"):
+        transfer.rate_factors(tx)
+
+
 def test_steps_may_be_said():
     transfer = transfer_of()
     assert by_kind(transfer, transfer.rate_factors(optfn.adam(0.1), steps="gradient")) == SGD
