@@ -1,7 +1,7 @@
 """What a checkpoint says of a sweep to one who does not have its code."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from optfn.core.text_table import text
 from optfn.core.tree import PyTree
 from optfn.sweep import space as distributions
-from optfn.sweep.one_of import OneOf, Space, coordinates
+from optfn.sweep.one_of import OneOf, Space
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Scores
 from optfn.sweep.scheduler import Scheduler
@@ -46,6 +46,8 @@ def record(scheduler: Scheduler, seconds: float) -> dict[str, Any]:
         "plan": {
             **{name: int(getattr(plan, name)) for name in COUNTS},
             "max_loss": float(plan.max_loss),
+            "score": plan.score,
+            "patience": plan.patience,
         },
         "space": _described(plan.space),
         "ages": [int(age) for age in scheduler.scores.ages],
@@ -73,8 +75,10 @@ def scheduler_of(host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> A
     found = host["recorded"]
     objective, sign = found["score"]
     task = Training(minimize=objective) if sign > 0 else Training(maximize=objective)
-    space = {name: _distribution(kind) for name, kind in found["space"].items()}
-    plan = Plan(task, None, space, **found["plan"])
+    settings = dict(found["plan"])
+    if isinstance(settings["score"], list):
+        settings["score"] = tuple(settings["score"])
+    plan = Plan(task, None, _space(found["space"]), **settings)
     trials = []
     for plain, point in zip(host["trials"], found["points"], strict=True):
         trial = Trial(plain["number"], point, None, -1, tuple(plain["seeds"]))
@@ -125,24 +129,30 @@ def rebuilt(outlined: Any, leaves: Any) -> Any:
 
 
 def _described(space: Space) -> dict[str, Any]:
-    """The distributions by the names that trials have, for JSON."""
-    return {
-        key.rpartition(".")[2]: _description(distribution)
-        for key, distribution in coordinates(space).items()
-    }
+    """The distributions by argument, for JSON."""
+    return {argument: _description(distribution) for argument, distribution in space.items()}
+
+
+def _space(described: Mapping[str, Any]) -> dict[str, Distribution]:
+    """The inverse of `_described`."""
+    return {argument: _distribution(kind) for argument, kind in described.items()}
 
 
 def _description(distribution: Distribution) -> list:
     """A distribution for JSON; a fixed value and options as `readable`."""
     if isinstance(distribution, Fixed):
         return ["Fixed", readable(distribution.value)]
-    if isinstance(distribution, (OneOf, Choice)):
+    if isinstance(distribution, OneOf):
+        branches = distribution.branches.items()
+        return ["OneOf", [distribution.name, {o: _described(space) for o, (_, space) in branches}]]
+    if isinstance(distribution, Choice):
         return ["Choice", [readable(option) for option in distribution.options]]
     if isinstance(distribution, Either):
         return ["Either", [_description(part) for part in distribution.parts]]
-    known = is_dataclass(distribution)
-    made = [(f.name, getattr(distribution, f.name)) for f in fields(distribution)] if known else []
-    return [type(distribution).__name__, dict(made)]
+    kind = type(distribution)
+    if getattr(distributions, kind.__name__, None) is not kind:  # of the user's own kind
+        return ["Fixed", None]
+    return [kind.__name__, {f.name: readable(getattr(distribution, f.name)) for f in fields(kind)}]
 
 
 def _distribution(described: Sequence[Any]) -> Distribution:
@@ -150,10 +160,20 @@ def _distribution(described: Sequence[Any]) -> Distribution:
     kind, made = described
     if kind == "Fixed":
         return Fixed(made)
+    if kind == "OneOf":
+        name, branches = made
+        return OneOf(name, {option: (_gone, _space(space)) for option, space in branches.items()})
     if kind == "Choice":
         return Choice(*made)
     if kind == "Either":
         parts = map(_distribution, made)
         return Either(*(part.value if isinstance(part, Fixed) else part for part in parts))
-    known = getattr(distributions, kind, None)
-    return known(**made) if known else Fixed(None)  # of the user's own kind
+    return getattr(distributions, kind)(**made)
+
+
+def _gone(**values: Any) -> Any:
+    """In the place of the function of an option."""
+    raise ValueError(
+        "the space of a result that was loaded has no code: write it again, or call sweep.run with "
+        "the same checkpoint."
+    )
