@@ -182,10 +182,14 @@ class Store:
         Raises:
             ValueError: every checkpoint is damaged.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 return self._read(step)
             except _DamagedError as problem:
+                self.manager.reload()
+                if max(self.manager.all_steps(), default=0) > steps[0]:
+                    return self._newest()  # a sweep that is under way has written, and removed this
                 self.damaged.append(step)
                 warnings.warn(f"checkpoint {self.folder / str(step)}: {problem}", stacklevel=5)
         if self.damaged:

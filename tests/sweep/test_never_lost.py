@@ -1,7 +1,9 @@
 """What is left of a sweep that ends before its time, and of a task that is gone."""
 
 import gc
+import json
 import resource
+import shutil
 import time
 import weakref
 from typing import NamedTuple
@@ -16,7 +18,9 @@ from sweep.problem import RATE, STILL, X, Y, evaluate, loss, run
 import optfn
 from optfn import sweep
 from optfn.sweep.checkpoint import Store
+from optfn.sweep.one_of import applying
 from optfn.sweep.progress import Progress, shown
+from optfn.sweep.recorded import _described, _space
 
 STOPPED = {"trials": 20, "lanes": 8, "max_seconds": 0.0}
 POLICIES = {
@@ -216,6 +220,50 @@ def test_a_sweep_is_read_without_its_code(tmp_path):
         read.rerun(0)
     with pytest.raises(ValueError, match="has no checkpoint of a sweep"):
         sweep.Result.load(tmp_path / "none")
+
+
+def test_a_sweep_that_goes_on_meanwhile_is_not_damaged(tmp_path, monkeypatch):
+    """It writes its next checkpoint, and removes the one that is read."""
+    folder, next_one, read = tmp_path / "sweep", tmp_path / "next", Store._read
+    result = run(RATE, STILL, trials=8, lanes=8, checkpoint=folder, checkpoint_every=1)
+    (folder / "4").rename(next_one)
+
+    def go_on(store, step):
+        if next_one.exists():
+            next_one.rename(folder / "4")
+            shutil.rmtree(folder / "3")
+        return read(store, step)
+
+    monkeypatch.setattr(Store, "_read", go_on)
+    read_scores = sweep.Result.load(folder).scores
+    np.testing.assert_array_equal(read_scores, result.scores)
+
+
+def test_a_space_is_read_with_its_options():
+    """Also numbers of NumPy, ranges that options do not share, and what has no name to be read."""
+
+    class Own(sweep.Uniform):
+        pass
+
+    rate = sweep.LogUniform(1e-3, 0.1)
+    inner = {
+        "x": (max, {"peak": rate}),
+        "y": (max, {"peak": sweep.IntUniform(0, 8, step=np.int64(2))}),
+    }
+    options = {"constant": (max, {"value": rate}), "shape": sweep.OneOf("shape", inner)}
+    space = {
+        "learning_rate": sweep.OneOf("schedule", options),
+        "b1": sweep.Uniform(0, 1, np.float32(0.25)),
+        "own": Own(0, 1),
+    }
+    point = {"schedule": "shape", "shape": "y", "peak": 4, "b1": 0.25, "own": 0.5}
+    read = _space(json.loads(json.dumps(_described(space))))
+    assert read["b1"] == space["b1"] and isinstance(read["own"], sweep.Fixed)
+    found, wanted = applying(read, point), applying(space, point)
+    assert list(found) == list(point)
+    assert all(found[name] == wanted[name] for name in ("peak", "b1"))
+    with pytest.raises(ValueError, match="loaded has no code"):
+        read["learning_rate"](**point)
 
 
 @pytest.mark.slow
