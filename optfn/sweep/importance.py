@@ -1,6 +1,6 @@
 """How much each hyperparameter matters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from optfn.sweep.one_of import names, shared
 from optfn.sweep.optuna_library import optuna_library, quiet_optuna
 from optfn.sweep.result import Result
-from optfn.sweep.space import Choice, Fixed
+from optfn.sweep.space import Choice, Distribution, Fixed, are_equal
 
 FEWEST = 8
 
@@ -48,12 +48,7 @@ def importances(
         raise ValueError(
             f"importances(result) needs {FEWEST} trials that ran, found {len(trials)}."
         )
-    points = [result.points[i] for i in trials]
-    space = {
-        name: d
-        for name, d in shared(result.plan.space, points).items()
-        if not isinstance(d, Fixed) and any(p[name] != points[0][name] for p in points)
-    }
+    space = differing(result, trials)
     if not space:
         raise ValueError(
             "importances(result): the trials share no hyperparameter that was searched."
@@ -67,23 +62,36 @@ def importances(
     }
 
     def encoded(point: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: d.index(point[name]) if isinstance(d, Choice) else d.unit(point[name])
-            for name, d in space.items()
-        }
+        return {name: _encoded(d, point[name]) for name, d in space.items()}
 
     with quiet_optuna():
         study = library.create_study()
         study.add_trials(
             library.trial.create_trial(
-                params=encoded(point), distributions=distributions, value=float(place)
+                params=encoded(result.points[i]), distributions=distributions, value=float(place)
             )
-            for place, point in enumerate(points)
+            for place, i in enumerate(trials)
         )
         if evaluator is None:
             evaluator = library.importance.FanovaImportanceEvaluator(seed=seed)
         found = library.importance.get_param_importances(study, evaluator=evaluator)
     return {str(name): float(share) for name, share in found.items()}
+
+
+def differing(result: Result, trials: Iterable[int]) -> dict[str, Distribution]:
+    """The distributions of the hyperparameters that all these trials have, with several values."""
+    points = [result.points[i] for i in trials]
+    space = {
+        name: d for name, d in shared(result.plan.space, points).items() if not isinstance(d, Fixed)
+    }
+    return {name: d for name, d in space.items() if len({_encoded(d, p[name]) for p in points}) > 1}
+
+
+def _encoded(distribution: Distribution, value: Any) -> float:
+    """The value as Optuna gets it."""
+    return (
+        distribution.index(value) if isinstance(distribution, Choice) else distribution.unit(value)
+    )
 
 
 def trials_where(result: Result, where: Mapping[str, Any] | None, caller: str) -> np.ndarray:
@@ -92,7 +100,7 @@ def trials_where(result: Result, where: Mapping[str, Any] | None, caller: str) -
     Raises:
         ValueError: there is no such hyperparameter, or no trial has these values.
     """
-    wanted, absent = dict(where or {}), object()
+    wanted = dict(where or {})
     for name in wanted.keys() - names(result.plan.space):
         raise ValueError(
             f"{caller}(where=...) must name hyperparameters of the space, "
@@ -101,8 +109,13 @@ def trials_where(result: Result, where: Mapping[str, Any] | None, caller: str) -
     chosen = [
         i
         for i in range(len(result))
-        if all(result.points[i].get(name, absent) == value for name, value in wanted.items())
+        if all(_has(result.points[i], name, value) for name, value in wanted.items())
     ]
     if not chosen:
         raise ValueError(f"{caller}(where={wanted!r}): no trial has these values.")
     return np.array(chosen)
+
+
+def _has(point: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether the point has this value; an array is known by its identity."""
+    return name in point and (point[name] is value or are_equal(point[name], value))

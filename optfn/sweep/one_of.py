@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optfn.sweep.space import Choice, Distribution, Fixed, as_space
+from optfn.sweep.space import Choice, Distribution, Fixed, are_equal, as_space
 
 Space = Mapping[str, Distribution]
 
@@ -142,7 +142,11 @@ def applying(space: Space, point: Mapping[str, Any]) -> dict[str, Distribution]:
 def shared(space: Space, points: Iterable[Mapping[str, Any]]) -> dict[str, Distribution]:
     """The distributions of the names that all the points have, with one range for all."""
     first, *others = [applying(space, point) for point in points] or [dict(space)]
-    return {name: d for name, d in first.items() if all(other.get(name) == d for other in others)}
+    return {
+        name: d
+        for name, d in first.items()
+        if all(are_equal(d, other.get(name)) for other in others)
+    }
 
 
 def coordinates(space: Space, inside: str = "") -> dict[str, Distribution]:

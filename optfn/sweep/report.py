@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from optfn.core.text_table import number
 from optfn.sweep import plot
-from optfn.sweep.importance import FEWEST, trials_where
+from optfn.sweep.importance import FEWEST, differing, trials_where
 from optfn.sweep.one_of import OneOf, applying, coordinates, shared
 from optfn.sweep.result import Result
 from optfn.sweep.space import Fixed
@@ -70,7 +70,7 @@ def report(result: Result, path: str | os.PathLike, *, title: str = "") -> Path:
     Args:
         result: a result of `sweep.run`.
         path: the file; one that is there is replaced once the page is complete.
-        title: the page's title; None is "Sweep: " and the score.
+        title: the page's title; by default "Sweep: " and the score.
 
     Returns:
         The path of the file.
@@ -107,8 +107,8 @@ def report(result: Result, path: str | os.PathLike, *, title: str = "") -> Path:
     return path
 
 
-def _listed(facts: Mapping[str, Any]) -> str:
-    items = (f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
+def _listed(facts: Iterable[tuple[str, Any]]) -> str:
+    items = (f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts)
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -128,10 +128,10 @@ def _settings(result: Result) -> str:
                 "lanes": f"{plan.lanes}, mode {result.mode}",
                 "seed": plan.seed,
                 "seconds": f"{result.seconds:.1f}",
-            }
+            }.items()
         )
         + "<h2>The space</h2>"
-        + _listed(space)
+        + _listed(space.items())
     )
 
 
@@ -141,12 +141,13 @@ def _best(result: Result) -> str:
     if not np.isfinite(best.score):
         return "<p>No trial has a finite score.</p>"
     spread = "" if np.isnan(best.spread) else f" ± {number(best.spread)}"
-    facts = {
-        "trial": f"{best.trial}, {best.status} after {best.steps} steps",
-        result.task.objective: number(best.score) + spread,
-        **{name: number(value) for name, value in best.values.items()},
-    }
-    return _listed(facts) + f"<pre>{escape(repr(best.optimizer))}</pre>"
+    facts = [  # of which two may have the same name
+        ("trial", f"{best.trial}, {best.status} after {best.steps} steps"),
+        (result.task.objective, number(best.score) + spread),
+        *((name, number(value)) for name, value in best.values.items()),
+    ]
+    made = "" if best.optimizer is None else f"<pre>{escape(repr(best.optimizer))}</pre>"
+    return _listed(facts) + made
 
 
 def _pictures(result: Result) -> Iterator[str]:
@@ -203,8 +204,9 @@ def _pictures_of(result: Result, where: Mapping[str, Any]) -> Iterator[str]:
             "Which values go together; the best trials are in color.",
             wide=True,
         )
-        ran = int((result.steps[trials] > 0).sum())
-        if ran >= FEWEST and find_spec("optuna") and find_spec("sklearn"):
+        ran = trials[result.steps[trials] > 0]
+        several = len(ran) >= FEWEST and differing(result, ran)
+        if several and find_spec("optuna") and find_spec("sklearn"):
             yield _picture(
                 lambda ax: plot.importance(result, ax, where=where),
                 "How much each hyperparameter decides about a trial.",

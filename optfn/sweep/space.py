@@ -471,7 +471,7 @@ class Choice(Distribution):
 
     def index(self, value: Any) -> int:
         """The position of the same object among the options, else of the first equal one."""
-        for same in (operator.is_, _equal):
+        for same in (operator.is_, are_equal):
             for i, option in enumerate(self.options):
                 if same(option, value):
                     return i
@@ -572,7 +572,7 @@ class Fixed(Distribution):
         return self.value
 
     def unit(self, value: Any) -> float:
-        if value is not self.value and not _equal(self.value, value):
+        if value is not self.value and not are_equal(self.value, value):
             raise ValueError(f"{self!r} has no value {value!r}.")
         return 0.5
 
@@ -679,9 +679,12 @@ def _positive(factor: float) -> float:
     return factor
 
 
-def _equal(option: Any, value: Any) -> bool:
+def are_equal(option: Any, value: Any) -> bool:
     """Whether the two are equal; True is not 1, and arrays, compared by element, never are."""
     if isinstance(option, bool) is not isinstance(value, bool):
         return False
-    equal = option == value
+    try:
+        equal = option == value
+    except (TypeError, ValueError):  # of arrays inside
+        return False
     return isinstance(equal, (bool, np.bool_)) and bool(equal)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 import optfn
 from optfn import sweep
 from optfn.sweep import plot
+from optfn.sweep.importance import trials_where
 
 TASK = sweep.Task(
     lambda key: jnp.ones(2), lambda params, batch: jnp.sum(jnp.float32([1, 4]) * params**2) / 2
@@ -32,12 +33,22 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def conditional():
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def conditional(folder):
     options = {
         "plain": (optfn.sgd, {"learning_rate": RATE}),
         "<momentum>": (optfn.sgd, {"learning_rate": RATE, "momentum": sweep.Uniform(0.5, 0.95)}),
     }
-    return sweep.run(TASK, sweep.OneOf("optimizer", options), {}, **SETTINGS)
+    return sweep.run(TASK, sweep.OneOf("optimizer", options), {}, checkpoint=folder, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def loaded(conditional, folder):
+    return sweep.Result.load(folder)
 
 
 class Page(HTMLParser):
@@ -62,7 +73,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.mark.parametrize("name", ["plain", "conditional"])
+@pytest.mark.parametrize("name", ["plain", "conditional", "loaded"])
 def test_the_page_needs_no_other_file_and_has_every_trial(name, request, tmp_path):
     result = request.getfixturevalue(name)
     path = sweep.report(result, tmp_path / "sweep.html", title="a < b & c")
@@ -75,10 +86,31 @@ def test_the_page_needs_no_other_file_and_has_every_trial(name, request, tmp_pat
     scores = re.findall(r'data-value="([^"]*)"', text)
     for i in range(len(result)):
         assert repr(result.trial(i).score) in scores
-    assert repr(result.best().optimizer).split("(")[0] in "".join(page.texts)
+    assert (page.tags.count("pre") == 1) == (name != "loaded")
+    if name != "loaded":
+        assert repr(result.best().optimizer).split("(")[0] in "".join(page.texts)
     # curves, and for each option a picture of each hyperparameter, and two of several
-    wanted = {"plain": 1 + 2 + 2, "conditional": 1 + 1 + 2 + 2}
+    wanted = {"plain": 1 + 2 + 2, "conditional": 1 + 1 + 2 + 2, "loaded": 1 + 1 + 2 + 2}
     assert page.tags.count("img") == wanted[name]
+
+
+def test_options_that_are_arrays_or_functions(tmp_path):
+    """Of a maximized score, in options whose fixed values are arrays too, with a score's name."""
+    arrays, task = [np.zeros(2), np.ones(2)], replace(TASK, maximize="loss")
+    space = {"loss": [0.1, 0.2], "mask": arrays, "f": [jnp.tanh, jnp.sin]}
+    options = {
+        name: (lambda loss, mask, f, fixed: optfn.sgd(loss), space | {"fixed": np.arange(3) + i})
+        for i, name in enumerate("ab")
+    }
+    result = sweep.run(task, sweep.OneOf("kind", options), {}, **SETTINGS | {"trials": 24})
+    text = sweep.report(result, tmp_path / "sweep.html").read_text()
+    best = result.best()
+    assert f"<dt>loss</dt><dd>{best.score:.4g}</dd>" in text
+    assert f"<dt>loss</dt><dd>{best.values['loss']:.4g}</dd>" in text
+    assert set(sweep.importances(result)) == {"kind", "loss", "mask", "f"}
+    chosen = trials_where(result, {"mask": arrays[1], "f": jnp.sin}, "test")
+    wanted = [i for i, p in enumerate(result.points) if p["mask"].all() and p["f"] is jnp.sin]
+    assert chosen.tolist() == wanted
 
 
 def test_a_page_that_cannot_be_written_leaves_what_was_there(plain, tmp_path, monkeypatch):
