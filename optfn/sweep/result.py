@@ -131,7 +131,8 @@ class Result:
         """The records of a scheduler so far."""
         plan, trials = scheduler.plan, scheduler.trials
         count = max((len(trial.curve) for trial in trials), default=0)
-        names = next((list(trial.curve[0]) for trial in trials if trial.curve), [])
+        # Of tasks that a function makes, one may record what another does not.
+        names = list(dict.fromkeys(name for t in trials for x in t.curve[:1] for name in x))
         blank = dict.fromkeys(names, np.nan)
         curves = [trial.curve + [blank] * (count - len(trial.curve)) for trial in trials]
         return cls(
@@ -144,7 +145,9 @@ class Result:
                 [t.segments[0] * plan.segment if t.segments else -1 for t in trials]
             ),
             segments=[trial.segments for trial in trials],
-            curves={name: np.array([[x[name] for x in c] for c in curves]) for name in names},
+            curves={
+                name: np.array([[x.get(name, np.nan) for x in c] for c in curves]) for name in names
+            },
             ages=np.array([plan.age(i + 1) for i in range(count)], int),
             kept={trial.number: trial.params for trial in scheduler.kept},
             rungs=scheduler.scores.ages[:-1],

@@ -81,6 +81,20 @@ def test_a_task_that_cannot_be_made_fails_alone():
     assert "in the task of trial" in caught.value.__notes__[0]
 
 
+def test_tasks_may_record_different_scores():
+    def of_width(width):
+        start = {"w": np.full((3, width), 0.1, np.float32)}
+        name = f"of {width}"
+        return sweep.Task(start, loss, data=(X, Y), evaluate=lambda params: {name: 1.0 * width})
+
+    result = run({"learning_rate": 0.1, "width": [2, 4]}, of_width, **KWARGS | {"trials": 4})
+    widths = np.array([point["width"] for point in result.points])
+    for width in (2, 4):
+        curve = result.curves[f"of {width}"]
+        assert (curve[widths == width] == width).all() and np.isnan(curve[widths != width]).all()
+    assert set(widths) == {2, 4}
+
+
 BAD = {
     "found function task_of, which needs 'batch_size'": {"space": RATE | {"width": 2}},
     "the space's 'height' is taken by nobody: sgd takes": {"space": SPACE | {"height": 2}},
