@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import numpy as np
 
 from optfn.sweep.result import TrialResult
@@ -22,8 +23,9 @@ class Callback:
         sweep.run(..., callbacks=[Print()])
 
     The sweep waits for it, so it should be quick. An error in it is a warning, and the sweep goes
-    on. After a resume it hears of what is new. A population's member that copies another reports
-    under its own number, with the values that it has then.
+    on. After a resume it hears of what is new; of a sweep that was killed, once more of what came
+    after the last checkpoint. Of several processes only the first one's are called. A population's
+    member that copies another reports under its own number, with the values that it has then.
     """
 
     def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
@@ -81,7 +83,7 @@ class Watch:
 @contextmanager
 def watched(callbacks: Sequence[Callback]) -> Iterator[Watch]:
     """A watch whose callbacks are closed at the end, also after an error."""
-    watch = Watch(callbacks)
+    watch = Watch(callbacks if jax.process_index() == 0 else ())
     try:
         yield watch
     finally:

@@ -96,7 +96,8 @@ def compare(
         optimizers: by name a pair of the function that makes the optimizer, and its space.
         checkpoint: a folder, which gets a subfolder for each name.
         **settings: other arguments of `run`. The first sweep decides the mode "auto" for all,
-            since modes round differently.
+            since modes round differently. Callbacks hear of one sweep after the other, in each of
+            which trials are numbered from 0.
 
     Raises:
         TypeError, ValueError: as `run`; ValueError without an optimizer.

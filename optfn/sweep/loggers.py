@@ -4,13 +4,16 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from optfn.sweep.callbacks import Callback
+from optfn.sweep.recorded import readable_point
 from optfn.sweep.result import TrialResult
+
+FIRST, LAST = ("trial", "step", "status"), "hyperparameters"
 
 
 class CsvLog(Callback):
@@ -41,13 +44,33 @@ class CsvLog(Callback):
     def _write(
         self, trial: TrialResult, step: int, status: str, scores: Mapping[str, float]
     ) -> None:
-        new = not self.path.exists() or not self.path.stat().st_size
+        columns = self._columns()
+        if new := [name for name in scores if name not in columns[len(FIRST) : -1]]:
+            columns = self._with_columns(new)
+        values = json.dumps(readable_point(trial.values))
+        measured = [scores.get(name, "") for name in columns[len(FIRST) : -1]]
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["trial", "step", "status", *scores, "hyperparameters"])
-            values = json.dumps(plain_values(trial))
-            writer.writerow([trial.trial, step, status, *scores.values(), values])
+            csv.writer(file).writerow([trial.trial, step, status, *measured, values])
+
+    def _columns(self) -> list[str]:
+        """The head of the file, which is written if there is none."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            with self.path.open("w", newline="") as file:
+                csv.writer(file).writerow([*FIRST, LAST])
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file))
+
+    def _with_columns(self, new: Sequence[str]) -> list[str]:
+        """Gives the file further columns, empty so far, as the first score that comes does."""
+        with self.path.open(newline="") as file:
+            rows = list(csv.reader(file))
+        more = [new, *([""] * len(new) for _ in rows[1:])]
+        rows = [[*row[:-1], *added, row[-1]] for row, added in zip(rows, more, strict=True)]
+        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with unfinished.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        unfinished.replace(self.path)
+        return rows[0]
 
 
 class TensorBoardLog(Callback):
@@ -79,7 +102,12 @@ class TensorBoardLog(Callback):
     def on_trial(self, trial: TrialResult) -> None:
         if writer := self.writers.pop(trial.trial, None):
             score = {"score": trial.score} if math.isfinite(trial.score) else {}
-            writer.add_hparams(plain_values(trial), score, name="outcome")
+            values = readable_point(trial.values).items()
+            writer.add_hparams(
+                {name: "None" if value is None else value for name, value in values},
+                score,
+                name="outcome",
+            )
             writer.close()
 
     def close(self) -> None:
@@ -129,7 +157,7 @@ class MlflowLog(Callback):
         if trial.trial not in self.runs:
             made = self.client.create_run(self.experiment, run_name=f"trial {trial.trial}")
             self.runs[trial.trial] = made.info.run_id
-            for name, value in plain_values(trial).items():
+            for name, value in readable_point(trial.values).items():
                 self.client.log_param(made.info.run_id, name, value)
         return self.runs[trial.trial]
 
@@ -169,17 +197,9 @@ class WandbLog(Callback):
         if trial.trial not in self.runs:
             name = f"trial {trial.trial}"
             self.runs[trial.trial] = self.library.init(
-                name=name, config=plain_values(trial), **self.settings
+                name=name, config=readable_point(trial.values), **self.settings
             )
         return self.runs[trial.trial]
-
-
-def plain_values(trial: TrialResult) -> dict[str, Any]:
-    """A trial's hyperparameters, as numbers, bools and texts."""
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
-        for name, value in trial.values.items()
-    }
 
 
 def _library(name: str, caller: str) -> Any:

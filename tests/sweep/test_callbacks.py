@@ -121,6 +121,42 @@ def test_rows_of_a_file_are_the_reports(tmp_path):
         assert json.loads(row["hyperparameters"]) == result.points[i]
 
 
+def test_rows_of_a_file_have_its_columns(tmp_path):
+    """Also of a trial that failed before any had a score, and of scores that others lack."""
+    path = tmp_path / "trials.csv"
+
+    def told(number, status="stopped"):
+        values = {"rate": None, "f": jnp.tanh, "step": np.float32(0.5)}
+        return sweep.TrialResult(number, values, None, 1.0, float("nan"), status, 2)
+
+    log = sweep.CsvLog(path)
+    log.on_trial(told(0, "failed"))
+    log.on_report(told(1), 2, {"loss": 1.0, "trial": 3.0})
+    log.on_report(told(2), 2, {"top": 2.0, "loss": 0.5})
+    log.on_trial(told(1, "ok"))
+    sweep.CsvLog(path).on_trial(told(2, "pruned"))  # after a resume
+    with path.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    values = rows[0][-1]
+    assert head == ["trial", "step", "status", "loss", "trial", "top", "hyperparameters"]
+    assert json.loads(values) == {"rate": None, "f": "tanh", "step": 0.5}
+    assert rows == [
+        ["0", "2", "failed", "", "", "", values],
+        ["1", "2", "running", "1.0", "3.0", "", values],
+        ["2", "2", "running", "0.5", "", "2.0", values],
+        ["1", "2", "ok", "1.0", "3.0", "", values],
+        ["2", "2", "pruned", "", "", "", values],
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_process_of_several_calls_its_callbacks(monkeypatch):
+    notes = Notes()
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    run([notes])
+    assert not (notes.reports or notes.ends or notes.closed)
+
+
 def test_tensorboard_has_a_run_for_each_trial(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
