@@ -28,7 +28,7 @@ from optfn.sweep.recorded import record
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
-from optfn.sweep.trial import PLAIN, decoded, encoded
+from optfn.sweep.trial import PLAIN, Trial, decoded, encoded
 
 try:
     import fcntl
@@ -72,6 +72,7 @@ class Store:
         self.policy = _sha_of_json(_plain(policy))
         self.fingerprint: dict[str, str] = {}
         self.damaged: list[int] = []
+        self.state: Any = None
         self.seconds = 0.0
         self.saved = time.perf_counter()
         self.found = self._newest()
@@ -104,7 +105,8 @@ class Store:
             for step in self.damaged:  # their replacement is written
                 self.manager.delete(step)
         self.damaged = []
-        if scheduler.executor.segments in self.manager.all_steps():
+        state = _state_of(scheduler.executor.segments, scheduler.trials)
+        if state == self.state:
             return
         first = next(t for t in scheduler.trials if t.status != "failed").own_history[0][1]
         if not self.fingerprint:
@@ -119,8 +121,10 @@ class Store:
             arrays=self.items.StandardSave(arrays),
             host=self.items.JsonSave({"record": host, "sha256": _sha_of_json(host)}),
         )
-        with self._warned():
-            self.manager.save(scheduler.executor.segments, args=saved, force=True)
+        with self._warned():  # trials may fail after the last segment
+            step = max(scheduler.executor.segments, (self.manager.latest_step() or 0) + 1)
+            self.manager.save(step, args=saved, force=True)
+            self.state = state
         self.saved = time.perf_counter()
         self.seconds = self.saved - began
 
@@ -139,6 +143,7 @@ class Store:
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             self.manager.reload()
+            self.state = None
 
     def restore(self, scheduler: Scheduler) -> bool:
         """Sets a new scheduler to the state of the last whole checkpoint; False without one.
@@ -170,6 +175,7 @@ class Store:
             )
         wanted = {"its optimizer": [_sha_of_numbers(trial.candidate) for trial in scheduler.trials]}
         _check_fingerprint({"its optimizer": host["optimizers"]}, wanted, self.folder)
+        self.state = _state_of(host["segments"], scheduler.trials)
         self.found = None
         return True
 
@@ -329,6 +335,11 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
         **{name: str(value) for name, value in numbers.items()},
     }
+
+
+def _state_of(segments: int, trials: Sequence[Trial]) -> tuple[int, list[str]]:
+    """What changes from one checkpoint to the next: the segments so far, and how trials ended."""
+    return segments, [trial.status for trial in trials]
 
 
 def _check_fingerprint(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:

@@ -83,6 +83,19 @@ def test_a_resumed_sweep_tells_what_is_new(tmp_path):
     check_complete(both, result)
 
 
+def test_a_trial_that_fails_after_the_last_segment_is_saved(tmp_path):
+    """It is asked for when the others have ended: the same call does not tell of it again."""
+    rates = {"learning_rate": [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.0]}
+    settings = SETTINGS | {"lanes": 8, "policy": sweep.run_all(), "checkpoint": tmp_path}
+    settings["checkpoint_every"] = 1
+    first, second = Notes(), Notes()
+    for notes in (first, second):
+        sweep.run(TASK, sgd_of_small_rates, rates, callbacks=[notes], **settings)
+        assert sweep.Result.load(tmp_path).status[-1] == "failed"
+    assert first.ends[-1].status == "failed" and len(first.ends) == 9
+    assert not (second.reports or second.ends)
+
+
 def test_confirmation_is_not_told_as_trials():
     notes = Notes()
     result = run([notes], confirm=sweep.Confirm(top=2, seeds=2), policy=sweep.run_all())
