@@ -28,8 +28,6 @@ from optfn.sweep.policies.policy import run_all as run_all
 from optfn.sweep.progress import Progress as Progress
 from optfn.sweep.report import report as report
 from optfn.sweep.result import Result as Result
-from optfn.sweep.result import RunResult as RunResult
-from optfn.sweep.result import TrialResult as TrialResult
 from optfn.sweep.run import run as run
 from optfn.sweep.search import Search as Search
 from optfn.sweep.search import Session as Session
@@ -48,3 +46,5 @@ from optfn.sweep.space import Uniform as Uniform
 from optfn.sweep.space import as_space as as_space
 from optfn.sweep.task import Task as Task
 from optfn.sweep.task import TrainingLoop as TrainingLoop
+from optfn.sweep.trials import RunResult as RunResult
+from optfn.sweep.trials import TrialResult as TrialResult

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from optfn.sweep.result import TrialResult
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.trial import Trial
+from optfn.sweep.trials import TrialResult
 
 
 class Callback:

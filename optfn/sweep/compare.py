@@ -9,9 +9,10 @@ import numpy as np
 
 from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Transform
-from optfn.sweep.result import Result, TrialResult
+from optfn.sweep.result import Result
 from optfn.sweep.run import run
 from optfn.sweep.task import Training
+from optfn.sweep.trials import TrialResult
 
 NEAR = 0.1
 

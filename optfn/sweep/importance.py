@@ -7,14 +7,14 @@ import numpy as np
 
 from optfn.sweep.one_of import names, shared
 from optfn.sweep.optuna_library import optuna_library, quiet_optuna
-from optfn.sweep.result import Result
 from optfn.sweep.space import Choice, Distribution, Fixed, are_equal
+from optfn.sweep.trials import Trials
 
 FEWEST = 8
 
 
 def importances(
-    result: Result, *, where: Mapping[str, Any] | None = None, evaluator: Any = None, seed: int = 0
+    result: Trials, *, where: Mapping[str, Any] | None = None, evaluator: Any = None, seed: int = 0
 ) -> dict[str, float]:
     """How much each hyperparameter decides about a trial, by Optuna's evaluators.
 
@@ -78,7 +78,7 @@ def importances(
     return {str(name): float(share) for name, share in found.items()}
 
 
-def differing(result: Result, trials: Iterable[int]) -> dict[str, Distribution]:
+def differing(result: Trials, trials: Iterable[int]) -> dict[str, Distribution]:
     """The distributions of the hyperparameters that all these trials have, with several values."""
     points = [result.points[i] for i in trials]
     space = {
@@ -94,7 +94,7 @@ def _encoded(distribution: Distribution, value: Any) -> float:
     )
 
 
-def trials_where(result: Result, where: Mapping[str, Any] | None, caller: str) -> np.ndarray:
+def trials_where(result: Trials, where: Mapping[str, Any] | None, caller: str) -> np.ndarray:
     """The numbers of the trials that have some values.
 
     Raises:

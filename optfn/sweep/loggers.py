@@ -11,7 +11,7 @@ from typing import Any
 
 from optfn.sweep.callbacks import Callback
 from optfn.sweep.recorded import readable_point
-from optfn.sweep.result import TrialResult
+from optfn.sweep.trials import TrialResult
 
 FIRST, LAST = ("trial", "step", "status"), "hyperparameters"
 

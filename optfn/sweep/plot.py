@@ -13,14 +13,13 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.find_learning_rate import LearningRates
 from optfn.sweep.importance import importances, trials_where
 from optfn.sweep.one_of import OneOf, shared
 from optfn.sweep.one_of import names as names_of
 from optfn.sweep.plan import ceil_div
 from optfn.sweep.policies.pbt import lineage as ancestry
-from optfn.sweep.result import Result
 from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
+from optfn.sweep.trials import Trials
 
 # Colors that people with color blindness can tell apart (Okabe and Ito 2008).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,7 +30,7 @@ WIDE = 10
 
 
 def sensitivity(
-    result: Result,
+    result: Trials,
     name: str,
     ax: Any = None,
     *,
@@ -95,7 +94,7 @@ def sensitivity(
 
 
 def parallel(
-    result: Result,
+    result: Trials,
     names: Sequence[str] | None = None,
     ax: Any = None,
     *,
@@ -174,7 +173,7 @@ def parallel(
 
 
 def curves(
-    result: Result,
+    result: Trials,
     name: str | None = None,
     ax: Any = None,
     *,
@@ -235,7 +234,7 @@ def curves(
 
 
 def heat_map(
-    result: Result,
+    result: Trials,
     x: str,
     y: str,
     ax: Any = None,
@@ -319,7 +318,7 @@ def heat_map(
 
 
 def schedules(
-    of: Result | Mapping[str, Transform],
+    of: Trials | Mapping[str, Transform],
     name: str = "learning_rate",
     ax: Any = None,
     *,
@@ -352,7 +351,7 @@ def schedules(
         HyperparameterNameError: an optimizer has no such hyperparameter.
     """
     ax = _axes(ax)
-    if isinstance(of, Result):
+    if isinstance(of, Trials):
         trials = _best(of, of.order(), top)
         length: Any = int(of.steps.max()) if trials else of.plan.steps
         length = length if steps is None else steps
@@ -384,7 +383,7 @@ def schedules(
     return ax
 
 
-def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
+def lineage(result: Trials, name: str = "learning_rate", ax: Any = None) -> Any:
     """The copies under `pbt`: a row for each member, the best on top, colored by a hyperparameter.
 
     A row changes its color where its member copied another, from whose row an arrow comes. The
@@ -467,7 +466,7 @@ def lineage(result: Result, name: str = "learning_rate", ax: Any = None) -> Any:
 
 
 def importance(
-    result: Result,
+    result: Trials,
     ax: Any = None,
     *,
     color: str = PALETTE[0],
@@ -497,7 +496,7 @@ def importance(
     return ax
 
 
-def learning_rates(found: LearningRates, ax: Any = None) -> Any:
+def learning_rates(found: Any, ax: Any = None) -> Any:
     """The score against the learning rate of `find_learning_rate`, and the rate that it suggests.
 
     The good rates are shaded, the suggestion is a line through their middle, and the score of rate
@@ -543,29 +542,29 @@ def _axes(ax: Any) -> Any:
     return pyplot.gca()
 
 
-def _outcomes(result: Result, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _outcomes(result: Trials, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Score, spread and status of the trials."""
     columns, names = result.columns(), (result.task.objective, "spread", "status")
     score, spread, status = (np.array(columns[name])[trials] for name in names)
     return score, spread, status
 
 
-def _best(result: Result, trials: np.ndarray, top: int) -> list[int]:
+def _best(result: Trials, trials: np.ndarray, top: int) -> list[int]:
     """The best of the trials, without diverged ones."""
     best = [int(i) for i in result.order() if i in trials][:top]
     return [i for i in best if np.isfinite(result.losses[i])]
 
 
-def _space(result: Result, trials: np.ndarray) -> dict[str, Distribution]:
+def _space(result: Trials, trials: np.ndarray) -> dict[str, Distribution]:
     """The distributions of the hyperparameters that all the trials have."""
     return shared(result.plan.space, [result.points[i] for i in trials])
 
 
-def _searched(result: Result, trials: np.ndarray) -> list[str]:
+def _searched(result: Trials, trials: np.ndarray) -> list[str]:
     return [name for name, d in _space(result, trials).items() if not isinstance(d, Fixed)]
 
 
-def _distribution(result: Result, trials: np.ndarray, name: str, where: str) -> Distribution:
+def _distribution(result: Trials, trials: np.ndarray, name: str, where: str) -> Distribution:
     searched = _searched(result, trials)
     if name in searched:
         return _space(result, trials)[name]

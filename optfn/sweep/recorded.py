@@ -149,7 +149,7 @@ def _description(distribution: Distribution) -> list:
         return ["Choice", [readable(option) for option in distribution.options]]
     if isinstance(distribution, Either):
         return ["Either", [_description(part) for part in distribution.parts]]
-    kind = type(distribution)
+    kind: Any = type(distribution)
     if getattr(distributions, kind.__name__, None) is not kind:  # of the user's own kind
         return ["Fixed", None]
     return [kind.__name__, {f.name: readable(getattr(distribution, f.name)) for f in fields(kind)}]

@@ -15,8 +15,8 @@ from optfn.core.text_table import number
 from optfn.sweep import plot
 from optfn.sweep.importance import FEWEST, differing, trials_where
 from optfn.sweep.one_of import OneOf, applying, coordinates, shared
-from optfn.sweep.result import Result
 from optfn.sweep.space import Fixed
+from optfn.sweep.trials import Trials
 
 MOST_ROWS = 500
 
@@ -59,7 +59,7 @@ document.querySelectorAll("th").forEach((head, column) => head.addEventListener(
 """
 
 
-def report(result: Result, path: str | os.PathLike, *, title: str = "") -> Path:
+def report(result: Trials, path: str | os.PathLike, *, title: str = "") -> Path:
     """Writes a sweep as one page for the browser: settings, the best trial, pictures, all trials.
 
         sweep.report(result, "sweep.html")
@@ -112,7 +112,7 @@ def _listed(facts: Iterable[tuple[str, Any]]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _settings(result: Result) -> str:
+def _settings(result: Trials) -> str:
     plan = result.plan
     space = {key: f"{d!r}" for key, d in coordinates(plan.space).items()}
     ended = dict(zip(*np.unique(result.status, return_counts=True), strict=True))
@@ -135,7 +135,7 @@ def _settings(result: Result) -> str:
     )
 
 
-def _best(result: Result) -> str:
+def _best(result: Trials) -> str:
     number_of_best = int(result.order()[0])
     best = result.trial(number_of_best)
     if not np.isfinite(best.score):
@@ -150,7 +150,7 @@ def _best(result: Result) -> str:
     return _listed(facts) + made
 
 
-def _pictures(result: Result) -> Iterator[str]:
+def _pictures(result: Trials) -> Iterator[str]:
     yield "<h2>Pictures</h2>"
     yield '<div class="pictures">'
     if np.isfinite(result.losses).any():
@@ -169,7 +169,7 @@ def _pictures(result: Result) -> Iterator[str]:
         yield "</div>"
 
 
-def _options(result: Result) -> list[dict[str, Any]]:
+def _options(result: Trials) -> list[dict[str, Any]]:
     """The values by which the trials have one space: each option of a conditional one."""
     found = {}
     for point in result.points:
@@ -178,13 +178,13 @@ def _options(result: Result) -> list[dict[str, Any]]:
     return list(map(dict, found))
 
 
-def _searched(result: Result, where: Mapping[str, Any]) -> list[str]:
+def _searched(result: Trials, where: Mapping[str, Any]) -> list[str]:
     trials = trials_where(result, where, "report")
     space = shared(result.plan.space, [result.points[i] for i in trials])
     return [n for n, d in space.items() if not isinstance(d, (Fixed, OneOf))]
 
 
-def _pictures_of(result: Result, where: Mapping[str, Any]) -> Iterator[str]:
+def _pictures_of(result: Trials, where: Mapping[str, Any]) -> Iterator[str]:
     """The pictures of the trials with some values."""
     searched, trials = _searched(result, where), trials_where(result, where, "report")
     if not np.isfinite(result.losses[trials]).any():
@@ -229,7 +229,7 @@ def _picture(draw: Callable[[Any], Any], caption: str, *, wide: bool = False) ->
     )
 
 
-def _table(result: Result) -> str:
+def _table(result: Trials) -> str:
     columns = result.columns()
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     shown = result.order()[:MOST_ROWS]

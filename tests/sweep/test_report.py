@@ -76,7 +76,7 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("name", ["plain", "conditional", "loaded"])
 def test_the_page_needs_no_other_file_and_has_every_trial(name, request, tmp_path):
     result = request.getfixturevalue(name)
-    path = sweep.report(result, tmp_path / "sweep.html", title="a < b & c")
+    path = result.report(tmp_path / "sweep.html", title="a < b & c")
     assert list(tmp_path.iterdir()) == [path]
     text = path.read_text()
     page = Page(text)
