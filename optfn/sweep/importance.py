@@ -42,8 +42,8 @@ def importances(
     Source: Hutter, Hoos and Leyton-Brown 2014.
     """
     library = optuna_library("sweep.importances(...)")
-    chosen = trials_where(result, where, "importances")
-    trials = [i for i in result.order() if i in chosen and result.steps[i]]
+    chosen = trials_that_ran(result, where, "importances")
+    trials = [i for i in result.order() if i in chosen]
     if len(trials) < FEWEST:
         raise ValueError(
             f"importances(result) needs {FEWEST} trials that ran, found {len(trials)}."
@@ -114,6 +114,19 @@ def trials_where(result: Trials, where: Mapping[str, Any] | None, caller: str) -
     if not chosen:
         raise ValueError(f"{caller}(where={wanted!r}): no trial has these values.")
     return np.array(chosen)
+
+
+def trials_that_ran(result: Trials, where: Mapping[str, Any] | None, caller: str) -> np.ndarray:
+    """Of `trials_where` those that were trained, also if they diverged in their first step.
+
+    Raises:
+        ValueError: as `trials_where`; none of the trials ran.
+    """
+    trials = trials_where(result, where, caller)
+    ran = trials[result.started_at[trials] >= 0]
+    if not len(ran):
+        raise ValueError(f"{caller}(where={dict(where or {})!r}): none of these trials ran.")
+    return ran
 
 
 def _has(point: Mapping[str, Any], name: str, value: Any) -> bool:

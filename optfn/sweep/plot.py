@@ -13,7 +13,7 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.importance import importances, trials_where
+from optfn.sweep.importance import importances, trials_that_ran
 from optfn.sweep.one_of import OneOf, shared
 from optfn.sweep.one_of import names as names_of
 from optfn.sweep.plan import ceil_div
@@ -63,7 +63,7 @@ def sensitivity(
     Raises:
         ValueError: no such hyperparameter was searched.
     """
-    trials = trials_where(result, where, "sensitivity")
+    trials = trials_that_ran(result, where, "sensitivity")
     ax, (scores, spreads, status) = _axes(ax), _outcomes(result, trials)
     distribution = _distribution(result, trials, name, "sensitivity(name=...)")
     x = _positions(distribution, [result.points[i][name] for i in trials])
@@ -121,7 +121,7 @@ def parallel(
     Raises:
         ValueError: no such hyperparameter was searched.
     """
-    trials = trials_where(result, where, "parallel")
+    trials = trials_that_ran(result, where, "parallel")
     ax, (scores, _, status) = _axes(ax), _outcomes(result, trials)
     names = _searched(result, trials) if names is None else list(names)
     columns, scales = [], []
@@ -139,7 +139,7 @@ def parallel(
     best = _best(result, trials, top)
     heights = np.array(columns)
     for i in np.argsort(np.argsort(result.order())[trials]):
-        trial = trials[i]
+        trial = int(trials[i])
         if trial in best:
             rank = best.index(trial)
             style = {"color": _color(rank), "linewidth": 2, "label": f"trial {trial}"}
@@ -205,7 +205,7 @@ def curves(
         raise ValueError(
             f"curves(name=...) must be one of {', '.join(result.curves)}, found {name!r}."
         )
-    trials = trials_where(result, where, "curves")
+    trials = trials_that_ran(result, where, "curves")
     best = [i for i in _best(result, trials, top) if result.status[i] == "ok"]
     table = result.curves[name]
     lost = np.isin(result.status, ("diverged", "not_finite"))
@@ -259,7 +259,7 @@ def heat_map(
     Raises:
         ValueError: no such hyperparameters were searched.
     """
-    trials = trials_where(result, where, "heat_map")
+    trials = trials_that_ran(result, where, "heat_map")
     ax, (scores, _, status) = _axes(ax), _outcomes(result, trials)
     across, up = (
         _distribution(result, trials, name, f"heat_map({which}=...)")

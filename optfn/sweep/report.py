@@ -13,7 +13,7 @@ import numpy as np
 
 from optfn.core.text_table import number
 from optfn.sweep import plot
-from optfn.sweep.importance import FEWEST, differing, trials_where
+from optfn.sweep.importance import FEWEST, differing, trials_that_ran, trials_where
 from optfn.sweep.one_of import OneOf, applying, coordinates, shared
 from optfn.sweep.space import Fixed
 from optfn.sweep.trials import Trials
@@ -204,7 +204,7 @@ def _pictures_of(result: Trials, where: Mapping[str, Any]) -> Iterator[str]:
             "Which values go together; the best trials are in color.",
             wide=True,
         )
-        ran = trials[result.steps[trials] > 0]
+        ran = trials_that_ran(result, where, "report")
         several = len(ran) >= FEWEST and differing(result, ran)
         if several and find_spec("optuna") and find_spec("sklearn"):
             yield _picture(

@@ -138,6 +138,26 @@ def test_the_rate_matters_and_what_does_next_to_nothing_does_not(plain):
     assert sweep.importances(plain) == shares
 
 
+def test_trials_that_never_ran_are_not_shown_as_diverged():
+    """Of eight that ran, some diverged in their first step; one could not be made."""
+
+    def made(learning_rate):
+        if learning_rate == 2.0:
+            raise ValueError("two")
+        return optfn.sgd(learning_rate)
+
+    rates = [0.01, 0.1, 0.2, 0.3, 1e38, 2e38, 3e38, 0.05, 2.0]
+    space, settings = {"learning_rate": rates}, SETTINGS | {"trials": None, "search": sweep.grid()}
+    result = sweep.run(TASK, made, space, **settings)
+    assert (result.steps[4:7] == 0).all() and result.status[8] == "failed"
+    assert set(sweep.importances(result)) == {"learning_rate"}
+    ax = plot.sensitivity(result, "learning_rate", Figure().subplots())
+    drawn = sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() != "None")
+    assert drawn == 8
+    with pytest.raises(ValueError, match="none of these trials ran"):
+        plot.curves(result, ax=ax, where={"learning_rate": 2.0})
+
+
 def test_importances_of_an_option_are_of_its_own_space(conditional):
     with pytest.raises(ValueError, match="needs 8 trials that ran, found"):
         few = np.flatnonzero([p["optimizer"] == "plain" for p in conditional.points])
