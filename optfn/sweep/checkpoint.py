@@ -538,7 +538,8 @@ def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
         return ["partial", plain(value.func), plain(value.args), plain(value.keywords)]
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__qualname__, _code(value.__code__), plain([held, value.__defaults__])]
+        defaults = [value.__defaults__, *filter(None, [value.__kwdefaults__])]
+        return [value.__qualname__, _code(value.__code__), plain([held, *defaults])]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _sha_of(_bytes(value))
     if isinstance(value, ModuleType):

@@ -107,7 +107,8 @@ def run(
         mesh: the devices over which the lanes are spread, along all its axes.
         max_loss: a run with a larger loss counts as diverged, as does one whose loss is not finite.
         max_bytes: bounds the lanes so that the program with all its arrays takes no more, by the
-            compiler's own analysis; on a mesh, on all devices together. It costs two compilations.
+            compiler's own analysis; on a mesh, on all devices together. It costs two compilations,
+            of one program: where trials differ in shape, those that are larger may take more.
         max_seconds: the sweep ends after this time with the results so far, as after Ctrl-C.
         keep_best: the number of best trials whose params are kept.
         score: which score of a run counts: its "last"; its "best" on the way, with the params of

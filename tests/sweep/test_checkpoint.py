@@ -308,3 +308,14 @@ def test_a_function_in_a_space_may_hold_modules_itself_and_sets():
 
     assert len(json.dumps(plain := _plain(make))) < 2000
     assert sorted(map(repr, ("one", "two", "three", "four"))) in plain[1][2]
+
+
+def test_a_function_in_a_space_is_known_by_its_defaults_too():
+    def of(first, second):
+        def make(rate=first, *, decay=second):
+            return rate, decay
+
+        return make
+
+    first, *others = [json.dumps(_plain(of(*pair))) for pair in [(1, 2), (1, 2), (3, 2), (1, 3)]]
+    assert [first == other for other in others] == [True, False, False]
