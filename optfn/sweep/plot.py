@@ -213,11 +213,12 @@ def curves(
     shown = table[good if len(good) else trials]
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
+    worst = result.task.sign * np.inf if name == result.task.objective else np.inf
     for trial in trials:
         values = table[trial]
         there = np.flatnonzero(np.isfinite(values))
         ages = result.ages[: there[-1] + 1 if len(there) else 1]
-        values = np.clip(values[: len(ages)] if len(there) else [np.inf], low, high)
+        values = np.clip(values[: len(ages)] if len(there) else [worst], low, high)
         if trial in best:
             style = {"color": _color(best.index(trial)), "zorder": 4, "label": f"trial {trial}"}
         elif result.status[trial] == "ok":

@@ -182,6 +182,18 @@ def test_a_conditional_space_is_drawn_by_option(conditional):
         plot.curves(conditional, ax=ax, where={"optimiser": "plain"})
 
 
+def test_a_curve_without_a_value_is_at_the_worse_edge(plain):
+    lost = plain.status == "diverged"
+    curves = {"loss": plain.curves["loss"].copy()}
+    curves["loss"][np.flatnonzero(lost)[0]] = np.nan
+    shown = curves["loss"][~lost]
+    for task, edge in ((TASK, np.nanmax), (replace(TASK, maximize="loss"), np.nanmin)):
+        result = replace(plain, curves=curves, plan=replace(plain.plan, task=task))
+        ax = plot.curves(result, ax=Figure().subplots())
+        crosses = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "x"]
+        assert len(crosses) == lost.sum() and edge(shown) in crosses
+
+
 def test_a_legend_tells_what_the_marks_mean(plain):
     _, labels = plot.sensitivity(
         plain, "learning_rate", Figure().subplots()
