@@ -66,9 +66,9 @@ class Structures:
         key = training, structure_key(candidate)
         if key not in self.numbers and len(self.numbers) == MOST_STRUCTURES:
             raise ValueError(
-                f"the optimizers have {MOST_STRUCTURES + 1} different structures, and each would "
-                "be compiled. Make the functions they hold outside of the one that makes the "
-                "optimizer, since each new function counts as another structure; numbers that one "
-                "needs go along in jax.tree_util.Partial(function, number)."
+                f"the optimizers and tasks have {MOST_STRUCTURES + 1} different structures, and "
+                "each would be compiled. Make the functions they hold outside of the one that "
+                "makes the optimizer, since each new function counts as another structure; "
+                "numbers that one needs go along in jax.tree_util.Partial(function, number)."
             )
         return self.numbers.setdefault(key, len(self.numbers))
