@@ -208,10 +208,8 @@ def _check_unique(space: Space) -> None:
 def _check_taken(
     make: Callable[..., Any], space: Space, others: Mapping[str, Collection[str]]
 ) -> None:
-    takers = {_label(f): names_taken(f) for f in _functions(make, space)}
-    for label, given in others.items():
-        if given:
-            takers[f"the task's {label}"] = dict.fromkeys(given, False), False
+    takers = [(_label(f), *names_taken(f)) for f in _functions(make, space)]  # or two "<lambda>"
+    takers += [(f"the task's {label}", given, False) for label, given in others.items() if given]
     for argument, distribution in space.items():
         by_task = [label for label, given in others.items() if argument in given]
         if by_task and isinstance(distribution, OneOf):
@@ -219,9 +217,9 @@ def _check_taken(
                 f"the space's {argument!r} is a OneOf, but the task's {by_task[0]} takes it, "
                 "which takes numbers: make it a list."
             )
-        if distribution is make or any(more or argument in own for own, more in takers.values()):
+        if distribution is make or any(more or argument in own for _, own, more in takers):
             continue
-        told = [f"{label} takes {', '.join(own) or 'none'}" for label, (own, _) in takers.items()]
+        told = [f"{label} takes {', '.join(own) or 'none'}" for label, own, _ in takers]
         raise TypeError(f"the space's {argument!r} is taken by nobody: {'; '.join(told)}.")
     for distribution in space.values():
         if isinstance(distribution, OneOf):

@@ -9,6 +9,7 @@ from sweep.problem import RATE, RATES, START, STILL, X, Y, close, loss, run, sam
 
 import optfn
 from optfn import schedules, sweep
+from optfn.sweep.one_of import check_names
 
 
 def scaled_init(key, *, scale=1.0):
@@ -84,6 +85,20 @@ NAMES = {
 
 def named(values):
     return set(values) == NAMES[values.get("schedule", values["optimizer"])]
+
+
+def test_functions_of_one_name_take_each_their_own():
+    """As all that are written as a lambda at the top of a file."""
+    schedule = sweep.OneOf("schedule", {"constant": (lambda value: value, {"value": RATES})})
+    space = {"learning_rate": schedule, "b1": 0.9}
+    made = sweep.OneOf(
+        "optimizer", {"adam": (lambda learning_rate, b1: (learning_rate, b1), space)}
+    )
+    check_names(made, {"optimizer": made}, {})
+    with pytest.raises(
+        TypeError, match=r"'b1' is taken by nobody: .*lambda> takes learning_rate; "
+    ):
+        check_names(lambda learning_rate: learning_rate, space, {})
 
 
 @pytest.mark.parametrize("search", [sweep.random(), sweep.sobol(), sweep.optuna_search()])
