@@ -322,7 +322,7 @@ def fit(name: str) -> tuple[End, End]:
         end = optimize.least_squares(
             lambda x: np.asarray(of(x)),
             start,
-            lambda x: np.asarray(derivative(x)),
+            lambda x: np.asarray(derivative(x)),  # pyright: ignore[reportArgumentType]
             bounds=bounds or (-INF, INF),
             **{"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-10, "max_nfev": 5000},
         )
@@ -348,7 +348,7 @@ def constrained(number: int) -> tuple[End, End, float]:
     """Ours and SciPy's, and how much ours misses the constraints."""
     f, start, bounds, *_ = HS[number]
     start, own = np.asarray(start, float), constraints_of(number)
-    sides = None if bounds is None else tuple(np.asarray(x, float) for x in bounds)
+    sides: Any = None if bounds is None else tuple(np.asarray(x, float) for x in bounds)
     value_and_grad, missed = jax.jit(jax.value_and_grad(f)), []
 
     def jitted(g: Callable) -> Callable:
@@ -362,7 +362,7 @@ def constrained(number: int) -> tuple[End, End, float]:
 
     def ours():
         end = optfn.minimize(f, start, bounds=sides, constraints=own, tol=TOLERANCE, max_steps=5000)
-        missed.append(float(end.violation))
+        missed.append(float(np.asarray(end.violation)))
         return end.x, end.evaluations.value
 
     def theirs():

@@ -399,9 +399,9 @@ class End(NamedTuple):
         violation: by how much the conditions of a minimum do not hold.
     """
 
-    evaluations: float
-    value: float
-    violation: float
+    evaluations: Any
+    value: Any
+    violation: Any
 
 
 def violation(x: np.ndarray, slope: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
@@ -444,7 +444,7 @@ def measure(name: str, starts: int) -> dict[str, list[End]]:
 
     def judged(count, x):
         value, grad = value_and_grad(x)
-        left = violation(*map(np.asarray, (x, grad)), lower, upper)
+        left = violation(np.asarray(x), np.asarray(grad), lower, upper)
         reached = left <= 1.001 * TOLERANCE
         return End(float(count) if reached else float("nan"), float(value), left)
 

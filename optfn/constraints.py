@@ -264,6 +264,7 @@ def augmented_lagrangian(
         listener: the number of who listens, or None.
     """
     at = place_of_penalty(args)
+    assert at is not None
     given, dtype = args[at], own_dtype(x0)
     eps = float(jnp.finfo(dtype).eps)
     flat = eps ** (1 / 3)
@@ -400,6 +401,7 @@ def _derivative(
     _, _, args, box, *_ = primals
     _, _, d_args, d_box, *_ = tangents
     at = place_of_penalty(args)
+    assert at is not None
     dx, dy, d_value, d_aux = tangents_under_constraints(
         objective, at, result.x, result.multipliers, (args, box), (d_args, d_box)
     )

@@ -228,8 +228,8 @@ class Model(NamedTuple):
 
     grad: jax.Array
     scale: jax.Array
-    rows: jax.Array | None
-    rhs: jax.Array | None
+    rows: Any
+    rhs: Any
 
 
 class Problem(NamedTuple):

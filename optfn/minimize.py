@@ -240,7 +240,7 @@ def _check_limit(limit: Any, where: str) -> None:
         raise ValueError(f"{where} is NaN: no run ends by such a limit.")
     if jnp.shape(as_number(limit, where)):
         raise ValueError(f"{where} must be one number, found shape {jnp.shape(limit)}.")
-    if is_known and limit < 0:
+    if is_known and np.any(np.asarray(limit) < 0):
         raise ValueError(f"{where} must be at least 0, found {limit}.")
 
 
@@ -262,7 +262,9 @@ def _check_arrays(args: tuple) -> None:
         kind = getattr(getattr(leaf, "dtype", None), "kind", "")
         if not is_array or kind in ("O", "S", "U", "M", "m"):
             found = (
-                f"an array of {leaf.dtype}" if is_array else f"{type(leaf).__name__} {leaf!r:.40}"
+                f"an array of {np.asarray(leaf).dtype}"
+                if is_array
+                else f"{type(leaf).__name__} {leaf!r:.40}"
             )
             raise TypeError(
                 f"minimize(args=...) must hold arrays and numbers, found {found} "

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from optfn.core.data import show, static
 from optfn.core.numerics import norms_along
@@ -41,7 +42,7 @@ class box(Projection):
         super().__post_init__()
         sides = self.lower, self.upper
         known = all(isinstance(x, (float, jax.Array)) or hasattr(x, "__array__") for x in sides)
-        if known and not any(isinstance(x, jax.core.Tracer) for x in sides):
+        if known and not any(isinstance(x, Tracer) for x in sides):
             crossed = jnp.any(jnp.asarray(self.lower) > jnp.asarray(self.upper))
             if crossed:
                 raise ValueError(

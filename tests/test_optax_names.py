@@ -16,6 +16,7 @@ from optfn import schedules
 from optfn.core.optax_names import ELSEWHERE, LEFT, PLANNED
 
 ALONE = {name for names in LEFT.values() for name in names}
+HERE = {"projections"}  # optax's functions work unchanged; optfn has sets under this name
 WRITTEN = ELSEWHERE.keys() | set(PLANNED) | ALONE
 PUBLIC = list(optax_names.names())
 SAME = [name for module, name in PUBLIC if optax_names.kind(module, name) == "same"]
@@ -32,8 +33,7 @@ def test_every_name_of_optax_has_a_place():
 def test_a_name_has_one_place():
     places = [*ELSEWHERE, *PLANNED, *(name for names in LEFT.values() for name in names)]
     assert len(places) == len(set(places))
-    here = {name for name in WRITTEN if hasattr(optfn, name)}
-    assert not here
+    assert {name for name in WRITTEN if hasattr(optfn, name)} == HERE
 
 
 def test_no_name_is_listed_that_optax_has_not():
@@ -58,7 +58,7 @@ def test_every_argument_of_a_function_that_is_written_otherwise_is_named():
                 assert re.search(rf"\b{argument}\b", text), (name, argument)
 
 
-@pytest.mark.parametrize("name", sorted(WRITTEN))
+@pytest.mark.parametrize("name", sorted(WRITTEN - HERE))
 def test_a_name_that_is_not_here_says_what_to_write(name):
     for module in (optfn, schedules):
         with pytest.raises(AttributeError) as error:

@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from legs import LEGS
 
 NAMESPACES = {
+    "projections": "Sets that `projected` keeps params in.",
+    "recipes": "Usual settings, as ordinary optimizers.",
     "schedules": "Numbers that change from step to step.",
     "linalg": "Linear algebra of stacks of matrices.",
     "storage": "Slots in low precision.",

@@ -36,7 +36,7 @@ class NoiseEstimate(NamedTuple):
 
     sum: Signed
     squares: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     signal: jax.Array
     noise: jax.Array
     weight: jax.Array

@@ -60,7 +60,7 @@ class _ByLeaf(Projection):
         return repr(self.which.treedef.unflatten(leaves))
 
 
-def _as_sets(value: Any, where: Any) -> Projection:
+def _as_sets(value: Any, where: Any = None) -> Any:
     """One set for all leaves, or one for each of some."""
     where = str(where)
     if isinstance(value, by_path):

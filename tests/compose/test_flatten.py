@@ -18,6 +18,7 @@ AROUND = {
     "masked": optfn.chain(optfn.masked(optfn.trace(0.5), True).named("x"), optfn.sgd(0.1)),
     "freeze": optfn.freeze(optfn.sgd(0.1), False),
     "scale_by_layer_decay": optfn.scale_by_layer_decay(0.5, 2),
+    "with_leaf_rates": optfn.with_leaf_rates(optfn.sgd(0.1), 0.5),
     "sam": optfn.sam(optfn.sgd(0.1), optfn.sgd(0.05)),
     "retract": optfn.chain(optfn.scale_by_rms(), optfn.retract_by_learning_rate(0.1)),
     "negate": optfn.chain(optfn.scale_by_rms(), optfn.negate()),

@@ -318,6 +318,7 @@ NAMESPACE = (
         function.__name__: function
         for function in (
             cases.not_the_scale,
+            cases.leaf_rate,
             cases.by_shape,
             cases.is_bias,
             cases.not_every_third,

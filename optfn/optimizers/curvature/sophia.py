@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from optfn.compose.chain import chain
 from optfn.core.control_flow import refreshed
 from optfn.core.data import child, storage_dtype
-from optfn.core.dtypes import cast, own_dtype, widen
+from optfn.core.dtypes import cast, dtype_of, is_complex, own_dtype, widen
 from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
@@ -89,7 +89,11 @@ class given_hessian_diagonal(Transform):
     extra_args: ClassVar = {"hessian_diag": "tree"}
 
     def apply(self, updates: PyTree, slots: Any, ctx: Context) -> tuple[PyTree, Any]:
-        return each_leaf(_given, updates, ctx.extra_args["hessian_diag"])[0], slots
+        given = ctx.extra_args["hessian_diag"]
+        for g, h in zip(jax.tree.leaves(updates), jax.tree.leaves(given), strict=False):
+            if is_complex(dtype_of(h)) and not is_complex(g.dtype):
+                raise TypeError(f"a complex value cannot be stored as {g.dtype.name}.")
+        return each_leaf(_given, updates, given)[0], slots
 
 
 def _given(g, hessian):
