@@ -8,6 +8,7 @@ from jax import lax
 
 from optfn.core.data import Data, child, show
 from optfn.core.dtypes import cast, compute_dtype, real_dtype
+from optfn.core.given_function import as_pytree, is_function, show_function
 from optfn.core.inputs import is_inexact, matched, to_arrays
 from optfn.core.placement import replicate, split_like
 from optfn.core.schedule import Schedule, as_schedule
@@ -112,10 +113,7 @@ class custom(Projection):
     function: Any = child()
 
     def __post_init__(self):
-        if not callable(self.function):
-            raise TypeError(f"custom(function=...) must be callable, found {show(self.function)}.")
-        if jax.tree_util.all_leaves([self.function]):
-            object.__setattr__(self, "function", jax.tree_util.Partial(self.function))
+        object.__setattr__(self, "function", as_pytree(self.function, "custom(function=...)"))
 
     def __call__(self, tree: PyTree) -> PyTree:
         own, treedef = jax.tree.flatten(tree)
@@ -126,21 +124,14 @@ class custom(Projection):
         return treedef.unflatten([cast(x, y.dtype) for x, y in zip(leaves, own, strict=True)])
 
     def __repr__(self) -> str:
-        function = self.function
-        if type(function) is jax.tree_util.Partial and not (function.args or function.keywords):
-            function = function.func
-        return f"projections.custom({show(function)})"
+        return f"projections.custom({show_function(self.function)})"
 
 
 def as_projection(value: Any, where: Any) -> Projection:
     """The value if it is a set; a function of a tree becomes `custom`."""
     if isinstance(value, Projection):
         return value
-    if isinstance(value, type) and issubclass(value, Data):
-        raise TypeError(
-            f"{where} found the class {value.__name__}; call it, as in {value.__name__}(...)."
-        )
-    if callable(value) and not isinstance(value, Data):
+    if is_function(value, where):
         return custom(value)
     raise TypeError(
         f"{where} must be a set of optfn.projections or a function tree -> tree, found "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optfn.core.data import Data, as_number, child, show
+from optfn.core.given_function import as_pytree, is_function, show_function
 from optfn.core.paths import by_path
 
 
@@ -69,10 +70,7 @@ class custom(Schedule):
     function: Any = child()
 
     def __post_init__(self):
-        if not callable(self.function):
-            raise TypeError(f"custom(function=...) must be callable, found {show(self.function)}.")
-        if jax.tree_util.all_leaves([self.function]):
-            object.__setattr__(self, "function", jax.tree_util.Partial(self.function))
+        object.__setattr__(self, "function", as_pytree(self.function, "custom(function=...)"))
 
     def __call__(self, step: Any) -> jax.Array:
         step = jnp.asarray(step)
@@ -81,21 +79,14 @@ class custom(Schedule):
         return jnp.asarray(self.function(step))
 
     def __repr__(self) -> str:
-        function = self.function
-        if type(function) is jax.tree_util.Partial and not (function.args or function.keywords):
-            function = function.func
-        return f"schedules.custom({show(function)})"
+        return f"schedules.custom({show_function(self.function)})"
 
 
 def as_schedule(value: Any, where: Any) -> Schedule:
     """`value` itself if it is a schedule; a callable becomes `custom`."""
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, type) and issubclass(value, Data):
-        raise TypeError(
-            f"{where} found the class {value.__name__}; call it, as in {value.__name__}(...)."
-        )
-    if callable(value) and not isinstance(value, Data):
+    if is_function(value, where):
         return custom(value)
     hint = f"; use schedules.constant({value})" if isinstance(value, (int, float)) else ""
     raise TypeError(
