@@ -10,7 +10,7 @@ import numpy as np
 
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.trial import Trial
-from optfn.sweep.trials import TrialResult
+from optfn.sweep.trials import TrialResult, spread
 
 
 class Callback:
@@ -112,14 +112,12 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
 
 def outcome_of(trial: Trial, scheduler: Scheduler) -> TrialResult:
     """A trial so far."""
-    scores = np.array(trial.scores)
-    several = len(scores) > 1 and bool(np.isfinite(scores).all())
     return TrialResult(
         trial=trial.number,
         values=dict(trial.point),
         optimizer=None if trial.candidate is None else trial.candidate.tx,
         score=float(scheduler.plan.task.sign * trial.loss),
-        spread=float(scores.std(ddof=1)) if several else float("nan"),
+        spread=spread(np.array(trial.scores)),
         status=trial.status,
         steps=trial.steps,
         hyperparameter_history=trial.history,

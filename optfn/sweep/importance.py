@@ -1,6 +1,6 @@
 """How much each hyperparameter matters."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,17 @@ def importances(
     return {str(name): float(share) for name, share in found.items()}
 
 
-def differing(result: Trials, trials: Iterable[int]) -> dict[str, Distribution]:
+def differing(result: Trials, trials: Sequence[int] | np.ndarray) -> dict[str, Distribution]:
     """The distributions of the hyperparameters that all these trials have, with several values."""
     points = [result.points[i] for i in trials]
-    space = {
-        name: d for name, d in shared(result.plan.space, points).items() if not isinstance(d, Fixed)
-    }
+    space = searched(result, trials)
     return {name: d for name, d in space.items() if len({_encoded(d, p[name]) for p in points}) > 1}
+
+
+def searched(result: Trials, trials: Iterable[int]) -> dict[str, Distribution]:
+    """The distributions of the searched hyperparameters that all these trials have."""
+    space = shared(result.plan.space, [result.points[i] for i in trials])
+    return {name: d for name, d in space.items() if not isinstance(d, Fixed)}
 
 
 def _encoded(distribution: Distribution, value: Any) -> float:

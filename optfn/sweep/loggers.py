@@ -11,6 +11,7 @@ from typing import Any
 
 from optfn.sweep.callbacks import Callback
 from optfn.sweep.recorded import readable_point
+from optfn.sweep.replaced import replaced
 from optfn.sweep.trials import TrialResult
 
 FIRST, LAST = ("trial", "step", "status"), "hyperparameters"
@@ -66,10 +67,8 @@ class CsvLog(Callback):
             rows = list(csv.reader(file))
         more = [new, *([""] * len(new) for _ in rows[1:])]
         rows = [[*row[:-1], *added, row[-1]] for row, added in zip(rows, more, strict=True)]
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with unfinished.open("w", newline="") as file:
+        with replaced(self.path) as file:
             csv.writer(file).writerows(rows)
-        unfinished.replace(self.path)
         return rows[0]
 
 

@@ -13,12 +13,12 @@ from optfn.core.data import check_count
 from optfn.core.hyperparameters import hyperparameters
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree
-from optfn.sweep.importance import importances, trials_that_ran
-from optfn.sweep.one_of import OneOf, shared
+from optfn.sweep.importance import importances, searched, trials_that_ran
+from optfn.sweep.one_of import OneOf
 from optfn.sweep.one_of import names as names_of
 from optfn.sweep.plan import ceil_div
 from optfn.sweep.policies.pbt import lineage as ancestry
-from optfn.sweep.space import BELOW_ONE, Choice, Distribution, Fixed
+from optfn.sweep.space import BELOW_ONE, Choice, Distribution
 from optfn.sweep.trials import Trials
 
 # Colors that people with color blindness can tell apart (Okabe and Ito 2008).
@@ -123,7 +123,7 @@ def parallel(
     """
     trials = trials_that_ran(result, where, "parallel")
     ax, (scores, _, status) = _axes(ax), _outcomes(result, trials)
-    names = _searched(result, trials) if names is None else list(names)
+    names = list(searched(result, trials) if names is None else names)
     columns, scales = [], []
     for name in names:
         distribution = _distribution(result, trials, name, "parallel(names=...)")
@@ -545,9 +545,7 @@ def _axes(ax: Any) -> Any:
 
 def _outcomes(result: Trials, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Score, spread and status of the trials."""
-    columns, names = result.columns(), (result.task.objective, "spread", "status")
-    score, spread, status = (np.array(columns[name])[trials] for name in names)
-    return score, spread, status
+    return result.task.sign * result.losses[trials], result.spreads[trials], result.status[trials]
 
 
 def _best(result: Trials, trials: np.ndarray, top: int) -> list[int]:
@@ -556,21 +554,12 @@ def _best(result: Trials, trials: np.ndarray, top: int) -> list[int]:
     return [i for i in best if np.isfinite(result.losses[i])]
 
 
-def _space(result: Trials, trials: np.ndarray) -> dict[str, Distribution]:
-    """The distributions of the hyperparameters that all the trials have."""
-    return shared(result.plan.space, [result.points[i] for i in trials])
-
-
-def _searched(result: Trials, trials: np.ndarray) -> list[str]:
-    return [name for name, d in _space(result, trials).items() if not isinstance(d, Fixed)]
-
-
 def _distribution(result: Trials, trials: np.ndarray, name: str, where: str) -> Distribution:
-    searched = _searched(result, trials)
-    if name in searched:
-        return _space(result, trials)[name]
+    space = searched(result, trials)
+    if name in space:
+        return space[name]
     if name in names_of(result.plan.space, searched=True):
-        choices = [d.name for d in _space(result, trials).values() if isinstance(d, OneOf)]
+        choices = [d.name for d in space.values() if isinstance(d, OneOf)]
         example = f"{{{choices[0]!r}: ...}}" if choices else "..."
         raise ValueError(
             f"{where}: not all of these trials have {name!r} with one range: choose those that do, "
@@ -578,7 +567,7 @@ def _distribution(result: Trials, trials: np.ndarray, name: str, where: str) -> 
         )
     raise ValueError(
         f"{where} must be a hyperparameter that was searched, one of "
-        f"{', '.join(searched) or 'none'}, found {name!r}."
+        f"{', '.join(space) or 'none'}, found {name!r}."
     )
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from optfn.core.text_table import number
 from optfn.sweep import plot
-from optfn.sweep.importance import FEWEST, differing, trials_that_ran, trials_where
-from optfn.sweep.one_of import OneOf, applying, coordinates, shared
-from optfn.sweep.space import Fixed
+from optfn.sweep.importance import FEWEST, differing, searched, trials_that_ran, trials_where
+from optfn.sweep.one_of import OneOf, applying, coordinates
+from optfn.sweep.replaced import replaced
 from optfn.sweep.trials import Trials
 
 MOST_ROWS = 500
@@ -98,12 +98,8 @@ def report(result: Trials, path: str | os.PathLike, *, title: str = "") -> Path:
         + "\n".join(parts)
         + f"\n<script>{SORT}</script>\n</body>\n</html>\n"
     )
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as file:
+        file.write(page)
     return path
 
 
@@ -179,9 +175,8 @@ def _options(result: Trials) -> list[dict[str, Any]]:
 
 
 def _searched(result: Trials, where: Mapping[str, Any]) -> list[str]:
-    trials = trials_where(result, where, "report")
-    space = shared(result.plan.space, [result.points[i] for i in trials])
-    return [n for n, d in space.items() if not isinstance(d, (Fixed, OneOf))]
+    space = searched(result, trials_where(result, where, "report"))
+    return [name for name, d in space.items() if not isinstance(d, OneOf)]
 
 
 def _pictures_of(result: Trials, where: Mapping[str, Any]) -> Iterator[str]:

@@ -102,6 +102,11 @@ class Trials:
         return _counting(self.scores, self.confirmed)
 
     @property
+    def spreads(self) -> np.ndarray:
+        """float `[trials]`, the standard deviations over the seeds, see `TrialResult.spread`."""
+        return np.array([spread(scores) for scores in self._counting])
+
+    @property
     def names(self) -> list[str]:
         """The names of all hyperparameters that a trial has."""
         return list(dict.fromkeys(name for point in self.points for name in point))
@@ -123,7 +128,6 @@ class Trials:
         _check_trial(number, len(self))
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
-        several = len(scores) > 1 and bool(np.isfinite(scores).all())
         lost = number in self.errors or self.plan.make_optimizer is None
         params = self.kept.get(int(number), (None,) * len(scores))
         runs = tuple(map(RunResult, scores.tolist(), params))
@@ -132,7 +136,7 @@ class Trials:
             values=dict(self.points[number]),
             optimizer=None if lost else self._optimizer(number),
             score=float(self.task.sign * self.losses[number]),
-            spread=float(scores.std(ddof=1)) if several else float("nan"),
+            spread=spread(scores),
             status=str(self.status[number]),
             steps=int(self.steps[number]),
             params=runs[0].params if runs else None,
@@ -161,6 +165,13 @@ class Trials:
         A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
         return _columns(self)
+
+
+def spread(scores: np.ndarray) -> float:
+    """The standard deviation over the runs that have a score; nan for one, or if one is lost."""
+    scores = scores[~np.isnan(scores)]
+    several = len(scores) > 1 and bool(np.isfinite(scores).all())
+    return float(scores.std(ddof=1)) if several else float("nan")
 
 
 def _columns(trials: Trials) -> dict[str, list]:
