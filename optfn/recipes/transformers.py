@@ -1,5 +1,6 @@
 """Transformers for text, trained from the start."""
 
+from functools import partial
 from typing import Any
 
 from optfn.compose.chain import chain
@@ -13,6 +14,9 @@ from optfn.transforms.clip import clip_by_global_norm
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrices import scale_by_matrix_shape
 from optfn.transforms.scale import scale_by_learning_rate
+
+
+_rate = partial(over_a_run, warmup=0.01, end=0.1)
 
 
 def transformer_adamw(
@@ -45,15 +49,7 @@ def transformer_adamw(
     (nanoGPT): which arrays decay; Biderman et al. 2023 (Pythia): the length of the warm-up;
     Haegele et al. 2024: the cool-down of "wsd".
     """
-    rate = over_a_run(
-        "transformer_adamw",
-        schedule,
-        learning_rate,
-        total_steps,
-        warmup_steps,
-        warmup=0.01,
-        end=0.1,
-    )
+    rate = _rate("transformer_adamw", schedule, learning_rate, total_steps, warmup_steps)
     return chain(
         clip_by_global_norm(1.0), adamw(rate, b2=0.95, weight_decay=weight_decay, mask=decays)
     )
@@ -90,15 +86,7 @@ def transformer_muon(
     Source: Liu et al. 2025 (Moonlight): the root mean square of 0.2, one rate and one decay; Jordan
     et al. 2024 for Muon; the other numbers as in `transformer_adamw`.
     """
-    rate = over_a_run(
-        "transformer_muon",
-        schedule,
-        learning_rate,
-        total_steps,
-        warmup_steps,
-        warmup=0.01,
-        end=0.1,
-    )
+    rate = _rate("transformer_muon", schedule, learning_rate, total_steps, warmup_steps)
     muon = chain(scale_by_muon(views=views), scale_by_matrix_shape("rms", 0.2, views=views))
     return chain(
         clip_by_global_norm(1.0),
