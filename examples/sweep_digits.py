@@ -82,7 +82,7 @@ def draw(results: sweep.Comparison) -> Figure:
         ax.set(title=name, yscale="log", ylim=(0.03, 10))
         ax.label_outer()
     figure.suptitle(
-        "Test loss against the learning rate: discs ran to the end, dots were ended early, "
+        "Test loss against the learning rate: discs ran to the end, rings were ended early, "
         "crosses diverged",
         fontsize=10,
     )

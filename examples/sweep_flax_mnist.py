@@ -87,7 +87,7 @@ def draw(result: sweep.Result) -> Figure:
         ax.grid(alpha=0.3)
         ax.label_outer()
     figure.suptitle(
-        "Test loss on MNIST: discs ran to the end, dots were ended early, crosses diverged",
+        "Test loss on MNIST: discs ran to the end, rings were ended early, crosses diverged",
         fontsize=10,
     )
     return figure
