@@ -11,7 +11,6 @@ from jax import lax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
-from optfn.core.data import as_number
 from optfn.core.dtypes import cast, compute_dtype, own_dtype
 from optfn.core.inputs import check_floating, is_inexact, to_arrays
 from optfn.core.numerics import ratio
@@ -20,7 +19,15 @@ from optfn.core.tree import PyTree, leaf_location
 from optfn.implicit import from_parts, real_parts, tangents_of_minimum, zero_tangent
 from optfn.linalg.lapack import inverse_of_upper, qr
 from optfn.minimize import Minimum
-from optfn.objective import Objective, check_function, holds_arrays
+from optfn.objective import (
+    Objective,
+    check_args,
+    check_function,
+    check_limit,
+    check_scalar,
+    holds_arrays,
+    on_hoisted,
+)
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.search import Evaluations
 from optfn.status import Status
@@ -100,23 +107,19 @@ def minimize_residuals(
         TypeError: `x0` has integers, `args` is not a tuple, `fun` is no function, cannot be hashed
             or does not return what `has_aux` says, a residual is no floating point array, `bounds`
             is no pair, a bounded param is complex, or a number is none.
-        ValueError: `loss` or `solver` is none of these, `scale` is not positive, the bounds do not
-            fit `x0`, or a lower bound is known to be above its upper bound.
+        ValueError: `loss` or `solver` is none of these, `scale` is not positive, a limit is NaN or
+            negative, the bounds do not fit `x0`, or a lower bound is known to be above its upper
+            bound.
 
     Source: More 1978; bounds by projection as in Kanzow, Yamashita and Fukushima 2004; robust
     losses as in Triggs et al. 2000; the damping is Nielsen's, 1999.
     """
     where = "minimize_residuals"
-    if not isinstance(args, tuple):
-        raise TypeError(
-            f"{where}(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
-        )
+    check_args(args, f"{where}(args=...)")
     check_function(fun, f"{where}(fun=...)")
-    for name, number in (("scale", scale), ("tol", tol), ("max_steps", max_steps)):
-        if jnp.shape(as_number(number, f"{where}({name}=...)")):
-            raise ValueError(
-                f"{where}({name}=...) must be one number, found shape {jnp.shape(number)}."
-            )
+    check_scalar(scale, f"{where}(scale=...)")
+    check_limit(tol, f"{where}(tol=...)")
+    check_limit(max_steps, f"{where}(max_steps=...)")
     if not isinstance(scale, Tracer) and not scale > 0:
         raise ValueError(f"{where}(scale=...) must be positive, found {scale}.")
     for name, choice, choices in (("loss", loss, Loss), ("solver", solver, Solver)):
@@ -129,19 +132,12 @@ def minimize_residuals(
     check_floating("x0", x0)
     if holds_arrays(fun):  # it is data
         fun, args = _given, (fun, *args)
-    objective = Objective(fun)
-    if isinstance(lax.full((), 0.0), Tracer):  # in a program
-        objective, args = objective.hoisted(x0, args)
-    rest = box, tol, max_steps
-    try:
+
+    def run(objective: Objective, args: tuple) -> Minimum:
         residuals = Residuals(objective.fun, has_aux, loss)
-        return _fit(residuals, solver, x0, (scale, *args), *rest)
-    except jax.errors.UnexpectedTracerError:
-        hoisted, args = objective.hoisted(x0, args)
-        if hoisted is objective:
-            raise
-        residuals = Residuals(hoisted.fun, has_aux, loss)
-        return _fit(residuals, solver, x0, (scale, *args), *rest)
+        return _fit(residuals, solver, x0, (scale, *args), box, tol, max_steps)
+
+    return on_hoisted(run, Objective(fun), x0, args)
 
 
 def _given(x: PyTree, fun: Callable, *args: Any) -> Any:

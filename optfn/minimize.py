@@ -18,17 +18,24 @@ from optfn.compose.partition import freeze
 from optfn.constraints import MAX_ROUNDS, augmented_lagrangian, place_of_penalty, under
 from optfn.core.apply import step
 from optfn.core.control_flow import cond
-from optfn.core.data import as_number
 from optfn.core.dtypes import own_dtype
 from optfn.core.holes import merge, view
 from optfn.core.inputs import check_floating, to_arrays
 from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.state import State
 from optfn.core.transform import Transform, as_transform, restored_hint
-from optfn.core.tree import PyTree, leaf_location
+from optfn.core.tree import PyTree
 from optfn.implicit import tangents_of_minimum, zero_tangent
 from optfn.joined import is_of_one_vector, joined_for
-from optfn.objective import Objective, check_function, holds_arrays
+from optfn.objective import (
+    Objective,
+    check_args,
+    check_function,
+    check_limit,
+    holds_arrays,
+    in_program,
+    on_hoisted,
+)
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb
@@ -185,11 +192,7 @@ def minimize(
             has none, or a lower bound is known to be above its upper bound. (Where it is not known,
             in a trace, the status says so.)
     """
-    if not isinstance(args, tuple):
-        raise TypeError(
-            f"minimize(args=...) must be a tuple, as in args=(data,), found {type(args).__name__}."
-        )
-    _check_arrays(args)
+    check_args(args, "minimize(args=...)")
     check_function(fun, "minimize(fun=...)")
     if value_and_grad is not None:
         check_function(value_and_grad, "minimize(value_and_grad=...)")
@@ -200,8 +203,8 @@ def minimize(
         if not isinstance(switch, (bool, np.bool_)):
             found = type(switch).__name__
             raise TypeError(f"minimize({name}=...) must be True or False, found {found}.")
-    _check_limit(tol, "minimize(tol=...)")
-    _check_limit(max_steps, "minimize(max_steps=...)")
+    check_limit(tol, "minimize(tol=...)")
+    check_limit(max_steps, "minimize(max_steps=...)")
     points = None
     if trace:
         points = _length(max_steps) if constraints is None else MAX_ROUNDS + 1
@@ -224,24 +227,13 @@ def minimize(
         mine = tx._mine(x0)
         box = None if box is None else Box(*(view(side, mine) for side in box))
         objective, tx, start, args = objective.over(mine), tx.transform, view(x0, mine), (x0, *args)
-    is_later = isinstance(lax.full((), 0.0), Tracer)  # in a program
 
     def run(listener: Any) -> Minimum:
         given = (tx, start, args, box, tol, max_steps, listener)
-        return _checked_run(objective, watched, *given, is_later=is_later)
+        return _checked_run(objective, watched, *given)
 
-    result = listened_to(run, callback, progress, is_later)
+    result = listened_to(run, callback, progress, is_later=in_program())
     return result if mine is None else result._replace(x=merge(result.x, x0, mine))
-
-
-def _check_limit(limit: Any, where: str) -> None:
-    is_known = isinstance(limit, (int, float, np.ndarray, np.generic))
-    if is_known and np.issubdtype(np.asarray(limit).dtype, np.floating) and np.isnan(limit).any():
-        raise ValueError(f"{where} is NaN: no run ends by such a limit.")
-    if jnp.shape(as_number(limit, where)):
-        raise ValueError(f"{where} must be one number, found shape {jnp.shape(limit)}.")
-    if is_known and np.any(np.asarray(limit) < 0):
-        raise ValueError(f"{where} must be at least 0, found {limit}.")
 
 
 def _length(max_steps: Any) -> int:
@@ -252,25 +244,6 @@ def _length(max_steps: Any) -> int:
     if not math.isfinite(max_steps):
         raise ValueError(f"{where} finite, found {max_steps}.")
     return math.ceil(max_steps) + 1
-
-
-def _check_arrays(args: tuple) -> None:
-    """Refuses what is no data: it belongs into the function."""
-    for i, leaf in enumerate(jax.tree.leaves(args)):
-        kinds = (jax.Array, np.ndarray, np.generic, int, float, complex)
-        is_array = isinstance(leaf, kinds) or hasattr(leaf, "__jax_array__")
-        kind = getattr(getattr(leaf, "dtype", None), "kind", "")
-        if not is_array or kind in ("O", "S", "U", "M", "m"):
-            found = (
-                f"an array of {np.asarray(leaf).dtype}"
-                if is_array
-                else f"{type(leaf).__name__} {leaf!r:.40}"
-            )
-            raise TypeError(
-                f"minimize(args=...) must hold arrays and numbers, found {found} "
-                f"{leaf_location(args, i)}; what is no data belongs into the function, as in "
-                "lambda x, *data: fun(x, *data, option)."
-            )
 
 
 def _first(x: PyTree, functions: tuple, *args: Any) -> Any:
@@ -289,20 +262,16 @@ def _checked_run(
     args: tuple,
     box: Box | None,
     *limits: Any,
-    is_later: bool,
 ) -> Minimum:
     check_floating("x0", x0)
     _check_declared(tx, box)
     run = _run if place_of_penalty(args) is None else partial(augmented_lagrangian, _run)
-    if is_later:
-        objective, args = objective.hoisted(x0, args)
-    try:
-        return run(objective, watched, tx, x0, args, box, *limits)
-    except jax.errors.UnexpectedTracerError:
-        hoisted, args = objective.hoisted(x0, args)
-        if hoisted is objective:
-            raise
-        return run(hoisted, watched, tx, x0, args, box, *limits)
+    return on_hoisted(
+        lambda objective, args: run(objective, watched, tx, x0, args, box, *limits),
+        objective,
+        x0,
+        args,
+    )
 
 
 def _check_declared(tx: Transform, box: Box | None) -> None:

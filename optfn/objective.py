@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from optfn.core.data import as_number
 from optfn.core.dtypes import dtype_of
 from optfn.core.holes import merge, view
-from optfn.core.tree import PyTree
+from optfn.core.tree import PyTree, leaf_location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,45 @@ class Objective:
         return Objective(fun, self.has_aux, derivative), (*args, *closed, *also_closed)
 
 
+def check_args(args: tuple, where: str) -> None:
+    """Refuses arguments that are no tuple, or no data, which belongs into the function."""
+    if not isinstance(args, tuple):
+        raise TypeError(
+            f"{where} must be a tuple, as in args=(data,), found {type(args).__name__}."
+        )
+    for i, leaf in enumerate(jax.tree.leaves(args)):
+        kinds = (jax.Array, np.ndarray, np.generic, int, float, complex)
+        is_array = isinstance(leaf, kinds) or hasattr(leaf, "__jax_array__")
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+        if not is_array or kind in ("O", "S", "U", "M", "m"):
+            found = (
+                f"an array of {np.asarray(leaf).dtype}"
+                if is_array
+                else f"{type(leaf).__name__} {leaf!r:.40}"
+            )
+            raise TypeError(
+                f"{where} must hold arrays and numbers, found {found} "
+                f"{leaf_location(args, i)}; what is no data belongs into the function, as in "
+                "lambda x, *data: fun(x, *data, option)."
+            )
+
+
+def check_scalar(number: Any, where: str) -> None:
+    """Refuses what is not one number."""
+    if jnp.shape(as_number(number, where)):
+        raise ValueError(f"{where} must be one number, found shape {jnp.shape(number)}.")
+
+
+def check_limit(limit: Any, where: str) -> None:
+    """Refuses what is not one number of at least 0, as far as it is known."""
+    is_known = isinstance(limit, (int, float, np.ndarray, np.generic))
+    if is_known and np.issubdtype(np.asarray(limit).dtype, np.floating) and np.isnan(limit).any():
+        raise ValueError(f"{where} is NaN: no run ends by such a limit.")
+    check_scalar(limit, where)
+    if is_known and np.any(np.asarray(limit) < 0):
+        raise ValueError(f"{where} must be at least 0, found {limit}.")
+
+
 def check_function(function: Any, where: str) -> None:
     """Refuses what cannot be called, or cannot be looked up among the functions compiled before."""
     found = type(function).__name__
@@ -120,6 +161,26 @@ def check_function(function: Any, where: str) -> None:
 def holds_arrays(function: Callable | None) -> bool:
     """Whether a function is a pytree, as a module is."""
     return function is not None and not jax.tree_util.all_leaves([function])
+
+
+def in_program() -> bool:
+    """Whether what is computed here is only traced."""
+    return isinstance(lax.full((), 0.0), Tracer)
+
+
+def on_hoisted(
+    run: Callable[[Objective, tuple], Any], objective: Objective, x: PyTree, args: tuple
+) -> Any:
+    """`run(objective, args)`; what the function closes over in a trace is among its arguments."""
+    if in_program():
+        objective, args = objective.hoisted(x, args)
+    try:
+        return run(objective, args)
+    except jax.errors.UnexpectedTracerError:
+        hoisted, args = objective.hoisted(x, args)
+        if hoisted is objective:
+            raise
+        return run(hoisted, args)
 
 
 def _hoisted(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, list]:

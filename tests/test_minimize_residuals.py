@@ -178,6 +178,8 @@ def identity(x):
         ({"solver": "lsmr"}, ValueError, r"solver=...\) must be one of .*found 'lsmr'"),
         ({"scale": 0}, ValueError, r"scale=...\) must be positive, found 0"),
         ({"tol": np.nan}, ValueError, r"tol=...\) is NaN"),
+        ({"max_steps": -1}, ValueError, r"max_steps=...\) must be at least 0, found -1"),
+        ({"args": ("mode",)}, TypeError, r"args=...\) must hold arrays and numbers, found str"),
         ({"max_steps": np.ones(2)}, ValueError, r"max_steps=...\) must be one number, found shape"),
         ({"bounds": (1, 0)}, ValueError, "at the root: the lower bound 1.0 is not at most"),
         ({"bounds": ({"a": 1}, None)}, ValueError, "does not fit x0"),

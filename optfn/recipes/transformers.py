@@ -15,7 +15,6 @@ from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrices import scale_by_matrix_shape
 from optfn.transforms.scale import scale_by_learning_rate
 
-
 _rate = partial(over_a_run, warmup=0.01, end=0.1)
 
 
