@@ -1,6 +1,7 @@
 """optfn: functional optimizers for JAX, in which an optimizer is data."""
 
 import typing as _typing
+from importlib import import_module as _import_module
 
 from optfn import linalg as linalg
 from optfn import storage as storage
@@ -337,7 +338,13 @@ from optfn import schedules as schedules
 __version__ = "0.1.0"
 
 
+# Training needs neither, so they are loaded by whoever asks for them.
+_ON_DEMAND = ("sweep", "testing")
+
+
 if not _typing.TYPE_CHECKING:  # which would take any name for a function
 
     def __getattr__(name: str) -> object:
+        if name in _ON_DEMAND:
+            return _import_module(f"{__name__}.{name}")
         raise _missing(__name__, name)

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -80,6 +82,15 @@ def test_importing_the_library_does_not_import_the_sweeps():
         seen |= left
         left = set().union(*map(imports, left)) - seen
     assert not any(layer(name) == layer("optfn.sweep") for name in seen)
+
+
+def test_what_training_does_not_need_is_loaded_when_it_is_asked_for():
+    code = """
+import sys, optfn
+assert not {"optfn.sweep", "optfn.testing"} & sys.modules.keys()
+assert optfn.sweep.LogUniform(1e-3, 1.0) and optfn.testing.check_transform
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_scheduler_knows_no_lanes():
