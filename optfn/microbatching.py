@@ -1,7 +1,6 @@
 """Evaluates a function of a batch piece by piece, in the memory of one piece."""
 
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -18,6 +17,7 @@ from optfn.core.data import check_count
 from optfn.core.dtypes import cast, compute_dtype, real_dtype
 from optfn.core.inputs import is_float0, to_arrays
 from optfn.core.numerics import ratio
+from optfn.core.signatures import parameters_of
 from optfn.core.tree import PerLeaf, PyTree, leaf_paths, location
 
 ACCUMULATORS = ("mean", "sum", "concat")
@@ -231,12 +231,8 @@ def _named(fun: Callable, key: int | str) -> str:
     """The name of an argument in the function's signature, or else its position."""
     if isinstance(key, str):
         return f"'{key}'"
-    try:
-        parameters = list(inspect.signature(fun).parameters.values())
-    except (TypeError, ValueError):  # builtins may have no signature
-        return str(key)
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = [p.name for p in parameters if p.kind in by_position]
+    parameters = parameters_of(fun) or []
+    named = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
     return f"'{named[key]}'" if 0 <= key < len(named) else str(key)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.compose.interop import KNOWN_KINDS, needed_by
+from optfn.compose.interop import KNOWN_KINDS
 from optfn.core.control_flow import cond
 from optfn.core.data import child, static
+from optfn.core.signatures import needed_by
 from optfn.core.slots import no_updates, zero_slot
 from optfn.core.state import Context, State
 from optfn.core.transform import ExtraKind, Transform, as_transform

@@ -1,7 +1,6 @@
 """Conversion from and to optax: its transformations as stages, optfn optimizers in optax."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import jax
@@ -11,6 +10,7 @@ import optax
 from optfn.core.data import static
 from optfn.core.dtypes import cast, compute_dtype
 from optfn.core.inputs import is_inexact
+from optfn.core.signatures import needed_by
 from optfn.core.state import Context
 from optfn.core.transform import ExtraKind, Transform, check_transform_type, converted
 from optfn.core.tree import PyTree
@@ -130,16 +130,6 @@ def to_optax(tx: Transform) -> optax.GradientTransformationExtraArgs:
     """
     check_transform_type(tx, "to_optax(...)")
     return optax.GradientTransformationExtraArgs(tx.init, tx.update)
-
-
-def needed_by(function: Callable, behind: int = 0) -> list[str]:
-    """The names of the arguments without defaults that a function takes, behind the first few."""
-    try:
-        parameters = [*inspect.signature(function).parameters.values()][behind:]
-    except (TypeError, ValueError):  # builtins may have no signature
-        return []
-    starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return [x.name for x in parameters if x.default is x.empty and x.kind not in starred]
 
 
 def _has_state(transformation: optax.GradientTransformation) -> bool:

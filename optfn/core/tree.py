@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optfn.core.paths import by_path
+from optfn.core.signatures import parameters_of
 
 PyTree = Any
 
@@ -330,11 +331,11 @@ def _call(function: Callable, args: tuple, where: str) -> Any:
 
 def count_arguments(function: Callable, where: str) -> int:
     """2 for a function of a path and a leaf, 1 for a function of the params."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins may have none
+    parameters = parameters_of(function)
+    if parameters is None:
         return 2
-    named = [p for p in signature.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    signature = inspect.Signature(parameters)
+    named = [p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
     # With one name and `*rest` it could take more trees, as `partial(jax.tree.map, f)` does.
     for count in (1, 2) if len(named) == 1 else (2, 1):
         try:

@@ -1,10 +1,10 @@
 """Conditional spaces: a choice between functions, each with a space of its own."""
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optfn.core.signatures import names_taken
 from optfn.sweep.space import Choice, Distribution, Fixed, are_equal, as_space
 
 Space = Mapping[str, Distribution]
@@ -88,21 +88,6 @@ def call(
     taken, more = names_taken(make)
     own = {*taken, *(set(space) - set(others) if more else ())}
     return make(**{name: value for name, value in values.items() if name in own})
-
-
-def names_taken(
-    function: Callable[..., Any], *, keyword_only: bool = False
-) -> tuple[dict[str, bool], bool]:
-    """By name whether an argument of a function is needed, and whether it takes any by `**`."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of a builtin
-        return {}, True
-    kinds = {inspect.Parameter.KEYWORD_ONLY}
-    if not keyword_only:
-        kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = {p.name: p.default is p.empty for p in parameters if p.kind in kinds}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def point_of(space: Space, value_of: Callable[[str, Distribution, str], Any]) -> dict[str, Any]:

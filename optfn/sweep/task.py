@@ -1,6 +1,5 @@
 """One training run, as its author sees it."""
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import numpy as np
 
 import optfn
 from optfn.core.numerics import all_finite
+from optfn.core.signatures import names_taken, parameters_of
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, location_of
 from optfn.sweep.candidate import Candidate
-from optfn.sweep.one_of import names_taken
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -301,7 +300,7 @@ class Task(Training):
     def _loss_and_metrics(
         self, params: PyTree, batch: PyTree, key: jax.Array, values: Mapping[str, Any]
     ) -> tuple[Any, dict]:
-        wants_key = "key" in inspect.signature(self.loss).parameters
+        wants_key = "key" in {x.name for x in parameters_of(self.loss) or []}
         result = self._call("loss", values, params, batch, **({"key": key} if wants_key else {}))
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         _check_scalars(metrics, "Task(loss=...)")

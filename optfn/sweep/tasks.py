@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optfn.sweep.one_of import Space, names, names_taken, point_of
+from optfn.core.signatures import names_taken
+from optfn.sweep.one_of import Space, names, point_of
 from optfn.sweep.task import Training
 
 TRIED = (0.5, 0.0, 0.25, 0.75, 0.99)  # places in a space

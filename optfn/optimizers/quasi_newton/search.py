@@ -1,6 +1,5 @@
 """The base class of line searches, with the line they search and the state they leave."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from jax import lax
 from optfn.core.dtypes import cast, own_dtype
 from optfn.core.numerics import dot, tree_scale, tree_sum
 from optfn.core.outputs import cast_like
+from optfn.core.signatures import parameters_of
 from optfn.core.slots import scalar_slot, zero_slot, zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform
@@ -161,12 +161,8 @@ class LineSearch(Transform):
 def _with_its_arguments(extra_args: Mapping[str, Any]) -> Callable:
     """`value_fn` as a function of the params alone, given what else it names among the others."""
     value_fn = extra_args["value_fn"]
-    try:
-        _, *named = inspect.signature(value_fn).parameters
-    except ValueError:  # builtins may have no signature
-        return value_fn
-    given = extra_args.keys() - LineSearch.extra_args.keys()
-    own = {name: extra_args[name] for name in named if name in given}
+    named = {x.name for x in (parameters_of(value_fn) or [])[1:]} - LineSearch.extra_args.keys()
+    own = {name: x for name, x in extra_args.items() if name in named}
     return partial(value_fn, **own) if own else value_fn
 
 
