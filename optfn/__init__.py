@@ -308,13 +308,13 @@ from optfn.optimizers.quasi_newton.zoom import (
 )
 
 # A whole run.
-from optfn.constraints import Constraint as Constraint
-from optfn.least_squares import minimize_residuals as minimize_residuals
-from optfn.minimize import Minimum as Minimum
-from optfn.status import Status as Status
-from optfn.minimize import minimize as minimize
-from optfn.minimize import value_and_grad_from_state as value_and_grad_from_state
-from optfn.watching import Iterate as Iterate
+from optfn.fits.constraints import Constraint as Constraint
+from optfn.fits.least_squares import minimize_residuals as minimize_residuals
+from optfn.fits.minimize import Minimum as Minimum
+from optfn.fits.status import Status as Status
+from optfn.fits.minimize import minimize as minimize
+from optfn.fits.minimize import value_and_grad_from_state as value_and_grad_from_state
+from optfn.fits.watching import Iterate as Iterate
 
 # From a narrow model to a wide one.
 from optfn.width_transfer import WidthTransfer as WidthTransfer

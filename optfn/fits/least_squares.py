@@ -16,10 +16,9 @@ from optfn.core.inputs import check_floating, is_inexact, to_arrays
 from optfn.core.numerics import ratio
 from optfn.core.slots import copy_params_wide
 from optfn.core.tree import PyTree, leaf_location
-from optfn.implicit import from_parts, real_parts, tangents_of_minimum, zero_tangent
-from optfn.linalg.lapack import inverse_of_upper, qr
-from optfn.minimize import Minimum
-from optfn.objective import (
+from optfn.fits.implicit import from_parts, real_parts, tangents_of_minimum, zero_tangent
+from optfn.fits.minimize import Minimum
+from optfn.fits.objective import (
     Objective,
     check_args,
     check_function,
@@ -28,9 +27,10 @@ from optfn.objective import (
     holds_arrays,
     on_hoisted,
 )
+from optfn.fits.status import Status
+from optfn.linalg.lapack import inverse_of_upper, qr
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.search import Evaluations
-from optfn.status import Status
 
 Loss = Literal["linear", "soft_l1", "huber", "cauchy", "arctan"]
 Solver = Literal["qr", "cg"]

@@ -11,7 +11,7 @@ from functions import rosenbrock
 
 import optfn
 from optfn import Status
-from optfn.joined import SMALL
+from optfn.fits.joined import SMALL
 
 START = jnp.asarray([-1.2, 1.0])
 run = partial(optfn.minimize, rosenbrock, tol=1e-3, max_steps=40)

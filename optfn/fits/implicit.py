@@ -23,7 +23,7 @@ from optfn.core.inputs import is_inexact
 from optfn.core.numerics import global_norm
 from optfn.core.slots import copy_params_wide
 from optfn.core.tree import PyTree
-from optfn.objective import Objective
+from optfn.fits.objective import Objective
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.search import uphill
 

@@ -14,7 +14,7 @@ from scipy import optimize
 import optfn
 from optfn import Status
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 fits = import_module("fits")
 
 T = np.linspace(0, 4, 30)

@@ -21,13 +21,13 @@ from jax import lax
 from optfn.core.dtypes import cast, compute_dtype, own_dtype
 from optfn.core.numerics import dot, tree_sum
 from optfn.core.tree import PyTree, leaf_location
-from optfn.implicit import zero_tangent
-from optfn.kkt import tangents_under_constraints
-from optfn.objective import Objective, check_function, holds_arrays
+from optfn.fits.implicit import zero_tangent
+from optfn.fits.kkt import tangents_under_constraints
+from optfn.fits.objective import Objective, check_function, holds_arrays
+from optfn.fits.status import Status
+from optfn.fits.watching import UNWATCHED, Iterate, Watched, distance
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.search import Evaluations, conj, largest
-from optfn.status import Status
-from optfn.watching import UNWATCHED, Iterate, Watched, distance
 
 WHERE = "minimize(constraints=...)"
 # The weight grows tenfold where a round leaves more than this share of what is missed.

@@ -19,9 +19,9 @@ from optfn.core.dtypes import cast, own_dtype
 from optfn.core.inputs import is_inexact
 from optfn.core.slots import copy_params_wide
 from optfn.core.tree import PyTree
-from optfn.implicit import from_parts, held_by, real_parts
+from optfn.fits.implicit import from_parts, held_by, real_parts
+from optfn.fits.objective import Objective
 from optfn.linalg.lapack import solve
-from optfn.objective import Objective
 from optfn.optimizers.quasi_newton.search import uphill
 
 # So small that a multiplier decides alone whether its constraint is active.

@@ -15,7 +15,6 @@ from jax.tree_util import Partial
 
 from optfn.compose.chain import chain
 from optfn.compose.partition import freeze
-from optfn.constraints import MAX_ROUNDS, augmented_lagrangian, place_of_penalty, under
 from optfn.core.apply import step
 from optfn.core.control_flow import cond
 from optfn.core.dtypes import own_dtype
@@ -25,9 +24,10 @@ from optfn.core.slots import copy_params, copy_params_wide
 from optfn.core.state import State
 from optfn.core.transform import Transform, as_transform, restored_hint
 from optfn.core.tree import PyTree
-from optfn.implicit import tangents_of_minimum, zero_tangent
-from optfn.joined import is_of_one_vector, joined_for
-from optfn.objective import (
+from optfn.fits.constraints import MAX_ROUNDS, augmented_lagrangian, place_of_penalty, under
+from optfn.fits.implicit import tangents_of_minimum, zero_tangent
+from optfn.fits.joined import is_of_one_vector, joined_for
+from optfn.fits.objective import (
     Objective,
     check_args,
     check_function,
@@ -36,6 +36,8 @@ from optfn.objective import (
     in_program,
     on_hoisted,
 )
+from optfn.fits.status import TEXTS, Status
+from optfn.fits.watching import UNWATCHED, Iterate, Watched, distance, listened_to
 from optfn.optimizers.quasi_newton.box import Box
 from optfn.optimizers.quasi_newton.lbfgs import lbfgs
 from optfn.optimizers.quasi_newton.lbfgsb import lbfgsb
@@ -48,8 +50,6 @@ from optfn.optimizers.quasi_newton.search import (
     searches_in,
 )
 from optfn.optimizers.quasi_newton.search import value_and_grad as wide_value_and_grad
-from optfn.status import TEXTS, Status
-from optfn.watching import UNWATCHED, Iterate, Watched, distance, listened_to
 
 GIVEN = ("value", "grad", "value_fn")
 # Times the step that a quasi-Newton method expects to be right.

@@ -13,7 +13,7 @@ from scipy import optimize
 import optfn
 from optfn import Constraint, Status
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 fits = import_module("fits")
 
 
