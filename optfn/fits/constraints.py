@@ -269,6 +269,7 @@ def augmented_lagrangian(
     eps = float(jnp.finfo(dtype).eps)
     flat = eps ** (1 / 3)
     tol = cast(tol, dtype)
+    near = jnp.maximum(tol, eps**0.5)
 
     def with_penalty(multipliers: PyTree, weight: jax.Array) -> tuple:
         penalty = given._replace(multipliers=multipliers, weight=weight)
@@ -309,11 +310,18 @@ def augmented_lagrangian(
         ran_away = violation > FAR * jnp.maximum(old.violation, 1)
         ran_away = (failing | unfinished) & ran_away | (found.status == Status.UNBOUNDED)
         unfinished = unfinished & ~ran_away
+        # The same round went on for as many steps again, to nothing lower and nothing flatter.
+        before = old.found
+        stalled = unfinished & (before.status == Status.MAX_STEPS)
+        stalled &= ~(found.value < before.value - 4 * eps * jnp.abs(before.value))
+        stalled &= ~(found.grad_norm < before.grad_norm / 2)
+        unfinished = unfinished & ~stalled
         failed = jnp.where(failing & ~(change < ENOUGH * old.change), old.failed + 1, 0)
         failed = jnp.where(ran_away, 0, failed)
         steps, rounds = old.steps + found.steps, old.rounds + 1
         status = jnp.int32(Status.RUNNING)
         for reason, applies in (
+            (Status.STALLED, stalled & ((change <= near) | ~(change < ENOUGH * old.change))),
             (Status.MAX_STEPS, (steps >= max_steps) | (rounds >= MAX_ROUNDS)),
             (Status.LINE_SEARCH_FAILED, failed >= 3),
             (Status.INFEASIBLE, ~(nearer | unfinished | ran_away) & is_stuck(found.x, values)),
@@ -327,6 +335,7 @@ def augmented_lagrangian(
         runs = status == Status.RUNNING
         again = ran_away & runs  # from the same point, held back more
         goes_on = unfinished & runs
+        found = found._replace(status=jnp.where(goes_on, found.status, status))
         kept = partial(jax.tree.map, partial(jnp.where, again))
         same = partial(jax.tree.map, partial(jnp.where, again | goes_on))
         heavier = jnp.where(ran_away, 100, jnp.where(nearer | unfinished, 1, 10)).astype(dtype)

@@ -135,9 +135,10 @@ def minimize(
 
     It stops where no entry of the gradient is larger than `tol` in magnitude, like SciPy's `gtol`.
     Derivatives by `args`, the bounds and what `fun` closes over, forward and backward, are those of
-    the minimum, by the implicit function theorem: conjugate gradients solve an equation with the
-    Hessian to a relative residual of eps^(3/4), and an equation without a solution gives NaN. They
-    are as exact as the minimum is, so set a small `tol`, and those by `x0` are zero.
+    the minimum, by the implicit function theorem: conjugate gradients, or MINRES under constraints,
+    solve an equation with the Hessian to a relative residual of eps^(3/4), and an equation without
+    a solution gives NaN. They are as exact as the minimum is, so set a small `tol`; those by `x0`
+    are zero.
 
     The run is one compiled loop, which works under `jit` and, for a batch of starting points or of
     `args`, under `vmap`, where each lane has its own steps and stops on its own. For losses of
@@ -305,8 +306,8 @@ class _Run(NamedTuple):
     """The state of the loop.
 
     `failed_steps` counts failed steps in a row; `ran_away` says whether the last step that moved x
-    was stopped at its last trial, very far out, with the value still falling; `trace` holds the
-    iterates, if they are kept.
+    was stopped at its last trial, very far out, with the value still falling, and two such steps
+    are failures too; `trace` holds the iterates, if they are kept.
     """
 
     point: _Point
@@ -386,8 +387,10 @@ def _run(
         failed_steps, ran_away = zero, jnp.asarray(False)
         if found is not None:
             rate, failed = found.learning_rate, found.info.failed
+            is_far = failed & (rate > VERY_FAR)
+            failed_steps = jnp.where(is_far & run.ran_away, 2, failed_steps)
             failed_steps = jnp.where(failed & (rate == 0), run.failed_steps + 1, failed_steps)
-            ran_away = jnp.where(rate > 0, failed & (rate > VERY_FAR), run.ran_away)
+            ran_away = jnp.where(rate > 0, is_far, run.ran_away)
         if found is not None and found.grad is not None:
             grad = conj(found.grad)
             point = _Point(x, found.value, grad, size_of(x, grad))

@@ -14,6 +14,7 @@ class Status(enum.IntEnum):
     UNBOUNDED = 5
     BOUNDS_CROSSED = 6
     INFEASIBLE = 7
+    STALLED = 8
 
 
 TEXTS = {
@@ -25,4 +26,5 @@ TEXTS = {
     Status.UNBOUNDED: "stopped far out where the value still falls: no minimum was found",
     Status.BOUNDS_CROSSED: "stopped at the start, as a lower bound is not at most its upper bound",
     Status.INFEASIBLE: "stopped where no step brings the constraints nearer to holding",
+    Status.STALLED: "stopped where rounding hides further progress: tol is too small for the dtype",
 }

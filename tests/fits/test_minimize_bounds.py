@@ -151,6 +151,16 @@ def test_a_function_without_a_minimum_is_told_from_a_failed_search():
     result = optfn.minimize(lambda x: -jnp.sum(x), jnp.zeros(2))
     assert result.status == Status.UNBOUNDED
     assert "where the value still falls" in str(result)
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_it_says_so_soon_in_double_precision(power, x64):
+    result = optfn.minimize(lambda x: -jnp.sum(x**power), jnp.full(2, 0.1), tol=1e-12)
+    assert result.status == Status.UNBOUNDED
+    assert result.steps < 20
+
+
+def test_bounds_hold_what_falls_for_ever():
     held = optfn.minimize(lambda x: -jnp.sum(x), jnp.zeros(2), bounds=(None, 3.0))
     assert held.converged
     np.testing.assert_array_equal(held.x, 3)

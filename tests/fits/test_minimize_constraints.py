@@ -1,6 +1,7 @@
 """Minima under constraints: by the conditions of Karush, Kuhn and Tucker, and beside SciPy's."""
 
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from functions import rosenbrock
 from scipy import optimize
 
 import optfn
@@ -128,8 +130,8 @@ def test_the_derivatives_of_a_minimum_and_of_its_multipliers(x64):
         end = solve_hs71(shift)
         return jnp.stack([end.value, end.x @ jnp.arange(4.0), end.multipliers["product"]])
 
-    answers = jax.jit(jax.vmap(answer))(40 + 1e-4 * jnp.asarray([-1.0, 1.0]))
-    wanted = (answers[1] - answers[0]) / 2e-4
+    answers = jax.jit(jax.vmap(answer))(40 + 1e-3 * jnp.asarray([-1.0, 1.0]))
+    wanted = (answers[1] - answers[0]) / 2e-3
     np.testing.assert_allclose(jax.jit(jax.jacrev(answer))(40.0), wanted, rtol=1e-5)
     # The multiplier is the slope of the value by the bound.
     np.testing.assert_allclose(wanted[0], -found.multipliers["squares"]["norm"], rtol=1e-5)
@@ -168,6 +170,18 @@ def test_how_it_ends():
     np.testing.assert_allclose(found.multipliers[0][0], 0.5, rtol=1e-3)
     np.testing.assert_allclose(found.violation[1], 1, atol=1e-2)
     assert "nearer to holding" in str(found).splitlines()[1]
+
+
+@pytest.mark.slow
+def test_a_tolerance_below_the_digits_of_float32_does_not_take_all_steps():
+    """It ends where no line search finds a lower value, or where it finds one again and again."""
+    circle = Constraint(lambda x: jnp.sum(x**2), 1, 1)
+    run = partial(optfn.minimize, rosenbrock, constraints=circle, tol=1e-9, max_steps=10_000)
+    found = jax.jit(jax.vmap(run))(np.random.default_rng(0).normal(size=(12, 4)).astype("f4"))
+    assert set(found.status.tolist()) == {Status.LINE_SEARCH_FAILED, Status.STALLED}
+    assert np.median(found.steps) <= 1000 and (found.steps <= 5000).all()
+    assert (found.violation <= 4e-4).all() and (found.grad_norm <= 1e-2).all()
+    assert "tol is too small for the dtype" in str(found)
 
 
 @pytest.mark.slow
