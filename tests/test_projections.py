@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax import projections as theirs
 
 import optfn
@@ -166,6 +167,30 @@ def after(projection, params=PARAMS, steps=1):
         grads = jax.tree.map(jnp.ones_like, params)
         params, state = optfn.step(tx, params, grads, state)
     return params
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_on_a_mesh_steps_end_at_the_same_points_and_nothing_moves(kind):
+    sets = {name: project for name, (project, _) in INSIDE.items()}
+    tx = optfn.projected(optfn.sgd(0.5, momentum=0.9), sets)
+    params, grads = ({k: np.float32(RNG.normal(size=(8, 4))) for k in sets} for _ in range(2))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    whole = NamedSharding(mesh, PartitionSpec("x", "y"))
+
+    @jax.jit
+    def two_steps(params, grads):
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = optfn.step(tx, params, grads, state)
+        return params, state
+
+    alone, _ = two_steps(params, grads)
+    split, state = two_steps(*jax.device_put((params, grads), whole))
+    for name, x in split.items():
+        np.testing.assert_allclose(x, alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        assert INSIDE[name][1](np.asarray(x)), name
+    for x in [*split.values(), *(x for x in jax.tree.leaves(state) if x.ndim)]:
+        assert x.sharding.is_equivalent_to(whole, x.ndim), x.sharding
 
 
 def test_by_leaf_by_path_and_of_the_whole_tree():
