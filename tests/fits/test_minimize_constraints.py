@@ -1,22 +1,18 @@
 """Minima under constraints: by the conditions of Karush, Kuhn and Tucker, and beside SciPy's."""
 
-import sys
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from functions import rosenbrock
+from functions import of_benchmarks, rosenbrock
 from scipy import optimize
 
 import optfn
 from optfn import Constraint, Status
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-fits = import_module("fits")
+fits = of_benchmarks("fits")
 
 
 def missed_by(x, slope, values, jacobian, y, lower, upper):

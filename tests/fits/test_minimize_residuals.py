@@ -1,21 +1,18 @@
 """Least squares: where runs end, beside SciPy's and by the conditions of a minimum."""
 
-import sys
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from functions import of_benchmarks
 from scipy import optimize
 
 import optfn
 from optfn import Status
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-fits = import_module("fits")
+fits = of_benchmarks("fits")
 
 T = np.linspace(0, 4, 30)
 NOISE = np.random.default_rng(0).normal(size=30)
