@@ -71,6 +71,7 @@ def test_random_quadratics_meet_the_conditions_of_a_minimum(x64):
         lambda x: x @ matrix @ x / 2 - b @ x,
         start,
         method="trust-constr",
+        hess=lambda x: matrix,
         constraints=optimize.LinearConstraint(rows, lower, upper),
         options={"gtol": 1e-9, "xtol": 1e-12},
     )
