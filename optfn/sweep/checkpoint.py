@@ -357,7 +357,7 @@ def _check_fingerprint(found: Mapping[str, Any], wanted: Mapping[str, Any], fold
 def _arrays(scheduler: Scheduler) -> dict[str, np.ndarray]:
     trees = {"lanes": scheduler.executor.state}
     trees |= {f"parked {t.number}": t.parked for t in scheduler.trials if t.parked is not None}
-    trees |= {f"params {t.number}": t.params for t in scheduler.kept}
+    trees |= {f"params {t.number}": t.models for t in scheduler.kept}
     return {
         f"{name} {i}": scheduler.executor.to_host(_raw(x))
         for name, tree in trees.items()
@@ -443,9 +443,9 @@ def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.nd
         like = _executor_of(scheduler, trial.point).empty_lanes(trial.candidate)
         task = scheduler.plan.training(trial.point)
         shapes = jax.eval_shape(
-            lambda lanes, task=task: task.scored_params(lanes.candidate.tx, lanes.carry), like
+            lambda lanes, task=task: task.scored_model(lanes.candidate.tx, lanes.carry), like
         )
-        trial.params = _filled((shapes,) * scheduler.runs, arrays, f"params {trial.number}")
+        trial.models = _filled((shapes,) * scheduler.runs, arrays, f"params {trial.number}")
 
 
 def _executor_of(scheduler: Scheduler, point: Mapping[str, Any]) -> Executor:

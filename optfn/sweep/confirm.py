@@ -67,6 +67,6 @@ class Confirm:
                 worst = result.task.sign * np.inf
                 scores = [t.scores[0] if np.isfinite(t.loss) else worst for t in fresh]
                 confirmed[i] = scores
-                kept[int(i)] = tuple(t.params[0] if t.params else None for t in fresh)
+                kept[int(i)] = tuple(t.models[0] if t.models else None for t in fresh)
         lane_steps = result.lane_steps + scheduler.executor.lane_steps
         return replace(result, confirmed=confirmed, kept=kept, lane_steps=lane_steps)

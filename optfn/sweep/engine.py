@@ -27,13 +27,13 @@ from optfn.sweep.lane import (
     StepMetrics,
     for_seed,
     init_lane,
-    kept_params,
+    kept_model,
     scored,
     segment,
     select,
     step_lane,
 )
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
@@ -455,20 +455,20 @@ def compact(lanes: Lanes, source: jax.Array) -> Lanes:
 
 
 @partial(jax.jit, static_argnames=("count", "task", "mesh"))
-def _fetch_params(
+def _fetch_models(
     lanes: Lanes, first: jax.Array, *, count: int, task: Training, mesh: Mesh | None
-) -> tuple[PyTree, ...]:
+) -> tuple[Model, ...]:
     part = _slice_lanes(_on_every_device(lanes, mesh), first, count)
     each = [jax.tree.map(lambda x, i=i: x[i], part) for i in range(count)]
-    return tuple(kept_params(task, lane) for lane in each)
+    return tuple(kept_model(task, lane) for lane in each)
 
 
-def fetch_params(
+def fetch_models(
     lanes: Lanes, first: int, count: int, task: Training, mesh: Mesh | None = None
-) -> tuple[PyTree, ...]:
-    """The params `[...]` of each of the lanes from `first` on, on the host."""
+) -> tuple[Model, ...]:
+    """What each of the lanes from `first` on has to show, arrays `[...]` on the host."""
     options = {"count": count, "task": task, "mesh": mesh}
-    return jax.tree.map(to_host, _fetch_params(lanes, np.int32(first), **options))
+    return jax.tree.map(to_host, _fetch_models(lanes, np.int32(first), **options))
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="lanes")

@@ -17,7 +17,7 @@ from optfn.sweep.lane import Lanes, Shared
 from optfn.sweep.one_of import point_of
 from optfn.sweep.plan import Plan, lanes_multiple, round_up
 from optfn.sweep.stream import Stream
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 
 LEAST_COMPILING = 1.0  # seconds, also where the programs were compiled before
 
@@ -168,10 +168,10 @@ class Executor:
             mesh=self.plan.mesh,
         )
 
-    def fetch_params(self, place: int) -> tuple[PyTree, ...]:
-        """The params `[...]` of each run of a place, on the host."""
+    def fetch_models(self, place: int) -> tuple[Model, ...]:
+        """What each run of a place has to show, arrays `[...]` on the host."""
         first, count = place * self.runs, self.runs
-        return engine.fetch_params(self.state, first, count, self.task, self.plan.mesh)
+        return engine.fetch_models(self.state, first, count, self.task, self.plan.mesh)
 
     def shrink(self, places: Sequence[int], segments_left: int) -> bool:
         """Drops idle lanes where that saves more time than a compilation takes.

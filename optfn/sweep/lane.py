@@ -11,7 +11,7 @@ from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.epochs import rows_of_steps
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 
 SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
 EPOCHS = 2**32 - 1  # folded into the key that shuffles, as no age is
@@ -22,11 +22,11 @@ class Best(NamedTuple):
 
     Attributes:
         loss: float scalar, the score as a loss, where lower is better; inf before the first.
-        params: the params that were scored.
+        model: the params that were scored, and the model's state.
     """
 
     loss: jax.Array
-    params: PyTree
+    model: Model
 
 
 class Lanes(NamedTuple):
@@ -64,7 +64,7 @@ class Shared(NamedTuple):
         seed: uint32 scalar, the seed of the sweep.
         data: the task's pytree `[examples, ...]`.
         held_out: the task's pytree, in shapes of its own.
-        initial_params: the pytree of params that every run starts from, or None.
+        initial_params: the pytree that every run starts from, as `init` gives it, or None.
         steps: int32 scalar, the steps of a whole run.
         max_loss: float scalar; a run with a larger loss has diverged.
     """
@@ -93,7 +93,7 @@ def init_lane(task: Training, candidate: Candidate, seed: jax.Array, shared: Sha
     best = ()
     if task.keeps_best:
         worst = jnp.full((), jnp.inf, jnp.result_type(float))
-        best = Best(worst, task.scored_params(candidate.tx, carry))
+        best = Best(worst, task.scored_model(candidate.tx, carry))
     return Lanes(candidate, carry, seed, jnp.zeros((), jnp.int32), *flags, best)
 
 
@@ -237,14 +237,14 @@ def scored(
     best: Any = lane.best
     loss = (task.sign * metrics[task.objective]).astype(best.loss.dtype)
     better = jnp.isfinite(loss) & (loss < best.loss) & ~lane.diverged
-    now = Best(loss, task.scored_params(lane.candidate.tx, lane.carry))
+    now = Best(loss, task.scored_model(lane.candidate.tx, lane.carry))
     return lane._replace(best=select(better, now, best)), metrics
 
 
-def kept_params(task: Training, lane: Lanes) -> PyTree:
-    """The params that a lane has to show: of its best moment where that is kept, else the last."""
+def kept_model(task: Training, lane: Lanes) -> Model:
+    """The model that a lane has to show: of its best moment where that is kept, else the last."""
     best: Any = lane.best
-    return best.params if task.keeps_best else task.scored_params(lane.candidate.tx, lane.carry)
+    return best.model if task.keeps_best else task.scored_model(lane.candidate.tx, lane.carry)
 
 
 def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> dict[str, jax.Array]:

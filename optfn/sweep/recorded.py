@@ -16,7 +16,7 @@ from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Scores
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.space import Choice, Distribution, Either, Fixed
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 from optfn.sweep.trial import PLAIN, Trial
 
 COUNTS = ("steps", "segment", "lanes", "seed")
@@ -60,7 +60,7 @@ def record(scheduler: Scheduler, seconds: float) -> dict[str, Any]:
             for trial in scheduler.trials
             if len(trial.own_history) > 1
         },
-        "params": {trial.number: outline(trial.params) for trial in scheduler.kept},
+        "params": {trial.number: outline(trial.models) for trial in scheduler.kept},
         "seconds": seconds,
     }
 
@@ -91,7 +91,7 @@ def scheduler_of(host: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> A
     for number, tree in found["params"].items():
         name = f"params {number} "
         leaves = [arrays[name + str(i)] for i in range(sum(key.startswith(name) for key in arrays))]
-        trials[int(number)].params = tuple(rebuilt(tree, iter(leaves)))
+        trials[int(number)].models = tuple(Model(**each) for each in rebuilt(tree, iter(leaves)))
     return SimpleNamespace(
         plan=plan,
         trials=trials,

@@ -45,8 +45,8 @@ class Result(Trials):
         curves: by name, float `[trials, segments]`, the mean over the seeds at each age; nan after
             the trial's end.
         ages: int `[segments]`, the ages of the curves, in steps.
-        kept: by the number of a trial, for the best of them, the params of each run whose score
-            counts.
+        kept: by the number of a trial, for the best of them, a pair for each run whose score
+            counts: its params, and the model's state or None.
         rungs: the ages at which the policy judged.
         copied_from: int `[rounds, trials]`, the source of each population member in each round.
         hyperparameter_history: for each trial, pairs of a step and the point that trained its
@@ -83,7 +83,7 @@ class Result(Trials):
                 name: np.array([[x.get(name, np.nan) for x in c] for c in curves]) for name in names
             },
             ages=np.array([plan.age(i + 1) for i in range(count)], int),
-            kept={trial.number: trial.params for trial in scheduler.kept},
+            kept={trial.number: trial.models for trial in scheduler.kept},
             rungs=scheduler.scores.ages[:-1],
             copied_from=np.array(scheduler.copied_from, int).reshape(-1, len(trials)),
             hyperparameter_history=[trial.history for trial in trials],

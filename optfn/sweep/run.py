@@ -29,7 +29,7 @@ from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search, Session, check_seed, completed, random
 from optfn.sweep.space import as_space
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 from optfn.sweep.tasks import Tasks
 
 
@@ -319,7 +319,7 @@ def _with_params(result: Result, count: int) -> Result:
     kept = dict(result.kept)
     for i in map(int, result.order()[:count]):
         if i not in kept and result.status[i] == "ok":
-            kept[i] = tuple(run.params for run in result.rerun(i).runs)
+            kept[i] = tuple(Model(run.params, run.model_state) for run in result.rerun(i).runs)
     return replace(result, kept=kept)
 
 

@@ -117,7 +117,7 @@ class Scheduler:
         for place, trial in entering.items():
             if trial.parked is not None:
                 self.executor.resume(place, trial.parked)
-                trial.parked, trial.params = None, ()
+                trial.parked, trial.models = None, ()
                 self.kept = [other for other in self.kept if other is not trial]
         return True
 
@@ -318,9 +318,9 @@ class Scheduler:
         ranked = sorted([*self.kept, trial], key=lambda t: (t.status != "ok", t.loss, t.number))
         self.kept = ranked[: self.keep_best]
         if trial in self.kept:
-            trial.params = self.executor.fetch_params(place)
+            trial.models = self.executor.fetch_models(place)
         for other in ranked[self.keep_best :]:
-            other.params = ()
+            other.models = ()
 
 
 def check_objective(task: Training, metrics: Collection[str]) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,20 @@ import optfn
 from optfn.core.numerics import all_finite
 from optfn.core.signatures import names_taken, parameters_of
 from optfn.core.transform import Transform
-from optfn.core.tree import PyTree, location_of
+from optfn.core.tree import PyTree, describe, location_of, mismatch
 from optfn.sweep.candidate import Candidate
+
+
+class Model(NamedTuple):
+    """What is scored and kept of a run.
+
+    Attributes:
+        params: the params.
+        state: the model's own state, as the running averages of batch norm; None without one.
+    """
+
+    params: PyTree
+    state: PyTree = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,7 +142,7 @@ class Training:
 
     @property
     def initial_params(self) -> PyTree:
-        """The params that every run starts from; None where each makes its own."""
+        """What every run starts from, as `init` gives it; None where each makes its own."""
         return None
 
     @cached_property
@@ -197,8 +209,8 @@ class Training:
         """The carry after a step, and scalars to record; a bad "loss" ends the run as diverged."""
         raise NotImplementedError
 
-    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
-        """The params that are scored and kept."""
+    def scored_model(self, tx: Transform, carry: PyTree) -> Model:
+        """The params that are scored and kept, and the model's state."""
         raise NotImplementedError
 
     def is_finite(self, carry: PyTree) -> jax.Array:
@@ -210,10 +222,14 @@ class Training:
         if self.evaluate is None:
             return {}
         others = () if held_out is None else (held_out,)
-        params = self.scored_params(candidate.tx, carry)
-        metrics = self._call("evaluate", candidate.task, params, *others)
+        model = self._arguments(self.scored_model(candidate.tx, carry))
+        metrics = self._call("evaluate", candidate.task, *model, *others)
         _check_scalars(metrics, f"{type(self).__name__}(evaluate=...)")
         return metrics
+
+    def _arguments(self, model: Model) -> tuple[PyTree, ...]:
+        """The model as the functions of the task take it."""
+        return (model.params,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,30 +245,38 @@ class Task(Training):
     Args:
         init: `init(key) -> params`, or a pytree of arrays, the params that every run starts from. A
             callable that holds arrays is such a tree; of an Equinox module, give the arrays
-            (`eqx.partition`).
+            (`eqx.partition`). With `has_state`, a pair of params and model state.
         loss: `loss(params, batch)`, or with a parameter named key `loss(params, batch, *, key)`,
             returns a scalar, float32 or wider, or a pair of it and a dict of scalars to record,
-            none of them named "loss".
+            none of them named "loss". With `has_state`, `loss(params, model_state, batch)` returns
+            the scalar and the new model state, or these two and the dict.
         evaluate: `evaluate(params) -> dict` of scalars, called after every segment with the params
-            of `optfn.evaluation_params`; with `held_out`, `evaluate(params, held_out)`.
+            of `optfn.evaluation_params`; with `held_out`, `evaluate(params, held_out)`. With
+            `has_state`, the model state comes after the params.
+        has_state: whether the model has a state that is not trained but changes in every step, as
+            the running averages of batch norm, counters, or keys that an NNX model draws by. It
+            keeps its structure, shapes and dtypes. A step that a line search only tries leaves it
+            as it is. Of an optimizer that averages the params it is that of the last step.
         data, batch_size, replacement, batch, common_batches, stream, held_out, minimize, maximize:
             see `Training`.
 
     Raises:
         TypeError: `loss` is not a function, `init` neither a function nor arrays; the stream cannot
-            be restarted.
+            be restarted; with `has_state`, `init` or `loss` gives no model state.
         ValueError: both `minimize` and `maximize`; a batch size without data, or above the number
-            of examples; a stream with data.
+            of examples; a stream with data; the model state changes its structure.
     """
 
     init: Callable[..., PyTree] | PyTree
     loss: Callable[..., Any]
+    has_state: bool = field(default=False, kw_only=True)
 
     functions = ("init", "loss", "batch", "evaluate")
 
     def __post_init__(self):
         _check_function(self, "loss")
         if not _is_function(self.init):
+            self._model(self.init)
             for path, leaf in jax.tree.leaves_with_path(self.init):
                 if not _is_array(leaf) and not isinstance(leaf, (bool, int, float, complex)):
                     raise TypeError(
@@ -268,18 +292,32 @@ class Task(Training):
 
     def begin(self, candidate: Candidate, key: jax.Array, initial_params: PyTree) -> PyTree:
         given = not _is_function(self.init)
-        params = initial_params if given else self._call("init", candidate.task, key)
-        return params, candidate.tx.init(params)
+        model = self._model(initial_params if given else self._call("init", candidate.task, key))
+        return model.params, candidate.tx.init(model.params), model.state
+
+    def _model(self, made: Any) -> Model:
+        """The model as `init` gives it."""
+        if not self.has_state:
+            return Model(made)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise TypeError(
+                "Task(init=...) must give a pair (params, model_state) with has_state=True, found "
+                f"{describe(made)}."
+            )
+        return Model(*made)
 
     def advance(
         self, candidate: Candidate, carry: PyTree, batch: PyTree, key: jax.Array
     ) -> tuple[PyTree, dict[str, jax.Array]]:
-        tx, (params, state) = candidate.tx, carry
+        tx, (params, state, model_state) = candidate.tx, carry
 
         def loss_of(params):
-            return self._loss_and_metrics(params, batch, key, candidate.task)
+            # A copy, since it may change in place: Flax's variables may only where they were made.
+            model = Model(params, jax.tree.map(lambda x: x, model_state))
+            loss, *others = self._loss(model, batch, key, candidate.task)
+            return loss, others
 
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, (new_state, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         offered = {
             "value": loss,
             "grad": grads,
@@ -288,21 +326,37 @@ class Task(Training):
         }
         extra = {name: offered[name] for name in tx.declared_extra_args() if name in offered}
         params, state = optfn.step(tx, params, grads, state, **extra)
-        return (params, state), {"loss": loss, **metrics}
+        return (params, state, new_state), {"loss": loss, **metrics}
 
-    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
-        params, state = carry
-        return optfn.evaluation_params(tx, state, params)
+    def scored_model(self, tx: Transform, carry: PyTree) -> Model:
+        params, state, model_state = carry
+        return Model(optfn.evaluation_params(tx, state, params), model_state)
 
     def is_finite(self, carry: PyTree) -> jax.Array:
         return all_finite(carry[0])
 
-    def _loss_and_metrics(
-        self, params: PyTree, batch: PyTree, key: jax.Array, values: Mapping[str, Any]
-    ) -> tuple[Any, dict]:
-        wants_key = "key" in {x.name for x in parameters_of(self.loss) or []}
-        result = self._call("loss", values, params, batch, **({"key": key} if wants_key else {}))
-        loss, metrics = result if isinstance(result, tuple) else (result, {})
+    def _arguments(self, model: Model) -> tuple[PyTree, ...]:
+        return model if self.has_state else (model.params,)
+
+    def _loss(
+        self, model: Model, batch: PyTree, key: jax.Array, values: Mapping[str, Any]
+    ) -> tuple[Any, PyTree, dict]:
+        """The loss of a batch, the model's new state, and what is to be recorded."""
+        names = {x.name for x in parameters_of(self.loss) or []}
+        wants_key = {"key": key} if "key" in names else {}
+        result = self._call("loss", values, *self._arguments(model), batch, **wants_key)
+        result = result if isinstance(result, tuple) else (result,)
+        if self.has_state:
+            if len(result) < 2:
+                raise TypeError(
+                    "Task(loss=...) must give (loss, model_state) or (loss, model_state, metrics) "
+                    "with has_state=True, found the loss alone."
+                )
+            result, state = (result[0], *result[2:]), result[1]
+            _check_form(state, model.state)
+        else:
+            state = None
+        loss, metrics = result if len(result) > 1 else (*result, {})
         _check_scalars(metrics, "Task(loss=...)")
         if "loss" in metrics:
             raise ValueError(
@@ -310,12 +364,12 @@ class Task(Training):
                 "the loss itself."
             )
         _check_scalars({"loss": loss}, "Task(loss=...)")
-        return loss, metrics
+        return loss, state, metrics
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingLoop(Training):
-    """One training run with a custom step: mutable model state, several losses, any carry.
+    """One training run with a custom step: several losses, several optimizers, any carry.
 
         loop = TrainingLoop(init, step, params=lambda carry: carry.params, ...)
 
@@ -357,8 +411,8 @@ class TrainingLoop(Training):
         _check_scalars(metrics, "TrainingLoop(step=...)")
         return carry, metrics
 
-    def scored_params(self, tx: Transform, carry: PyTree) -> PyTree:
-        return carry if self.params is None else self.params(carry)
+    def scored_model(self, tx: Transform, carry: PyTree) -> Model:
+        return Model(carry if self.params is None else self.params(carry))
 
     def is_finite(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
@@ -372,6 +426,22 @@ def _is_function(init: Any) -> bool:
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic))
+
+
+def _check_form(new: PyTree, old: PyTree) -> None:
+    """Raises unless the new model state can take the place of the old one."""
+    differ = mismatch(new, old, "the new one", "the old one")
+    if differ is None and jax.tree.structure(new) != jax.tree.structure(old):
+        differ = "they differ in static parts"
+    for (path, x), y in zip(jax.tree.leaves_with_path(new), jax.tree.leaves(old), strict=False):
+        x = jnp.asarray(x)
+        if differ is None and (x.shape, x.dtype) != (y.shape, y.dtype):
+            found, wanted = (f"{z.dtype}{list(z.shape)}" for z in (x, y))
+            differ = f"{location_of(path)} the new one has {found}, the old one {wanted}"
+    if differ:
+        raise ValueError(
+            f"Task(loss=...) must give a model state of the form that it was given: {differ}."
+        )
 
 
 def _check_function(task: Training, name: str, *, optional: bool = False) -> None:

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.executor import Measured
 from optfn.sweep.one_of import applying, point_of
 from optfn.sweep.plan import Plan
 from optfn.sweep.search import TrialStatus
 from optfn.sweep.space import Choice, Distribution, Fixed
+from optfn.sweep.task import Model
 
 History = list[tuple[int, dict[str, Any]]]
 
@@ -44,7 +44,7 @@ class Trial:
         recent: the last losses of each run, those whose mean counts, the newest last.
         curve: the metrics after each of its segments, as means over the runs.
         parked: its lanes, `[runs, ...]` on the host, while it is paused.
-        params: the params of each of its runs, if it is among the best.
+        models: the params of each of its runs, with the model's state, if it is among the best.
         history: pairs of a step and the point that trained its params from that step on. There are
             several only in a population, where a copy takes over the history of its source.
         own_history: pairs of a step and the point that this trial had from that step on.
@@ -65,7 +65,7 @@ class Trial:
     recent: list[list[float]] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
-    params: tuple[PyTree, ...] = ()
+    models: tuple[Model, ...] = ()
     history: History = field(default_factory=list)
     own_history: History = field(default_factory=list)
     error: str = ""

@@ -12,17 +12,24 @@ from optfn.core.tree import PyTree
 from optfn.sweep.join_optimizers import optimizer_of_history
 from optfn.sweep.plan import Plan
 from optfn.sweep.search import TrialStatus
-from optfn.sweep.task import Training
+from optfn.sweep.task import Model, Training
 from optfn.sweep.trial import History
 
 STATUSES = *get_args(TrialStatus), "stopped"
 
 
 class RunResult(NamedTuple):
-    """One run of a trial: its score, and the params that have it, None if they were not kept."""
+    """One run of a trial.
+
+    Attributes:
+        score: its score.
+        params: the params that have it; None if they were not kept.
+        model_state: the state of the model that goes with them; None without one.
+    """
 
     score: float
     params: PyTree
+    model_state: PyTree = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class TrialResult:
         steps: the steps taken.
         params: the params of the first run that were scored, the average of an optimizer that
             averages; None if they were not kept.
-        runs: for each seed whose score counts, its score, and its params or None.
+        model_state: the state of the model that goes with them, of a task with `has_state`.
+        runs: for each seed whose score counts, its score, and its params and model state or None.
         hyperparameter_history: pairs of a step and the hyperparameters from that step on. There are
             several only under a population policy; `optimizer` then changes from one to the next.
         error: what was raised, if it failed.
@@ -54,6 +62,7 @@ class TrialResult:
     status: str
     steps: int
     params: PyTree = field(default=None, repr=False)
+    model_state: PyTree = field(default=None, repr=False)
     runs: tuple["RunResult", ...] = field(default=(), repr=False)
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
     error: str = ""
@@ -72,7 +81,7 @@ class Trials:
     segments: Sequence[list[int]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
     ages: np.ndarray = field(repr=False)
-    kept: dict[int, tuple[PyTree, ...]] = field(repr=False)
+    kept: dict[int, tuple[Model | None, ...]] = field(repr=False)
     rungs: tuple[int, ...] = field(repr=False)
     copied_from: np.ndarray = field(repr=False)
     hyperparameter_history: Sequence[History] = field(repr=False)
@@ -129,8 +138,11 @@ class Trials:
         scores = self._counting[number]
         scores = scores[~np.isnan(scores)]
         lost = number in self.errors or self.plan.make_optimizer is None
-        params = self.kept.get(int(number), (None,) * len(scores))
-        runs = tuple(map(RunResult, scores.tolist(), params))
+        models = self.kept.get(int(number), (None,) * len(scores))
+        runs = tuple(
+            RunResult(score, *(model or Model(None)))
+            for score, model in zip(scores.tolist(), models, strict=False)
+        )
         return TrialResult(
             trial=int(number),
             values=dict(self.points[number]),
@@ -140,6 +152,7 @@ class Trials:
             status=str(self.status[number]),
             steps=int(self.steps[number]),
             params=runs[0].params if runs else None,
+            model_state=runs[0].model_state if runs else None,
             runs=runs,
             hyperparameter_history=self.hyperparameter_history[number],
             error=self.errors.get(int(number), ""),
