@@ -71,6 +71,7 @@ class Store:
         self.search = _plain([_outline(search), *enqueue]) if enqueue else _outline(search)
         self.policy = _sha_of_json(_plain(policy))
         self.fingerprint: dict[str, str] = {}
+        self.first: dict[str, Any] = {}
         self.damaged: list[int] = []
         self.state: Any = None
         self.seconds = 0.0
@@ -108,15 +109,19 @@ class Store:
         state = _state_of(scheduler.executor.segments, scheduler.trials)
         if state == self.state:
             return
-        first = next(t for t in scheduler.trials if t.status != "failed").own_history[0][1]
         if not self.fingerprint:
-            self.fingerprint = self._fingerprint(scheduler, first)
+            trained = next(trial for trial in scheduler.trials if trial.segments)
+            self.first = trained.own_history[0][1]
+            self.fingerprint = self._fingerprint(scheduler, self.first)
         began = time.perf_counter()
         arrays = _arrays(scheduler)
         host = _host(scheduler, arrays)
         seconds = time.perf_counter() - self.began
         host["recorded"] = json.loads(json.dumps(record(scheduler, seconds)))
-        host |= {"fingerprint": self.fingerprint, "first": encoded(scheduler.plan.space, first)}
+        host |= {
+            "fingerprint": self.fingerprint,
+            "first": encoded(scheduler.plan.space, self.first),
+        }
         saved = self.items.Composite(
             arrays=self.items.StandardSave(arrays),
             host=self.items.JsonSave({"record": host, "sha256": _sha_of_json(host)}),
@@ -310,10 +315,13 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
     Args:
         scheduler: the scheduler of the sweep.
         search: the outline of the search, as JSON.
-        first: the point of its first trial that did not fail.
+        first: the point of its first trial that has trained.
     """
     plan, policy, executor = scheduler.plan, scheduler.policy, _executor_of(scheduler, first)
     candidate, task = plan.candidate(first), plan.training(first)
+    make = getattr(plan.make_task, "make", None)
+    # The program has all other functions of the task.
+    functions = make if task.host_evaluate is None else [make, task.host_evaluate]
     # An iterable may be shuffled each time; a function is known by its first batch, and by the last
     # one that was trained on.
     stream: Any = task.stream
@@ -328,7 +336,7 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "its space": _sha_of_space(plan.space),
         "its search": _sha_of_json(search),
         "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
-        "its task": _sha_of_json(_plain(getattr(plan.make_task, "make", None))),
+        "its task": _sha_of_json(_plain(functions)),
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),
         "its init": _sha_of(executor.init_program(candidate).encode()),

@@ -35,12 +35,18 @@ class Confirm:
         check_count(self.top, "Confirm(top=...)")
         check_count(self.seeds, "Confirm(seeds=...)")
 
-    def of(self, result: Result, train: Callable[[Scheduler], bool]) -> Result:
+    def of(
+        self,
+        result: Result,
+        train: Callable[[Scheduler], bool],
+        catch: tuple[type[Exception], ...] = (),
+    ) -> Result:
         """The result with the scores of fresh runs.
 
         Args:
             result: the sweep's result.
             train: trains all trials of a scheduler.
+            catch: the errors that make a fresh run failed, whose score is the worst.
         """
         best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
         best = [i for i in best if result.status[i] == "ok"]
@@ -57,6 +63,7 @@ class Confirm:
         scheduler = result.train_again(
             [int(i) for i in best for _ in range(self.seeds)],
             lambda number: (first + number % self.seeds,),
+            catch,
         )
         train(scheduler)
         confirmed = np.full((len(result), self.seeds), np.nan)

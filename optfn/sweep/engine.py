@@ -32,6 +32,7 @@ from optfn.sweep.lane import (
     segment,
     select,
     step_lane,
+    with_best,
 )
 from optfn.sweep.task import Model, Training
 
@@ -515,6 +516,25 @@ def put(lanes: Lanes, parked: Lanes, place: jax.Array, *, mesh: Mesh | None = No
         return select(place >= 0, jax.tree.map(lambda x: x[place], parked), lane)
 
     return _side_by_side(one, mesh, 1)(place, lanes, parked)
+
+
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
+def keep_best(
+    lanes: Lanes, scores: jax.Array, *, task: Training, mesh: Mesh | None = None
+) -> Lanes:
+    """The lanes with their best moments so far, where the host gives the scores.
+
+    Args:
+        lanes: arrays `[lanes, ...]`; they are donated.
+        scores: float `[lanes]`, the scores now; nan where there is none.
+        task: the training run.
+        mesh: the devices over which the lanes are spread.
+    """
+
+    def one(lane, score, _):
+        return with_best(task, lane, score)
+
+    return _side_by_side(one, mesh, 1)(lanes, scores, ())
 
 
 def to_devices(x: jax.Array | np.ndarray, mesh: Mesh | None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +33,14 @@ class Measured(NamedTuple):
             finite, or its loss was above `max_loss`.
         best: float `[places, runs]`, the best score of each run so far, as a loss; None where it is
             not kept.
+        errors: by place, what the evaluation on the host has raised.
     """
 
     metrics: dict[str, np.ndarray]
     age: np.ndarray
     diverged: np.ndarray
     best: np.ndarray | None = None
+    errors: Mapping[int, Exception] = MappingProxyType({})
 
 
 class Executor:
@@ -211,9 +214,12 @@ class Executor:
         self.segments += 1
         self.lane_steps += self.lanes * self.plan.segment
         metrics = {name: self._by_place(x) for name, x in metrics.items()}
-        age, diverged = (self.to_host(x) for x in (self.state.age, self.state.diverged))
+        age, diverged = (
+            self._by_place(self.to_host(x)) for x in (self.state.age, self.state.diverged)
+        )
+        errors = self._score_on_host(places, diverged, metrics)
         best = self._by_place(self.to_host(self.state.best.loss)) if self.task.keeps_best else None
-        return Measured(metrics, self._by_place(age), self._by_place(diverged), best)
+        return Measured(metrics, age, diverged, best, errors)
 
     def _train(self, occupied: np.ndarray, steps: int, next_steps: int) -> dict[str, np.ndarray]:
         self.state, metrics = engine.train(
@@ -229,6 +235,33 @@ class Executor:
         )
         self._stream.prefetch(self.segments + 1, next_steps)  # while the devices are at work
         return jax.tree.map(self.to_host, metrics)
+
+    def _score_on_host(
+        self, places: Collection[int], diverged: np.ndarray, metrics: dict[str, np.ndarray]
+    ) -> dict[int, Exception]:
+        """Adds the scores of `host_evaluate` to the metrics; returns its errors by place."""
+        task, known, errors = self._training, tuple(metrics), {}
+        if task is None or task.host_evaluate is None:
+            return errors
+        values = jax.tree.map(self.to_host, self.state.candidate.task)
+        for place in places:
+            first, last = place * self.runs, task.without_arrays
+            models = engine.fetch_models(self.state, first, self.runs, last, self.plan.mesh)
+            for run in np.flatnonzero(~diverged[place]):
+                own = {name: x[first + run] for name, x in values.items()}
+                try:
+                    found = task.score_on_host(own, models[run], known)
+                except Exception as error:  # the trial's
+                    errors[place] = error
+                    break
+                for name, score in found.items():
+                    blank = np.full(diverged.shape, np.nan)
+                    metrics.setdefault(name, blank)[place, run] = score
+        if self.task.keeps_best and task.objective in metrics.keys() - set(known):
+            scores = self.to_devices(metrics[task.objective].reshape(-1))
+            options = {"task": self.task, "mesh": self.plan.mesh}
+            self.state = engine.keep_best(self.state, scores, **options)
+        return errors
 
     def _mode_for(self, state: Lanes) -> str:
         batches = self._stream.like(self.segments)

@@ -11,7 +11,7 @@ from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.epochs import rows_of_steps
-from optfn.sweep.task import Model, Training
+from optfn.sweep.task import Model, Training, check_new_names
 
 SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
 EPOCHS = 2**32 - 1  # folded into the key that shuffles, as no age is
@@ -234,11 +234,16 @@ def scored(
     metrics = scores(task, lane, sums, shared)
     if not task.keeps_best or task.objective not in metrics:
         return lane, metrics
+    return with_best(task, lane, metrics[task.objective]), metrics
+
+
+def with_best(task: Training, lane: Lanes, score: jax.Array) -> Lanes:
+    """The lane with its best moment so far, given its score now, a float scalar."""
     best: Any = lane.best
-    loss = (task.sign * metrics[task.objective]).astype(best.loss.dtype)
+    loss = (task.sign * score).astype(best.loss.dtype)
     better = jnp.isfinite(loss) & (loss < best.loss) & ~lane.diverged
     now = Best(loss, task.scored_model(lane.candidate.tx, lane.carry))
-    return lane._replace(best=select(better, now, best)), metrics
+    return lane._replace(best=select(better, now, best))
 
 
 def kept_model(task: Training, lane: Lanes) -> Model:
@@ -259,11 +264,7 @@ def scores(task: Training, lane: Lanes, sums: StepMetrics, shared: Shared) -> di
     count, totals = sums
     means = {name: total / jnp.maximum(count, 1) for name, total in totals.items()}
     measured = jax.tree.map(_wide, task.score(lane.candidate, lane.carry, shared.held_out))
-    if both := sorted(means.keys() & measured.keys()):
-        raise ValueError(
-            f"{type(task).__name__}(evaluate=...) must give names that no metric of the training "
-            f"has, found {', '.join(both)} in both."
-        )
+    check_new_names(f"{type(task).__name__}(evaluate=...)", measured, means)
     return means | measured
 
 

@@ -186,13 +186,17 @@ class Result(Trials):
         return replace(again, **{name: getattr(first, name) for name in KNOWN_BEFORE})
 
     def train_again(
-        self, trials: Sequence[int], seeds_of: Callable[[int], tuple[int, ...]]
+        self,
+        trials: Sequence[int],
+        seeds_of: Callable[[int], tuple[int, ...]],
+        catch: tuple[type[Exception], ...] = (),
     ) -> Scheduler:
         """A scheduler that trains some of the trials to the end, in the same program.
 
         Args:
             trials: their numbers, with repetitions.
             seeds_of: the seeds of each, by its index in `trials`.
+            catch: the errors that make one of them failed.
         """
         length = max(len(self.hyperparameter_history[trial]) for trial in trials)
         task_of = {trial: self.plan.training(self.points[trial]) for trial in trials}
@@ -211,6 +215,7 @@ class Result(Trials):
             seeds_of=seeds_of,
             mode=self.mode,
             keep_best=len(trials),
+            catch=catch,
         )
 
     def table(self, k: int = 10) -> str:

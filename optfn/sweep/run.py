@@ -92,7 +92,8 @@ def run(
             the end as are to be confirmed, if it is `asha` or `successive_halving`.
         enqueue: points to try first, a list of dicts. Names they leave out are drawn at random.
         catch: the errors that make a trial failed, instead of ending the sweep: of its optimizer,
-            or of the program that trains it. If every trial fails, the first error is raised.
+            of the program that trains it, or of `host_evaluate`. If every trial fails, the first
+            error is raised.
         seeds: the runs of every trial, each in its own lane; the mean of their scores counts.
         lanes: the runs side by side, at least 8, rounded up to a multiple of `seeds` and of the
             devices; None is as many as there are runs, at most about 32, and for a search that
@@ -292,7 +293,7 @@ def run(
             scheduler.keep_unfinished()
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
-            result = confirm.of(result, train)
+            result = confirm.of(result, train, catch)
         if ended and restored and not policy.needs_all_trials:
             result = _with_params(result, keep_best)  # more may be kept than were
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}

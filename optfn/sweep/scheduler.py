@@ -223,8 +223,9 @@ class Scheduler:
     def _record(self, measured: Measured) -> None:
         """Records the scores of a segment; trials that have ended leave their places."""
         task, segments = self.plan.task, self.executor.segments
-        check_objective(task, measured.metrics)
+        fail_on_host(self, measured)
         for place, trial in list(self.running.items()):
+            check_objective(task, measured.metrics)
             trial.record(self.plan, segments - 1, place, measured)
             if trial in self.standing:
                 continue
@@ -321,6 +322,17 @@ class Scheduler:
             trial.models = self.executor.fetch_models(place)
         for other in ranked[self.keep_best :]:
             other.models = ()
+
+
+def fail_on_host(scheduler: Scheduler, measured: Measured) -> None:
+    """Ends the trials whose evaluation on the host has raised; they leave their places."""
+    for place, error in measured.errors.items():
+        trial = scheduler.running.pop(place)
+        trial.count(scheduler.executor.segments - 1, place, measured)
+        note = with_note(error, "host_evaluate", trial.number, trial.point)
+        scheduler._raise_unless_caught(note)
+        trial.fail(error)
+        scheduler._end_failed(trial)
 
 
 def check_objective(task: Training, metrics: Collection[str]) -> None:

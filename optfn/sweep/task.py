@@ -53,10 +53,17 @@ class Training:
         stream: batches from the host, instead of data: `stream(step) -> batch`, or an iterable of
             batches, which is restarted when it ends and for every sweep, so not a generator.
             Batches are common to all lanes, and all have the same shapes.
-        held_out: a pytree of arrays, the second argument of `evaluate`. It is also held once;
-            arrays that a function closes over would become part of the program.
-        minimize: the name of the score, where lower is better: a result of `evaluate`, a metric of
-            the training, or by default "loss", the mean training loss of a segment.
+        held_out: a pytree of arrays, the last argument of `evaluate`. It is also held once; arrays
+            that a function closes over would become part of the program.
+        host_evaluate: any Python that scores one run on the host, such as a metric of scikit-learn
+            or the generation of a text: `host_evaluate(params) -> dict` of numbers, or one number,
+            the score that `minimize` or `maximize` names. It gets the model as `evaluate` does, in
+            NumPy arrays, after every segment. The devices wait meanwhile, run by run: use
+            `evaluate` where JAX can. An error of it fails the trial, see `run(catch=...)`. With
+            several processes each calls it, and must get the same.
+        minimize: the name of the score, where lower is better: a result of `evaluate` or
+            `host_evaluate`, a metric of the training, or by default "loss", the mean training loss
+            of a segment.
         maximize: the name of the score where higher is better, instead of `minimize`.
     """
 
@@ -68,11 +75,12 @@ class Training:
     stream: Callable[[int], PyTree] | Iterable[PyTree] | None = None
     evaluate: Callable[..., dict] | None = None
     held_out: PyTree = None
+    host_evaluate: Callable[..., Any] | None = None
     minimize: str | None = None
     maximize: str | None = None
 
     def __post_init__(self):
-        for name in ("batch", "evaluate"):
+        for name in ("batch", "evaluate", "host_evaluate"):
             _check_function(self, name, optional=True)
         name = type(self).__name__
         if self.minimize is not None and self.maximize is not None:
@@ -147,9 +155,9 @@ class Training:
 
     @cached_property
     def without_arrays(self) -> Self:
-        """The functions of the task; compiled programs keep them, but let go of its arrays."""
+        """What compiled programs keep of the task: its functions without its arrays."""
         functions = copy(self)
-        arrays = ["data", "held_out", "stream"]
+        arrays = ["data", "held_out", "stream", "host_evaluate"]
         if self.initial_params is not None:
             arrays.append("init")
         for name in arrays:
@@ -167,7 +175,7 @@ class Training:
         return functions
 
     # The names of the functions that take hyperparameters as keyword-only arguments.
-    functions: ClassVar[tuple[str, ...]] = ("init", "batch", "evaluate")
+    functions: ClassVar[tuple[str, ...]] = ("init", "batch", "evaluate", "host_evaluate")
 
     @cached_property
     def names_by_function(self) -> dict[str, dict[str, bool]]:
@@ -227,6 +235,34 @@ class Training:
         _check_scalars(metrics, f"{type(self).__name__}(evaluate=...)")
         return metrics
 
+    def score_on_host(
+        self, values: Mapping[str, Any], model: Model, others: Collection[str]
+    ) -> dict[str, float]:
+        """The results of `host_evaluate`.
+
+        Args:
+            values: the task's hyperparameters, numbers of one run.
+            model: what is scored, arrays `[...]` of one run on the host.
+            others: the names of the scores that the program has given.
+        """
+        where = f"{type(self).__name__}(host_evaluate=...)"
+        found = self._call("host_evaluate", values, *self._arguments(model))
+        if not isinstance(found, Mapping):
+            found = {self.maximize or self.minimize: found}
+        for name, value in found.items():
+            if name is None or isinstance(value, str) or np.ndim(value) != 0:
+                raise TypeError(
+                    f"{where} must give a dict of numbers, or one number whose name is given by "
+                    f"minimize or maximize, found {value!r:.60} by the name {name!r}."
+                )
+        check_new_names(where, found, others)
+        if self.objective not in (*others, *found):
+            raise ValueError(
+                f"{where} must give the score {self.objective!r}, found "
+                f"{', '.join(map(str, found))}."
+            )
+        return {str(name): float(value) for name, value in found.items()}
+
     def _arguments(self, model: Model) -> tuple[PyTree, ...]:
         """The model as the functions of the task take it."""
         return (model.params,)
@@ -257,8 +293,8 @@ class Task(Training):
             the running averages of batch norm, counters, or keys that an NNX model draws by. It
             keeps its structure, shapes and dtypes. A step that a line search only tries leaves it
             as it is. Of an optimizer that averages the params it is that of the last step.
-        data, batch_size, replacement, batch, common_batches, stream, held_out, minimize, maximize:
-            see `Training`.
+        data, batch_size, replacement, batch, common_batches, stream, held_out, host_evaluate,
+            minimize, maximize: see `Training`.
 
     Raises:
         TypeError: `loss` is not a function, `init` neither a function nor arrays; the stream cannot
@@ -271,7 +307,7 @@ class Task(Training):
     loss: Callable[..., Any]
     has_state: bool = field(default=False, kw_only=True)
 
-    functions = ("init", "loss", "batch", "evaluate")
+    functions = ("init", "loss", "batch", "evaluate", "host_evaluate")
 
     def __post_init__(self):
         _check_function(self, "loss")
@@ -381,8 +417,8 @@ class TrainingLoop(Training):
             evaluates and keeps the whole carry and does not check that it is finite.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment; with `held_out`,
             `evaluate(params, held_out)`.
-        data, batch_size, replacement, batch, common_batches, stream, held_out, minimize, maximize:
-            see `Training`.
+        data, batch_size, replacement, batch, common_batches, stream, held_out, host_evaluate,
+            minimize, maximize: see `Training`.
 
     Raises:
         TypeError: an argument that must be a function is not.
@@ -393,7 +429,7 @@ class TrainingLoop(Training):
     step: Callable[..., tuple[PyTree, dict]]
     params: Callable[[PyTree], PyTree] | None = None
 
-    functions = ("init", "step", "batch", "evaluate")
+    functions = ("init", "step", "batch", "evaluate", "host_evaluate")
 
     def __post_init__(self):
         _check_function(self, "init")
@@ -416,6 +452,14 @@ class TrainingLoop(Training):
 
     def is_finite(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
+
+
+def check_new_names(where: str, names: Collection[str], known: Collection[str]) -> None:
+    """Raises if scores that a function of the task gives have the names of others."""
+    if both := sorted(set(names) & set(known)):
+        raise ValueError(
+            f"{where} must give names that no other score has, found {', '.join(both)} in both."
+        )
 
 
 def _is_function(init: Any) -> bool:

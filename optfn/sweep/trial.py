@@ -84,12 +84,16 @@ class Trial:
             plan, losses, None if measured.best is None else measured.best[place]
         )
         losses = np.where(diverged | ~np.isfinite(losses), np.inf, losses)
-        self.segments.append(segment)
-        self.steps = int(measured.age[place].max())
+        self.count(segment, place, measured)
         self.diverged = bool(diverged.any())
         self.scores = [task.sign * float(x) for x in losses]
         self.loss = float(losses.mean())
         self.curve.append({name: float(x[place].mean()) for name, x in measured.metrics.items()})
+
+    def count(self, segment: int, place: int, measured: Measured) -> None:
+        """Counts a segment of the sweep in which the trial had this place."""
+        self.segments.append(segment)
+        self.steps = int(measured.age[place].max())
 
     def _counting(self, plan: Plan, last: np.ndarray, best: np.ndarray | None) -> np.ndarray:
         """The losses of the runs that count, see `Plan.score`."""
@@ -109,8 +113,9 @@ class Trial:
         return len(losses) - 1 - int(np.argmin(losses)) >= plan.patience
 
     def fail(self, error: Exception) -> None:
-        """Ends the trial before its first step."""
+        """Ends the trial without a score."""
         self.status, self.error = "failed", f"{type(error).__name__}: {error}"
+        self.loss, self.scores = math.inf, [math.nan] * len(self.seeds)
 
     def go_on_with(
         self,

@@ -679,7 +679,7 @@ def test_metrics_and_scores_have_names_of_their_own():
     np.testing.assert_array_equal(result.curves["steps"], np.full((1, 4), 7.0))
     np.testing.assert_array_equal(result.scores, plain.scores)
     twice = sweep.Task(START, counted, data=(X, Y), evaluate=lambda params: {"steps": 1.0})
-    with pytest.raises(ValueError, match="no metric of the training has, found steps in both"):
+    with pytest.raises(ValueError, match="no other score has, found steps in both"):
         run(space, twice, search=sweep.grid())
 
 

@@ -80,7 +80,7 @@ class Scores(NamedTuple):
         table: float64 `[trials, ages]`, NaN where a trial has not arrived. Every trial of the sweep
             has a row, even before it starts.
         segments: int64 `[trials, ages]`, the number of the segment at whose end the score was
-            recorded, -1 where there is none and for a trial that failed, which has not trained.
+            recorded, -1 where there is none and where a trial failed.
         sign: -1 if the task maximizes its score, so that `sign * table` is what the user sees; a
             policy that compares scores with each other does not need it.
     """
