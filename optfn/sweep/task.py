@@ -1,5 +1,6 @@
 """One training run, as its author sees it."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 import optfn
 from optfn.core.numerics import all_finite
 from optfn.core.signatures import names_taken, parameters_of
+from optfn.core.state import State
 from optfn.core.transform import Transform
 from optfn.core.tree import PyTree, describe, location_of, mismatch
 from optfn.sweep.candidate import Candidate
@@ -413,8 +415,10 @@ class TrainingLoop(Training):
         init: `init(tx, key) -> carry`, a pytree of arrays, the optimizer's state among them.
         step: `step(tx, carry, batch, key) -> (carry, metrics)`, with metrics a dict of scalars. If
             one is named "loss", a run diverges when it is not finite or above `max_loss`.
-        params: `params(carry) -> params`, which are evaluated, kept and must stay finite. None
-            evaluates and keeps the whole carry and does not check that it is finite.
+        params: `params(carry) -> params`, those at which gradients are taken, which must stay
+            finite. They are evaluated and kept, or in their place what `optfn.evaluation_params`
+            gives where the carry has one state of the optimizer for such params. None evaluates and
+            keeps the whole carry as it is and does not check that it is finite.
         evaluate: `evaluate(params) -> dict` of scalars, after every segment; with `held_out`,
             `evaluate(params, held_out)`.
         data, batch_size, replacement, batch, common_batches, stream, held_out, host_evaluate,
@@ -448,10 +452,37 @@ class TrainingLoop(Training):
         return carry, metrics
 
     def scored_model(self, tx: Transform, carry: PyTree) -> Model:
-        return Model(carry if self.params is None else self.params(carry))
+        if self.params is None:
+            return Model(carry)
+        return Model(_averaged(tx, carry, self.params(carry)))
 
     def is_finite(self, carry: PyTree) -> jax.Array:
         return jnp.asarray(True) if self.params is None else all_finite(self.params(carry))
+
+
+def _averaged(tx: Transform, carry: PyTree, params: PyTree) -> PyTree:
+    """The params to evaluate, by the state of the optimizer that the carry has for them."""
+
+    def form(tree: PyTree) -> Any:
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    try:
+        fitting = jax.eval_shape(tx.init, params)
+    except Exception:  # the optimizer trains something else, as a part of these
+        return params
+    nodes = jax.tree.leaves(carry, is_leaf=lambda node: isinstance(node, State))
+    states = [node for node in nodes if isinstance(node, State) and form(node) == form(fitting)]
+    if len(states) == 1:
+        return optfn.evaluation_params(tx, states[0], params)
+    program = jax.make_jaxpr(partial(optfn.evaluation_params, tx))(fitting, params).jaxpr
+    if not all(any(out is given for given in program.invars) for out in program.outvars):
+        warnings.warn(
+            "TrainingLoop(params=...): the optimizer has other params to evaluate than those it "
+            f"trains, but the carry has {len(states)} states of it for them, instead of one: the "
+            "trained params are scored.",
+            stacklevel=2,
+        )
+    return params
 
 
 def check_new_names(where: str, names: Collection[str], known: Collection[str]) -> None:

@@ -1,9 +1,11 @@
 """Sweeps: each lane is the run alone, whoever is beside it, and every trial ends as it should."""
 
 import math
+import operator
 import os
 import re
 import signal
+import warnings
 
 import equinox as eqx
 import jax
@@ -295,6 +297,32 @@ def test_a_training_loop_of_ones_own_is_the_task_that_does_the_same():
     np.testing.assert_allclose(mine.scores, theirs.scores, rtol=1e-5)
     assert list(mine.status) == list(theirs.status) == ["ok", "ok", "diverged"]
     np.testing.assert_array_equal(mine.curves["count"][0], [3, 8, 13, 18])
+
+
+def averaging_loop(*, states=1):
+    def begin(tx, key):
+        return {"params": START, "states": (tx.init(jax.tree.map(jnp.asarray, START)),) * states}
+
+    def step(tx, carry, batch, key):
+        value, grads = jax.value_and_grad(loss)(carry["params"], batch)
+        params, state = optfn.step(tx, carry["params"], grads, carry["states"][0])
+        return {"params": params, "states": (state,) * states}, {"loss": value}
+
+    params = operator.itemgetter("params")
+    return sweep.TrainingLoop(begin, step, params, data=(X, Y), **SCORED)
+
+
+def test_averages_are_scored_and_kept_of_a_loop_too():
+    space = {"learning_rate": [0.5]}
+    kwargs = {"optimizer": optfn.schedule_free_sgd, "search": sweep.grid(), "mode": "map"}
+    mine, theirs = run(space, averaging_loop(), **kwargs), run(space, STILL, **kwargs)
+    np.testing.assert_allclose(mine.scores, theirs.scores, rtol=1e-6)
+    np.testing.assert_allclose(evaluate(mine.best().params)["distance"], mine.best().score)
+    with pytest.warns(UserWarning, match="the carry has 2 states of it for them, instead of one"):
+        trained = run(space, averaging_loop(states=2), **kwargs)
+    assert abs(trained.best().score - mine.best().score) > 1e-4
+    with warnings.catch_warnings(action="error"):
+        run(space, averaging_loop(states=2), **kwargs | {"optimizer": optfn.sgd})
 
 
 def rate_at(key, step):
