@@ -14,6 +14,8 @@ from optfn.sweep.loggers import TensorBoardLog as TensorBoardLog
 from optfn.sweep.loggers import WandbLog as WandbLog
 from optfn.sweep.one_of import OneOf as OneOf
 from optfn.sweep.optuna_search import optuna_search as optuna_search
+from optfn.sweep.pareto import Pareto as Pareto
+from optfn.sweep.pareto import pareto as pareto
 from optfn.sweep.policies.asha import asha as asha
 from optfn.sweep.policies.from_optuna import from_optuna as from_optuna
 from optfn.sweep.policies.halving import hyperband as hyperband

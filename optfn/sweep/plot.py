@@ -497,6 +497,35 @@ def importance(
     return ax
 
 
+def pareto(front: Any, ax: Any = None) -> Any:
+    """One score against another: trials that ran to the end, and those that no other beats.
+
+    Args:
+        front: what `sweep.pareto` found, of two scores.
+        ax: matplotlib axes; None is the current ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: it has another number of scores.
+    """
+    if len(front.values) != 2:
+        raise ValueError(
+            f"pareto(front=...) must have two scores, found {', '.join(front.values)}."
+        )
+    ax, (x, y), chosen = _axes(ax), front.values.values(), list(front.numbers)
+    ax.plot(x, y, "o", color=GRAY, markersize=4, label="beaten by another")
+    ax.plot(x[chosen], y[chosen], "o", color=PALETTE[0], markersize=6, label="beaten by none")
+    lines = {"color": PALETTE[0], "linewidth": 1, "alpha": 0.5}
+    # What is between two of them would be beaten on the far side of this line.
+    ax.plot(x[chosen], y[chosen], drawstyle="steps-post", **lines)
+    for axis, values in ((ax.xaxis, x), (ax.yaxis, y)):
+        _score_axis(axis, values[np.isfinite(values)])
+    ax.set(**{f"{a}label": _words(name) for a, name in zip("xy", front.values, strict=True)})
+    return ax
+
+
 def learning_rates(found: Any, ax: Any = None) -> Any:
     """The score against the learning rate of `find_learning_rate`, and the rate that it suggests.
 

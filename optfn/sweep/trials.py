@@ -172,8 +172,15 @@ class Trials:
         counts = {s: int((self.status == s).sum()) for s in STATUSES}
         return ", ".join(f"{n} {s}" for s, n in counts.items() if n)
 
+    def at_the_end(self, name: str) -> np.ndarray:
+        """float `[trials]`, the last value of a curve, nan for a trial that has none."""
+        last = np.array([len(segments) - 1 for segments in self.segments])
+        last = np.minimum(last, self.curves[name].shape[1] - 1)
+        ends = self.curves[name][np.arange(len(self)), last]
+        return np.where(last < 0, np.nan, ends)
+
     def columns(self) -> dict[str, list]:
-        """The columns of a table with a row for each trial.
+        """The columns of a table with a row for each trial; other scores are the last ones.
 
         A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
@@ -196,6 +203,8 @@ def _columns(trials: Trials) -> dict[str, list]:
         "steps": [m.steps for m in members],
         "status": [m.status for m in members],
     }
+    others = [name for name in trials.curves if name not in outcomes]
+    outcomes |= {name: trials.at_the_end(name).tolist() for name in others}
     numbers = {"trial": [m.trial for m in members]}
     names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in trials.names}
     tried = {
