@@ -6,7 +6,7 @@ at once.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from optfn.sweep.lane import (
     Lanes,
     Shared,
     StepMetrics,
+    draws,
     for_seed,
     init_lane,
     kept_model,
@@ -38,16 +39,23 @@ from optfn.sweep.task import Model, Training
 
 MODES = ("vmap", "map", "loop")
 LEAST_LANES = 8
+SIDE_BY_SIDE = 8  # lanes that a core trains at a time
 SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may differ
 LARGEST_SIDE_BY_SIDE = 2**19  # bytes of a lane; more of them leave the cache of a core
 
 
-@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
+_begin = jax.jit(init_lane, static_argnums=0)
+# Of a small lane the start takes longer to compile than to run.
+_begin_small = jax.jit(
+    init_lane, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
 def admit(
     lanes: Lanes,
     candidates: Candidate,
-    seeds: jax.Array,
-    chosen: jax.Array,
+    seeds: jax.Array | np.ndarray,
+    chosen: jax.Array | np.ndarray,
     shared: Shared,
     *,
     task: Training,
@@ -64,7 +72,36 @@ def admit(
         task: the training run.
         mesh: the devices over which the lanes are spread.
     """
+    if not by_threads(mesh):
+        return _admit_together(lanes, candidates, seeds, chosen, shared, task=task, mesh=mesh)
+    places = np.flatnonzero(chosen)
+    begin = _beginning(lanes)
+    begun = [begin(task, *_rows((candidates, seeds), place), shared) for place in places]
+    return _put_rows(lanes, places, begun)
 
+
+def _beginning(lanes: Lanes) -> Any:
+    """The function that starts a run in one of such lanes."""
+    return _begin_small if _lane_bytes(lanes) <= LARGEST_SIDE_BY_SIDE else _begin
+
+
+def _lane_bytes(lanes: Lanes) -> int:
+    """The bytes that one lane trains."""
+    carried = jax.tree.leaves(lanes.carry)
+    return sum(x.size * x.dtype.itemsize for x in carried) // len(lanes.seed)
+
+
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="lanes")
+def _admit_together(
+    lanes: Lanes,
+    candidates: Candidate,
+    seeds: jax.Array,
+    chosen: jax.Array,
+    shared: Shared,
+    *,
+    task: Training,
+    mesh: Mesh | None,
+) -> Lanes:
     def one(chosen, candidate, seed, old, shared):
         return lax.cond(chosen, lambda: init_lane(task, candidate, seed, shared), lambda: old)
 
@@ -86,11 +123,11 @@ def train(
 ) -> tuple[Lanes, dict[str, jax.Array]]:
     """Trains every occupied lane for `length` steps, up to the age `shared.steps`, and scores it.
 
-    On a CPU each core trains a part of the lanes.
+    On a CPU each core trains some of the occupied lanes at a time.
 
     Args:
         lanes: arrays `[lanes, ...]`; they are donated.
-        occupied: bool `[lanes]`, which lanes still have a run; the others stop running.
+        occupied: bool `[lanes]`, which lanes still have a run.
         shared: the arrays that all lanes read, see `Shared`.
         first: int32 scalar, the sweep's step at the start.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
@@ -100,25 +137,60 @@ def train(
         mesh: the devices over which the lanes are spread.
 
     Returns:
-        The lanes, and the metrics by name, each `[lanes]`.
+        The lanes, and the metrics by name, each `[lanes]`, of the occupied lanes.
     """
-    each = lanes_per_thread(len(occupied), mode, mesh)
-    if each is None:
-        options = {"task": task, "length": length, "mode": mode, "mesh": mesh}
-        return _train_together(lanes, occupied, shared, first, batches, **options)
-    # The threads only call programs compiled here, so they need none of this thread's jax settings.
-    args = jax.device_put((lanes, occupied, shared, first, batches))
-    program = _program(*args, task=task, length=length, mode=mode, each=each)
+    options = {"task": task, "length": length, "mode": mode}
+    parts = parts_of(occupied, mode, mesh)
+    if parts is None:
+        return _train_together(lanes, occupied, shared, first, batches, **options, mesh=mesh)
+    # The threads only call programs compiled here, on arrays made here, so they need none of this
+    # thread's jax settings.
+    same = jax.device_put((shared, first, batches))
+    program = _program(_like(lanes, len(parts[0])), *same, **options)
 
-    def further(place: int) -> tuple[Lanes, dict[str, jax.Array]]:
-        return jax.block_until_ready(program(np.int32(place), *args))
+    def further(part: Lanes) -> tuple[Lanes, dict[str, jax.Array]]:
+        return jax.block_until_ready(program(part, *same))
 
     with ThreadPoolExecutor(_cores()) as pool:
-        ends = pool.map(further, range(0, len(occupied), each))
-        end = jax.tree.map(_joined, *ends)
-    for x in jax.tree.leaves(args[0]):
-        x.delete()
-    return end
+        begun = (jax.device_put(_rows(lanes, places)) for places in parts)
+        ended, metrics = zip(*pool.map(further, begun), strict=True)
+    none = {name: np.full(len(occupied), np.nan, x.dtype) for name, x in metrics[0].items()}
+    return _put_rows(lanes, parts, ended), _put_rows(none, parts, metrics)
+
+
+def by_threads(mesh: Mesh | None) -> bool:
+    """Whether threads of the host train the lanes, each with a program of its own.
+
+    On a CPU few operations are large enough to keep more than one core busy.
+    """
+    return mesh is None and jax.default_backend() == "cpu"
+
+
+def parts_of(
+    occupied: jax.Array | np.ndarray, mode: str, mesh: Mesh | None = None
+) -> list[np.ndarray] | None:
+    """The lanes that a thread trains at a time; None where one program trains all.
+
+    The parts are of one size, whatever the number of lanes and cores, so that these do not change
+    the bits of a run. The last part is filled up with lanes of the first.
+
+    Args:
+        occupied: bool `[lanes]`, which lanes have a run.
+        mode: how they are trained.
+        mesh: the devices over which they are spread.
+    """
+    if mode != "loop" and not by_threads(mesh):
+        return None
+    each = SIDE_BY_SIDE if mode == "vmap" else 1
+    places = np.flatnonzero(occupied)
+    count = -(-len(places) // each)
+    return np.split(np.resize(places, count * each), count)
+
+
+def lanes_trained(occupied: np.ndarray, mode: str, mesh: Mesh | None = None) -> int:
+    """How many lanes take a step when these are occupied, idle ones in the programs included."""
+    parts = parts_of(occupied, mode, mesh)
+    return len(occupied) if parts is None else sum(map(len, parts))
 
 
 def usual_mode(
@@ -127,61 +199,40 @@ def usual_mode(
     batches: PyTree = None,
     *,
     task: Training,
+    length: int,
     mesh: Mesh | None = None,
 ) -> str:
     """The mode that suits such lanes, by a rule: a clock would choose another one each time.
 
     On a GPU or TPU all lanes run side by side. On a CPU a loop inside of a program is slow where
-    there are convolutions, and lanes side by side are faster only as long as they are small. With
-    so few that their number would change their bits, they run one after the other.
+    there are convolutions, and lanes side by side are faster only as long as they are small. Few
+    lanes run one after the other: every core has one, and on a mesh their number would change their
+    bits.
 
     Args:
         lanes: arrays `[lanes, ...]`.
         shared: the arrays that all lanes read, see `Shared`.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         task: the training run.
+        length: the number of steps.
         mesh: the devices over which the lanes are spread.
     """
     if jax.default_backend() != "cpu":
         return "vmap"
-    lane, batch = (
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
-        for tree in (lanes, batches)
-    )
-    step = jax.make_jaxpr(partial(step_lane, task))(shared, lane, np.int32(0), batch)
-    if "conv_general_dilated" in str(step):
-        return "loop" if mesh is None else "map"
     each = len(lanes.seed) // (1 if mesh is None else mesh.size)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lane.carry))
-    return "vmap" if each >= SAME_BITS and size <= LARGEST_SIDE_BY_SIDE else "map"
-
-
-def lanes_per_thread(lanes: int, mode: str, mesh: Mesh | None = None) -> int | None:
-    """The lanes that a thread of the host trains at a time; None where one program trains all.
-
-    On a CPU few operations are large enough to keep more than one core busy, so each core gets a
-    program of its own.
-    """
-    if mode == "loop":
-        return 1
-    if mesh is not None or jax.default_backend() != "cpu":
-        return None
-    if mode == "map":
-        return 1
-    parts = [lanes // n for n in range(2, _cores() + 1) if not lanes % n]
-    return min((each for each in parts if each >= SAME_BITS), default=None)
-
-
-def _joined(*parts: jax.Array) -> jax.Array:
-    if is_key(parts[0]):
-        return jnp.concatenate(parts)
-    return jax.device_put(np.concatenate([np.asarray(x) for x in parts]))  # compiles nothing
+    small = _lane_bytes(lanes) <= LARGEST_SIDE_BY_SIDE
+    mode = "vmap" if each >= SAME_BITS and small else "map"
+    # The program that will be compiled, so it is traced once.
+    args = _like(lanes, SIDE_BY_SIDE if mode == "vmap" else 1), shared, np.int32(0), batches
+    traced = _train_part.trace(*args, task=task, length=length, mode=mode)
+    if "conv_general_dilated" in str(traced.jaxpr):
+        return "loop" if mesh is None else "map"
+    return mode
 
 
 def prepare(
     lanes: Lanes,
     candidates: Candidate,
-    chosen: jax.Array | np.ndarray,
     shared: Shared,
     batches: PyTree = None,
     *,
@@ -195,25 +246,26 @@ def prepare(
     Args:
         lanes: arrays `[lanes, ...]`.
         candidates: numbers `[lanes, ...]`.
-        chosen: bool `[lanes]`.
         shared: the arrays that all lanes read, see `Shared`.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
         task, length, mode, mesh: as in `train`.
     """
-    each, args = (
-        lanes_per_thread(len(chosen), mode, mesh),
-        (lanes, chosen, shared, np.int32(0), batches),
-    )
-    programs = [admit.lower(lanes, candidates, lanes.seed, chosen, shared, task=task, mesh=mesh)]
-    options = {"task": task, "length": length, "mode": mode}
-    if mode == "loop":
-        _program(*args, **options, each=1)
-    elif each is None:
-        programs.append(_train_together.lower(*args, **options, mesh=mesh))
+    options, same = {"task": task, "length": length, "mode": mode}, (shared, np.int32(0), batches)
+    chosen = to_devices(np.zeros(len(lanes.seed), bool), mesh)
+    parts = parts_of(np.ones(len(chosen), bool), mode, mesh)
+    if by_threads(mesh):
+        start = _beginning(lanes).lower(task, *_rows((candidates, lanes.seed), 0), shared)
     else:
-        programs.append(_train_part.lower(np.int32(0), *args, **options, each=each))
-    with ThreadPoolExecutor(len(programs)) as pool:
-        list(pool.map(lambda program: program.compile(), programs))
+        args = lanes, candidates, lanes.seed, chosen, shared
+        start = _admit_together.lower(*args, task=task, mesh=mesh)
+    if parts is None:
+        training = _train_together.lower(lanes, chosen, *same, **options, mesh=mesh).compile
+    else:
+        training = partial(_program, _like(lanes, len(parts[0])), *same, **options)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(start.compile)
+        training()
+        started.result()
 
 
 def _cores() -> int:
@@ -235,14 +287,12 @@ def _train_together(
 ) -> tuple[Lanes, dict[str, jax.Array]]:
     one = partial(segment, task=task, length=length, mode=mode)
     over = _side_by_side(one, mesh, 3, one_by_one=mode == "map")
-    return over(lanes, occupied, shared, first, batches)
+    return over(lanes._replace(running=lanes.running & occupied), shared, first, batches)
 
 
-@partial(jax.jit, static_argnames=("task", "length", "mode", "each"))
+@partial(jax.jit, static_argnames=("task", "length", "mode"), donate_argnames="lanes")
 def _train_part(
-    place: jax.Array,
     lanes: Lanes,
-    occupied: jax.Array,
     shared: Shared,
     first: jax.Array,
     batches: PyTree,
@@ -250,18 +300,12 @@ def _train_part(
     task: Training,
     length: int,
     mode: str,
-    each: int,
 ) -> tuple[Lanes, dict[str, jax.Array]]:
-    """Trains the lanes from `place`, an int32 scalar, on; returns arrays `[each, ...]`."""
-    part = _slice_lanes((lanes, occupied), place, each)
+    """Trains the lanes of a part, arrays `[each, ...]`."""
     one = partial(segment, task=task, length=length, mode=mode)
-    if each == 1:
-        return _alone(one, part, shared, first, batches)
-    return _side_by_side(one, None, 3)(*part, shared, first, batches)
-
-
-def _slice_lanes(tree: PyTree, place: jax.Array, count: int) -> PyTree:
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, place, count), tree)
+    if len(lanes.seed) == 1:
+        return _alone(one, (lanes,), shared, first, batches)
+    return _side_by_side(one, None, 3)(lanes, shared, first, batches)
 
 
 def _alone(function: Callable, part: tuple, *same: Any) -> Any:
@@ -270,17 +314,46 @@ def _alone(function: Callable, part: tuple, *same: Any) -> Any:
     return jax.tree.map(lambda x: x[None], end)
 
 
-def _program(*args: Any, task: Training, length: int, mode: str, each: int) -> Callable:
-    """The compiled function that trains `each` of the lanes, from a place on."""
-    options = {"task": task, "length": length}
+def _like(lanes: Lanes, count: int) -> Lanes:
+    """The shapes of so many of the lanes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), lanes)
+
+
+def _like_one(tree: PyTree) -> PyTree:
+    """The shapes of one lane of arrays `[lanes, ...]`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+
+
+def _rows(tree: PyTree, places: Any) -> PyTree:
+    """Some rows of arrays `[lanes, ...]`, on the host."""
+    return jax.tree.map(lambda x: x[places] if is_key(x) else np.asarray(x)[places], tree)
+
+
+def _put_rows(tree: PyTree, places: Sequence[Any], parts: Sequence[PyTree]) -> PyTree:
+    """Arrays `[lanes, ...]` with these parts in these places."""
+
+    def put(old: jax.Array | np.ndarray, *new: jax.Array) -> jax.Array:
+        if is_key(old):
+            for at, x in zip(places, new, strict=True):
+                old = old.at[at].set(x)
+            return old
+        whole = np.array(old)
+        for at, x in zip(places, new, strict=True):
+            whole[at] = x
+        return jax.device_put(whole)  # compiles nothing
+
+    return jax.tree.map(put, tree, *parts)
+
+
+def _program(lanes: Lanes, *same: Any, task: Training, length: int, mode: str) -> Callable:
+    """The compiled function that trains a part of such lanes, arrays `[each, ...]`."""
     if mode == "loop":
-        return _host_loop(*args, **options)
-    return _train_part.lower(np.int32(0), *args, **options, mode=mode, each=each).compile()
+        return _host_loop(lanes, *same, task=task, length=length)
+    return _train_part.lower(lanes, *same, task=task, length=length, mode=mode).compile()
 
 
 def _host_loop(
-    lanes: Lanes,
-    occupied: jax.Array,
+    lane: Lanes,
     shared: Shared,
     first: jax.Array,
     batches: PyTree,
@@ -290,8 +363,6 @@ def _host_loop(
 ) -> Callable:
     """A function that trains one lane, by one program for a step and one for the scores."""
     at, same = np.int32(0), (shared, first, batches)
-    begin = _one_of.lower(at, lanes, occupied).compile()
-    lane = jax.eval_shape(_one_of, at, lanes, occupied)
     metrics = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
     step = _one_step.lower(lane, metrics, at, *same, task=task).compile()
     score = _scored.lower(lane, metrics, shared, task=task).compile()
@@ -299,8 +370,8 @@ def _host_loop(
     zeros = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), metrics))
     nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), ends)
 
-    def program(place, lanes, occupied, *same):
-        lane, sums = begin(place, lanes, occupied), zeros
+    def program(lane, *same):
+        sums = zeros
         if not lane.running[0]:
             return lane, nothing
         for at in range(length):
@@ -311,17 +382,16 @@ def _host_loop(
     return program
 
 
-@jax.jit
-def _one_of(place: jax.Array, lanes: Lanes, occupied: jax.Array) -> Lanes:
-    lane, occupied = _slice_lanes((lanes, occupied), place, 1)
-    return lane._replace(running=lane.running & occupied)
-
-
 def _step_of(
     lane: Lanes, at: jax.Array, shared: Shared, first: jax.Array, batches: PyTree, *, task: Training
 ) -> tuple[Lanes, StepMetrics]:
     batch = jax.tree.map(lambda x: x[at], batches)
-    lane, metrics = step_lane(task, shared, jax.tree.map(lambda x: x[0], lane), first + at, batch)
+
+    def one(lane: Lanes) -> tuple[Lanes, StepMetrics]:
+        drawn = draws(task, shared, lane, jnp.reshape(first + at, 1))
+        return step_lane(task, shared, lane, jax.tree.map(lambda x: x[0], drawn), batch)
+
+    lane, metrics = one(jax.tree.map(lambda x: x[0], lane))
     return jax.tree.map(lambda x: x[None], lane), metrics
 
 
@@ -373,9 +443,9 @@ def empty_lanes(
 
 def shapes(task: Training, candidates: Candidate, lanes: int, shared: Shared) -> Lanes:
     """The shapes `[lanes, ...]` of such lanes."""
-    begin = jax.vmap(partial(init_lane, task), in_axes=(0, 0, None))
-    seeds = jax.ShapeDtypeStruct((lanes,), jnp.int32)
-    return jax.eval_shape(begin, candidates, seeds, shared)
+    one = _like_one(candidates), jax.ShapeDtypeStruct((), jnp.int32)
+    lane = jax.eval_shape(partial(_begin, task), *one, shared)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((lanes, *x.shape), x.dtype), lane)
 
 
 def bytes_of(
@@ -405,9 +475,7 @@ def bytes_of(
     memory = lowered(task, candidates, lanes, shared, batches, length).compile().memory_analysis()
     if memory is None:
         raise ValueError("max_bytes: the compiler gives no account of the program's memory here.")
-    both = (
-        () if lanes_per_thread(lanes, "vmap") is None else shapes(task, candidates, lanes, shared)
-    )
+    both = shapes(task, candidates, lanes, shared) if by_threads(None) else ()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -439,6 +507,10 @@ def lowered_start(
     return jax.jit(begin).lower(candidates, jax.ShapeDtypeStruct((lanes,), jnp.int32), shared)
 
 
+def _slice_lanes(lanes: Lanes, first: jax.Array, count: int) -> Lanes:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), lanes)
+
+
 @partial(jax.jit, static_argnames=("count", "mesh"))
 def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> Lanes:
     return _slice_lanes(_on_every_device(lanes, mesh), first, count)
@@ -446,6 +518,8 @@ def _taken(lanes: Lanes, first: jax.Array, *, count: int, mesh: Mesh | None) -> 
 
 def take(lanes: Lanes, first: int, count: int, mesh: Mesh | None = None) -> Lanes:
     """A copy `[count, ...]` of the lanes from `first` on, on the host."""
+    if by_threads(mesh):
+        return _rows(lanes, np.arange(first, first + count))
     return jax.tree.map(to_host, _taken(lanes, first, count=count, mesh=mesh))
 
 
@@ -469,6 +543,8 @@ def fetch_models(
 ) -> tuple[Model, ...]:
     """What each of the lanes from `first` on has to show, arrays `[...]` on the host."""
     options = {"count": count, "task": task, "mesh": mesh}
+    if by_threads(mesh):
+        lanes, first = take(lanes, first, count), 0
     return jax.tree.map(to_host, _fetch_models(lanes, np.int32(first), **options))
 
 

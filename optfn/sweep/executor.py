@@ -183,7 +183,8 @@ class Executor:
             places: the places in use; if it returns True, they become 0, 1, 2, ... in this order.
             segments_left: the segments of the trial that has the most left.
         """
-        if self.mode != "vmap" or self.plan.mesh is not None or len(self._seconds) < 2:
+        mesh = self.plan.mesh
+        if self.mode != "vmap" or mesh or engine.by_threads(mesh) or len(self._seconds) < 2:
             return False
         used = len(places) * self.runs
         few = max(engine.SAME_BITS, 1 << (used - 1).bit_length())
@@ -212,7 +213,8 @@ class Executor:
         metrics = self._train(occupied, steps, next_steps)
         self._seconds.append(time.perf_counter() - began)
         self.segments += 1
-        self.lane_steps += self.lanes * self.plan.segment
+        trained = engine.lanes_trained(occupied, self.mode, self.plan.mesh)
+        self.lane_steps += trained * self.plan.segment
         metrics = {name: self._by_place(x) for name, x in metrics.items()}
         age, diverged = (
             self._by_place(self.to_host(x)) for x in (self.state.age, self.state.diverged)
@@ -265,7 +267,14 @@ class Executor:
 
     def _mode_for(self, state: Lanes) -> str:
         batches = self._stream.like(self.segments)
-        return engine.usual_mode(state, self.shared, batches, task=self.task, mesh=self.plan.mesh)
+        return engine.usual_mode(
+            state,
+            self.shared,
+            batches,
+            task=self.task,
+            length=self.plan.segment,
+            mesh=self.plan.mesh,
+        )
 
     def _compile(self, mode: str, candidate: Candidate, state: Lanes) -> float:
         """Compiles the programs of a mode; returns the seconds it took."""
@@ -273,7 +282,6 @@ class Executor:
         engine.prepare(
             state,
             self.to_devices(self._in_places([candidate] * self.places)),
-            self.to_devices(np.zeros(self.lanes, bool)),
             self.shared,
             self._stream.like(self.segments),
             task=self.task,

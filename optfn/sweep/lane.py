@@ -15,6 +15,7 @@ from optfn.sweep.task import Model, Training, check_new_names
 
 SEEDS = "seed", "random_seed"  # the names of seeds in optimizers
 EPOCHS = 2**32 - 1  # folded into the key that shuffles, as no age is
+MOST_ROWS = 2**16  # drawn at a time for a lane
 
 
 class Best(NamedTuple):
@@ -113,9 +114,22 @@ def for_seed(candidate: Candidate, seed: jax.Array) -> Candidate:
     return candidate._replace(tx=jax.tree.map_with_path(own, candidate.tx))
 
 
+class Draws(NamedTuple):
+    """What the steps of a run draw at random, arrays `[steps, ...]`; of one step, without the axis.
+
+    Attributes:
+        batch: the keys for a function that makes batches.
+        loss: the keys for the loss.
+        rows: int32 `[steps, batch_size]`, the examples of the batches; None where there are none.
+    """
+
+    batch: jax.Array
+    loss: jax.Array
+    rows: jax.Array | None
+
+
 def segment(
     lane: Lanes,
-    occupied: jax.Array,
     shared: Shared,
     first: jax.Array,
     batches: PyTree,
@@ -128,7 +142,6 @@ def segment(
 
     Args:
         lane: arrays `[...]`, of one lane.
-        occupied: bool scalar, whether the lane still has a run; otherwise it stops running.
         shared: the arrays that all lanes read, see `Shared`.
         first: int32 scalar, the sweep's step at the start.
         batches: pytree `[length, ...]`, the batches of a stream; None without one.
@@ -139,16 +152,22 @@ def segment(
     Returns:
         The lane, and its metrics: scalars by name.
     """
-    lane = lane._replace(running=lane.running & occupied)
+    parts = _equal_parts(length, MOST_ROWS // (task.batch_size or 1))
+
+    def step(lane, at):
+        return step_lane(task, shared, lane, *at)
+
+    def part(lane, at):
+        steps, batches = at
+        drawn = draws(task, shared, lane, steps)  # all at once, which is faster
+        return lax.scan(step, lane, (drawn, batches))
 
     def train(lane: Lanes) -> tuple[Lanes, dict[str, jax.Array]]:
-        def step(lane, at):
-            return step_lane(task, shared, lane, *at)
-
         steps = first + jnp.arange(length)
-        rows = epoch_rows(task, shared, lane, steps)  # all at once, which is faster
-        lane, metrics = lax.scan(step, lane, (steps, batches, rows), length)
-        return scored(task, lane, jax.tree.map(lambda x: x.sum(0), metrics), shared)
+        shape = parts, length // parts
+        at = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (steps, batches))
+        lane, metrics = lax.scan(part, lane, at, unroll=parts == 1)
+        return scored(task, lane, jax.tree.map(lambda x: x.sum((0, 1)), metrics), shared)
 
     if mode == "vmap":
         return train(lane)
@@ -161,13 +180,13 @@ def segment(
     )
 
 
+def _equal_parts(length: int, most: int) -> int:
+    """The fewest equal parts of a length of which none is longer than `most`, or than 1."""
+    return next(n for n in range(1, length + 1) if not length % n and length // n <= max(most, 1))
+
+
 def step_lane(
-    task: Training,
-    shared: Shared,
-    lane: Lanes,
-    at: jax.Array,
-    batch: PyTree = None,
-    rows: jax.Array | None = None,
+    task: Training, shared: Shared, lane: Lanes, drawn: Draws, batch: PyTree = None
 ) -> tuple[Lanes, StepMetrics]:
     """A step of one lane; a lane that has ended keeps its state, and its metrics are 0.
 
@@ -175,56 +194,53 @@ def step_lane(
         task: the training run.
         shared: the arrays that all lanes read, see `Shared`.
         lane: arrays `[...]`, of one lane.
-        at: int32 scalar, the sweep's step.
+        drawn: what the step draws.
         batch: pytree, a batch of the stream; None without one.
-        rows: int32 `[batch_size]`, the examples of the batch; None finds them.
     """
-    root = jax.random.key(shared.seed)
-    key = jax.random.fold_in(jax.random.fold_in(root, lane.seed), lane.age + 1)
-    batch_key, loss_key = jax.random.split(key)
-    if batch is None and rows is None:
-        found = epoch_rows(task, shared, lane, jnp.reshape(at, 1))
-        rows = None if found is None else found[0]
-    if rows is not None:
-        batch = jax.tree.map(lambda x: x[rows], shared.data)
+    if drawn.rows is not None:
+        batch = jax.tree.map(lambda x: x[drawn.rows], shared.data)
     elif batch is None:
-        common = jax.random.fold_in(root, at)
-        batch = task.draw(
-            common if task.common_batches else batch_key, shared.data, lane.candidate.task
-        )
-    carry, metrics = task.advance(lane.candidate, lane.carry, batch, loss_key)
+        batch = task.whole_batch(drawn.batch, shared.data, lane.candidate.task)
+    carry, metrics = task.advance(lane.candidate, lane.carry, batch, drawn.loss)
     metrics = jax.tree.map(_wide, metrics)
     healthy = task.is_finite(carry)
     if "loss" in metrics:
         healthy &= jnp.isfinite(metrics["loss"]) & (metrics["loss"] <= shared.max_loss)
     running = lane.running & (lane.age < shared.steps)
-    new = lane._replace(carry=carry, age=lane.age + 1)
-    lane = select(running & healthy, new, lane)
+    new, old = (carry, lane.age + 1), (lane.carry, lane.age)
+    carry, age = select(running & healthy, new, old)
     broken = running & ~healthy
-    lane = lane._replace(running=lane.running & ~broken, diverged=lane.diverged | broken)
+    running_on, diverged = lane.running & ~broken, lane.diverged | broken
+    lane = lane._replace(carry=carry, age=age, running=running_on, diverged=diverged)
     return lane, jax.tree.map(lambda x: jnp.where(running, x, 0), (1, metrics))
 
 
-def epoch_rows(task: Training, shared: Shared, lane: Lanes, steps: jax.Array) -> jax.Array | None:
-    """The examples in the batches of a lane from now on; None where the task has no epochs.
+def draws(task: Training, shared: Shared, lane: Lanes, steps: jax.Array) -> Draws:
+    """What a lane draws in the steps from now on, should it take all of them.
 
     Args:
         task: the training run.
         shared: the arrays that all lanes read, see `Shared`.
         lane: arrays `[...]`, of one lane.
         steps: int32 `[steps]`, the sweep's.
-
-    Returns:
-        int32 `[steps, batch_size]`.
     """
-    if task.batch_size is None or not task.has_epochs:
-        return None
-    key = jax.random.key(shared.seed)
-    if not task.common_batches:
-        key = jax.random.fold_in(key, lane.seed)
-        steps = lane.age + jnp.arange(len(steps), dtype=lane.age.dtype)
+    root = jax.random.key(shared.seed)
+    run = jax.random.fold_in(root, lane.seed)
+    ages = lane.age + jnp.arange(len(steps), dtype=lane.age.dtype)
+    keys = jax.vmap(lambda age: jax.random.split(jax.random.fold_in(run, age + 1)))(ages)
+    batch_keys, loss_keys = keys[:, 0], keys[:, 1]
+    if task.common_batches:
+        batch_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, steps)
+    if task.batch_size is None:
+        return Draws(batch_keys, loss_keys, None)
     examples = jnp.shape(jax.tree.leaves(shared.data)[0])[0]
-    return rows_of_steps(jax.random.fold_in(key, EPOCHS), steps, examples, task.batch_size)
+    if not task.has_epochs:
+        shape = (task.batch_size,)
+        rows = jax.vmap(lambda key: jax.random.randint(key, shape, 0, examples))(batch_keys)
+        return Draws(batch_keys, loss_keys, rows)
+    key, at = (root, steps) if task.common_batches else (run, ages)
+    rows = rows_of_steps(jax.random.fold_in(key, EPOCHS), at, examples, task.batch_size)
+    return Draws(batch_keys, loss_keys, rows)
 
 
 def scored(

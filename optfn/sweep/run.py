@@ -104,7 +104,8 @@ def run(
             the host, which suits convolutions on a CPU. "auto" chooses by a rule: side by side on a
             GPU or TPU, and on a CPU with 16 or more small lanes; by a loop where a CPU has to
             convolve; else one after the other. The result says which.
-            Results have the same bits in the same mode only, with any number of lanes from 16 up.
+            Results have the same bits in the same mode only: on a CPU with any number of lanes and
+            cores, elsewhere and on a mesh with any number of lanes from 16 up.
         mesh: the devices over which the lanes are spread, along all its axes.
         max_loss: a run with a larger loss counts as diverged, as does one whose loss is not finite.
         max_bytes: bounds the lanes so that the program with all its arrays takes no more, by the

@@ -140,15 +140,9 @@ class Training:
         """Whether every example comes once an epoch."""
         return self.batch_size is not None and not self.replacement
 
-    def draw(self, key: jax.Array, data: PyTree, values: Mapping[str, Any]) -> PyTree:
-        """A batch of the data."""
-        if self.batch is not None:
-            return self._call("batch", values, key, data)
-        if self.batch_size is None:
-            return data
-        count = jnp.shape(jax.tree.leaves(data)[0])[0]
-        rows = jax.random.randint(key, (self.batch_size,), 0, count)
-        return jax.tree.map(lambda x: x[rows], data)
+    def whole_batch(self, key: jax.Array, data: PyTree, values: Mapping[str, Any]) -> PyTree:
+        """A batch where no examples are drawn: that of `batch`, or all of the data."""
+        return data if self.batch is None else self._call("batch", values, key, data)
 
     @property
     def initial_params(self) -> PyTree:

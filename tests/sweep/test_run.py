@@ -37,7 +37,7 @@ from sweep.problem import (
 
 import optfn
 from optfn import schedules, sweep
-from optfn.sweep import engine
+from optfn.sweep import engine, lane
 from optfn.sweep.executor import Executor
 from optfn.sweep.plan import Plan
 from optfn.sweep.scheduler import Scheduler
@@ -75,7 +75,9 @@ def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
         one = run(RATE, WIDE, trials=lanes + 2, lanes=lanes, mode=mode)
         monkeypatch.setattr(engine, "_cores", lambda: cores)
         many = run(RATE, WIDE, trials=lanes + 2, lanes=lanes, mode=mode)
-    assert engine.lanes_per_thread(lanes, mode) == {"vmap": 32, "map": 1, "loop": 1}[mode]
+    parts = engine.parts_of(np.arange(lanes) > 2, mode)
+    assert {len(part) for part in parts} == {{"vmap": 8, "map": 1, "loop": 1}[mode]}
+    assert set(np.concatenate(parts)) == {*range(3, lanes)}
     assert one.best().params["w"].dtype == np.float64
     same(many, one)
 
@@ -268,7 +270,7 @@ def test_auto_is_a_rule(kind):
     plan = Plan(task, optfn.adam, as_space(RATE), 20, 5, lanes, 0)
     executor = Executor(plan, 1, "auto")
     state = executor.empty_lanes(plan.candidate({"learning_rate": 0.1}))
-    mode = engine.usual_mode(state, executor.shared, task=executor.task)
+    mode = engine.usual_mode(state, executor.shared, task=executor.task, length=5)
     assert mode == (kind if kind in engine.MODES else "map")
 
 
@@ -780,15 +782,27 @@ def test_memory_bounds_the_lanes():
 
 
 def test_idle_lanes_are_left_behind_where_that_pays(monkeypatch):
-    """By a clock to which compiling is free; the scores stay as they are."""
+    """Where one program trains all, by a clock to which compiling is free; scores stay."""
     ticks = iter(range(10**6))
     kwargs = {"trials": 40, "lanes": 32, "keep_best": 4}
     task = sweep.Task(START, loss, **BATCHES, **SCORED)
+    assert run(RATE, task, **kwargs).lane_steps == 20 * 32 + 20 * 8  # by threads
+    monkeypatch.setattr(engine, "by_threads", lambda mesh: False)
     whole = run(RATE, task, **kwargs)
     monkeypatch.setattr("optfn.sweep.executor.time.perf_counter", lambda: 10.0 * next(ticks))
     compacted = run(RATE, task, **kwargs)
     same(compacted, whole)
     assert compacted.lane_steps == 20 * 32 + 20 * 16 < whole.lane_steps
+
+
+def test_rows_are_drawn_at_once_within_bounds(monkeypatch):
+    """A few steps at a time where a segment draws more: the same rows."""
+    kwargs = {"trials": 8, "lanes": 8, "steps": 12, "segment": 12}
+    expected = run(RATE, sweep.Task(START, loss, **BATCHES, **SCORED), **kwargs)
+    monkeypatch.setattr(lane, "MOST_ROWS", 5 * BATCH)  # 4 of 12 steps, three times
+    result = run(RATE, sweep.Task(START, loss, **BATCHES, **SCORED), **kwargs)
+    np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-6)
+    assert [lane._equal_parts(*of) for of in [(12, 12), (12, 5), (7, 5), (3, 0)]] == [1, 3, 7, 3]
 
 
 def test_several_optimizers_are_compared():
