@@ -44,11 +44,12 @@ SAME_BITS = 16  # with fewer lanes side by side, XLA's arithmetic may differ
 LARGEST_SIDE_BY_SIDE = 2**19  # bytes of a lane; more of them leave the cache of a core
 
 
+# Less optimized programs of a CPU: with 2 in the place of 3 they compile in two thirds of the time
+# and are as fast, and the start of a small lane takes longer to compile than to run.
+LESS_OPTIMIZED, UNOPTIMIZED = ({"xla_backend_optimization_level": level} for level in (2, 0))
+
 _begin = jax.jit(init_lane, static_argnums=0)
-# Of a small lane the start takes longer to compile than to run.
-_begin_small = jax.jit(
-    init_lane, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+_begin_small = jax.jit(init_lane, static_argnums=0, compiler_options=UNOPTIMIZED)
 
 
 def admit(
@@ -290,7 +291,12 @@ def _train_together(
     return over(lanes._replace(running=lanes.running & occupied), shared, first, batches)
 
 
-@partial(jax.jit, static_argnames=("task", "length", "mode"), donate_argnames="lanes")
+@partial(
+    jax.jit,
+    static_argnames=("task", "length", "mode"),
+    donate_argnames="lanes",
+    compiler_options=LESS_OPTIMIZED,
+)
 def _train_part(
     lanes: Lanes,
     shared: Shared,
