@@ -7,12 +7,15 @@ the same batches.
 - speed: seconds of all trials. Each way runs in a fresh process: cold with compilation but without
   imports, then warm with another seed. The ways take turns; a ratio is the median over rounds of
   the ratio within a round. Ways without a target are measured once.
+- peer: seconds of 64 and of 256 trials against the fairest peer, one compiled segment under Optuna
+  with its own pruner, measured in the same way; and the best scores of both over ten seeds.
 - quality: ASHA's picks from shuffled orders of the points, against a full run; first width only.
 - optimism: the mean test loss of the pick on fresh seeds, less the reported one, with and without
   `Confirm`; first width only.
 - memory: the peak memory of the process with 2,000 trials and with 200.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,9 +25,9 @@ import digits
 import numpy as np
 from harness import Report, in_fresh_process, interleaved, listed, parser, progress, ratio, shown
 from sweep_quality import FRESH_SEEDS, Pick, PickScores, peak_mebibytes, picks, truths
-from sweep_ways import WAYS, Cost, Study, measure
+from sweep_ways import WAYS, Cost, Study, bests, measure
 
-PARTS = ("speed", "quality", "optimism", "memory")
+PARTS = ("speed", "peer", "quality", "optimism", "memory")
 
 # What each link of the chain adds to the one before.
 CHAIN = {
@@ -38,9 +41,14 @@ CHAIN = {
 TARGETS = {
     ("lanes {} + ASHA", "fresh jit"): ({32: 40.0, 128: 20.0}, {}),
     ("lanes {} + ASHA", "argument + ASHA"): ({32: 0.85, 128: 0.85}, {32: 1.1, 128: 1.1}),
-    ("lanes {} + ASHA", "argument + Optuna"): ({32: 1.33, 128: 1.33}, {32: 2.0, 128: 2.0}),
     ("lanes {}", "argument"): ({32: 0.9}, {32: 1.4}),
 }
+
+# The most of the fairest peer's seconds, cold and warm, by the number of trials.
+PEER = "argument + Optuna"
+PEER_SHARES = {64: (0.9, 0.8), 256: (0.75, 0.5)}
+QUICK_SHARES = {32: PEER_SHARES[64]}
+PEER_SEEDS = 10
 
 TOP_SHARE = 0.03
 EXCESS = 0.1
@@ -52,6 +60,7 @@ MEMORY_GROWTH = 1.1
 
 Start = Callable[..., Any]
 Costs = dict[str, list[list[Cost]]]
+Bests = dict[str, list[float]]
 
 
 def held(mode: str) -> list[str]:
@@ -168,6 +177,47 @@ def said_targets(width: int) -> str:
         if any(width in target for target in targets)
     ]
     return f"Targets: {'; '.join(parts)}." if parts else "No targets at this width."
+
+
+def report_peer(
+    report: Report, study: Study, costs: Costs, bests: Bests, shares: tuple[float, float]
+) -> None:
+    (ours, peer), rows = costs, []
+    name = f"width {study.width}, {study.trials} trials"
+    for again, (when, target) in enumerate(zip(("cold", "warm"), shares, strict=True)):
+        steps = [statistics.mean(cost[again].steps for cost in costs[way]) for way in costs]
+        pairs = zip(costs[ours], costs[peer], strict=True)
+        found = statistics.median(a[again].seconds / b[again].seconds for a, b in pairs)
+        found *= max(1.0, steps[1] / steps[0])
+        what = f"{name}, {when}: {found:.2f} of the peer's seconds (target {target})."
+        verdict = report.judge(found <= target, what)
+        times = [statistics.median(cost[again].seconds for cost in costs[way]) for way in costs]
+        row = [when, *(f"{time:.2f}" for time in times), f"{found:.2f} {verdict}"]
+        rows.append(shown([*row, *(f"{count / study.steps:.3f}" for count in steps)]))
+    report.add_table(
+        f"Against the fairest peer, {name}",
+        f"Seconds of {ours} and of {peer}, medians over {len(costs[ours])} rounds; the median of "
+        "the share of the peer's in the same round, times the peer's steps over the lanes' where "
+        "these are fewer; steps of all lanes, idle ones included, as a share of a full run's. "
+        f"Targets: {shares[0]} of the peer's seconds cold and {shares[1]} warm.",
+        ["", "lanes", "peer", "share", "steps, lanes", "steps, peer"],
+        rows,
+    )
+    logs = [math.log(a / b) for a, b in zip(bests[ours], bests[peer], strict=True)]
+    mean = math.exp(statistics.mean(logs))
+    better = sum(log < 0 for log in logs)
+    what = f"{name}: the best score is {mean:.3f} of the peer's over {len(logs)} seeds (target 1)."
+    row = [f"{statistics.mean(bests[way]):.4f}" for way in (ours, peer)]
+    row += [f"{mean:.3f} {report.judge(round(mean, 3) <= 1, what)}"]
+    row += [str(better), str(len(logs) - better)]
+    report.add_table(
+        f"Best scores of both, {name}",
+        f"The best test loss of a whole run, over {len(logs)} seeds, each with points, initial "
+        "params and batches of its own: the means, and the geometric mean of the share of the "
+        "peer's, target at most 1; in how many seeds the lanes' is lower.",
+        ["lanes", "peer", "share", "lower", "not lower"],
+        [shown(row)],
+    )
 
 
 def report_quality(report: Report, study: Study, found: list[Pick]) -> None:
@@ -291,6 +341,13 @@ def main() -> None:
             costs = measure_all(start, study, ways, args.rounds or (1 if quick else 3))
             costs |= measure_all(start, study, others, 1)
             report_speed(report, study, costs, mode)
+        for count, shares in (QUICK_SHARES if quick else PEER_SHARES).items():
+            if "peer" in parts:
+                fewer, pair = study._replace(trials=count), (f"lanes {mode} + ASHA", PEER)
+                costs = measure_all(start, fewer, pair, args.rounds or (1 if quick else 3))
+                seeds = range(2 if quick else PEER_SEEDS)
+                found = {name: start(bests, name, fewer, seeds) for name in pair}
+                report_peer(report, fewer, costs, found, shares)
     study = studies[0]
     if "quality" in parts:
         report_quality(report, study, start(picks, study, 2 if quick else 20, mode))

@@ -307,3 +307,9 @@ def measure(name: str, study: Study) -> list[Cost]:
         seconds = (time.perf_counter() - start) * study.trials / len(points)
         costs.append(Cost(seconds, compilations() - compiled, steps / len(points), best))
     return costs
+
+
+def bests(name: str, study: Study, seeds: Sequence[int]) -> list[float]:
+    """The best test loss of a way for each seed, in this process."""
+    train = WAYS[name].of(study)
+    return [train(digits.points(study.trials, seed), seed).best for seed in seeds]

@@ -495,6 +495,16 @@ def test_sweep_compiles_nothing_for_another_seed(sweep_report):
 
 
 @pytest.mark.slow
+def test_sweep_reports_the_fairest_peer(sweep_report):
+    rows = table(sweep_report, "Against the fairest peer, width 8, 32 trials")
+    assert [row[0] for row in rows] == ["cold", "warm"]
+    assert all(matches(row[1:], NUMBER, NUMBER, JUDGED, NUMBER, NUMBER) for row in rows)
+    (row,) = table(sweep_report, "Best scores of both, width 8, 32 trials")
+    assert matches(row, NUMBER, NUMBER, JUDGED, r"\d", r"\d")
+    assert int(row[3]) + int(row[4]) == 2
+
+
+@pytest.mark.slow
 def test_sweep_reports_quality_optimism_and_memory(sweep_report):
     rows = table(sweep_report, "Quality of ASHA, width 8")
     assert len(rows) == 4 and all(row[2] in ("pass", "MISS") for row in rows)
