@@ -335,10 +335,10 @@ def _rows(tree: PyTree, places: Any) -> PyTree:
     return jax.tree.map(lambda x: x[places] if is_key(x) else np.asarray(x)[places], tree)
 
 
-def _put_rows(tree: PyTree, places: Sequence[Any], parts: Sequence[PyTree]) -> PyTree:
+def _put_rows(tree: PyTree, places: Sequence[Any] | np.ndarray, parts: Sequence[PyTree]) -> PyTree:
     """Arrays `[lanes, ...]` with these parts in these places."""
 
-    def put(old: jax.Array | np.ndarray, *new: jax.Array) -> jax.Array:
+    def put(old: Any, *new: jax.Array) -> jax.Array:
         if is_key(old):
             for at, x in zip(places, new, strict=True):
                 old = old.at[at].set(x)
