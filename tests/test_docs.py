@@ -12,7 +12,16 @@ from website.pages import FENCED, IMAGE, blocks, execute
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("write_an_optimizer", "coming_from_optax", "checkpoints", "groups", "averages"),
-    *("wrappers", "minimize", "sweeps", "write_a_policy", "frameworks", "sharding", "matrix"),
+    *(
+        "wrappers",
+        "minimize",
+        "sweeps",
+        "many_machines",
+        "write_a_policy",
+        "frameworks",
+        "sharding",
+        "matrix",
+    ),
     *("memory", "configs", "recipes", "rates", "width_transfer"),
 )
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]

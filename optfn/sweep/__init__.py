@@ -36,6 +36,7 @@ from optfn.sweep.search import Session as Session
 from optfn.sweep.search import grid as grid
 from optfn.sweep.search import random as random
 from optfn.sweep.search import sobol as sobol
+from optfn.sweep.shared_search import shared_search as shared_search
 from optfn.sweep.space import Choice as Choice
 from optfn.sweep.space import Distribution as Distribution
 from optfn.sweep.space import Either as Either

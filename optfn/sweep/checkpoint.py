@@ -110,7 +110,9 @@ class Store:
         if state == self.state:
             return
         if not self.fingerprint:
-            trained = next(trial for trial in scheduler.trials if trial.segments)
+            trained = next((trial for trial in scheduler.trials if trial.segments), None)
+            if trained is None:  # other workers have them all
+                return
             self.first = trained.own_history[0][1]
             self.fingerprint = self._fingerprint(scheduler, self.first)
         began = time.perf_counter()

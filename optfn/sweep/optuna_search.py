@@ -5,7 +5,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -164,22 +164,68 @@ class optuna_search:
         """The study shared with other programs, or None."""
         if self.storage is None:
             return self.study
-        with quiet_optuna() as library:
-            storage = self.storage
-            if isinstance(storage, os.PathLike) or (
-                isinstance(storage, str) and "://" not in storage
-            ):
-                file = library.storages.journal.JournalFileBackend(os.fspath(storage))
-                storage = library.storages.JournalStorage(file)
-            return library.create_study(
-                storage=storage,
-                study_name=self.study_name,
-                direction=self.direction,
-                load_if_exists=True,
-            )
+        return opened(self.storage, self.study_name, self.direction)
 
 
-class _Session:
+def opened(storage: Any, study_name: str, direction: str | None) -> Any:
+    """The study of this name in a storage, see `optuna_search`; created if it does not exist."""
+    with quiet_optuna() as library:
+        if isinstance(storage, os.PathLike) or (isinstance(storage, str) and "://" not in storage):
+            file = library.storages.journal.JournalFileBackend(os.fspath(storage))
+            storage = library.storages.JournalStorage(file)
+        return library.create_study(
+            storage=storage, study_name=study_name, direction=direction, load_if_exists=True
+        )
+
+
+class _Written:
+    """How the points of a space are written to a study."""
+
+    space: Mapping[str, Distribution]
+    coordinates: dict[str, Distribution]
+
+    def _params(self, point: Point) -> dict[str, Any]:
+        """The params of a point, as the sampler sees them."""
+        params = {}
+
+        def note(name: str, distribution: Distribution, key: str) -> Any:
+            if not isinstance(distribution, Fixed):
+                params[key] = _param(distribution, point[name])
+            return point[name]
+
+        point_of(self.space, note)
+        return params
+
+    def params_of_study(self, trial: Any) -> dict[str, Any]:
+        """The params of a trial of a shared study, or those it waits with, as the sampler's."""
+        if not trial.params:
+            return _waiting_params(trial, self.coordinates)
+        kinds = self.coordinates
+        return {
+            key: _param(kinds[key], param) if _encodes(kinds[key]) else param
+            for key, param in trial.params.items()
+        }
+
+    def point_with(self, given: Mapping[str, Any], draw: np.random.Generator) -> Point:
+        """The point with these params, others drawn at random."""
+
+        def value_of(name: str, distribution: Distribution, key: str) -> Any:
+            if isinstance(distribution, Fixed):
+                return distribution.value
+            if key in given:
+                return _value(distribution, given[key])
+            return distribution.at(draw.random())
+
+        return point_of(self.space, value_of)
+
+    def written(self, point: Point) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What is written of a point: params, their distributions, and the values that are used."""
+        params = {k: _written(self.coordinates[k], x) for k, x in self._params(point).items()}
+        distributions = {key: _writing(self.coordinates[key]) for key in params}
+        return params, distributions, _readable(point)
+
+
+class _Session(_Written):
     """A study in memory, and the log of its events, from which it can be rebuilt."""
 
     def __init__(
@@ -249,10 +295,19 @@ class _Session:
         end = len(self.asked) if self.over else min(len(self.asked) + count, self.trials)
         return [self._ask() for _ in range(len(self.asked), end)]
 
-    def _ask(self) -> Point:
-        waiting = (optuna_library().trial.TrialState.WAITING,)
-        trials = self.study.get_trials(deepcopy=False)
-        number = len(trials) - len(self.study.get_trials(deepcopy=False, states=waiting))
+    def ask_for(self, number: int, given: Mapping[str, Any]) -> Point:
+        """The point of this number in a shared study, with the params that are given."""
+        if not given and number < len(self.first):
+            given = self._params(self.first[number])
+        if given:
+            self.study.enqueue_trial(dict(given))
+        return self._ask(number)
+
+    def _ask(self, number: int | None = None) -> Point:
+        if number is None:
+            waiting = (optuna_library().trial.TrialState.WAITING,)
+            trials = self.study.get_trials(deepcopy=False)
+            number = len(trials) - len(self.study.get_trials(deepcopy=False, states=waiting))
         state = np.random.SeedSequence([self.seed, number]).generate_state(1)
         _reseed(self.study.sampler, int(state[0]))
         trial = self.study.ask()
@@ -280,15 +335,14 @@ class _Session:
     def _enqueue(self) -> None:
         self.log.append(["enqueue"])
         for point in self.first:
-            params = {}
+            self.study.enqueue_trial(self._params(point))
 
-            def note(name, distribution, key, point=point, params=params):
-                if not isinstance(distribution, Fixed):
-                    params[key] = _param(distribution, point[name])
-                return point[name]
-
-            point_of(self.space, note)
-            self.study.enqueue_trial(params)
+    def learn(self, trials: Iterable[Any]) -> None:
+        """Adds the trials of a shared study that are not known yet."""
+        for trial in trials:
+            if trial.number not in self.known:
+                self.known.add(trial.number)
+                self.study.add_trial(self._from(trial))
 
     def tell(
         self,
@@ -391,10 +445,7 @@ class _Session:
             "run": self.run,
             "trial": index,
             "status": self.ended[index],
-            "values": {
-                name: value if _plain(value) else repr(value)
-                for name, value in self._point(trial).items()
-            },
+            "values": _readable(self._point(trial)),
         }
         return trial
 
@@ -459,6 +510,11 @@ class _Session:
             distributions=distributions,
             intermediate_values=trial.intermediate_values,
         )
+
+
+def _readable(point: Point) -> dict[str, Any]:
+    """The point for a storage: plain values, and the text of others."""
+    return {name: value if _plain(value) else repr(value) for name, value in point.items()}
 
 
 def _filled_in(storage: Any, trial: int, outcome: Any) -> bool:

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -28,6 +29,7 @@ from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search, Session, check_seed, completed, random
+from optfn.sweep.shared_search import SharedSession, shared_search
 from optfn.sweep.space import as_space
 from optfn.sweep.task import Model, Training
 from optfn.sweep.tasks import Tasks
@@ -202,7 +204,7 @@ def run(
     takers["function"] = make_task.names if make_task else ()
     check_names(optimizer, space, takers)
     task.check_needed(names(space))
-    if isinstance(search, optuna_search):
+    if isinstance(search, (optuna_search, shared_search)):
         search = search.aimed(task.sign)
     session = search.start(space, trials, seed)
     if isinstance(enqueue, Mapping):
@@ -233,6 +235,7 @@ def run(
         interruptible() as interrupted,
         stored(checkpoint, search, given, enqueue) as store,
         watched(check_callbacks(callbacks)) as watch,
+        ExitStack() as leave,
     ):
         if lanes is None:
             learns = getattr(session, "learns", False)
@@ -250,6 +253,9 @@ def run(
         plan = replace(plan, make_task=make_task).for_runs(seeds)
         if max_bytes is not None:
             plan = replace(plan, lanes=most_lanes(plan, seeds, max_bytes))
+        if isinstance(session, SharedSession):
+            session.join(plan, policy, seeds)
+            leave.callback(session.close)
         scheduler = Scheduler(
             plan,
             session=session,
@@ -292,6 +298,8 @@ def run(
         _flush(session)
         if not ended:
             scheduler.keep_unfinished()
+        if isinstance(session, SharedSession):
+            session.gather(scheduler)
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train, catch)

@@ -1,6 +1,7 @@
 """Trials: a queue, the places where they train, and a policy that ends the poor ones early."""
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,13 +72,17 @@ class Scheduler:
         policy.check_rungs(rungs, plan)
         self.scores = Scores.start(rungs, plan.steps, self.session.trials, plan.task.sign)
         self.structures = Structures()
+        self._report = getattr(self.session, "report", lambda *report: None)
+        self._among = getattr(self.session, "among", lambda scores: scores)
         self.executor = Executor(plan, self.runs, self.mode)
         policy.check_trials(self.session.trials, self.executor.places, plan)
 
     def advance(self) -> bool:
         """Trains a segment and judges; False if no trial is left."""
         if not self._fill():
-            return False
+            if not self.exhausted:  # others train what is left, and may leave it to this worker
+                time.sleep(getattr(self.session, "pause", 0.0))
+            return not self.exhausted
         self._shrink()
         steps, next_steps = self._steps_needed(), self._steps_needed(ahead=1)
         measured = self.executor.train(self.running.keys(), steps, next_steps)
@@ -123,19 +128,13 @@ class Scheduler:
 
     def _ask(self) -> None:
         """Asks for trials to fill all places, of this structure, or of any if the search learns."""
-        learns = getattr(self.session, "learns", False)
-
-        def fitting():
-            known = self.structure >= 0 and not learns
-            return sum(trial.structure == self.structure or not known for trial in self.queue)
-
-        while (
-            not self.exhausted
-            and (free := self.executor.places - len(self.running) - fitting()) > 0
-            and len(self.queue) < MOST_WAITING * self.executor.places
-        ):
-            points = self.session.ask(free)
-            self.exhausted = not points
+        known = self.structure >= 0 and not getattr(self.session, "learns", False)
+        while not self.exhausted and len(self.queue) < MOST_WAITING * self.executor.places:
+            fitting = [t for t in self.queue if t.structure == self.structure or not known]
+            free = self.executor.places - len(self.running) - len(fitting)
+            if free <= 0 or not (points := self.session.ask(free)):
+                self.exhausted = free > 0 and getattr(self.session, "over", True)
+                break
             for trial in [self.add(point) for point in points]:
                 if trial.status == "failed":
                     self._end_failed(trial)
@@ -227,6 +226,7 @@ class Scheduler:
         for place, trial in list(self.running.items()):
             check_objective(task, measured.metrics)
             trial.record(self.plan, segments - 1, place, measured)
+            self._report(trial.number, self.plan.age(len(trial.curve)), trial.loss)
             if trial in self.standing:
                 continue
             arrived = self.plan.age(len(trial.curve))
@@ -255,7 +255,7 @@ class Scheduler:
             return
         judged = dict(self.standing)
         at = [(trial.number, rung) for trial, rung in judged.items()]
-        verdicts = self.judge.judge(self.scores, at)
+        verdicts = self.judge.judge(self._among(self.scores), at)
         self.policy.check_verdicts(verdicts, at, self.plan.searched)
         verdicts = dict(zip(judged, verdicts, strict=True))
         if population:

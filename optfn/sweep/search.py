@@ -103,14 +103,15 @@ class _Listed:
         self.first = points
         self.trials += len(points) if self.all else 0
 
-    def _at(self, number: int) -> Point:
+    def at(self, number: int) -> Point:
+        """The point of this number, the enqueued ones first."""
         before = len(self.first)
         return dict(self.first[number]) if number < before else self.point(number - before)
 
     def ask(self, count: int) -> list[Point]:
         numbers = range(self.asked, min(self.asked + count, self.trials))
         self.asked += len(numbers)
-        return [self._at(number) for number in numbers]
+        return [self.at(number) for number in numbers]
 
     def tell(
         self,
