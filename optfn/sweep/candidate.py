@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from optfn.core.hyperparameters import stack_values
 from optfn.core.randomness import is_key
 from optfn.core.transform import Transform
+from optfn.sweep.held_numbers import with_numbers
 
 MOST_STRUCTURES = 32
 
@@ -21,12 +22,19 @@ class Candidate(NamedTuple):
     Its numbers are scalars for one lane, and arrays `[lanes, ...]` after `stack_candidates`.
 
     Attributes:
-        tx: the optimizer, a pytree of its numbers.
+        made: the optimizer, a pytree of its numbers; its functions may be those of another trial.
         task: the hyperparameters of the task itself, by name.
+        held: the numbers that its functions hold instead, by place; none where they are its own.
     """
 
-    tx: Transform
+    made: Transform
     task: dict[str, ArrayLike]
+    held: dict[int, ArrayLike] | tuple[()] = ()
+
+    @property
+    def tx(self) -> Transform:
+        """The optimizer."""
+        return with_numbers(self.made, self.held) if isinstance(self.held, dict) else self.made
 
 
 def stack_candidates(candidates: Sequence[Candidate], repeats: int = 1) -> Candidate:
@@ -67,8 +75,9 @@ class Structures:
         if key not in self.numbers and len(self.numbers) == MOST_STRUCTURES:
             raise ValueError(
                 f"the optimizers and tasks have {MOST_STRUCTURES + 1} different structures, and "
-                "each would be compiled. Make the functions they hold outside of the one that "
-                "makes the optimizer, since each new function counts as another structure; "
-                "numbers that one needs go along in jax.tree_util.Partial(function, number)."
+                "each would be compiled. A function made for each trial counts as another "
+                "structure where it needs its numbers before the program runs, in an `if` or as "
+                "a size: make it outside of the one that makes the optimizer, and let numbers that "
+                "may be traced go along in jax.tree_util.Partial(function, number)."
             )
         return self.numbers.setdefault(key, len(self.numbers))

@@ -297,6 +297,14 @@ class Executor:
         """The text of the program that trains candidates like this one."""
         return engine.lowered(*self._of_program(candidate, self.plan.lanes)).as_text()
 
+    def can_train(self, candidate: Candidate) -> bool:
+        """Whether there is a program that trains candidates like this one."""
+        try:
+            engine.lowered(*self._of_program(candidate, self.runs))
+        except Exception:  # any error of the user's functions
+            return False
+        return True
+
     def init_program(self, candidate: Candidate) -> str:
         """The text of the program that starts candidates like this one."""
         lanes = self.plan.lanes

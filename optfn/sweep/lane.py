@@ -111,7 +111,7 @@ def for_seed(candidate: Candidate, seed: jax.Array) -> Candidate:
             return jnp.vectorize(jax.random.fold_in)(x, seed)
         return x + seed.astype(x.dtype) if getattr(path[-1], "name", "") in SEEDS else x
 
-    return candidate._replace(tx=jax.tree.map_with_path(own, candidate.tx))
+    return candidate._replace(made=jax.tree.map_with_path(own, candidate.made))
 
 
 class Draws(NamedTuple):

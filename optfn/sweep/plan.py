@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from optfn.core.transform import Transform
 from optfn.sweep.candidate import Candidate
+from optfn.sweep.forms import Forms
 from optfn.sweep.one_of import applying, call, names
 from optfn.sweep.space import Choice, Distribution
 from optfn.sweep.task import Training
@@ -37,6 +38,7 @@ class Plan:
         patience: a run ends after so many segments without a better score; None is never.
         make_task: a function of a point that returns its task, where tasks differ in shape; None
             where all trials have `task`.
+        forms: what is known of the functions in the optimizers, see `Forms`.
     """
 
     task: Training
@@ -51,6 +53,7 @@ class Plan:
     score: str | tuple[str, int] = "last"
     patience: int | None = None
     make_task: Callable[[Mapping[str, Any]], Training] | None = None
+    forms: Forms = dataclasses.field(default_factory=Forms)
 
     @property
     def segments(self) -> int:

@@ -81,8 +81,9 @@ def run(
             makes one, for those that change shapes, as a width or a batch size do: each combination
             is compiled, and one is trained after the other.
         optimizer: a function of the hyperparameters that returns an optimizer, such as
-            `optfn.adamw` or your own; it is called once for each trial, with plain numbers. Or a
-            `OneOf`, several of them, each with its own space.
+            `optfn.adamw` or your own; it is called once for each trial, with plain numbers, and a
+            few times more where it makes functions, whose numbers become arguments of the one
+            program. Or a `OneOf`, several of them, each with its own space.
         space: distributions, lists of options or plain values by name. Each goes to whoever takes
             it: as an argument of `optimizer`, or a keyword-only argument of the task's functions.
         trials: the number of trials; may be None where the search has an end, as `grid()` has.

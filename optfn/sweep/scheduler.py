@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from optfn.core.transform import check_transform_type
 from optfn.sweep.candidate import Candidate, Structures
 from optfn.sweep.executor import Executor, Measured
+from optfn.sweep.forms import neighbours
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Copy, Policy, Scores, Verdict
@@ -148,7 +150,8 @@ class Scheduler:
             self.plan.training(point)
             part = "optimizer"
             candidate = self.plan.candidate(point)
-            check_transform_type(candidate.tx, f"the optimizer of trial {number}")
+            check_transform_type(candidate.made, f"the optimizer of trial {number}")
+            candidate = with_shared_functions(candidate, point, self)
             structure = self._structure_of(candidate, point, number)
         except Exception as error:
             self._raise_unless_caught(with_note(error, part, number, point))
@@ -168,7 +171,7 @@ class Scheduler:
             raise ValueError(
                 f"{type(self.policy).__name__} copies the state of one member to another, but the "
                 f"optimizer of trial {trial}, or one that its choices lead to, differs in "
-                "structure from the first: sweep over them one by one, as compare does."
+                "structure: use compare, or for functions made in it jax.tree_util.Partial."
             )
         return structure
 
@@ -333,6 +336,24 @@ def fail_on_host(scheduler: Scheduler, measured: Measured) -> None:
         scheduler._raise_unless_caught(note)
         trial.fail(error)
         scheduler._end_failed(trial)
+
+
+def with_shared_functions(
+    candidate: Candidate, point: Mapping[str, Any], scheduler: Scheduler
+) -> Candidate:
+    """The candidate of a point with functions that others share, see `Forms`.
+
+    A population's keep their own: those of a member are joined, which takes equal functions.
+    """
+    plan = scheduler.plan
+    if scheduler.policy.needs_all_trials:
+        return candidate
+
+    def can_train(candidate: Candidate) -> bool:
+        return Executor(plan.of(point), scheduler.runs, "vmap").can_train(candidate)
+
+    others = (partial(plan.optimizer, other) for other in neighbours(plan.space, point))
+    return plan.forms.shared(candidate, others, can_train)
 
 
 def check_objective(task: Training, metrics: Collection[str]) -> None:
