@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -100,12 +101,12 @@ class Trials:
         """The task of the sweep."""
         return self.plan.task
 
-    @property
+    @cached_property
     def losses(self) -> np.ndarray:
         """float `[trials]`, lower is always better; inf where a run has no finite score."""
         return _mean(self.task.sign * self._counting)
 
-    @property
+    @cached_property
     def _counting(self) -> np.ndarray:
         """The scores that count: those of fresh seeds for confirmed trials."""
         return _counting(self.scores, self.confirmed)

@@ -37,7 +37,7 @@ from sweep.problem import (
 
 import optfn
 from optfn import schedules, sweep
-from optfn.sweep import engine, lane
+from optfn.sweep import engine, lane, trials
 from optfn.sweep.executor import Executor
 from optfn.sweep.plan import Plan
 from optfn.sweep.scheduler import Scheduler
@@ -944,6 +944,13 @@ def test_an_error_of_the_optimizer_names_the_trial():
     with pytest.raises(TypeError) as caught:
         run(RATE, optimizer=lambda learning_rate: optfn.adam(learning_rate, b9=0.9), trials=8)
     assert "in the optimizer of trial 0: learning_rate=0.0" in caught.value.__notes__[0]
+
+
+def test_the_table_of_all_trials_finds_the_scores_once(monkeypatch):
+    result, calls = run(RATE, STILL, trials=8), []
+    mean = trials._mean
+    monkeypatch.setattr(trials, "_mean", lambda scores: calls.append(None) or mean(scores))
+    assert len(result.columns()["trial"]) == 8 and result.table() and len(calls) <= 1
 
 
 def test_a_refined_space_holds_the_best_and_is_smaller():
