@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -42,6 +42,13 @@ class Callback:
 
     def close(self) -> None:
         """Hears that the sweep is over, or was interrupted."""
+
+    def named(self, name: str) -> Self:
+        """The callback that hears of one of several sweeps, in each of which trials begin at 0.
+
+        `compare` asks for it; a callback that writes files gives one that writes others.
+        """
+        return self
 
 
 class Watch:

@@ -1,7 +1,7 @@
 """Several optimizers, each tuned on the same task."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from optfn.core.text_table import in_columns, number
 from optfn.core.transform import Transform
+from optfn.sweep.callbacks import Callback, check_callbacks
 from optfn.sweep.result import Result
 from optfn.sweep.run import run
 from optfn.sweep.task import Training
@@ -80,6 +81,7 @@ def compare(
     optimizers: Mapping[str, tuple[Callable[..., Transform], Mapping[str, Any]]],
     *,
     checkpoint: str | os.PathLike | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Comparison:
     """Tunes each of several optimizers, one after the other, with the same settings.
@@ -96,18 +98,21 @@ def compare(
         task: the training run, or a function that makes it, as for `run`.
         optimizers: by name a pair of the function that makes the optimizer, and its space.
         checkpoint: a folder, which gets a subfolder for each name.
+        callbacks: as for `run`, and each hears of a sweep by its `named(name)`: of one sweep after
+            the other, in each of which trials are numbered from 0.
         **settings: other arguments of `run`. The first sweep decides the mode "auto" for all,
-            since modes round differently. Callbacks hear of one sweep after the other, in each of
-            which trials are numbered from 0.
+            since modes round differently.
 
     Raises:
         TypeError, ValueError: as `run`; ValueError without an optimizer.
     """
     if not optimizers:
         raise ValueError("sweep.compare(optimizers=...) has no optimizer to tune.")
+    callbacks = check_callbacks(callbacks)
     results, mode = {}, settings.pop("mode", "auto")
     for name, (make, space) in optimizers.items():
         folder = None if checkpoint is None else Path(checkpoint) / name
+        settings |= {"callbacks": [callback.named(name) for callback in callbacks]}
         results[name] = run(task, make, space, mode=mode, checkpoint=folder, **settings)
         mode = results[name].mode
     return Comparison(results)

@@ -28,12 +28,15 @@ class CsvLog(Callback):
     outcomes of a sweep that has ended.
 
     Args:
-        path: the file.
+        path: the file. In `compare` each optimizer has its own, with its name behind this one's.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.last: dict[int, Mapping[str, float]] = {}
+
+    def named(self, name: str) -> "CsvLog":
+        return CsvLog(self.path.with_stem(f"{self.path.stem} {name}"))
 
     def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
         self.last[trial.trial] = scores
@@ -78,7 +81,7 @@ class TensorBoardLog(Callback):
         sweep.run(..., callbacks=[sweep.TensorBoardLog("logs")])  # tensorboard --logdir logs
 
     Args:
-        folder: gets a folder for each trial.
+        folder: gets a folder for each trial, in `compare` inside of one for each optimizer.
 
     Raises:
         ImportError: tensorboardX is not installed.
@@ -88,6 +91,9 @@ class TensorBoardLog(Callback):
         self.writer_of = _library("tensorboardX", "TensorBoardLog").SummaryWriter
         self.folder = Path(folder)
         self.writers: dict[int, Any] = {}
+
+    def named(self, name: str) -> "TensorBoardLog":
+        return TensorBoardLog(self.folder / name)
 
     def on_report(self, trial: TrialResult, step: int, scores: Mapping[str, float]) -> None:
         if trial.trial not in self.writers:

@@ -41,6 +41,10 @@ def sgd_of_small_rates(learning_rate):
     return optfn.sgd(learning_rate)
 
 
+def sgd_of_half(learning_rate):
+    return optfn.sgd(learning_rate / 2)
+
+
 def check_complete(notes, result):
     """Every point of the curves was reported, and every trial's end was told, as it is."""
     told = {(trial, step): score for trial, step, score in notes.reports}
@@ -187,6 +191,21 @@ def test_tensorboard_has_a_run_for_each_trial(tmp_path):
         wanted = {step: score for number, step, score in notes.reports if number == trial.trial}
         np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-6)
         assert list(found) == list(wanted)
+
+
+def test_sweeps_that_are_compared_write_to_places_of_their_own(tmp_path):
+    pytest.importorskip("tensorboardX")
+    notes = Notes()
+    callbacks = [sweep.TensorBoardLog(tmp_path / "logs"), sweep.CsvLog(tmp_path / "a.csv"), notes]
+    optimizers = {"sgd": (optfn.sgd, RATES), "half": (sgd_of_half, RATES)}
+    compared = sweep.compare(TASK, optimizers, callbacks=callbacks, **SETTINGS)
+    for name, result in compared.items():
+        folders = {path.name for path in (tmp_path / "logs" / name).iterdir()}
+        assert folders == {f"trial {i}" for i in range(len(result))}
+        with (tmp_path / f"a {name}.csv").open(newline="") as file:
+            ends = [row for row in csv.DictReader(file) if row["status"] != "running"]
+        assert sorted(int(row["trial"]) for row in ends) == list(range(len(result)))
+    assert len(notes.ends) == 2 * len(result) and len(list(tmp_path.iterdir())) == 3
 
 
 def records(data):
