@@ -291,7 +291,7 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
 @contextmanager
 def stored(
     folder: str | os.PathLike | None,
-    search: Search,
+    search: Search | None,
     policy: Policy,
     enqueue: Sequence[Mapping[str, Any]],
 ) -> Iterator[Store | None]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,14 +39,14 @@ class Confirm:
     def of(
         self,
         result: Result,
-        train: Callable[[Scheduler], bool],
+        train: Callable[[Scheduler, str], Any],
         catch: tuple[type[Exception], ...] = (),
     ) -> Result:
         """The result with the scores of fresh runs.
 
         Args:
             result: the sweep's result.
-            train: trains all trials of a scheduler.
+            train: trains all trials of a scheduler, which has a name that says what they are.
             catch: the errors that make a fresh run failed, whose score is the worst.
         """
         best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
@@ -65,7 +66,7 @@ class Confirm:
             lambda number: (first + number % self.seeds,),
             catch,
         )
-        train(scheduler)
+        train(scheduler, f"{self.seeds} seeds of {', '.join(map(str, best))}")
         confirmed = np.full((len(result), self.seeds), np.nan)
         kept = dict(result.kept)
         for place, i in enumerate(best):

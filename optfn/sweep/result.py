@@ -12,7 +12,7 @@ import numpy as np
 
 from optfn.core.text_table import in_columns, number
 from optfn.sweep.checkpoint import newest
-from optfn.sweep.one_of import OneOf
+from optfn.sweep.one_of import OneOf, applying
 from optfn.sweep.policies.policy import run_all
 from optfn.sweep.recorded import scheduler_of
 from optfn.sweep.report import report
@@ -200,11 +200,16 @@ class Result(Trials):
         """
         length = max(len(self.hyperparameter_history[trial]) for trial in trials)
         task_of = {trial: self.plan.training(self.points[trial]) for trial in trials}
-        hyperparameters = [name for task in task_of.values() for name in task.hyperparameters]
+        values = {
+            name: distribution
+            for trial, task in task_of.items()
+            for name, distribution in applying(self.plan.space, self.points[trial]).items()
+            if name in task.hyperparameters
+        }
         plan = replace(
             self.plan,
             make_optimizer=lambda **values: self._optimizer(values[AGAIN], length),
-            space=dict.fromkeys([AGAIN, *hyperparameters], Fixed(None)),
+            space={AGAIN: Choice(*range(len(self))), **values},
             make_task=self.plan.make_task and (lambda point: task_of[point[AGAIN]]),
         )
         points = [{AGAIN: trial, **_task_values(self, trial)} for trial in trials]

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from hashlib import sha256
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -33,6 +35,8 @@ from optfn.sweep.shared_search import SharedSession, shared_search
 from optfn.sweep.space import as_space
 from optfn.sweep.task import Model, Training
 from optfn.sweep.tasks import Tasks
+
+CONFIRMED = "confirm"  # a folder in that of the checkpoints
 
 
 def run(
@@ -121,8 +125,8 @@ def run(
         patience: a run ends once its score has not become better for so many segments, and may
             win; None lets it go on. Of several seeds the mean must not have.
         confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
-        checkpoint: a folder. The same call continues a sweep that was killed, with the same
-            results; with more `trials` it continues a finished sweep.
+        checkpoint: a folder. The same call continues a sweep that was killed, within `confirm` too,
+            with the same results; with more `trials` it continues a finished sweep.
         checkpoint_every: the segments between two checkpoints; None is one after the first segment,
             then as many as take a fiftieth of the time.
         progress: True shows progress, on a line of the terminal, or as lines where there is none;
@@ -292,6 +296,16 @@ def run(
                     return False
             return True
 
+        def train_again(scheduler: Scheduler, name: str) -> None:
+            """Trains the trials to confirm, with checkpoints of their own."""
+            inside = checkpoint and Path(checkpoint) / CONFIRMED / sha256(name.encode()).hexdigest()
+            with stored(inside, None, run_all(), ()) as own:
+                if own:
+                    own.restore(scheduler)
+                train(scheduler, own)
+                if own:
+                    own.save(scheduler)
+
         ended = train(scheduler, store, watch)
         watch.tell(scheduler)  # those that failed since
         if store:
@@ -303,7 +317,7 @@ def run(
             session.gather(scheduler)
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
-            result = confirm.of(result, train, catch)
+            result = confirm.of(result, train_again, catch)
         if ended and restored and not policy.needs_all_trials:
             result = _with_params(result, keep_best)  # more may be kept than were
         kept = {int(i): result.kept[int(i)] for i in result.order() if i in result.kept}

@@ -134,6 +134,22 @@ def test_confirmation_leaves_the_checkpoint_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.name.isdigit()} == {"3", "4"}
 
 
+def test_a_confirmation_goes_on_where_it_was_cut_off(tmp_path):
+    """Of trials with values of the task's own; a finished one is not trained again."""
+    scaled = sweep.Task(START, lambda p, b, *, scale: scale * loss(p, b), data=(X, Y), **SCORED)
+    space, kwargs = RATE | {"scale": [1, 0.5]}, {"trials": 8, "confirm": sweep.Confirm(4, 4)}
+    whole = run(space, scaled, **kwargs)
+    kwargs |= {"checkpoint": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run(space, scaled, progress=stopping_after(6), **kwargs)
+    for segments in (7, 0):  # of the eight of the confirmation one was saved, then all
+        seen = []
+        again = run(space, scaled, progress=seen.append, **kwargs)
+        same(again, whole)
+        np.testing.assert_array_equal(again.confirmed, whole.confirmed)
+        assert len(seen) == segments and again.lane_steps == whole.lane_steps
+
+
 def test_optunas_search_goes_on(tmp_path):
     pytest.importorskip("optuna")
     kwargs = {"trials": 20, "lanes": 8, "search": sweep.optuna_search()}
