@@ -492,6 +492,14 @@ def test_a_call_in_the_words_of_optax_says_what_to_write(call, message):
     assert "optfn.schedules." in str(error.value)
 
 
+def test_a_cosine_from_a_peak_of_zero_goes_to_its_end():
+    """Where optax, whose end is a share of the peak, stays at zero."""
+    theirs = optax.warmup_cosine_decay_schedule(0.2, 0.0, 50, 100, -3.0)
+    assert theirs(np.asarray([50, 75, 100])).tolist() == [0, 0, 0]
+    ours = schedules.warmup_cosine(0.0, 50, 100, init_value=0.2, end_value=-3.0)
+    np.testing.assert_allclose(values(ours, np.asarray([50, 75, 100])), [0, -1.5, -3], atol=1e-6)
+
+
 def test_cycles_of_sgdr_by_a_rule_are_cosine_restarts():
     cycles = [
         {"init_value": 0.01, "peak_value": 0.2 * 0.5**n, "warmup_steps": 3, "decay_steps": 9 * 2**n}
