@@ -3,6 +3,7 @@
 import types
 from typing import Any, NamedTuple
 
+import cases
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -602,7 +603,26 @@ def test_a_checkpoint_restored_with_a_state_around_untyped_slots():
     check(
         lambda: update(state=optfn.State(**as_containers(STATE))),
         ValueError,
-        "the state's slots for 'scale_by_adam' are dict",
+        "the state's slots for 'scale_by_adam' are dict, this optimizer's are Moments",
+        "restore with tx.init(params) as the target",
+    )
+
+
+READS_NOTHING = {"polyak_sgd"}  # its slots are for metrics, and come back typed
+
+
+@pytest.mark.parametrize("name", sorted(cases.OPTIMIZERS.keys() - READS_NOTHING))
+def test_every_optimizer_says_so_of_untyped_slots(name):
+    tx = cases.OPTIMIZERS[name]
+    state = tx.init(PARAMS)
+    restored = state._replace(slots=as_containers(state.slots))
+    given = cases.EXTRA_ARGS.get(name, {})
+    given = given(GRADS, PARAMS) if callable(given) else given
+    if jax.tree.structure(restored) == jax.tree.structure(state):
+        return  # there are no types to lose
+    check(
+        lambda: tx.update(GRADS, restored, PARAMS, **given),
+        ValueError,
         "restore with tx.init(params) as the target",
     )
 

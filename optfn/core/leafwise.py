@@ -31,7 +31,7 @@ from optfn.core.placement import Along, fresh, is_along, place, put_like
 from optfn.core.randomness import key_at, leaf_keys
 from optfn.core.state import Context
 from optfn.core.tracing import common, traced_once
-from optfn.core.transform import RESTORED, Transform
+from optfn.core.transform import Transform, untyped
 from optfn.core.tree import (
     PerLeaf,
     PyTree,
@@ -489,12 +489,13 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
     if rule.Slots is None:
         return [None] * len(jax.tree.leaves(updates))
     if not isinstance(slots, rule.Slots):
+        wanted = f"are {rule.Slots.__name__}"
+        if type(slots) in (dict, list, tuple):
+            raise untyped(rule.name, slots, wanted)
         found = "missing" if slots is None else type(slots).__name__
-        untyped = type(slots) in (dict, list, tuple)
-        hint = RESTORED + "." if untyped else ": was the state made by another optimizer?"
         raise ValueError(
-            f"the state's slots for '{rule.name}' are {found}, this optimizer's are "
-            f"{rule.Slots.__name__}{hint}"
+            f"the state's slots for '{rule.name}' are {found}, this optimizer's {wanted}: was the "
+            "state made by another optimizer?"
         )
     trees = [
         boxes.contents_like(tree, updates, f"the slots {rule.name}.{name}")

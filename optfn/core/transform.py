@@ -1,6 +1,7 @@
 """The transform: a pure `(init, update)` pair over pytrees that is itself a pytree."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce, singledispatch
 from operator import or_
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, final
@@ -279,10 +280,11 @@ class Transform(Data, OptaxForm):
         own = self._own(slots)
         if self._needs_floats:
             check_floating("the gradient", updates)
-        stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
-        if self._computes_itself:
-            stage = _with_numbers_in(own_dtype(updates), stage)
-        new_updates, new = stage.apply(updates, own, ctx)
+        with types_expected(self.name, own):
+            stage = self.resolved_at(ctx._replace(step=self.schedule_step(own, ctx.step)))
+            if self._computes_itself:
+                stage = _with_numbers_in(own_dtype(updates), stage)
+            new_updates, new = stage.apply(updates, own, ctx)
         if self._computes_itself:
             new = as_stored(new, own)
         new_updates = check_same_form(new_updates, updates, self.name or type(self).__name__)
@@ -463,6 +465,25 @@ RESTORED = (
     "; it looks like a checkpoint restored without a target: restore with tx.init(params) as the "
     "target, which gives the parts their types"
 )
+
+
+def untyped(stage: str | None, slots: Any, wanted: str = "are named tuples") -> ValueError:
+    """The error for the slots of a stage that have lost their types."""
+    found = type(slots).__name__
+    return ValueError(
+        f"the state's slots for '{stage}' are {found}, this optimizer's {wanted}{RESTORED}."
+    )
+
+
+@contextmanager
+def types_expected(stage: str | None, slots: Any) -> Iterator[None]:
+    """Where a field of untyped slots is asked for, the error says so."""
+    try:
+        yield
+    except AttributeError as error:
+        if error.obj is slots and type(slots) in (dict, list, tuple):
+            raise untyped(stage, slots) from error
+        raise
 
 
 def _is_empty(state: Any) -> bool:

@@ -104,7 +104,8 @@ class scale_by_lbfgs(Transform):
             return updates, slots
         dtype = own_dtype(updates)
         # Lists, as Flax's boxes around the memory are not those around the params.
-        old = Memory._make([*map(jax.tree.leaves, slots[:4]), *slots[4:]])
+        trees = ("params", "gradient", "steps", "changes")
+        old = slots._replace(**{name: jax.tree.leaves(getattr(slots, name)) for name in trees})
         old = jax.tree.map(lambda x: widen(x, dtype), old)
         memory = _remember(old, self._as_old(ctx.params, old), self._as_old(updates, old))
         grad = memory.gradient

@@ -110,8 +110,8 @@ class scale_by_lbfgsb(Transform):
         x, g = (_vector(tree, dtype) for tree in (ctx.params, updates))
         if not g.size:
             return updates, slots
-        whole = jax.tree.map(lambda slot: widen(replicate(slot), dtype), slots)
-        memory = _remember(whole, x, g)
+        whole = {k: widen(replicate(slot), dtype) for k, slot in slots._asdict().items()}
+        memory = _remember(BoundedMemory(**whole), x, g)
         closed = jnp.all(jnp.isfinite(box.lower) & jnp.isfinite(box.upper))
         first = jnp.where(closed, 1, jnp.maximum(jnp.linalg.norm(g), 1))
         model = _model(memory, jnp.where(memory.scale > 0, memory.scale, first))
