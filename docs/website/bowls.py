@@ -20,6 +20,8 @@ import optfn
 STEPS = 100
 XLIM, YLIM = (-9.8, 4.8), (-2.3, 2.3)
 RATES = np.geomspace(1e-3, 30.0, 46)
+# Without bounds, for those that keep to a box.
+BOX = optfn.Box({"kernel": jnp.full(2, -jnp.inf)}, {"kernel": jnp.full(2, jnp.inf)})
 # What a picture would not show.
 LIKE = {"muon_clip": "muon"}
 
@@ -62,7 +64,7 @@ def _descend(tx: optfn.Transform, takes_matrices: bool) -> jax.Array:
     def step(carry, _):
         params, state = carry
         value, grads = jax.value_and_grad(loss)(params)
-        offered = {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss}
+        offered = {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss, "box": BOX}
         extra = {name: offered[name] for name in tx.declared_extra_args() if name in offered}
         params, state = optfn.step(tx, params, grads, state, **extra)
         return (params, state), optfn.evaluation_params(tx, state, params)["kernel"]
