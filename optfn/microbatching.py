@@ -24,7 +24,7 @@ ACCUMULATORS = ("mean", "sum", "concat")
 
 
 def microbatch(
-    fun: Callable,
+    fun: Callable[..., Any],
     argnums: int | Sequence[int],
     microbatch_size: int | None,
     accumulator: PyTree = "mean",
@@ -32,7 +32,7 @@ def microbatch(
     argnames: str | Sequence[str] = (),
     in_axes: int | Sequence[int] = 0,
     num_real_microbatches: Any = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """The same function, evaluated on one micro-batch after another within one call.
 
     A batch of n * m rows is split into n micro-batches of m rows, and `accumulator` combines their
@@ -188,13 +188,15 @@ def _check_choices(choices: Sequence[str]) -> None:
             )
 
 
-def _as_tuple(value: Any, one: type) -> tuple:
+def _as_tuple(value: Any, one: type[Any]) -> tuple[Any, ...]:
     if one is int and hasattr(value, "__index__"):
         return (operator.index(value),)
     return (value,) if isinstance(value, one) else tuple(value)
 
 
-def _batch(fun: Callable, key: int | str, args: tuple, kwargs: dict) -> PyTree:
+def _batch(
+    fun: Callable[..., Any], key: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PyTree:
     """The batch argument `key`, as a tree of arrays."""
     if isinstance(key, str):
         if key not in kwargs:
@@ -210,7 +212,9 @@ def _batch(fun: Callable, key: int | str, args: tuple, kwargs: dict) -> PyTree:
     return to_arrays(args[key], f"the argument {_named(fun, key)}")
 
 
-def _number_of_rows(fun: Callable, keys: tuple, axes: tuple, batches: list) -> int:
+def _number_of_rows(
+    fun: Callable[..., Any], keys: tuple[Any, ...], axes: tuple[Any, ...], batches: list[Any]
+) -> int:
     first = None
     for key, axis, batch in zip(keys, axes, batches, strict=True):
         for path, x in zip(leaf_paths(batch), jax.tree.leaves(batch), strict=True):
@@ -227,7 +231,7 @@ def _number_of_rows(fun: Callable, keys: tuple, axes: tuple, batches: list) -> i
     return first[0]
 
 
-def _named(fun: Callable, key: int | str) -> str:
+def _named(fun: Callable[..., Any], key: int | str) -> str:
     """The name of an argument in the function's signature, or else its position."""
     if isinstance(key, str):
         return f"'{key}'"

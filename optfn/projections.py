@@ -38,7 +38,7 @@ class box(Projection):
     lower: Any = None
     upper: Any = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         sides = self.lower, self.upper
         known = all(isinstance(x, (float, jax.Array)) or hasattr(x, "__array__") for x in sides)
@@ -50,7 +50,7 @@ class box(Projection):
                     "above its upper bound."
                 )
 
-    def nearest(self, x):
+    def nearest(self, x: jax.Array) -> jax.Array:
         _check_real(x, "box")
         for name, bound, limited in (
             ("lower", self.lower, jnp.maximum),
@@ -77,7 +77,7 @@ class _OfVectors(Projection):
     scale: Any = 1.0
     axis: int | None = static(default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
         if self.axis is not None and type(self.axis) is not int:
@@ -87,7 +87,7 @@ class _OfVectors(Projection):
         if isinstance(self.scale, float) and self.scale < 0:
             raise ValueError(f"{name}(scale=...) must not be negative, found {self.scale}.")
 
-    def nearest(self, x):
+    def nearest(self, x: jax.Array) -> jax.Array:
         if self.axis is None:
             return self.nearest_rows(x.reshape(1, -1)).reshape(x.shape)
         if not -x.ndim <= self.axis < x.ndim:
@@ -115,7 +115,7 @@ class simplex(_OfVectors):
     Source: Held, Wolfe and Crowder 1974.
     """
 
-    def nearest_rows(self, x):
+    def nearest_rows(self, x: jax.Array) -> jax.Array:
         _check_real(x, "simplex")
         return _on_simplex(x, self.scale)
 
@@ -130,7 +130,7 @@ class l1_ball(_OfVectors):
     Source: Duchi et al. 2008.
     """
 
-    def nearest_rows(self, x):
+    def nearest_rows(self, x: jax.Array) -> jax.Array:
         size = jnp.abs(x)
         inside = jnp.sum(size, axis=-1, keepdims=True) <= self.scale
         return jnp.where(inside, x, jnp.sign(x) * _on_simplex(size, self.scale))
@@ -144,7 +144,7 @@ class l2_ball(_OfVectors):
         axis: as in `simplex`; the axis of a layer's inputs bounds the weights of each output.
     """
 
-    def nearest_rows(self, x):
+    def nearest_rows(self, x: jax.Array) -> jax.Array:
         norm = norms_along(-1, x)
         inside = norm.value <= self.scale
         factor = self.scale / jnp.where(inside, 1, norm.relative)
@@ -161,7 +161,7 @@ class l2_sphere(_OfVectors):
         axis: as in `simplex`.
     """
 
-    def nearest_rows(self, x):
+    def nearest_rows(self, x: jax.Array) -> jax.Array:
         norm = norms_along(-1, x)
         zero = norm.relative == 0
         factor = self.scale / jnp.where(zero, 1, norm.relative)
@@ -179,7 +179,7 @@ class orthogonal(Projection):
         ValueError: when it is used, an array has fewer than two axes.
     """
 
-    def nearest(self, x):
+    def nearest(self, x: jax.Array) -> jax.Array:
         if x.ndim < 2:
             raise ValueError(f"orthogonal() is a set of matrices, found shape {x.shape}.")
         return polar(x)

@@ -73,7 +73,7 @@ class constant(Schedule):
 
     value: Any
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return jnp.broadcast_to(self.value, step.shape)
 
 
@@ -92,7 +92,7 @@ class linear(Schedule):
     transition_steps: Any
     transition_begin: Any = 0.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         share = _transition(step, self.transition_steps, self.transition_begin)
         return _mix(self.init_value, self.end_value, share)
 
@@ -115,7 +115,7 @@ class polynomial(Schedule):
     transition_steps: Any
     transition_begin: Any = 0.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         share = _transition(step, self.transition_steps, self.transition_begin)
         return _mix(self.end_value, self.init_value, _power(1 - share, self.power))
 
@@ -145,7 +145,7 @@ class exponential(Schedule):
     staircase: bool = static(default=False)
     end_value: Any = None
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         changes = (self.transition_steps > 0) & (self.decay_rate != 0)
         begun = jnp.maximum(step - jnp.maximum(self.transition_begin, 0), 0)
         rate, elapsed = jnp.where(changes, self.decay_rate, 1), _elapsed(self, begun)
@@ -178,7 +178,7 @@ class linear_half_life(Schedule):
     end_value: Any
     transition_steps: Any
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         share = _transition(step, self.transition_steps)
         first, last = (-1 / jnp.log2(b) for b in (self.init_value, self.end_value))
         b = 2 ** (-1 / _mix(first, last, share))
@@ -203,7 +203,7 @@ class inverse_time(Schedule):
     transition_steps: Any = 1.0
     staircase: bool = static(default=False, kw_only=True)
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return self.init_value / (1 + self.decay_rate * _elapsed(self, step))
 
 
@@ -218,7 +218,7 @@ class inverse_sqrt(Schedule):
     init_value: Any
     k: Any = 1
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return self.k * self.init_value / jnp.sqrt(step + 1)
 
 
@@ -228,7 +228,7 @@ class _Piecewise(Schedule):
     values: Sequence[Any] = numbers()
     boundaries: Sequence[Any] = numbers()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.boundaries, Mapping):
             name = type(self).__name__
             raise TypeError(
@@ -248,7 +248,7 @@ class piecewise_constant(_Piecewise):
         boundaries: n steps, ascending.
     """
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         result = jnp.broadcast_to(self.values[0], step.shape)
         for boundary, value in zip(self.boundaries, self.values[1:], strict=True):
             result = jnp.where(step >= boundary, value, result)
@@ -258,7 +258,7 @@ class piecewise_constant(_Piecewise):
 class _Through(_Piecewise):
     """The base of the schedules that pass through points."""
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         result = jnp.broadcast_to(self.values[0], step.shape)
         start = 0.0
         for i, boundary in enumerate(self.boundaries):
@@ -269,7 +269,7 @@ class _Through(_Piecewise):
             start = boundary
         return result
 
-    def _share(self, progress):
+    def _share(self, progress: Any) -> Any:
         """The share of the way from a point to the next, for a share of the time between them."""
         raise NotImplementedError
 
@@ -283,7 +283,7 @@ class piecewise_linear(_Through):
         boundaries: n steps, ascending.
     """
 
-    def _share(self, progress):
+    def _share(self, progress: Any) -> Any:
         return progress
 
 
@@ -298,7 +298,7 @@ class piecewise_cosine(_Through):
         boundaries: n steps, ascending.
     """
 
-    def _share(self, progress):
+    def _share(self, progress: Any) -> Any:
         return _ease(progress)
 
 
@@ -369,7 +369,7 @@ class cosine(Schedule):
     end_value: Any = 0.0
     exponent: Any = 1.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         left = _power(1 - _ease(_transition(step, self.total_steps)), self.exponent)
         return _mix(self.end_value, self.init_value, left)
 
@@ -402,7 +402,7 @@ class cosine_restarts(Schedule):
     value_factor: Any = 1.0
     warmup_steps: Any = 0.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         period, factor = jnp.maximum(self.transition_steps, 1), self.steps_factor
         grows = factor > 1
         safe = jnp.where(grows, factor, 2)
@@ -455,7 +455,7 @@ class one_cycle(Schedule):
     final_div_factor: Any = 1e4
     anneal: str = static(default="cosine", choices=("cosine", "linear"), kw_only=True)
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         start = self.peak_value / self.div_factor
         end = start / self.final_div_factor
         top = jnp.floor(self.pct_start * self.total_steps)
@@ -484,7 +484,7 @@ class warmup_constant(Schedule):
     _: KW_ONLY
     init_value: Any = 0.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
 
 
@@ -509,7 +509,7 @@ class warmup_cosine(Schedule):
     end_value: Any = 0.0
     exponent: Any = 1.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return _up_and_down(self, step, lambda x: _power(1 - _ease(x), self.exponent))
 
 
@@ -531,7 +531,7 @@ class warmup_linear(Schedule):
     init_value: Any = 0.0
     end_value: Any = 0.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return _up_and_down(self, step, lambda x: 1 - x)
 
 
@@ -562,7 +562,7 @@ class wsd(Schedule):
     end_value: Any = 0.0
     tail: str = static(default="linear", choices=TAILS, kw_only=True)
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         up = _mix(self.init_value, self.peak_value, _progress(step, self.warmup_steps))
         down = _mix(self.peak_value, self.end_value, _cooled(self, step))
         return jnp.where(step < self.warmup_steps, up, down)
@@ -594,7 +594,7 @@ class cool_down(Schedule):
     end_value: Any = 0.0
     tail: str = static(default="sqrt", choices=TAILS, kw_only=True)
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         before = self.schedule(_up_to_tail(self, step))
         return _mix(before, self.end_value, _cooled(self, step))
 
@@ -638,14 +638,14 @@ class power_cool(Schedule):
     end_value: Any = 0.0
     tail: str = static(default="linear", choices=TAILS, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_within(self.power, (-math.inf, 0), "power_cool(power=...)")
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return _mix(self._law(_up_to_tail(self, step)), self.end_value, _cooled(self, step))
 
-    def _law(self, step):
+    def _law(self, step: jax.Array) -> Any:
         begin = self.warmup_steps if self.transition_begin is None else self.transition_begin
         begin = jnp.maximum(jnp.maximum(begin, self.warmup_steps), 1)
         law = self.peak_value * (jnp.maximum(step, begin) / begin) ** self.power
@@ -668,7 +668,7 @@ class ema_warmup(Schedule):
     end_value: Any
     offset: Any = 10.0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         return jnp.minimum(self.end_value, (1 + step) / (self.offset + step))
 
 
@@ -689,7 +689,7 @@ class ema_power_law(Schedule):
 
     gamma: Any
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         # A power of step / (step + 1), near 1, would be dominated by the rounding of its base.
         later = jnp.where(step > 0, step, 1)
         decay = jnp.exp(-(self.gamma + 1) * jnp.log1p(1 / later))
@@ -707,11 +707,11 @@ class join(Schedule):
     schedules: Sequence[Any] = child()
     boundaries: Sequence[Any] = numbers()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_lengths(self, self.schedules, "schedules", self.boundaries)
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> Any:
         starts, ends = (0, *self.boundaries), (*self.boundaries, jnp.inf)
         result = 0.0
         for schedule, start, end in zip(self.schedules, starts, ends, strict=True):
@@ -738,7 +738,7 @@ class per_epoch(Schedule):
     steps_per_epoch: Any
     first_epoch: Any = 0
 
-    def at(self, step):
+    def at(self, step: jax.Array) -> jax.Array:
         epoch = _whole(step, jnp.maximum(self.steps_per_epoch, 1))
         return self.schedule(epoch + self.first_epoch)
 

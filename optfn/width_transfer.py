@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from optfn.core.tree import PerLeaf, PyTree, bare, flatten_like, leaf_paths
 
 # By what kind of steps an optimizer takes, the factor on the rate of a leaf whose inputs grew a
 # times and whose outputs b times.
-RATE_FACTORS = {
+RATE_FACTORS: dict[str, Callable[[float, float], float]] = {
     "gradient": lambda a, b: b / a,
     "sign": lambda a, b: 1 / a,
     "orthogonal": lambda a, b: math.sqrt(b / a),
@@ -408,7 +408,7 @@ def _growth_of_steps(tx: Transform, base: PyTree, leaves: Sequence[Growth]) -> l
     return growth
 
 
-def _probe(leaves: Sequence[Growth], size: float, *, is_wide: bool) -> tuple[list, list]:
+def _probe(leaves: Sequence[Growth], size: float, *, is_wide: bool) -> tuple[list[Any], list[Any]]:
     """Gradients of rank one, with entries of this size, and params, of the base or wider."""
     rng = np.random.default_rng(0)
     grads, params = [], []

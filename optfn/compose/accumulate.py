@@ -90,7 +90,7 @@ class accumulate(Transform):
     weighted: bool = static(default=False, kw_only=True)
     accumulator_dtype: Any = storage_dtype("sum", default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_gradients_arrive(self.transform, "accumulate")
         _check_range(self.accumulator_dtype)

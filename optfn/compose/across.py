@@ -45,7 +45,7 @@ class across(Wrapper):
 
     axis_name: Any = static()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "axis_name", names_of(self.axis_name))
         name = _not_splittable(self.transform)

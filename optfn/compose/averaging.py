@@ -98,7 +98,7 @@ class schedule_free(Transform):
     r: Any = field(default=0.0, kw_only=True)
     keep_average: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         where = "schedule_free(base_optimizer=...)"
         check_side_known(self.base_optimizer, where, "applies a learning rate")
@@ -156,7 +156,7 @@ class primal_averaging(Transform):
     mu_y: Any
     keep_average: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.optimizer, "primal_averaging(optimizer=...)")
         _check_share(self.mu_y, self.keep_average, "primal_averaging(mu_y=...)")
@@ -285,7 +285,7 @@ class ema_nesterov(Transform):
     decay: Any
     lookahead: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.optimizer, "ema_nesterov(optimizer=...)")
 

@@ -21,10 +21,10 @@ class _Conditional(Transform):
     """A transform that runs only at the steps where a function of the step is True."""
 
     transform: Transform = child(also_called="inner", converter=as_transform)
-    should_transform_fn: Callable = static()
+    should_transform_fn: Callable[..., Any] = static()
     forward_extra_args: Any = static(default=())
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where = type(self).__name__
         super().__post_init__()
         if not callable(self.should_transform_fn):

@@ -52,7 +52,7 @@ class Skipping(Transform):
 
     transform: Transform = child(also_called="inner", converter=as_transform)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_gradients_arrive(self.transform, type(self).__name__)
         check_not_inside(self.transform, type(self).__name__, "selects")
@@ -230,7 +230,7 @@ def _or_zeros(keep: jax.Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x if is_float0(x) else jnp.where(keep, x, 0), tree)
 
 
-def _skips_in(tree: PyTree, path: tuple = ()) -> Iterator[tuple[tuple, Skips]]:
+def _skips_in(tree: PyTree, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Skips]]:
     """All `Skips` in a tree with their key paths, also one inside another."""
     entries = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Skips))
     for end, skips in entries:

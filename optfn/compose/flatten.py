@@ -44,7 +44,7 @@ class flatten(Wrapper):
     elementwise = True
     splittable = False  # one vector of parts and whole leaves
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         reason = _why_not_elementwise(self.transform)
         if reason is not None:

@@ -15,7 +15,7 @@ from optfn.core.wrapper import Wrapper
 class _Signed(Wrapper):
     """A wrapper that compares the updates of a transform with the gradient."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         where = f"{type(self).__name__}(transform=...)"
         check_side_known(self.transform, where, "turns the update downhill")

@@ -14,7 +14,7 @@ from optfn.core.transform import Transform, as_transform
 from optfn.core.tree import PyTree
 from optfn.core.updates_kind import Updates
 
-MADE = Updates.STEP | Updates.LAST
+MADE: Updates = Updates.STEP | Updates.LAST
 
 
 class Grafted(NamedTuple):
@@ -55,7 +55,7 @@ class graft(Transform):
     start: Any = 1
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         kinds = [inner.updates_kind(Updates.DIRECTION) for inner in self.contents]
         if Updates.DIRECTION in kinds and any(kind & MADE for kind in kinds):

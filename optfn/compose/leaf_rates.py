@@ -55,7 +55,7 @@ class with_leaf_rates(Wrapper):
     factors: Any = per_leaf(of=Real)
     decay: str = static(default="independent", choices=("independent", "tied"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.factors is None:
             raise TypeError(

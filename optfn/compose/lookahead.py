@@ -68,7 +68,7 @@ class lookahead(Transform):
     slow_step_size: Any
     reset_state: bool = static(default=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_within(self.sync_period, (1, math.inf), "lookahead(sync_period=...)")
         check_within(self.slow_step_size, (0, 1), "lookahead(slow_step_size=...)")

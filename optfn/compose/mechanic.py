@@ -75,7 +75,7 @@ class mechanize(Transform):
     s_init: Any = 1e-6
     num_betas: int = static(default=6)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.num_betas, "mechanize(num_betas=...)")
         check_steps(self.base_optimizer, "mechanize(base_optimizer=...)")

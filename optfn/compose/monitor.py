@@ -113,7 +113,7 @@ class monitor(Transform):
     metrics: Any = static(default=())
     norms: bool = static(default=True, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", _checked(self.metrics))
         super().__post_init__()
 
@@ -203,7 +203,7 @@ def _scalar(name: str, value: Any) -> jax.Array:
     return value
 
 
-def _checked(metrics: Any) -> tuple:
+def _checked(metrics: Any) -> tuple[Any, ...]:
     """The metrics as pairs of name and function, in the order of their names."""
     try:
         metrics = dict(metrics)

@@ -91,7 +91,7 @@ class gradient_noise_scale(Transform):
     every: Any = 2
     decay: Any = 0.95
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         limits = {"batch_size": (1, math.inf), "every": (2, math.inf), "decay": (0, 1)}
         for name, limit in limits.items():
@@ -214,7 +214,7 @@ def exact_noise_scale(
 
 
 @partial(jax.jit, static_argnames=("loss", "curvature"))
-def _exact(loss: Callable, params: PyTree, data: PyTree, curvature: bool) -> NoiseScale:
+def _exact(loss: Callable[..., Any], params: PyTree, data: PyTree, curvature: bool) -> NoiseScale:
     mean = jax.grad(loss)(params, data)
 
     def bent(v: PyTree) -> jax.Array:

@@ -39,7 +39,7 @@ class on_mesh(Wrapper):
 
     shardings: Any = per_leaf(of=NamedSharding)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_not_inside(self.transform, "on_mesh", "places")
 

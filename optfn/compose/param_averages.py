@@ -55,7 +55,13 @@ class _ParamAverage(Transform):
         return slots.turns
 
     def _averaged(
-        self, updates: PyTree, slots: Any, ctx: Context, where: tuple, share: Any, weight: Any
+        self,
+        updates: PyTree,
+        slots: Any,
+        ctx: Context,
+        where: tuple[Any, ...],
+        share: Any,
+        weight: Any,
     ) -> tuple[PyTree, ParamAverage]:
         """One update; if it is their turn, the new params enter the average with this share.
 
@@ -136,7 +142,7 @@ class ema_of_params(_ParamAverage):
     start: Any = 0
     every: Any = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_within(self.decay, (0, 1), "ema_of_params(decay=...)")
         _check_turns(self)
@@ -180,7 +186,7 @@ class mean_of_params(_ParamAverage):
     start: Any = 0
     every: Any = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_turns(self)
 

@@ -58,7 +58,7 @@ class partition(Transform):
     transforms: Mapping[str, Transform] = child(converter=_by_text)
     labels: Any = per_leaf(also_called="param_labels")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.labels is None:
             raise TypeError("partition(labels=...) must be a tree or a function, found None.")
         super().__post_init__()
@@ -135,7 +135,7 @@ class _Selective(Wrapper):
     mask: Any = per_leaf(of=bool)
     selects = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask is None:
             raise TypeError(f"{type(self).__name__}(mask=...) must be a tree or a function.")

@@ -29,7 +29,7 @@ class _ByLeaf(Projection):
     def steps_into(self, params: PyTree, updates: PyTree) -> PyTree:
         return self._in_each(updates, lambda own, *parts: own.steps_into(*parts), params, updates)
 
-    def _in_each(self, tree: PyTree, project: Callable, *trees: PyTree) -> PyTree:
+    def _in_each(self, tree: PyTree, project: Callable[..., Any], *trees: PyTree) -> PyTree:
         which = self.which.values(tree)
         for i, own in enumerate(self.sets):
             mine = [x == i for x in which]
@@ -44,7 +44,7 @@ class _ByLeaf(Projection):
     # What it was made of, also for `to_config`.
 
     @property
-    def patterns(self) -> tuple:
+    def patterns(self) -> tuple[Any, ...]:
         function = self.which.function
         return tuple((pattern, self.sets[i]) for pattern, i in getattr(function, "patterns", ()))
 
@@ -125,7 +125,7 @@ class projected(Wrapper):
 
     projection: Any = part(converter=_as_sets)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.transform, "projected(transform=...)")
 

@@ -71,7 +71,7 @@ class qk_clip(Wrapper):
     key: str = static(default="key", kw_only=True)
     head_axis: int = static(default=-2, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.transform, "qk_clip(transform=...)")
 
@@ -93,7 +93,7 @@ class qk_clip(Wrapper):
         return {block: _Block(queries[block], keys[block]) for block in queries if block in keys}
 
     def _factors(
-        self, largest: jax.Array, block: "_Block", params: list, paths: list[str]
+        self, largest: jax.Array, block: "_Block", params: list[Any], paths: list[str]
     ) -> Iterator[tuple[int, jax.Array]]:
         """By what to multiply each leaf of a block, with its number."""
         dtype = own_dtype(params)

@@ -98,7 +98,7 @@ def reset(
     return in_form_of(state, given)
 
 
-def _with_leaves_of(new: Any, old: Any, every: dict, own: dict) -> Any:
+def _with_leaves_of(new: Any, old: Any, every: dict[Any, Any], own: dict[Any, Any]) -> Any:
     """The old slots, with new leaves where they belong to the group's `own` params of `every`."""
     by_path, treedef = jax.tree_util.tree_flatten_with_path(new)
     belongs = [param_of(path, slot, every) in own for path, slot in by_path]

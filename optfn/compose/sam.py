@@ -76,7 +76,7 @@ class sam(Transform):
     opaque_mode: bool = static(default=False)
     batch_axis_name: str | None = static(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.sync_period, "sam(sync_period=...)")
 

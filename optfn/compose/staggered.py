@@ -34,7 +34,7 @@ class staggered(Wrapper):
         ValueError: nothing in it is refreshed leaf by leaf.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not _refreshes(self.transform):
             raise ValueError(

@@ -21,7 +21,7 @@ from optfn.core.schedule import Schedule
 from optfn.core.transform import Transform
 from optfn.storage.codecs import Codec
 
-F = TypeVar("F", bound=Callable)
+F = TypeVar("F", bound=Callable[..., Any])
 
 # What a config describes, and what it holds besides numbers.
 _MADE = (Transform, Schedule, Codec, Projection, by_path, MatrixAxes)
@@ -36,7 +36,7 @@ _LEFT_OUT += ("Schedule", "Codec", "Projection")
 # What the first argument of a wrapper of a user's is called, if it does not say its type.
 _WRAPPED = ("transform", "inner", "tx", "optimizer", "base_optimizer")
 
-_own: dict[str, Callable] = {}
+_own: dict[str, Callable[..., Any]] = {}
 
 
 @overload
@@ -104,7 +104,7 @@ def _configurable(function: F, name: str | None) -> F:
     return function
 
 
-def _place(function: Any) -> tuple:
+def _place(function: Any) -> tuple[Any, ...]:
     """Where it is defined: a cell that runs again defines the same function anew."""
     name = getattr(function, "__qualname__", function)
     is_lambda = isinstance(name, str) and name.endswith("<lambda>")  # a name that many have
@@ -130,13 +130,13 @@ def _codes(function: Any) -> list[types.CodeType]:
     return [code for code in codes if code.co_filename != "<string>"]
 
 
-def _text(code: types.CodeType) -> tuple:
+def _text(code: types.CodeType) -> tuple[Any, ...]:
     """What it says, without the lines on which it does."""
     constants = [x for x in code.co_consts if not isinstance(x, types.CodeType)]
     return code.co_code, code.co_names, repr(constants)
 
 
-def _around(function: Any) -> list:
+def _around(function: Any) -> list[Any]:
     """The values around a function that it holds: plain ones as they are, others by identity."""
     cells = getattr(inspect.unwrap(function), "__closure__", None) or ()
     values = map(_held, cells)
@@ -178,7 +178,7 @@ def all_names() -> dict[str, Any]:
     return {**public_names(), **_own}
 
 
-def made_by(factory: Any) -> type:
+def made_by(factory: Any) -> type[Any]:
     """The class of what a factory makes, as far as it says."""
     made = factory
     if not isinstance(factory, type):
@@ -208,7 +208,7 @@ def name_of(factory: Any) -> str | None:
     return next((name for name, x in all_names().items() if x is factory), None)
 
 
-def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
+def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The arguments that a config may give."""
     parameters = inspect.signature(factory).parameters
     return {name: x for name, x in parameters.items() if x.kind is not x.VAR_KEYWORD}

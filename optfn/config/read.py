@@ -120,7 +120,7 @@ def _read(value: Any, where: str) -> Any:
     return value
 
 
-def _read_mapping(config: dict, where: str) -> Any:
+def _read_mapping(config: dict[str, Any], where: str) -> Any:
     for word in CALLS:
         if word in config:
             space = "schedules." if word == "schedule" else ""
@@ -131,7 +131,7 @@ def _read_mapping(config: dict, where: str) -> Any:
     return {key: _read(value, f"{where}.{key}") for key, value in config.items()}
 
 
-def _call(name: Any, entries: dict, where: str, word: str, space: str) -> Any:
+def _call(name: Any, entries: dict[str, Any], where: str, word: str, space: str) -> Any:
     """What a factory makes of the entries of a mapping."""
     factory = _factory(name, where, word, space)
     parameters = parameters_of(factory)
@@ -149,7 +149,7 @@ def _call(name: Any, entries: dict, where: str, word: str, space: str) -> Any:
     return made
 
 
-def _factory(name: Any, where: str, word: str, space: str) -> Callable:
+def _factory(name: Any, where: str, word: str, space: str) -> Callable[..., Any]:
     """What the config names, or an error with the nearest name and the choices."""
     choices = all_names()
     own = [x for x in choices if x not in public_names()]
@@ -171,8 +171,8 @@ def _factory(name: Any, where: str, word: str, space: str) -> Callable:
 
 
 def _around(
-    entries: dict, factory: Callable, parameters: dict, where: str
-) -> list[tuple[str, Callable, Any]]:
+    entries: dict[str, Any], factory: Callable[..., Any], parameters: dict[str, Any], where: str
+) -> list[tuple[str, Callable[..., Any], Any]]:
     """The stage in front and the wrapper around that entries beside the arguments name."""
     names = all_names()
     found: dict[str, list] = {"stage": [], "wrapper": []}
@@ -204,11 +204,11 @@ def _around(
     ]
 
 
-def _with(put: Callable, other: Callable) -> Callable:
+def _with(put: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
     return lambda made, value, where: put(other, made, value, where)
 
 
-def _in_front(stage: Callable, made: Any, value: Any, where: str) -> Any:
+def _in_front(stage: Callable[..., Any], made: Any, value: Any, where: str) -> Any:
     parameters = parameters_of(stage)
     first = _made(stage, parameters, _as_arguments(value, list(parameters), where), where)
     if not isinstance(first, Transform):
@@ -221,7 +221,7 @@ def _in_front(stage: Callable, made: Any, value: Any, where: str) -> Any:
     return _chain([first, made], where)
 
 
-def _wrapped(wrapper: Callable, made: Any, value: Any, where: str) -> Any:
+def _wrapped(wrapper: Callable[..., Any], made: Any, value: Any, where: str) -> Any:
     parameters = parameters_of(wrapper)
     inner, *others = parameters
     arguments = {inner: made, **_as_arguments(value, others, where)}
@@ -237,7 +237,9 @@ def _as_arguments(value: Any, names: list[str], where: str) -> dict[str, Any]:
     return {names[0]: value}
 
 
-def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
+def _made(
+    factory: Callable[..., Any], parameters: dict[str, Any], given: dict[str, Any], where: str
+) -> Any:
     """The call of a factory, with an error that says where in the config it stands."""
     args, kwargs = [], {}
     for key in given:
@@ -274,7 +276,7 @@ def _made(factory: Callable, parameters: dict, given: dict, where: str) -> Any:
     return made
 
 
-def _no_argument(key: Any, factory: Any, parameters: dict, where: str) -> ValueError:
+def _no_argument(key: Any, factory: Any, parameters: dict[str, Any], where: str) -> ValueError:
     beside = all_names() if _may_make_transforms(factory) else {}
     near = nearest(key, parameters) or nearest(key, beside)
     hint = f"; did you mean {near!r}?" if near else "."
@@ -285,7 +287,7 @@ def _no_argument(key: Any, factory: Any, parameters: dict, where: str) -> ValueE
     )
 
 
-def _positional(value: Any, where: str) -> list:
+def _positional(value: Any, where: str) -> list[Any]:
     if not _is_list(value):
         raise TypeError(f"{where} must be a list, found {_shown(value)}.")
     return [_read(x, f"{where}[{i}]") for i, x in enumerate(value)]
@@ -296,14 +298,14 @@ def _in_order(given: Any, where: str) -> Any:
     return {key: _frozen(_read(x, f"{where}.{key}")) for key, x in _pairs(given, where)}
 
 
-def _pairs(given: Any, where: str) -> list:
+def _pairs(given: Any, where: str) -> list[Any]:
     pairs = list(given.items()) if _is_mapping(given) else given
     if not _is_list(pairs) or not all(_is_list(pair) and len(pair) == 2 for pair in pairs):
         raise TypeError(f"{where} must be a dict or pairs of its entries, found {_shown(given)}.")
     return list(pairs)
 
 
-def _groups(given: Any, where: str) -> dict:
+def _groups(given: Any, where: str) -> dict[str, Any]:
     """By pattern the numbers by name, in order."""
     groups = {}
     for pattern, values in _pairs(given, where):
@@ -338,7 +340,7 @@ def _number(text: str) -> Any:
     return float(text) if looks_like_one else text
 
 
-def _guarded(build: Callable[[], Any], where: str, given: dict) -> Any:
+def _guarded(build: Callable[[], Any], where: str, given: dict[Any, Any]) -> Any:
     """What is built, or its error with the path of the key in front."""
     try:
         return build()
@@ -358,11 +360,11 @@ def _call_hint(value: Any) -> str:
     )
 
 
-def _chain(items: list, where: str) -> chain:
+def _chain(items: list[Any], where: str) -> chain:
     return _guarded(lambda: chain(*items), where, {})
 
 
-def _function(name: Any, others: dict, where: str) -> Any:
+def _function(name: Any, others: dict[str, Any], where: str) -> Any:
     _check_alone(others, "function", where)
     choices = {key: x for key, x in all_names().items() if key not in factories()}
     if not isinstance(name, str) or name not in choices:
@@ -373,7 +375,7 @@ def _function(name: Any, others: dict, where: str) -> Any:
     return choices[name]
 
 
-def _array(values: Any, others: dict, where: str) -> Any:
+def _array(values: Any, others: dict[str, Any], where: str) -> Any:
     words = ("dtype", "weak_type", "numpy", "shape")
     dtype, weak, numpy, shape = (others.pop(key, None) for key in words)
     _check_alone(others, "array", where, ", ".join(words))
@@ -400,18 +402,18 @@ def _finite_or_not(values: Any) -> Any:
     return _NO_FINITE_NUMBER.get(values, values) if isinstance(values, str) else values
 
 
-def _times(factor: Any, others: dict, where: str) -> times:
+def _times(factor: Any, others: dict[str, Any], where: str) -> times:
     _check_alone(others, "times", where)
     value = _with_numbers(_read(factor, f"{where}.times"))
     return _guarded(lambda: times(value), f"{where}.times", {})
 
 
-def _tuple(items: Any, others: dict, where: str) -> tuple:
+def _tuple(items: Any, others: dict[str, Any], where: str) -> tuple[Any, ...]:
     _check_alone(others, "tuple", where)
     return tuple(_positional(items, f"{where}.tuple"))
 
 
-def _literal(entries: Any, others: dict, where: str) -> dict:
+def _literal(entries: Any, others: dict[str, Any], where: str) -> dict[str, Any]:
     _check_alone(others, "literal", where)
     if not _is_mapping(entries):
         raise TypeError(f"{where}.literal must be a dict, found {_shown(entries)}.")
@@ -427,7 +429,7 @@ _VALUES = {
 }
 
 
-def _check_alone(others: dict, word: str, where: str, besides: str = "nothing") -> None:
+def _check_alone(others: dict[str, Any], word: str, where: str, besides: str = "nothing") -> None:
     if others:
         raise ValueError(
             f"{where}.{next(iter(others))}: beside {word!r} stands {besides}; a dict with this key "

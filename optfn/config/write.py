@@ -114,7 +114,7 @@ def _factory_of(value: Any) -> Any:
     return all_names().get(repr(value).partition("(")[0]) if is_ours else None
 
 
-def _dict(value: dict, where: str, is_tree: bool) -> dict[str, Any]:
+def _dict(value: dict[str, Any], where: str, is_tree: bool) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
             raise ValueError(f"{where} has the key {key!r}; in plain data keys are text.")

@@ -32,7 +32,7 @@ class Argument:
         return self.where
 
 
-def _public_calls() -> Iterator[tuple[str, Callable, FrameType]]:
+def _public_calls() -> Iterator[tuple[str, Callable[..., Any], FrameType]]:
     """The calls of the package's public functions and classes, the innermost first."""
     package = sys.modules[__name__.partition(".")[0]]
     recipes = getattr(package, "recipes", None)

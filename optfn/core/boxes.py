@@ -19,7 +19,7 @@ def holds_one(node: Any) -> bool:
     return is_box(node) and jax.tree.structure(node).num_leaves == 1
 
 
-def contents_like(tree: PyTree, updates: PyTree, what: str) -> list:
+def contents_like(tree: PyTree, updates: PyTree, what: str) -> list[Any]:
     """The slots at each leaf of the updates, out of their boxes if the updates are in some."""
     boxes, treedef = jax.tree.flatten(updates, is_leaf=holds_one)
     if not any(map(holds_one, boxes)):

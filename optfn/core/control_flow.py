@@ -17,14 +17,16 @@ from jax.custom_batching import custom_vmap
 from optfn.core.tree import PyTree
 
 
-def cond(pred: Any, on_true: Callable, on_false: Callable, *operands: Any) -> Any:
+def cond(
+    pred: Any, on_true: Callable[..., Any], on_false: Callable[..., Any], *operands: Any
+) -> Any:
     """`lax.cond`; only the branch taken is called if `pred` is known."""
     if isinstance(pred, Tracer):
         return lax.cond(pred, on_true, on_false, *operands)
     return (on_true if _is_true(pred) else on_false)(*operands)
 
 
-def refreshed(due: Any, renew: Callable, old: PyTree) -> PyTree:
+def refreshed(due: Any, renew: Callable[..., Any], old: PyTree) -> PyTree:
     """`renew()` where it is due, else `old`: for what is costly and done every few steps.
 
     Under `vmap` it runs if any lane is due, and the others keep what they have. A `lax.cond` on the
@@ -46,11 +48,13 @@ def _any_lane(due: jax.Array) -> jax.Array:
 
 
 @_any_lane.def_vmap
-def _any_lane_of_batch(size: int, batched: list, due: jax.Array) -> tuple[jax.Array, bool]:
+def _any_lane_of_batch(size: int, batched: list[Any], due: jax.Array) -> tuple[jax.Array, bool]:
     return _any_lane(jnp.any(due)), False
 
 
-def while_loop(should_continue: Callable, body: Callable, carry: PyTree) -> PyTree:
+def while_loop(
+    should_continue: Callable[..., Any], body: Callable[..., Any], carry: PyTree
+) -> PyTree:
     """`lax.while_loop`, from the first decision on that is not known."""
     while not isinstance(go_on := should_continue(carry), Tracer):
         if not _is_true(go_on):
@@ -59,7 +63,7 @@ def while_loop(should_continue: Callable, body: Callable, carry: PyTree) -> PyTr
     return lax.while_loop(should_continue, body, carry)
 
 
-def scan(body: Callable, carry: PyTree, xs: jax.Array) -> tuple[PyTree, PyTree]:
+def scan(body: Callable[..., Any], carry: PyTree, xs: jax.Array) -> tuple[PyTree, PyTree]:
     """`lax.scan` over an array; a Python loop over its entries if they are known."""
     if isinstance(xs, Tracer) or not len(xs):
         return lax.scan(body, carry, xs)

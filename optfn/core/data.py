@@ -22,7 +22,7 @@ from optfn.core.arguments import Argument
 from optfn.core.dtypes import floating_name
 from optfn.core.tree import PerLeaf
 
-F = TypeVar("F", bound=Callable)
+F = TypeVar("F", bound=Callable[..., Any])
 
 MISSING = dataclasses.MISSING
 
@@ -30,7 +30,7 @@ MISSING = dataclasses.MISSING
 def static(
     *,
     default: Any = MISSING,
-    choices: tuple = (),
+    choices: tuple[Any, ...] = (),
     kw_only: bool = False,
     init: bool = True,
     converter: Callable[..., Any] | None = None,
@@ -92,7 +92,7 @@ def storage_fields(cls: Any) -> dict[str, str]:
 def per_leaf(
     *,
     default: Any = MISSING,
-    of: type = object,
+    of: type[Any] = object,
     kw_only: bool = False,
     also_called: str | None = None,
     read: Callable[[Any], Any] | None = None,
@@ -168,13 +168,13 @@ def kind_of(field: dataclasses.Field) -> str:
 class Data:
     """A frozen dataclass registered as a pytree; equality and hash are by identity."""
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         _take_other_names(cls)
         _register(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             where = Argument(f"{type(self).__name__}({field.name}=...)", value)
@@ -204,7 +204,7 @@ class Data:
     def _as_number(self, value: Any, where: Any) -> Any:
         return as_number(value, where)
 
-    def _as_numbers(self, values: list | tuple, where: Argument) -> tuple:
+    def _as_numbers(self, values: list[Any] | tuple[Any, ...], where: Argument) -> tuple[Any, ...]:
         """A sequence of numbers, or a table as a sequence of rows."""
 
         def entry(i: int, value: Any) -> Any:
@@ -231,7 +231,7 @@ class Data:
     def __copy__(self) -> Self:
         return self  # frozen, and equal to itself alone
 
-    def __deepcopy__(self, memo: dict) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def fields(self, *kinds: str) -> Iterator[tuple[str, Any]]:
@@ -254,11 +254,11 @@ class Data:
 class _KeptMethod:
     """A method whose bound form is kept by its instance, so that it is one object."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function)  # pyright: ignore[reportArgumentType]
         self.function = function
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Callable:
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Callable[..., Any]:
         if instance is None:
             return self.function
         bound = types.MethodType(self.function, instance)
@@ -277,7 +277,7 @@ def kept(method: F) -> F:
     return cast(F, _KeptMethod(method))
 
 
-def _take_other_names(cls: type) -> None:
+def _take_other_names(cls: type[Any]) -> None:
     """Lets the constructor take the fields that are `also_called` something by that keyword."""
     fields = dataclasses.fields(cls)
     called = {f.metadata["also_called"]: f for f in fields if f.metadata.get("also_called")}
@@ -289,7 +289,7 @@ def _take_other_names(cls: type) -> None:
 
 def also_called(
     readers: Mapping[str, Callable[[Any], Any] | None] = types.MappingProxyType({}), **others: str
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Lets a function take arguments by other keywords too, as in `also_called(key="seed")`.
 
     Args:

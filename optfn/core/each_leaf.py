@@ -20,7 +20,7 @@ from optfn.core.tree import PyTree, flatten_like
 
 
 def each_leaf(
-    rule: Callable,
+    rule: Callable[..., Any],
     updates: PyTree,
     *others: PyTree,
     optional: Sequence[PyTree] = (),
@@ -59,7 +59,7 @@ def each_leaf(
     return tuple(map(treedef.unflatten, zip(*results, strict=True)))
 
 
-def _matched_or_none(tree: PyTree, updates: PyTree) -> list:
+def _matched_or_none(tree: PyTree, updates: PyTree) -> list[Any]:
     there = [x is not None for x in flatten_like(tree, updates, "slots", "updates")]
     leaves, treedef = jax.tree.flatten(updates)
     present = [x if own else None for x, own in zip(leaves, there, strict=True)]
@@ -68,5 +68,5 @@ def _matched_or_none(tree: PyTree, updates: PyTree) -> list:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _jitted(rule: Callable, axes: tuple, *args: Any) -> tuple:
+def _jitted(rule: Callable[..., Any], axes: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
     return rule(*args)

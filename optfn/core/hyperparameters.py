@@ -31,7 +31,7 @@ class ByName(dict):
 
     what: ClassVar[str]
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_with_keys(
             cls,
             lambda d: (tuple((jax.tree_util.DictKey(k), d[k]) for k in d), tuple(d)),

@@ -39,7 +39,7 @@ def to_arrays(tree: PyTree, what: str) -> PyTree:
     return treedef.unflatten(leaves)
 
 
-def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
+def matched(tree: PyTree, like: PyTree, what: str, like_what: str) -> list[Any]:
     """The leaves of `tree`, which must have the structure and the shapes of `like`."""
     leaves = flatten_like(tree, like, what, like_what)
     for i, (x, y) in enumerate(zip(leaves, jax.tree.leaves(like), strict=True)):
@@ -122,7 +122,7 @@ def check_floating(what: str, tree: PyTree) -> None:
             )
 
 
-def check_addable(params: PyTree, updates: list) -> None:
+def check_addable(params: PyTree, updates: list[Any]) -> None:
     """Refuses floating point updates to integer params, where the fraction would be lost."""
     for i, (p, u) in enumerate(zip(jax.tree.leaves(params), updates, strict=True)):
         if jnp.issubdtype(p.dtype, jnp.integer) and jnp.issubdtype(u.dtype, jnp.inexact):

@@ -51,7 +51,9 @@ class Layout:
         """A tree like the updates, where the params lie; without params, where the gradients do."""
         return tree if self._is_idle else _put_all(tree, self._home)
 
-    def enter_extra(self, extra_args: Mapping[str, Any], kinds: Mapping[str, str]) -> dict:
+    def enter_extra(
+        self, extra_args: Mapping[str, Any], kinds: Mapping[str, str]
+    ) -> dict[str, Any]:
         """The extra arguments for an update that is computed where the state lies."""
         return {name: self._extra(kinds.get(name, ""), x) for name, x in extra_args.items()}
 
@@ -69,7 +71,7 @@ class Layout:
         return at_home
 
 
-def _put_all(tree: PyTree, places: list) -> PyTree:
+def _put_all(tree: PyTree, places: list[Any]) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
     pairs = zip(leaves, places, strict=True)
     return treedef.unflatten([x if is_float0(x) else put_like(x, y) for x, y in pairs])

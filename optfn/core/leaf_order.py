@@ -47,7 +47,7 @@ def after(flag: jax.Array, tree: Any) -> Any:
 
 
 def in_order(
-    updates: Sequence[jax.Array], slots: Sequence[list], ctx: Context
+    updates: Sequence[jax.Array], slots: Sequence[list[Any]], ctx: Context
 ) -> list[StoredAs | None]:
     """For each leaf that is given a turn, how its slots are stored; None for the others.
 

@@ -102,7 +102,7 @@ class Leafwise(Transform):
         """Whether a rule that `refreshes` does so for this leaf."""
         return True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_each_number(self)
 
@@ -114,7 +114,7 @@ class Leafwise(Transform):
                 return value
         return super()._normalise(value, field, where)
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         is_lift = getattr(cls.init_leaf, "__final__", False)
         if not is_lift:
@@ -148,7 +148,7 @@ class Leafwise(Transform):
                 )
         return self._in_boxes(slots, params)
 
-    def _in_boxes(self, slots: list[list], params: PyTree) -> Any:
+    def _in_boxes(self, slots: list[list[Any]], params: PyTree) -> Any:
         """The slots of every param, as trees like the params."""
         positions, treedef = jax.tree.flatten(params, is_leaf=boxes.holds_one)
         columns = zip(*slots, strict=True) if slots else [()] * len(self.Slots._fields)
@@ -160,7 +160,9 @@ class Leafwise(Transform):
         """Whether it is not traced together with the rules beside it."""
         return False
 
-    def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
+    def run_together(
+        self, own_rules: Sequence[tuple[Any, ...]], args: Sequence[tuple[Any, ...]]
+    ) -> dict[int, tuple[Any, ...]]:
         """What a lift does for several leaves at once: by leaf the new update and slots of `run`.
 
         Args:
@@ -188,13 +190,13 @@ def asked_dtypes(rule: Leafwise) -> dict[str, str | None]:
     return {slot: getattr(rule, field) for slot, field in storage_fields(rule).items()}
 
 
-def check_names_slots(cls: type[Leafwise], method: str, base: type) -> None:
+def check_names_slots(cls: type[Leafwise], method: str, base: type[Any]) -> None:
     """Refuses a rule that defines how its slots start without naming their type."""
     if cls.Slots is None and getattr(cls, method) is not getattr(base, method):
         raise TypeError(f"{cls.__name__} defines {method}, so it must name the type of its Slots.")
 
 
-def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:
+def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict[int, Any]) -> list[Any]:
     """The slots of one param, each in a buffer of its own.
 
     Args:
@@ -224,7 +226,7 @@ def _first_slots(rule: Leafwise, leaf: jax.Array, taken: dict) -> list:
     ]
 
 
-def _first_values(rule: Leafwise, param: jax.Array) -> list:
+def _first_values(rule: Leafwise, param: jax.Array) -> list[Any]:
     """The slots of one param, without their places."""
 
     def value(slot):
@@ -234,7 +236,7 @@ def _first_values(rule: Leafwise, param: jax.Array) -> list:
 
 
 @jax.jit
-def _first_slots_jitted(rule: Leafwise, leaf: jax.Array) -> list:
+def _first_slots_jitted(rule: Leafwise, leaf: jax.Array) -> list[Any]:
     """`_first_slots` in one program."""
     return _first_slots(rule, leaf, {})
 
@@ -317,8 +319,13 @@ def apply_run(
 
 
 def run(
-    rules: Sequence[Leafwise], update: jax.Array, slots: list, param: Any, t: Any, extras: list
-) -> tuple[jax.Array, list]:
+    rules: Sequence[Leafwise],
+    update: jax.Array,
+    slots: list[Any],
+    param: Any,
+    t: Any,
+    extras: list[Any],
+) -> tuple[jax.Array, list[Any]]:
     """All the rules on one leaf."""
     compute = update.dtype
     wide_param = None if param is None else cast(param, compute_dtype(dtype_of(param), compute))
@@ -347,18 +354,18 @@ class StaticRules:
     that a new value does not compile again.
     """
 
-    def __init__(self, treedef: Any, numbers: tuple):
+    def __init__(self, treedef: Any, numbers: tuple[Any, ...]):
         self.treedef, self.numbers = treedef, numbers
         self._hash = hash((treedef, numbers))
 
     @classmethod
-    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["StaticRules", list]:
+    def split(cls, rules: tuple[Leafwise, ...], traced: bool) -> tuple["StaticRules", list[Any]]:
         leaves, treedef = jax.tree.flatten(rules)
         known = [traced and isinstance(x, np.generic) for x in leaves]
         numbers = tuple(x if k else None for x, k in zip(leaves, known, strict=True))
         return cls(treedef, numbers), [x for x, k in zip(leaves, known, strict=True) if not k]
 
-    def rules(self, operands: list) -> tuple[Leafwise, ...]:
+    def rules(self, operands: list[Any]) -> tuple[Leafwise, ...]:
         rest = iter(operands)
         leaves = [next(rest) if number is None else number for number in self.numbers]
         return self.treedef.unflatten(leaves)
@@ -374,8 +381,13 @@ class StaticRules:
 
 
 def _run_in_turn(
-    axes: tuple, keeps: bool, turn: Turn, known: StaticRules, operands: list, *args: Any
-) -> tuple[jax.Array, list, jax.Array]:
+    axes: tuple[Any, ...],
+    keeps: bool,
+    turn: Turn,
+    known: StaticRules,
+    operands: list[Any],
+    *args: Any,
+) -> tuple[jax.Array, list[Any], jax.Array]:
     """`run` of one leaf after another, and the flag for which the next one waits."""
     rules = known.rules(operands)
     update, *rest = args
@@ -394,8 +406,8 @@ _run_in_turn_jitted = jax.jit(_run_in_turn, static_argnums=(0, 1, 3))
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run_jitted(
-    axes: tuple, known: StaticRules, operands: list, *args: Any
-) -> tuple[jax.Array, list]:
+    axes: tuple[Any, ...], known: StaticRules, operands: list[Any], *args: Any
+) -> tuple[jax.Array, list[Any]]:
     return run(known.rules(operands), *args)
 
 
@@ -479,12 +491,12 @@ def _check_each_number(rule: Leafwise) -> None:
             replace(rule, **(first | {name: number}))
 
 
-def _kind(rules: tuple[Leafwise, ...], update: jax.Array, param: Any) -> tuple:
+def _kind(rules: tuple[Leafwise, ...], update: jax.Array, param: Any) -> tuple[Any, ...]:
     """Leaves of one kind share one trace."""
     return id(rules), update.shape, update.dtype, None if param is None else dtype_of(param)
 
 
-def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) -> list:
+def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) -> list[Any]:
     """The slots leaf by leaf."""
     if rule.Slots is None:
         return [None] * len(jax.tree.leaves(updates))
@@ -518,7 +530,7 @@ def _columns(own: Sequence[Any], rule: Leafwise, slots: Any, updates: PyTree) ->
     return columns
 
 
-def _as_trees(old: Any, per_leaf: list) -> Any:
+def _as_trees(old: Any, per_leaf: list[Any]) -> Any:
     """The inverse of `_columns`: the new slots in the structure of the old ones."""
     columns = zip(*per_leaf, strict=True) if per_leaf else [()] * len(old)
     return type(old)(

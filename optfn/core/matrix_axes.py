@@ -42,7 +42,7 @@ class MatrixAxes:
     columns: int | tuple[int, ...]
     block: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rows", "columns"):
             given = getattr(self, name)
             axes = given if isinstance(given, (tuple, list)) else (given,)
@@ -183,7 +183,7 @@ class matrices(by_path):
             return self.default
         return (self.default or by_name_and_shape)(path, leaf)
 
-    def check(self, leaves, places, where: str) -> None:
+    def check(self, leaves: Any, places: Any, where: str) -> None:
         if self.patterns:
             by_path(dict(self.patterns), NO_MATRIX).check(leaves, places, where)
 

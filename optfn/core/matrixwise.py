@@ -47,7 +47,7 @@ class Matrixwise(Leafwise):
 
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_names_slots(cls, "init_matrix", Matrixwise)
 
@@ -80,7 +80,9 @@ class Matrixwise(Leafwise):
         return _map_slots(stored, made)
 
     @final
-    def update_leaf(self, g, slots, param, t, **extra):
+    def update_leaf(
+        self, g: jax.Array, slots: Any, param: Any, t: jax.Array, **extra: Any
+    ) -> tuple[jax.Array, Any]:
         if not g.size:
             return g, slots
         if not self.views.is_matrix:
@@ -142,7 +144,9 @@ class Matrixwise(Leafwise):
         )
 
     @final
-    def run_together(self, own_rules: Sequence[tuple], args: Sequence[tuple]) -> dict[int, tuple]:
+    def run_together(
+        self, own_rules: Sequence[tuple[Any, ...]], args: Sequence[tuple[Any, ...]]
+    ) -> dict[int, tuple[Any, ...]]:
         args = list(args)
         kinds: dict[Any, list[int]] = {}
         looped = in_loops([leaf_args[0] for leaf_args in args])
@@ -160,11 +164,11 @@ class Matrixwise(Leafwise):
             done |= dict(zip(leaves, new, strict=False))
         return done
 
-    def _has_keys_of_blocks(self, args: tuple) -> bool:
+    def _has_keys_of_blocks(self, args: tuple[Any, ...]) -> bool:
         """Whether it draws for blocks, whose keys are not for matrices; these are gathered."""
         return self.views.block is not None and any(map(is_key, jax.tree.leaves(args[4])))
 
-    def _with_extras_of_matrices(self, args: tuple) -> tuple:
+    def _with_extras_of_matrices(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a leaf, with its turn and its keys for each of its matrices."""
         g, *others, (extra,) = args
         extra = dict(extra)
@@ -176,16 +180,16 @@ class Matrixwise(Leafwise):
                 extra[name] = for_each(keys_of(value, stack), g, self.views)
         return g, *others, [extra]
 
-    def _kind(self, args: tuple) -> tuple:
+    def _kind(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The form of a leaf's arrays, and how they are split."""
         arrays, treedef = jax.tree.flatten(_arrays(args))
         return treedef, self._splits(args), tuple((x.shape, x.dtype) for x in arrays)
 
-    def _lie_alike(self, args: tuple) -> bool:
+    def _lie_alike(self, args: tuple[Any, ...]) -> bool:
         """Whether each device has the same matrices of the stack of every array."""
         return len({split.of_stack for split in self._splits(args)}) == 1
 
-    def _splits(self, args: tuple) -> tuple[Split, ...]:
+    def _splits(self, args: tuple[Any, ...]) -> tuple[Split, ...]:
         shape = args[0].shape
         stack, _, _ = self.views.axes(shape)
         return tuple(
@@ -193,7 +197,7 @@ class Matrixwise(Leafwise):
             for x in jax.tree.leaves(_arrays(args))
         )
 
-    def _spread(self, leaves: Sequence[tuple]) -> list[tuple]:
+    def _spread(self, leaves: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The new updates and slots of leaves of one kind, each device doing a share of them."""
         g, slots, *_ = first = leaves[0]
         forms, treedef = jax.tree.flatten(_arrays(first))
@@ -217,7 +221,7 @@ class Matrixwise(Leafwise):
         new = on_whole_matrices(rule, columns, self._splits(first), results, (numbers, first[3]))
         return _as_results(zip(*new, strict=True), slots)
 
-    def _in_loops(self, leaves: Sequence[tuple]) -> list[tuple]:
+    def _in_loops(self, leaves: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The new updates and slots of leaves of one kind, as far as they fill loops."""
         _, slots, _, t, _ = leaves[0]
         treedef = jax.tree.structure(_arrays(leaves[0]))
@@ -234,7 +238,7 @@ class Matrixwise(Leafwise):
             done += zip(*new, strict=True)
         return _as_results(done, slots)
 
-    def _split_extra(self, extra: dict, stack: tuple[int, ...]) -> dict:
+    def _split_extra(self, extra: dict[str, Any], stack: tuple[int, ...]) -> dict[str, Any]:
         """The keyword arguments of each matrix of a stack of this shape."""
 
         def per_matrix(name, value):
@@ -249,7 +253,7 @@ class Matrixwise(Leafwise):
         return {name: per_matrix(name, value) for name, value in extra.items()}
 
 
-def _over_stack(rule: Callable, depth: int) -> Callable:
+def _over_stack(rule: Callable[..., Any], depth: int) -> Callable[..., Any]:
     """A rule for one matrix, over the axes of a stack in front."""
     return reduce(lambda inner, _: jax.vmap(inner), range(depth), rule)
 
@@ -259,17 +263,17 @@ def _is_like_matrix(slot: Along, sides: tuple[int, ...]) -> bool:
     return slot.axes == (0, 1) and slot.value.shape[-2:] == tuple(sides)
 
 
-def _map_slots(function: Callable, form: Any, *others: Any) -> Any:
+def _map_slots(function: Callable[..., Any], form: Any, *others: Any) -> Any:
     return jax.tree.map(function, form, *others, is_leaf=is_along)
 
 
-def _as_results(arrays: Iterable[Sequence[jax.Array]], slots: list) -> list[tuple]:
+def _as_results(arrays: Iterable[Sequence[jax.Array]], slots: list[Any]) -> list[tuple[Any, ...]]:
     """For each leaf the new update, and its new slots in the form of the old ones."""
     form = jax.tree.structure(slots)
     return [(u, jax.tree.unflatten(form, own)) for u, *own in arrays]
 
 
-def _arrays(args: tuple) -> tuple:
+def _arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a leaf has of its own, beside the number of the update, which is the same for all."""
     g, slots, param, _, extra = args
     return g, slots, param, extra

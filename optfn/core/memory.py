@@ -42,7 +42,7 @@ def in_memory_of(x: jax.Array, y: Any) -> jax.Array:
     return to_host(x) if is_in_host(y) else to_device(x)
 
 
-def missing_host_memory(arrays: list) -> str | None:
+def missing_host_memory(arrays: list[Any]) -> str | None:
     """What to say of the backend of these arrays if it has no such memory, None if it has.
 
     Inside a trace the backend is the default one.

@@ -41,7 +41,7 @@ class NumberByPath(Data):
     numbers: Mapping[str, Any]
     labels: Any = per_leaf()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """`of` checks and converts."""
 
     @classmethod

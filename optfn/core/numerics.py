@@ -216,7 +216,7 @@ def tree_sum(tree: PyTree) -> jax.Array:
     return _folded(lax.add, [cast(x, dtype) for x in leaves] or [jnp.zeros((), dtype)])
 
 
-def _folded(operation: Callable, numbers: Sequence[jax.Array]) -> jax.Array:
+def _folded(operation: Callable[..., Any], numbers: Sequence[jax.Array]) -> jax.Array:
     """The sum or the largest of numbers.
 
     XLA repeats a chain of operations in each leaf that reads the result, and so compiles in the

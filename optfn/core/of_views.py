@@ -12,7 +12,7 @@ from optfn.core.paths import by_path
 from optfn.core.tree import PerLeaf, PyTree
 
 
-def of_views(make: Callable, views: Any, name: str, **settings: Any) -> Any:
+def of_views(make: Callable[..., Any], views: Any, name: str, **settings: Any) -> Any:
     """`make(view, leaf, **settings)` for each leaf, in the form of the views.
 
     Of a tree of views a tree, of a function a function, which is data if the views are: it equals
@@ -41,7 +41,7 @@ def of_views(make: Callable, views: Any, name: str, **settings: Any) -> Any:
 class _OfLeaf(by_path):
     """A function of a path and a leaf."""
 
-    make: Callable
+    make: Callable[..., Any]
     views: Any
     name: str
     settings: tuple[tuple[str, Any], ...]
@@ -49,7 +49,7 @@ class _OfLeaf(by_path):
     def __call__(self, path: str, leaf: Any = None) -> Any:
         return self.make(self.views(path, leaf), leaf, **dict(self.settings))
 
-    def check(self, leaves, places, where: str) -> None:
+    def check(self, leaves: Any, places: Any, where: str) -> None:
         if isinstance(self.views, by_path):
             self.views.check(leaves, places, where)
 

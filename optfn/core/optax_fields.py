@@ -12,10 +12,13 @@ from typing import Any
 import optax
 
 COUNT, ITSELF = "count", ""
-WRAPPED: dict[str, str | Callable] = {"inner_state": ITSELF}
-MOMENTS: dict[str, str | Callable] = {"exp_avg": "mu", "exp_avg_sq": "nu"}
-DISTANCES: dict[str, str | Callable] = {"init_params": "start", "max_dist": "max_distance"}
-SKIPS: dict[str, str | Callable] = {
+WRAPPED: dict[str, str | Callable[..., Any]] = {"inner_state": ITSELF}
+MOMENTS: dict[str, str | Callable[..., Any]] = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+DISTANCES: dict[str, str | Callable[..., Any]] = {
+    "init_params": "start",
+    "max_dist": "max_distance",
+}
+SKIPS: dict[str, str | Callable[..., Any]] = {
     "notfinite_count": "consecutive",
     "total_notfinite": "total",
     "inner_state": "inner",
@@ -23,7 +26,7 @@ SKIPS: dict[str, str | Callable] = {
 }
 
 # By the name of a stage: optax's field, and the same in its slots, or the count of the state.
-SAME: dict[str, dict[str, str | Callable]] = {
+SAME: dict[str, dict[str, str | Callable[..., Any]]] = {
     "accumulate": {
         "mini_step": "micro_step",
         "gradient_step": "inner.count",
@@ -111,7 +114,7 @@ OF_ANY = {
 }
 
 
-def same_as(name: str, state: Any) -> list:
+def same_as(name: str, state: Any) -> list[Any]:
     """What optax's state of one of these stages calls `name`, read from ours, for each stage.
 
     Stages inside of others count where no outer one has it.
@@ -121,7 +124,7 @@ def same_as(name: str, state: Any) -> list:
     return [_read(SAME[stage][name], slots, state) for stage, slots in outer or found]
 
 
-def _read(place: str | Callable, slots: Any, state: Any) -> Any:
+def _read(place: str | Callable[..., Any], slots: Any, state: Any) -> Any:
     if callable(place):
         return place(slots)
     if place == COUNT:
@@ -153,5 +156,5 @@ def _stages_with(
     return [(stage, own) for stage in stages for own in _all_called(stage, slots)]
 
 
-def _all_called(key: str, tree: Any) -> list:
+def _all_called(key: str, tree: Any) -> list[Any]:
     return [value for _, value in optax.tree_utils.tree_get_all_with_path(tree, key)]

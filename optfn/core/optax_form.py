@@ -19,18 +19,18 @@ class OptaxForm(optax.GradientTransformationExtraArgs):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         return tuple.__new__(cls, (None, None))
 
-    def __iter__(self) -> Iterator[Callable]:
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
         """Unpacks as the pair `init, update`."""
         return iter((self.init, self.update))
 
     def __getitem__(self, index: Any) -> Any:
         return (self.init, self.update)[index]
 
-    def _replace(self, **functions: Callable) -> optax.GradientTransformationExtraArgs:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _replace(self, **functions: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A pair of optax's in which `init` or `update` is another function."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)._replace(**functions)
 
-    def __getnewargs__(self) -> tuple:
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return ()
 
     by_identity: Any = object

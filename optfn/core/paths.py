@@ -103,7 +103,7 @@ class by_path:
     def __hash__(self) -> int:
         return hash(self._content())
 
-    def _content(self) -> tuple:
+    def _content(self) -> tuple[Any, ...]:
         # True == 1 == 1.0 in Python, and a mask is not a depth.
         types = [type(value) for _, value in self.patterns]
         return self.patterns, self.default, *types, type(self.default)

@@ -70,7 +70,9 @@ class Along:
             )
         return slot
 
-    def shared(self, param: Any, spec: Sequence = (), sizes: Mapping | None = None) -> list:
+    def shared(
+        self, param: Any, spec: Sequence[Any] = (), sizes: Mapping[Any, int] | None = None
+    ) -> list[Any]:
         """The slot's axes, with None for those along which it cannot lie as its param does."""
         shared: list[int | None] = []
         for n, axis in zip(jnp.shape(self.value), self.axes, strict=True):
@@ -86,7 +88,7 @@ def is_along(x: Any) -> bool:
     return isinstance(x, Along)
 
 
-def _parts(names: Any, sizes: Mapping) -> int:
+def _parts(names: Any, sizes: Mapping[Any, int]) -> int:
     """Into how many parts these axes of a mesh cut an axis of an array."""
     names = names if isinstance(names, tuple) else (names,)
     return prod(sizes.get(name, 1) for name in names)
@@ -143,7 +145,7 @@ def sharding_along(slot: Along, param: Any) -> Any:
     return _named(its, [None if axis is None else spec[axis] for axis in axes])
 
 
-def _named(like: NamedSharding, spec: Sequence) -> NamedSharding:
+def _named(like: NamedSharding, spec: Sequence[Any]) -> NamedSharding:
     """A sharding on a mesh, written as a compiled program writes it; another would compile anew."""
     if AxisType.Explicit not in like.mesh.axis_types:
         spec = spec[: max((i + 1 for i, name in enumerate(spec) if name is not None), default=0)]
@@ -167,7 +169,7 @@ def _traced_along(slot: Along, value: jax.Array, param: Any) -> jax.Array:
     return jnp.where(shadow == shadow, value, value)
 
 
-def _shadow(param: jax.Array, shape: tuple, axes: Sequence[int | None]) -> jax.Array:
+def _shadow(param: jax.Array, shape: tuple[Any, ...], axes: Sequence[int | None]) -> jax.Array:
     """An array of this shape, computed from the param by the axes they share."""
     kept = {axis: n for axis, n in zip(axes, shape, strict=True) if axis is not None}
     x = param.real if jnp.iscomplexobj(param) else param
@@ -183,10 +185,12 @@ def _shadow(param: jax.Array, shape: tuple, axes: Sequence[int | None]) -> jax.A
 
 # The arrays that `place` returned, by identity, with their slots and params, while a state is
 # traced to find where it lies.
-_placed: ContextVar[dict | None] = ContextVar("placed", default=None)
+_placed: ContextVar[dict[Any, Any] | None] = ContextVar("placed", default=None)
 
 
-def shapes_in_place(init: Callable, params: Any, elsewhere: Callable[[tuple, Any], Any]) -> Any:
+def shapes_in_place(
+    init: Callable[..., Any], params: Any, elsewhere: Callable[[tuple[Any, ...], Any], Any]
+) -> Any:
     """`jax.eval_shape(init, params)`, with the sharding of each array that `place` has placed.
 
     Args:

@@ -112,7 +112,7 @@ class custom(Projection):
 
     function: Any = child()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "function", as_pytree(self.function, "custom(function=...)"))
 
     def __call__(self, tree: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ A slot that declares nothing is exact: counters, factors and bases of matrices, 
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import jax
 
@@ -21,10 +21,10 @@ NON_NEGATIVE: Kind = "non_negative"
 
 # A tree like the params of entries that may be rounded: an error of a thousandth of the largest
 # entries beside one does no harm.
-Signed = Annotated[PyTree, SIGNED]
+Signed: TypeAlias = Annotated[PyTree, SIGNED]
 # The same for entries that are never negative and are divided by: their relative error counts, and
 # one that is not zero must not become zero.
-NonNegative = Annotated[PyTree, NON_NEGATIVE]
+NonNegative: TypeAlias = Annotated[PyTree, NON_NEGATIVE]
 
 
 def slot_kinds(slots: Any, is_leaf: Callable[[Any], bool]) -> list[Kind | None]:
@@ -49,7 +49,7 @@ def _kinds(tree: Any, kind: Kind | None, is_leaf: Callable[[Any], bool]) -> Iter
         yield from _kinds(child, declared.get(names[i]) if names else None, is_leaf)
 
 
-def _declared(cls: type) -> dict[str, Kind]:
+def _declared(cls: type[Any]) -> dict[str, Kind]:
     """The kinds of a NamedTuple's fields; annotations that cannot be read here say none."""
     found = {}
     for base in reversed(cls.__mro__):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def place_in(path: tuple, params: Collection[tuple], slot: Any) -> slice | None:
+def place_in(path: tuple[Any, ...], params: Collection[tuple[Any, ...]], slot: Any) -> slice | None:
     """Which part of a slot's path is the path of a param, the longest and then the first.
 
     A slot may be several arrays for a param, whose own entries stand behind the param's. Where the
@@ -17,7 +17,9 @@ def place_in(path: tuple, params: Collection[tuple], slot: Any) -> slice | None:
     return next((part for part in parts if path[part] in params), None)
 
 
-def param_of(path: tuple, slot: Any, params: Mapping[tuple, Any]) -> tuple | None:
+def param_of(
+    path: tuple[Any, ...], slot: Any, params: Mapping[tuple[Any, ...], Any]
+) -> tuple[Any, ...] | None:
     """The path of the param that a slot of the same shape belongs to; None if there is none."""
     if () in params:
         return () if params[()].shape == slot.shape else None

@@ -41,7 +41,7 @@ class _FieldNames(tuple):
 class _NamesOfFields:
     """`_fields` of a NamedTuple, which on an instance knows the slots."""
 
-    def __get__(self, state: "State | None", owner: type) -> tuple[str, ...]:
+    def __get__(self, state: "State | None", owner: type[Any]) -> tuple[str, ...]:
         if state is None:
             return _Fields._fields
         names = _FieldNames(_Fields._fields)
@@ -103,7 +103,7 @@ class State(_Fields):
             )
 
 
-def _stages(slots: Any) -> list:
+def _stages(slots: Any) -> list[Any]:
     """The slots of the stages, those inside of wrappers not counted."""
     stages = slots.values() if isinstance(slots, dict) else ()
     return [stage for stage in stages if hasattr(stage, "_fields")]

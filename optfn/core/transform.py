@@ -561,7 +561,7 @@ def _held_in(slots: Any) -> Any:
     return held if isinstance(held, (dict, State)) else slots
 
 
-def transforms_in(value: Any) -> list:
+def transforms_in(value: Any) -> list[Any]:
     """The contents of a `child` field: one transform, a tuple or a dict of them."""
     if isinstance(value, Mapping):
         return list(value.values())

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from jax.core import Tracer
 from optfn.core.paths import by_path
 from optfn.core.signatures import parameters_of
 
-PyTree = Any
+PyTree: TypeAlias = Any
 
 
-def path_string(path: tuple) -> str:
+def path_string(path: tuple[Any, ...]) -> str:
     """`"encoder/0/kernel"` for a key path; the empty string at the root."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -67,7 +67,7 @@ def location(path: str) -> str:
     return f"at '{path}'" if path else "at the root"
 
 
-def location_of(path: tuple) -> str:
+def location_of(path: tuple[Any, ...]) -> str:
     """`location` of a key path."""
     return location(path_string(path))
 
@@ -77,7 +77,7 @@ def leaf_location(tree: PyTree, i: int) -> str:
     return location(leaf_paths(tree)[i])
 
 
-def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list:
+def flatten_like(tree: PyTree, like: PyTree, what: str, like_what: str) -> list[Any]:
     """The subtrees of `tree` at the leaves of `like`, or a `ValueError` that names the mismatch."""
     try:
         return jax.tree.structure(like).flatten_up_to(tree)
@@ -115,7 +115,9 @@ def _is_inexact(leaf: Any) -> bool:
     )
 
 
-def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -> str | None:
+def mismatch(
+    a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple[Any, ...] = ()
+) -> str | None:
     """Where and how the trees `a` and `b` first differ, or None if they do not."""
     where = location_of(path)
     kind_a, kind_b = describe(a), describe(b)
@@ -135,7 +137,7 @@ def mismatch(a: PyTree, b: PyTree, a_name: str, b_name: str, path: tuple = ()) -
     return None
 
 
-def _children(tree: PyTree) -> dict[tuple, PyTree]:
+def _children(tree: PyTree) -> dict[tuple[Any, ...], PyTree]:
     return dict(jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0])
 
 
@@ -160,18 +162,18 @@ class PerLeaf:
 
     def __init__(
         self,
-        function: Callable | None,
-        leaves: tuple,
+        function: Callable[..., Any] | None,
+        leaves: tuple[Any, ...],
         treedef: Any,
         where: str,
-        kind: type,
+        kind: type[Any],
         is_of_params: bool = False,
     ):
         self.function, self.leaves, self.treedef = function, leaves, treedef
         self.where, self.kind, self.is_of_params = where, kind, is_of_params
 
     @classmethod
-    def of(cls, value: Any, where: str, kind: type = object) -> "PerLeaf":
+    def of(cls, value: Any, where: str, kind: type[Any] = object) -> "PerLeaf":
         """From a user's value; a callable that is a pytree node (a module) is a tree.
 
         A function takes the path and the leaf and gives a value, or takes the params and gives a
@@ -193,7 +195,7 @@ class PerLeaf:
         """Whether one value was given for all leaves."""
         return self.function is None and jax.tree_util.treedef_is_leaf(self.treedef)
 
-    def values(self, tree: PyTree, what: str = "the params") -> list:
+    def values(self, tree: PyTree, what: str = "the params") -> list[Any]:
         """The value for every leaf of `tree` (called `what` in messages), in flattening order."""
         if self.function is not None and not self.is_of_params:
             paths = leaf_paths(tree)
@@ -208,7 +210,7 @@ class PerLeaf:
             return PerLeaf.of(result, self.where, self.kind).values(tree, what)
         return values_of_prefix(self.leaves, self.treedef, tree, self.where, what)
 
-    def _value_at(self, function: Callable, path: str, leaf: Any) -> Any:
+    def _value_at(self, function: Callable[..., Any], path: str, leaf: Any) -> Any:
         where = f"{self.where} {location(path)}"
         return _as_static(_call(function, (path, leaf), where), where, self.kind)
 
@@ -218,7 +220,7 @@ class PerLeaf:
     def __hash__(self) -> int:
         return hash(self._content())
 
-    def _content(self) -> tuple:
+    def _content(self) -> tuple[Any, ...]:
         # True == 1 == 1.0 in Python, and a mask is not a multiplier.
         return self.function, self.leaves, tuple(map(type, self.leaves)), self.treedef
 
@@ -230,7 +232,7 @@ class PerLeaf:
 
 def values_of_prefix(
     values: Sequence[Any], prefix: Any, tree: PyTree, where: str, what: str
-) -> list:
+) -> list[Any]:
     """The value for every leaf of the tree, in flattening order.
 
     Args:
@@ -275,7 +277,9 @@ class _Literal:
         return f"float('{self.value}')" if is_odd else repr(self.value)
 
 
-def _prefix_mismatch(prefix: PyTree, tree: PyTree, what: str, path: tuple = ()) -> str | None:
+def _prefix_mismatch(
+    prefix: PyTree, tree: PyTree, what: str, path: tuple[Any, ...] = ()
+) -> str | None:
     """Like `mismatch`, but a leaf of `prefix` stands for a whole subtree."""
     if is_leaf(prefix):
         return None
@@ -295,7 +299,7 @@ def _prefix_mismatch(prefix: PyTree, tree: PyTree, what: str, path: tuple = ()) 
     return None
 
 
-def _as_static(value: Any, where: str, kind: type) -> Any:
+def _as_static(value: Any, where: str, kind: type[Any]) -> Any:
     """A hashable Python value of this type; concrete array scalars are read out."""
     if isinstance(value, Tracer):
         raise TypeError(f"{where} must be known when the program is traced, found a traced array.")
@@ -321,7 +325,7 @@ def _check_hashes(function: by_path, where: str) -> None:
         raise TypeError(f"{where}: every value must hash, found {function!r}.") from None
 
 
-def _call(function: Callable, args: tuple, where: str) -> Any:
+def _call(function: Callable[..., Any], args: tuple[Any, ...], where: str) -> Any:
     try:
         return function(*args)
     except Exception as error:
@@ -329,7 +333,7 @@ def _call(function: Callable, args: tuple, where: str) -> Any:
         raise
 
 
-def count_arguments(function: Callable, where: str) -> int:
+def count_arguments(function: Callable[..., Any], where: str) -> int:
     """2 for a function of a path and a leaf, 1 for a function of the params."""
     parameters = parameters_of(function)
     if parameters is None:

@@ -97,7 +97,7 @@ def for_each(number: Any, like: jax.Array, view: MatrixAxes) -> jax.Array:
 
 
 def on_whole_matrices(
-    rule: Callable,
+    rule: Callable[..., Any],
     columns: Sequence[Sequence[jax.Array]],
     splits: Sequence[Split],
     results: int,

@@ -53,7 +53,7 @@ class Constraint(NamedTuple):
         upper: the same; where it equals `lower` the constraint is an equation.
     """
 
-    fun: Callable
+    fun: Callable[..., Any]
     lower: PyTree = None
     upper: PyTree = None
 
@@ -71,7 +71,7 @@ class Penalty(NamedTuple):
     multipliers: PyTree
     weight: jax.Array
     box: Box
-    functions: tuple
+    functions: tuple[Any, ...]
 
     def shifted(self, values: PyTree) -> PyTree:
         return jax.tree.map(
@@ -95,11 +95,13 @@ class Lagrangian:
     """
 
     objective: Objective
-    functions: tuple
+    functions: tuple[Any, ...]
     tree: Any
     own: int
 
-    def __call__(self, x: PyTree, penalty: Penalty, *args: Any) -> tuple[jax.Array, tuple]:
+    def __call__(
+        self, x: PyTree, penalty: Penalty, *args: Any
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
         value, aux = self.objective.value_and_aux(x, *args)
         value = cast(value, compute_dtype(value.dtype))
         added, values = self.added(x, penalty, *args)
@@ -121,7 +123,7 @@ class _Gradient:
 
     lagrangian: Lagrangian
 
-    def __call__(self, x: PyTree, penalty: Penalty, *args: Any) -> tuple:
+    def __call__(self, x: PyTree, penalty: Penalty, *args: Any) -> tuple[Any, ...]:
         value, grad = self.lagrangian.objective.value_and_grad(x, *args)
         of_x = jax.value_and_grad(lambda x: self.lagrangian.added(x, penalty, *args), has_aux=True)
         (more, values), slope = of_x(x)
@@ -131,8 +133,8 @@ class _Gradient:
 
 
 def under(
-    objective: Objective, constraints: Any, x0: PyTree, args: tuple, own: int
-) -> tuple[Objective, tuple]:
+    objective: Objective, constraints: Any, x0: PyTree, args: tuple[Any, ...], own: int
+) -> tuple[Objective, tuple[Any, ...]]:
     """The augmented Lagrangian with its arguments, from what a user gives for constraints.
 
     Args:
@@ -179,7 +181,7 @@ def _check(constraint: Any) -> None:
         )
 
 
-def _shapes(fun: Callable, x0: PyTree, args: tuple) -> PyTree:
+def _shapes(fun: Callable[..., Any], x0: PyTree, args: tuple[Any, ...]) -> PyTree:
     """What a constraint gives, in its compute dtype."""
     shapes = jax.eval_shape(fun, x0, *args)
     for i, s in enumerate(jax.tree.leaves(shapes)):
@@ -191,11 +193,11 @@ def _shapes(fun: Callable, x0: PyTree, args: tuple) -> PyTree:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, compute_dtype(s.dtype)), shapes)
 
 
-def _values(fun: Callable, x: PyTree, args: tuple) -> PyTree:
+def _values(fun: Callable[..., Any], x: PyTree, args: tuple[Any, ...]) -> PyTree:
     return jax.tree.map(lambda c: cast(c, compute_dtype(c.dtype)), fun(x, *args))
 
 
-def place_of_penalty(args: tuple) -> int | None:
+def place_of_penalty(args: tuple[Any, ...]) -> int | None:
     """Which of the arguments of an objective is the penalty; None without constraints."""
     return next((i for i, x in enumerate(args) if isinstance(x, Penalty)), None)
 
@@ -238,12 +240,12 @@ class _Rounds(NamedTuple):
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def augmented_lagrangian(
-    run: Callable,
+    run: Callable[..., Any],
     objective: Objective,
     watched: Watched,
     tx: Any,
     x0: PyTree,
-    args: tuple,
+    args: tuple[Any, ...],
     box: Box | None,
     tol: Any,
     max_steps: Any,
@@ -403,8 +405,12 @@ def augmented_lagrangian(
 
 @augmented_lagrangian.defjvp
 def _derivative(
-    run: Callable, objective: Objective, watched: Watched, primals: tuple, tangents: tuple
-) -> tuple:
+    run: Callable[..., Any],
+    objective: Objective,
+    watched: Watched,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+) -> tuple[Any, ...]:
     """By the implicit function theorem for the conditions of Karush, Kuhn and Tucker."""
     result = augmented_lagrangian(run, objective, watched, *primals)
     _, _, args, box, *_ = primals

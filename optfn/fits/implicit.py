@@ -45,7 +45,9 @@ def tangents_of_minimum(
 
 
 @partial(jax.jit, static_argnums=0)
-def _tangents(objective: Objective, x: PyTree, data: PyTree, d_moving: list) -> tuple:
+def _tangents(
+    objective: Objective, x: PyTree, data: PyTree, d_moving: list[Any]
+) -> tuple[Any, ...]:
     leaves, treedef = jax.tree.flatten(data)
     moving = [leaf for leaf in leaves if is_inexact(leaf)]
     parts = real_parts(copy_params_wide(x))
@@ -90,7 +92,7 @@ def held_by(x: Any, slope: Any, *bounds: Any) -> tuple[jax.Array, jax.Array]:
     return held, jnp.where(held, jnp.where(slope > 0, d_lower, d_upper), 0)
 
 
-def _solution(equations: Any, wanted: list) -> list:
+def _solution(equations: Any, wanted: list[Any]) -> list[Any]:
     """By conjugate gradients, to a residual of eps^(3/4); NaN where it stays above its root."""
     eps = float(jnp.finfo(own_dtype(wanted)).eps)
     found, _ = cg(equations, wanted, tol=eps**0.75)
@@ -105,7 +107,7 @@ def real_parts(tree: PyTree) -> list[jax.Array]:
     return [part for pair in pairs for part in pair]
 
 
-def from_parts(parts: list, like: PyTree) -> PyTree:
+def from_parts(parts: list[Any], like: PyTree) -> PyTree:
     """The inverse of `real_parts`, in the dtypes of a tree."""
     left = iter(parts)
 

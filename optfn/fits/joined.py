@@ -1,5 +1,7 @@
 """Many small params as one vector for each dtype, where an optimizer takes all of them as one."""
 
+from typing import Any
+
 import jax
 
 from optfn.compose.chain import chain
@@ -30,13 +32,13 @@ class Joined:
         self.is_small = [x.size <= SMALL for x in self.leaves]
         self.small = [x for x, small in zip(self.leaves, self.is_small, strict=True) if small]
 
-    def join(self, tree: PyTree) -> tuple[PyTree, list]:
+    def join(self, tree: PyTree) -> tuple[PyTree, list[Any]]:
         """The vectors, and the leaves that are large."""
         pairs = list(zip(jax.tree.leaves(tree), self.is_small, strict=True))
         small = pack([x for x, is_small in pairs if is_small], self.small)
         return small, [x for x, is_small in pairs if not is_small]
 
-    def apart(self, joined: tuple[PyTree, list]) -> PyTree:
+    def apart(self, joined: tuple[PyTree, list[Any]]) -> PyTree:
         """The inverse of `join`."""
         small, large = iter(unpack(joined[0], self.small)), iter(joined[1])
         leaves = [next(small if is_small else large) for is_small in self.is_small]

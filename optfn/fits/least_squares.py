@@ -53,11 +53,11 @@ MOST_SOLUTIONS = 10
 
 
 def minimize_residuals(
-    fun: Callable,
+    fun: Callable[..., Any],
     x0: PyTree,
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     has_aux: bool = False,
     loss: Loss = "linear",
     scale: Any = 1.0,
@@ -140,7 +140,7 @@ def minimize_residuals(
     return on_hoisted(run, Objective(fun), x0, args)
 
 
-def _given(x: PyTree, fun: Callable, *args: Any) -> Any:
+def _given(x: PyTree, fun: Callable[..., Any], *args: Any) -> Any:
     return fun(x, *args)
 
 
@@ -149,7 +149,7 @@ class Residuals:
     """A user's function of residuals; called as a function of x, the scale and its arguments, it
     gives the value of the loss, as an `Objective` wants it."""
 
-    fun: Callable
+    fun: Callable[..., Any]
     has_aux: bool
     loss: str
 
@@ -244,7 +244,7 @@ class Problem(NamedTuple):
     def value(self, r: jax.Array) -> jax.Array:
         return loss_of(self.loss, r, self.scale)
 
-    def weighted(self, v: jax.Array) -> tuple[jax.Array, Callable, Callable]:
+    def weighted(self, v: jax.Array) -> tuple[jax.Array, Callable[..., Any], Callable[..., Any]]:
         """The weighted residuals at a point, and the products with their J and its transpose."""
         r, product = jax.linearize(self.residuals, v)
         of_residuals, of_rows = weights_of(self.loss, r, self.scale)
@@ -363,7 +363,7 @@ def _fit(
     residuals: Residuals,
     solver: Solver,
     x0: PyTree,
-    args: tuple,
+    args: tuple[Any, ...],
     box: Box | None,
     tol: Any,
     max_steps: Any,
@@ -473,7 +473,9 @@ def _fit(
 
 
 @_fit.defjvp
-def _derivative(residuals: Residuals, solver: Solver, primals: tuple, tangents: tuple) -> tuple:
+def _derivative(
+    residuals: Residuals, solver: Solver, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """By the implicit function theorem; the start and the solver do not matter."""
     result = _fit(residuals, solver, *primals)
     _, args, box, *_ = primals

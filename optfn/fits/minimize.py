@@ -116,15 +116,15 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    fun: Callable,
+    fun: Callable[..., Any],
     x0: PyTree,
     tx: optax.GradientTransformation | None = None,
     *,
     bounds: tuple[PyTree, PyTree] | None = None,
     constraints: Any = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     has_aux: bool = False,
-    value_and_grad: Callable | None = None,
+    value_and_grad: Callable[..., Any] | None = None,
     tol: Any = 1e-5,
     max_steps: Any = 1000,
     callback: Callable[[Iterate], Any] | None = None,
@@ -247,11 +247,11 @@ def _length(max_steps: Any) -> int:
     return math.ceil(max_steps) + 1
 
 
-def _first(x: PyTree, functions: tuple, *args: Any) -> Any:
+def _first(x: PyTree, functions: tuple[Any, ...], *args: Any) -> Any:
     return functions[0](x, *args)
 
 
-def _second(x: PyTree, functions: tuple, *args: Any) -> Any:
+def _second(x: PyTree, functions: tuple[Any, ...], *args: Any) -> Any:
     return functions[1](x, *args)
 
 
@@ -260,7 +260,7 @@ def _checked_run(
     watched: Watched,
     tx: Transform,
     x0: PyTree,
-    args: tuple,
+    args: tuple[Any, ...],
     box: Box | None,
     *limits: Any,
 ) -> Minimum:
@@ -327,7 +327,7 @@ def _run(
     watched: Watched,
     tx: Transform,
     x0: PyTree,
-    args: tuple,
+    args: tuple[Any, ...],
     box: Box | None,
     tol: Any,
     max_steps: Any,
@@ -434,7 +434,9 @@ def _run(
 
 
 @_run.defjvp
-def _derivative(objective: Objective, watched: Watched, primals: tuple, tangents: tuple) -> tuple:
+def _derivative(
+    objective: Objective, watched: Watched, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """By the implicit function theorem; the start and the optimizer do not matter."""
     result = _run(objective, watched, *primals)
     _, _, args, box, *_ = primals
@@ -467,7 +469,7 @@ def _last_search(tx: Transform, named: Any, step: Any) -> LineSearchState | None
     return slots if isinstance(tx, LineSearch) else None
 
 
-def value_and_grad_from_state(value_fn: Callable) -> Callable:
+def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.value_and_grad` for a loop with a line search, which has already evaluated both.
 
         value_and_grad = value_and_grad_from_state(f)

@@ -28,9 +28,9 @@ class Objective:
             does, which it is if None.
     """
 
-    fun: Callable
+    fun: Callable[..., Any]
     has_aux: bool = False
-    derivative: Callable | None = None
+    derivative: Callable[..., Any] | None = None
 
     def value_and_aux(self, x: PyTree, *args: Any) -> tuple[jax.Array, Any]:
         """The value, checked, and the auxiliary output, None without one."""
@@ -85,7 +85,7 @@ class Objective:
         derivative = None if self.derivative is None else _PartOfGradient(self.derivative, part)
         return Objective(_OfPart(self.fun, part), self.has_aux, derivative)
 
-    def hoisted(self, x: PyTree, args: tuple) -> tuple["Objective", tuple]:
+    def hoisted(self, x: PyTree, args: tuple[Any, ...]) -> tuple["Objective", tuple[Any, ...]]:
         """The function with what it closes over inside a trace as arguments.
 
         A function of arrays that are known is returned as it is.
@@ -103,7 +103,7 @@ class Objective:
         return Objective(fun, self.has_aux, derivative), (*args, *closed, *also_closed)
 
 
-def check_args(args: tuple, where: str) -> None:
+def check_args(args: tuple[Any, ...], where: str) -> None:
     """Refuses arguments that are no tuple, or no data, which belongs into the function."""
     if not isinstance(args, tuple):
         raise TypeError(
@@ -158,7 +158,7 @@ def check_function(function: Any, where: str) -> None:
         ) from None
 
 
-def holds_arrays(function: Callable | None) -> bool:
+def holds_arrays(function: Callable[..., Any] | None) -> bool:
     """Whether a function is a pytree, as a module is."""
     return function is not None and not jax.tree_util.all_leaves([function])
 
@@ -169,7 +169,10 @@ def in_program() -> bool:
 
 
 def on_hoisted(
-    run: Callable[[Objective, tuple], Any], objective: Objective, x: PyTree, args: tuple
+    run: Callable[[Objective, tuple[Any, ...]], Any],
+    objective: Objective,
+    x: PyTree,
+    args: tuple[Any, ...],
 ) -> Any:
     """`run(objective, args)`; what the function closes over in a trace is among its arguments."""
     if in_program():
@@ -183,7 +186,9 @@ def on_hoisted(
         return run(hoisted, args)
 
 
-def _hoisted(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, list]:
+def _hoisted(
+    function: Callable[..., Any], x: PyTree, args: tuple[Any, ...]
+) -> tuple[Callable[..., Any], list[Any]]:
     """A function of x, the arguments and the tracers that it closes over, and these.
 
     Unlike `jax.closure_convert` it takes whole numbers and random keys too: what a custom
@@ -203,7 +208,7 @@ def _hoisted(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, list
     return of_all, tracers
 
 
-def _with_own(function: Callable, count: int, own: slice) -> Callable:
+def _with_own(function: Callable[..., Any], count: int, own: slice) -> Callable[..., Any]:
     """A function of x, so many arguments and its own ones, given more."""
     return lambda x, *args: function(x, *args[:count], *args[own])
 
@@ -212,7 +217,7 @@ def _with_own(function: Callable, count: int, own: slice) -> Callable:
 class _OfPart:
     """A function of the params that are not frozen."""
 
-    fun: Callable
+    fun: Callable[..., Any]
     mine: tuple[bool, ...]
 
     def __call__(self, own: PyTree, every: PyTree, *args: Any) -> Any:

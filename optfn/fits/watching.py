@@ -64,7 +64,12 @@ class _Listener:
         error: the first error of the function, if errors are kept.
     """
 
-    def __init__(self, callback: Callable | None, show: Callable | None, keeps_errors: bool):
+    def __init__(
+        self,
+        callback: Callable[..., Any] | None,
+        show: Callable[..., Any] | None,
+        keeps_errors: bool,
+    ):
         self.callback, self.show, self.keeps_errors = callback, show, keeps_errors
         self.began = self.shown = time.monotonic()
         self.error: Exception | None = None
@@ -102,7 +107,7 @@ _numbers = itertools.count(1)
 
 
 def listened_to(
-    run: Callable[[Any], Any], callback: Callable | None, progress: bool, is_later: bool
+    run: Callable[[Any], Any], callback: Callable[..., Any] | None, progress: bool, is_later: bool
 ) -> Any:
     """The result of a run, which is given the number of who listens to it, or None.
 
@@ -182,7 +187,7 @@ def distance(x: PyTree, y: PyTree) -> jax.Array:
     return global_norm(jax.tree.map(lax.sub, *map(copy_params_wide, (x, y))))
 
 
-def _told(dtypes: list, number: Any, numbers: list, is_new: Any, is_last: Any) -> None:
+def _told(dtypes: list[Any], number: Any, numbers: list[Any], is_new: Any, is_last: Any) -> None:
     listener = _listeners.get(int(number))
     if listener is not None and is_new:
         pairs = zip(numbers, dtypes, strict=True)

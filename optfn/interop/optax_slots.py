@@ -158,7 +158,7 @@ def _is_inner(name: str, slot: Any) -> bool:
     return isinstance(slot, State) or name in ("inner", "estimator")
 
 
-def _rooted(pair: Pair, other: str, value: Any, function: Callable) -> Any:
+def _rooted(pair: Pair, other: str, value: Any, function: Callable[..., Any]) -> Any:
     is_square = other in SQUARES or f"{other} of {type(pair.stage).__name__}" in SQUARES
     return jax.tree.map(function, value) if is_square else value
 

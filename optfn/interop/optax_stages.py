@@ -131,7 +131,11 @@ def pairs(tx: Transform, state: State, other: Any, params: PyTree) -> list[Pair]
 
 
 def _pair(
-    tx: Transform, place: tuple, outer: tuple[str, ...], queue: deque[Part], found: list[Pair]
+    tx: Transform,
+    place: tuple[Any, ...],
+    outer: tuple[str, ...],
+    queue: deque[Part],
+    found: list[Pair],
 ) -> None:
     named, step, params = place
     slots = tx.slots_among(named)

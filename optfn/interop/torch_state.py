@@ -116,7 +116,7 @@ def _check_paths(torch_state: Any, paths: list[str]) -> None:
             )
 
 
-def _array(torch_state: Mapping, path: str, name: str, old: jax.Array) -> jax.Array:
+def _array(torch_state: Mapping[str, Any], path: str, name: str, old: jax.Array) -> jax.Array:
     value = torch_state.get(path, {}).get(name)
     if value is None:
         raise ValueError(f"torch_state has no '{name}' for the param '{path}'.")

@@ -22,7 +22,9 @@ from jax.scipy.linalg import solve_triangular
 from optfn.linalg.adjoint import adjoint
 
 
-def _one_by_one(of_matrices: Callable, derivative: Callable) -> Callable:
+def _one_by_one(
+    of_matrices: Callable[..., Any], derivative: Callable[..., Any]
+) -> Callable[..., Any]:
     """The same of stacks `[..., rows, columns]`, and of what `vmap` makes a stack of.
 
     Args:
@@ -76,7 +78,9 @@ def _diagonal(x: jax.Array) -> jax.Array:
     return jnp.triu(jnp.tril(x))
 
 
-def _change_of_qr(given: tuple, found: tuple, changes: tuple) -> tuple[jax.Array, jax.Array]:
+def _change_of_qr(
+    given: tuple[Any, ...], found: tuple[Any, ...], changes: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     (q, r), (dx,) = found, changes
     count = q.shape[-1]
     first = r[..., :count]
@@ -95,7 +99,9 @@ def _change_of_qr(given: tuple, found: tuple, changes: tuple) -> tuple[jax.Array
     return moved + q @ (turned - inside), jnp.triu(adjoint(q) @ dx - turned @ r)
 
 
-def _change_of_eigh(given: tuple, found: tuple, changes: tuple) -> tuple[jax.Array, jax.Array]:
+def _change_of_eigh(
+    given: tuple[Any, ...], found: tuple[Any, ...], changes: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     (w, v), (da,) = found, changes
     inside = adjoint(v) @ ((da + adjoint(da)) / 2) @ v
     gaps = w[..., None, :] - w[..., :, None]
@@ -104,7 +110,9 @@ def _change_of_eigh(given: tuple, found: tuple, changes: tuple) -> tuple[jax.Arr
     return jnp.diagonal(inside, axis1=-2, axis2=-1).real, v @ turned
 
 
-def _change_of_svd(given: tuple, found: tuple, changes: tuple) -> tuple:
+def _change_of_svd(
+    given: tuple[Any, ...], found: tuple[Any, ...], changes: tuple[Any, ...]
+) -> tuple[Any, ...]:
     (u, s, vh), (dx,) = found, changes
     v, rows, columns = adjoint(vh), *dx.shape[-2:]
     inside = adjoint(u) @ dx @ v
@@ -124,27 +132,35 @@ def _change_of_svd(given: tuple, found: tuple, changes: tuple) -> tuple:
     return du, jnp.diagonal(inside, axis1=-2, axis2=-1).real, adjoint(dv)
 
 
-def _change_of_inverse(given: tuple, inverse: jax.Array, changes: tuple) -> jax.Array:
+def _change_of_inverse(
+    given: tuple[Any, ...], inverse: jax.Array, changes: tuple[Any, ...]
+) -> jax.Array:
     return -inverse @ jnp.triu(changes[0]) @ inverse
 
 
-def _change_of_solution(given: tuple, x: jax.Array, changes: tuple) -> jax.Array:
+def _change_of_solution(
+    given: tuple[Any, ...], x: jax.Array, changes: tuple[Any, ...]
+) -> jax.Array:
     (a, _), (da, db) = given, changes
     return adjoint(inverse_of_upper(a)) @ (db - adjoint(jnp.triu(da)) @ x)
 
 
-def _change_of_solve(given: tuple, x: jax.Array, changes: tuple) -> jax.Array:
+def _change_of_solve(given: tuple[Any, ...], x: jax.Array, changes: tuple[Any, ...]) -> jax.Array:
     (a, _), (da, db) = given, changes
     return solve(a, db - da @ x)
 
 
-qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)), _change_of_qr)
-eigh = _one_by_one(lambda a: tuple(jnp.linalg.eigh(a)), _change_of_eigh)
-svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), _change_of_svd)
-inverse_of_upper = _one_by_one(
+qr: Callable[..., Any] = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)), _change_of_qr)
+eigh: Callable[..., Any] = _one_by_one(lambda a: tuple(jnp.linalg.eigh(a)), _change_of_eigh)
+svd: Callable[..., Any] = _one_by_one(
+    lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), _change_of_svd
+)
+inverse_of_upper: Callable[..., Any] = _one_by_one(
     lambda r: solve_triangular(r, jnp.eye(r.shape[-1], dtype=r.dtype)), _change_of_inverse
 )
 # X with A^H X = B, from an upper triangular A and B.
-solve_adjoint = _one_by_one(partial(solve_triangular, trans="C"), _change_of_solution)
+solve_adjoint: Callable[..., Any] = _one_by_one(
+    partial(solve_triangular, trans="C"), _change_of_solution
+)
 # X with A X = B, from any square A.
-solve = _one_by_one(jnp.linalg.solve, _change_of_solve)
+solve: Callable[..., Any] = _one_by_one(jnp.linalg.solve, _change_of_solve)

@@ -132,7 +132,7 @@ def _known(rows: Any) -> Any:
     return jax.tree.map(lambda x: 0.0 if isinstance(x, jax.Array) else x, rows)
 
 
-def _widened(rows: Sequence[Sequence[float]], factor: float) -> list:
+def _widened(rows: Sequence[Sequence[float]], factor: float) -> list[Any]:
     """The polynomials of a matrix whose norm is divided out `factor` times too large."""
     (a, b, c), *rest = rows
     return [(a / factor, b / factor**3, c / factor**5), *rest]
@@ -235,7 +235,7 @@ def _on_gram_matrix(x: jax.Array, coefficients: jax.Array) -> jax.Array:
     return x
 
 
-def _gram_step(carry: tuple, row: jax.Array) -> tuple[tuple, None]:
+def _gram_step(carry: tuple[Any, ...], row: jax.Array) -> tuple[tuple[Any, ...], None]:
     product, a = carry
     p = _polynomial(a, row)
     return (p @ product, p @ a @ p), None
@@ -291,7 +291,9 @@ def _by_singular_values(x: jax.Array) -> jax.Array:
 
 
 @_by_singular_values.defjvp
-def _by_singular_values_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _by_singular_values_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     u, f, s, vh = _factors(x)
     v, f_down, down = adjoint(vh), f.mT, s.mT

@@ -53,7 +53,9 @@ def _by_eigenvalues(a: jax.Array, p: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 @_by_eigenvalues.defjvp
-def _by_eigenvalues_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _by_eigenvalues_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     a, p, eps = primals
     da, dp, deps = tangents
     w, q, root = _roots_of_eigenvalues(a, p, eps)
@@ -73,7 +75,7 @@ def _by_eigenvalues_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax
     return (q * root[..., None, :]) @ adjoint(q), q @ inside @ adjoint(q) + along
 
 
-def _roots_of_eigenvalues(a: jax.Array, p: jax.Array, eps: jax.Array) -> tuple:
+def _roots_of_eigenvalues(a: jax.Array, p: jax.Array, eps: jax.Array) -> tuple[Any, ...]:
     """The raised eigenvalues, the eigenvectors, and the inverse roots of the former."""
     w, q = eigh(a)
     least, most = w[..., :1], w[..., -1:]

@@ -37,7 +37,7 @@ def _check_key(key: Any, where: str) -> None:
         raise TypeError(f"{where} must be a random key or None, found {type(key).__name__}.")
 
 
-def _checking(method: Callable) -> Callable:
+def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of a codec that is given what it can be given."""
 
     @functools.wraps(method)
@@ -61,7 +61,7 @@ class Codec(Data):
     A codec of your own defines `encode`, which gives an array of a narrower dtype or a `Format`.
     """
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in {"encode", "error_bound"} & vars(cls).keys():
             setattr(cls, name, _checking(vars(cls)[name]))
@@ -129,10 +129,10 @@ class bf16(Codec):
     The error is at most 2^-8 of the entry.
     """
 
-    def encode(self, x, kind=SIGNED, key=None):
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
         return round_to(cast(x, jnp.float32), jnp.bfloat16, key)
 
-    def error_bound(self, x, kind=SIGNED):
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
         return _unless_infinite(x, jnp.abs(x) * 2.0**-8 + TINY)
 
 
@@ -143,7 +143,7 @@ class _grouped(Codec):
     axis: int = static(default=-1)
     scale_dtype: str = static(default="float32", choices=("float32", "float16", "bfloat16"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
         check_count(self.group, f"{name}(group=...)")
@@ -154,11 +154,11 @@ class _grouped(Codec):
         """The formats of entries of either sign and of entries that are not negative."""
         raise NotImplementedError
 
-    def encode(self, x, kind=SIGNED, key=None):
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
         own, groups = self.layout(x.shape, kind)
         return own.of(x, groups, self.scale_dtype, key) if x.ndim else cast(x, jnp.float32)
 
-    def error_bound(self, x, kind=SIGNED):
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
         own, groups = self.layout(x.shape, kind)
         return own.error_bound(x, groups, self.scale_dtype) if x.ndim else jnp.zeros_like(x)
 
@@ -199,7 +199,7 @@ class int8(_grouped):
     Source: FlashOptim (Gonzalez et al. 2026), which has groups of 32 and scales in float16.
     """
 
-    def formats(self):
+    def formats(self) -> tuple[type[Grouped], type[Grouped]]:
         return formats.Int8, formats.UInt8Roots
 
 
@@ -226,15 +226,15 @@ class int4(_grouped):
 
     group: int = static(default=128)
 
-    def formats(self):
+    def formats(self) -> tuple[type[Grouped], type[Grouped]]:
         return formats.Int4, formats.UInt4Roots
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.group < _LEAST:
             raise ValueError(f"int4(group=...) must be at least {_LEAST}, found {self.group}.")
 
-    def layout(self, shape, kind):
+    def layout(self, shape: tuple[int, ...], kind: Kind) -> tuple[type[Grouped], Groups]:
         groups = self._even_groups(shape) if shape else None
         if groups is None:
             return int8(axis=self.axis, scale_dtype=self.scale_dtype).layout(shape, kind)
@@ -281,7 +281,7 @@ class fp8(_grouped):
             object.__setattr__(self, name, value)
         self.__post_init__()
 
-    def formats(self):
+    def formats(self) -> tuple[type[Grouped], type[Grouped]]:
         if self.form == "e4m3":
             return formats.E4M3, formats.E4M4Roots
         return formats.E5M2, formats.E5M3Roots
@@ -303,7 +303,7 @@ class f16(_grouped):
 
     group: int = static(default=256)
 
-    def formats(self):
+    def formats(self) -> tuple[type[Grouped], type[Grouped]]:
         return formats.Float16, formats.Float16Roots
 
 
@@ -314,10 +314,10 @@ class factored(Codec):
     are left as they are. Matrices of rank one are exact; for others no error is bounded.
     """
 
-    def encode(self, x, kind=SIGNED, key=None):
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
         return formats.RankOne.of(x) if kind == NON_NEGATIVE and x.ndim > 1 else x
 
-    def error_bound(self, x, kind=SIGNED):
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
         is_stored = kind == NON_NEGATIVE and x.ndim > 1
         return jnp.full_like(x, jnp.inf) if is_stored else jnp.zeros_like(x)
 
@@ -328,10 +328,10 @@ class split(Codec):
     The error is at most 2^-15.8 of the entry.
     """
 
-    def encode(self, x, kind=SIGNED, key=None):
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
         return formats.Split.of(x, key)
 
-    def error_bound(self, x, kind=SIGNED):
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
         return _unless_infinite(x, jnp.abs(x) * 2.0**-15.8 + TINY)
 
 
@@ -362,19 +362,19 @@ class by_slot(Codec):
 
     codecs: Mapping[str, Codec] = part(converter=_by_name)
 
-    def for_slot(self, name, kind):
+    def for_slot(self, name: str, kind: Kind) -> "Codec | None":
         fitting = [own for own in self.codecs if ends_with(name, own)]
         own = max(fitting, key=len, default=kind)
         return self.codecs.get(own)
 
-    def check_names(self, names, where):
+    def check_names(self, names: list[str], where: str) -> None:
         check_names(self.codecs, names, where, " that may be rounded")
 
-    def encode(self, x, kind=SIGNED, key=None):
+    def encode(self, x: jax.Array, kind: Kind = SIGNED, key: jax.Array | None = None) -> Any:
         codec = self.for_slot("", kind)
         return x if codec is None else codec.encode(x, kind, key)
 
-    def error_bound(self, x, kind=SIGNED):
+    def error_bound(self, x: jax.Array, kind: Kind = SIGNED) -> jax.Array:
         codec = self.for_slot("", kind)
         return jnp.zeros_like(x) if codec is None else codec.error_bound(x, kind)
 

@@ -148,10 +148,10 @@ class compensated(_FullPrecision):
 
     elementwise = True
 
-    def rest(self, target, param):
+    def rest(self, target: jax.Array, param: jax.Array) -> jax.Array:
         return cast(target - _wide(param), param.dtype)
 
-    def rest_dtype(self, dtype):
+    def rest_dtype(self, dtype: Any) -> Any:
         return dtype
 
 
@@ -188,20 +188,20 @@ class master(_FullPrecision):
     bits: int = static(default=24, choices=(24, 32), kw_only=True)
 
     @property
-    def has_room(self):
+    def has_room(self) -> bool:
         return self.bits == 32
 
-    def rest(self, target, param):
+    def rest(self, target: jax.Array, param: jax.Array) -> jax.Array:
         if self.bits == 32:
             return target - _wide(param)
         return lax.bitcast_convert_type(rest_of(target, param), self.rest_dtype(param.dtype))
 
-    def full(self, param, rest):
+    def full(self, param: jax.Array, rest: jax.Array) -> jax.Array:
         if self.bits == 32:
             return super().full(param, rest)
         return with_rest(param, lax.bitcast_convert_type(rest, jnp.int8))
 
-    def rest_dtype(self, dtype):
+    def rest_dtype(self, dtype: Any) -> Any:
         if self.bits == 32:
             return jnp.float32
         return jnp.uint8 if dtype == jnp.float16 else jnp.int8

@@ -62,7 +62,7 @@ class store(Wrapper):
     rounding: str = static(default="nearest", choices=get_args(Rounding), kw_only=True)
     seed: Any = seed()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_not_inside(self.transform, "store", "decodes")
 

@@ -32,7 +32,7 @@ class Confirm:
     top: int = 8
     seeds: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.top, "Confirm(top=...)")
         check_count(self.seeds, "Confirm(seeds=...)")
 

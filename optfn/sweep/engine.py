@@ -314,7 +314,7 @@ def _train_part(
     return _side_by_side(one, None, 3)(lanes, shared, first, batches)
 
 
-def _alone(function: Callable, part: tuple, *same: Any) -> Any:
+def _alone(function: Callable[..., Any], part: tuple[Any, ...], *same: Any) -> Any:
     """Calls a function of one lane on a part `[1, ...]`."""
     end = function(*jax.tree.map(lambda x: x[0], part), *same)
     return jax.tree.map(lambda x: x[None], end)
@@ -351,7 +351,9 @@ def _put_rows(tree: PyTree, places: Sequence[Any] | np.ndarray, parts: Sequence[
     return jax.tree.map(put, tree, *parts)
 
 
-def _program(lanes: Lanes, *same: Any, task: Training, length: int, mode: str) -> Callable:
+def _program(
+    lanes: Lanes, *same: Any, task: Training, length: int, mode: str
+) -> Callable[..., Any]:
     """The compiled function that trains a part of such lanes, arrays `[each, ...]`."""
     if mode == "loop":
         return _host_loop(lanes, *same, task=task, length=length)
@@ -366,7 +368,7 @@ def _host_loop(
     *,
     task: Training,
     length: int,
-) -> Callable:
+) -> Callable[..., Any]:
     """A function that trains one lane, by one program for a step and one for the scores."""
     at, same = np.int32(0), (shared, first, batches)
     metrics = jax.eval_shape(partial(_step_of, task=task), lane, at, *same)[1]
@@ -633,8 +635,8 @@ def to_host(x: jax.Array) -> jax.Array | np.ndarray:
 
 
 def _side_by_side(
-    one: Callable, mesh: Mesh | None, shared: int, one_by_one: bool = False
-) -> Callable:
+    one: Callable[..., Any], mesh: Mesh | None, shared: int, one_by_one: bool = False
+) -> Callable[..., Any]:
     """Maps a function of one lane over all lanes, on the devices that hold them.
 
     The first arguments are `[lanes, ...]`; the last `shared` of them have no `lanes` axis.

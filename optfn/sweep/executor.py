@@ -331,7 +331,7 @@ class Executor:
         every = sum(x.nbytes for x in jax.tree.leaves(self.state))
         return trials * self.runs * every // self.lanes
 
-    def _of_program(self, candidate: Candidate, lanes: int) -> tuple:
+    def _of_program(self, candidate: Candidate, lanes: int) -> tuple[Any, ...]:
         many = self._in_places([candidate] * (lanes // self.runs))
         batches = self._stream.like(self.segments)
         return self.task, many, lanes, self.shared, batches, self.plan.segment

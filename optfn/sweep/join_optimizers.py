@@ -41,7 +41,7 @@ class join_optimizers(Transform):
     optimizer: Transform = child()
     boundaries: Sequence[Any] = numbers()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         count = len(self.boundaries) + 1
         for path, x in jax.tree_util.tree_flatten_with_path(self.optimizer)[0]:

@@ -91,7 +91,7 @@ class optuna_search:
     study_name: str = "sweep"
     direction: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         library = optuna_library()
         kinds = {"study": library.Study, "sampler": library.samplers.BaseSampler}
         for name, kind in kinds.items():
@@ -364,7 +364,9 @@ class _Session(_Written):
         pairs = [list(pair) for pair in finite.items()]
         self._tell(int(index), float(score) if good else None, status, pairs)
 
-    def _tell(self, index: int, score: float | None, status: TrialStatus, reports: list) -> None:
+    def _tell(
+        self, index: int, score: float | None, status: TrialStatus, reports: list[Any]
+    ) -> None:
         self.log.append(["tell", index, score, status, reports])
         self.ended[index] = status
         trial, states = self.asked[index], optuna_library().trial.TrialState
@@ -436,7 +438,7 @@ class _Session(_Written):
         there = self.shared.get_trials(deepcopy=False)[number]._trial_id
         return _filled_in(self.shared._storage, there, outcome)
 
-    def _frozen(self, index: int, trials: list) -> Any:
+    def _frozen(self, index: int, trials: list[Any]) -> Any:
         trial = copy.deepcopy(trials[self.asked[index].number])
         trial.system_attrs = {}
         trial.params = {k: _written(self.coordinates[k], x) for k, x in trial.params.items()}
@@ -595,7 +597,7 @@ def _written(distribution: Distribution, param: Any) -> Any:
     return _value(distribution, param) if _encodes(distribution) else param
 
 
-def _by_position(options: tuple) -> bool:
+def _by_position(options: tuple[Any, ...]) -> bool:
     """Whether Optuna cannot store these options, or cannot tell them apart."""
     if not all(map(_plain, options)):
         return True

@@ -600,7 +600,7 @@ def _distribution(result: Trials, trials: np.ndarray, name: str, where: str) -> 
     )
 
 
-def _positions(distribution: Distribution, values: list) -> np.ndarray:
+def _positions(distribution: Distribution, values: list[Any]) -> np.ndarray:
     """Numbers as they are, and choices by their position in the list."""
     if isinstance(distribution, Choice):
         return np.array([distribution.index(value) for value in values], float)

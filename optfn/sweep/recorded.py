@@ -138,7 +138,7 @@ def _space(described: Mapping[str, Any]) -> dict[str, Distribution]:
     return {argument: _distribution(kind) for argument, kind in described.items()}
 
 
-def _description(distribution: Distribution) -> list:
+def _description(distribution: Distribution) -> list[Any]:
     """A distribution for JSON; a fixed value and options as `readable`."""
     if isinstance(distribution, Fixed):
         return ["Fixed", readable(distribution.value)]

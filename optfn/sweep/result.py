@@ -319,7 +319,7 @@ def _tried(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return ", ".join(f"{name} from {_range(values)}" for name, values in tried.items())
 
 
-def _range(values: list) -> str:
+def _range(values: list[Any]) -> str:
     try:
         return f"{number(min(values))} to {number(max(values))}"
     except (TypeError, ValueError):  # of other kinds, or arrays

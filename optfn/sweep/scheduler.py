@@ -66,7 +66,7 @@ class Scheduler:
     exhausted: bool = False
     first_error: Exception | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         plan, policy = self.plan, self.policy
         self.runs = len(self.seeds_of(0))
         self.judge = policy.start(plan, self.session.trials)

@@ -142,7 +142,7 @@ class Uniform(_Floats):
     high: float
     step: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_bounds()
         if self.step is not None:
             _check_step(self, Real)
@@ -210,7 +210,7 @@ class LogUniform(_Floats):
 
     axis = "log"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_bounds()
         if self.low < SMALLEST_NORMAL:
             raise ValueError(
@@ -253,7 +253,7 @@ class OneMinusLogUniform(_Floats):
 
     axis = "one minus log"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_bounds()
         if self.low < LEAST_DISTANCE or self.high >= 1:
             raise ValueError(
@@ -308,7 +308,7 @@ class IntUniform(Distribution):
     log: bool = False
     step: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for bound in ("low", "high"):
             value = getattr(self, bound)
             if not _is_number(value, Integral):
@@ -396,7 +396,7 @@ class Normal(_Floats):
     mean: float
     std: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             if not _is_number(value := getattr(self, name), Real):
                 raise TypeError(f"Normal({name}=...) must be a number, found {value!r}.")
@@ -452,7 +452,7 @@ class Choice(Distribution):
         ValueError: there are no options.
     """
 
-    options: tuple
+    options: tuple[Any, ...]
 
     axis = "choice"
 
@@ -502,7 +502,7 @@ class Either(Distribution):
         ValueError: there are no parts.
     """
 
-    parts: tuple
+    parts: tuple[Any, ...]
 
     def __init__(self, *parts: Any):
         if not parts:
@@ -636,7 +636,7 @@ def widened(places: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _check_step(distribution: Any, kind: type) -> None:
+def _check_step(distribution: Any, kind: type[Any]) -> None:
     name, step = type(distribution).__name__, distribution.step
     if not _is_number(step, kind):
         raise TypeError(f"{name}(step=...) must be a number of its kind, found {step!r}.")
@@ -646,7 +646,7 @@ def _check_step(distribution: Any, kind: type) -> None:
         )
 
 
-def _is_number(value: Any, kind: type) -> bool:
+def _is_number(value: Any, kind: type[Any]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

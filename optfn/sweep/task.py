@@ -75,13 +75,13 @@ class Training:
     batch: Callable[..., PyTree] | None = None
     common_batches: bool = False
     stream: Callable[[int], PyTree] | Iterable[PyTree] | None = None
-    evaluate: Callable[..., dict] | None = None
+    evaluate: Callable[..., dict[str, Any]] | None = None
     held_out: PyTree = None
     host_evaluate: Callable[..., Any] | None = None
     minimize: str | None = None
     maximize: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch", "evaluate", "host_evaluate"):
             _check_function(self, name, optional=True)
         name = type(self).__name__
@@ -305,7 +305,7 @@ class Task(Training):
 
     functions = ("init", "loss", "batch", "evaluate", "host_evaluate")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_function(self, "loss")
         if not _is_function(self.init):
             self._model(self.init)
@@ -372,7 +372,7 @@ class Task(Training):
 
     def _loss(
         self, model: Model, batch: PyTree, key: jax.Array, values: Mapping[str, Any]
-    ) -> tuple[Any, PyTree, dict]:
+    ) -> tuple[Any, PyTree, dict[str, Any]]:
         """The loss of a batch, the model's new state, and what is to be recorded."""
         names = {x.name for x in parameters_of(self.loss) or []}
         wants_key = {"key": key} if "key" in names else {}
@@ -424,12 +424,12 @@ class TrainingLoop(Training):
     """
 
     init: Callable[..., PyTree]
-    step: Callable[..., tuple[PyTree, dict]]
+    step: Callable[..., tuple[PyTree, dict[str, Any]]]
     params: Callable[[PyTree], PyTree] | None = None
 
     functions = ("init", "step", "batch", "evaluate", "host_evaluate")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_function(self, "init")
         _check_function(self, "step")
         _check_function(self, "params", optional=True)

@@ -70,7 +70,7 @@ class Trial:
     own_history: History = field(default_factory=list)
     error: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.scores = self.scores or [math.nan] * len(self.seeds)
         self.history = self.history or [(0, self.point)]
         self.own_history = self.own_history or [(0, self.point)]

@@ -180,7 +180,7 @@ class Trials:
         ends = self.curves[name][np.arange(len(self)), last]
         return np.where(last < 0, np.nan, ends)
 
-    def columns(self) -> dict[str, list]:
+    def columns(self) -> dict[str, list[Any]]:
         """The columns of a table with a row for each trial; other scores are the last ones.
 
         A hyperparameter with the name of another column gets the prefix "optimizer.".
@@ -195,7 +195,7 @@ def spread(scores: np.ndarray) -> float:
     return float(scores.std(ddof=1)) if several else float("nan")
 
 
-def _columns(trials: Trials) -> dict[str, list]:
+def _columns(trials: Trials) -> dict[str, list[Any]]:
     """The columns of `Trials.columns`."""
     members = [trials.trial(i) for i in range(len(trials))]
     outcomes = {

@@ -92,7 +92,7 @@ class Subject:
         return self.moved(params, updates), state
 
     @functools.cached_property
-    def donating_step(self) -> Callable:
+    def donating_step(self) -> Callable[..., Any]:
         """Maps gradients, state and params to updates, new state and new params.
 
         Compiled once for all checks. State and params are donated.
@@ -512,7 +512,7 @@ def check_descends(
 
 
 @functools.lru_cache
-def _value_and_grad(value: Callable) -> Callable:
+def _value_and_grad(value: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(value))
 
 
@@ -525,7 +525,7 @@ _QUADRATIC = replace(
 )
 
 
-CHECKS: dict[str, Callable] = {
+CHECKS: dict[str, Callable[..., Any]] = {
     name.removeprefix("check_"): check
     for name, check in list(globals().items())
     if name.startswith("check_") and name != "check_transform"
@@ -561,7 +561,9 @@ def _form(x: Any) -> str:
     return f"{'weak ' if x.weak_type else ''}{x.dtype}{list(x.shape)}"
 
 
-def _close_runs(expected: tuple, got: tuple, params: PyTree, which: str) -> None:
+def _close_runs(
+    expected: tuple[Any, ...], got: tuple[Any, ...], params: PyTree, which: str
+) -> None:
     """Updates and states are equal but for the order of roundings.
 
     Updates are added to params, so that what is below a unit in their last place is none.

@@ -120,7 +120,7 @@ class CoordinateCheck:
 
 
 def coordinate_check(
-    make_model: Callable[[int], tuple[Any, PyTree, Callable]],
+    make_model: Callable[[int], tuple[Any, PyTree, Callable[..., Any]]],
     widths: Sequence[int],
     batch: PyTree,
     *,
@@ -191,7 +191,9 @@ def coordinate_check(
     return CoordinateCheck(widths, sizes, changes, np.stack([one[2] for one in found], axis=1))
 
 
-def _measured(tx: Any, params: PyTree, loss: Callable, batch: PyTree, steps: int) -> tuple:
+def _measured(
+    tx: Any, params: PyTree, loss: Callable[..., Any], batch: PyTree, steps: int
+) -> tuple[Any, ...]:
     """Sizes and changes by name, and losses, of one model, each `[steps + 1]`."""
     tx = as_transform(tx, "coordinate_check(make_model=...): its optimizer")
 

@@ -56,7 +56,9 @@ def check(subject: Any) -> None:
             _check_arrays(subject, automatic, specs, f"automatic axes, {name}")
 
 
-def _check_types(subject: Any, mesh: Any, specs: dict, split: tuple, how: str) -> None:
+def _check_types(
+    subject: Any, mesh: Any, specs: dict[str, Any], split: tuple[Any, ...], how: str
+) -> None:
     """In the carry of a scan no type changes, and the updates have the types of the params."""
     params, grads, like = (
         {
@@ -96,12 +98,12 @@ def _check_types(subject: Any, mesh: Any, specs: dict, split: tuple, how: str) -
                 raise AssertionError(f"{how}: {what} '{path}' lies as {_spec(x)}, not {_spec(y)}")
 
 
-def _spec(x: Any) -> tuple:
+def _spec(x: Any) -> tuple[Any, ...]:
     """How explicit axes split an array."""
     return () if x.sharding is None else tuple(x.sharding.spec) if any(x.sharding.spec) else ()
 
 
-def _check_arrays(subject: Any, mesh: Any, specs: dict, how: str) -> None:
+def _check_arrays(subject: Any, mesh: Any, specs: dict[str, Any], how: str) -> None:
     """A state keeps its places, and a step that is jitted once serves all steps."""
 
     def place(name, shape):

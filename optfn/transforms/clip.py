@@ -28,7 +28,9 @@ class clip(Leafwise):
 
     max_delta: Any
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return clip_entries(g, self.max_delta), slots
 
 
@@ -61,11 +63,13 @@ class clip_by_norm(Leafwise):
 
     max_norm: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_within(self.max_norm, (0, math.inf), "clip_by_norm(max_norm=...)")
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return shrunk(g, norm_of(g), self.max_norm), slots
 
 
@@ -86,7 +90,9 @@ class clip_by_block_rms(Leafwise):
 
     threshold: Any
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return shrunk(g, norm_of(g).over_root(entries(g)), self.threshold), slots
 
 
@@ -116,7 +122,9 @@ class adaptive_grad_clip(Leafwise):
     eps: Any = 1e-3
     axis: int | tuple[int, ...] | None = static(default=None)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         norms, own = self._norms(g), self._norms(param).at_least(self.eps)
         share = self.clipping * own.relative
         within = norms.relative * (norms.scale / own.scale) <= share

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
@@ -41,10 +42,12 @@ class correct_by_mars(Leafwise):
 
     Slots = LastGradient
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> LastGradient:
         return LastGradient(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: LastGradient, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, LastGradient]:
         c = g + self.gamma * self.b1 / (1 - self.b1) * (g - slots.previous_gradient)
         return shrunk(c, norm_of(c), self.max_norm), LastGradient(g)
 
@@ -67,7 +70,9 @@ class orthogonalize_to_params(Leafwise):
 
     needs_params = True
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         p_norm, g_norm = norm_of(param), norm_of(g)
         unit, g = param / p_norm.scale * ratio(1, p_norm.relative), g / g_norm.scale
         v = g - unit * dot(unit, g)

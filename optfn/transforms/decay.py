@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,9 @@ class add_decayed_weights(_Decay):
 
     elementwise = True
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Any, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Any]:
         known_to_be_none = isinstance(self.weight_decay, np.generic) and self.weight_decay == 0
         if known_to_be_none or not decays(self.mask):
             return g, slots
@@ -76,7 +79,9 @@ class add_cautious_decay(_Decay):
 
     elementwise = True
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Any, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Any]:
         if not decays(self.mask):
             return g, slots
         along = (jnp.sign(g) * jnp.sign(param).conj()).real >= 0
@@ -94,7 +99,7 @@ class _DecayingStep(Leafwise):
     weight_decay: Any = 0.0
     mask: Any = per_leaf(default=None, of=bool)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.max_learning_rate, Schedule):
             raise TypeError(
@@ -102,7 +107,9 @@ class _DecayingStep(Leafwise):
                 "of the schedule, found a schedule."
             )
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         step = -self.learning_rate * g
         if not decays(self.mask):
             return step, slots
@@ -202,7 +209,9 @@ class descend_then_decay(Leafwise):
     mask: Any = per_leaf(default=None, of=bool)
     start: int = static(default=0, kw_only=True)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         step = -self.learning_rate * g
         if not decays(self.mask):
             return step, slots

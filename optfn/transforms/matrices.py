@@ -1,7 +1,9 @@
 """Stages for matrices that are not algorithms: orthogonalization and factors of their shape."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.core.data import numbers, per_leaf, static
@@ -13,7 +15,7 @@ from optfn.linalg import orthogonalize, polynomials
 from optfn.linalg.orthogonal import Normalization
 
 # By what the orthogonal factor of a matrix of r rows and c columns is multiplied.
-SHAPE_FACTORS = {
+SHAPE_FACTORS: dict[str, Callable[[int, int], float]] = {
     "width": lambda r, c: max(1, r / c) ** 0.5,
     "spectral": lambda r, c: (r / c) ** 0.5,
     "rms": lambda r, c: max(r, c) ** 0.5,
@@ -43,7 +45,9 @@ class scale_by_matrix_shape(Leafwise):
     factor: Any = 1.0
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         if not self.views.is_matrix or not g.size:
             return g, slots
         rows, columns = self.views.sides(g.shape)
@@ -67,7 +71,9 @@ class clip_by_matrix_rms(Matrixwise):
 
     threshold: Any
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return shrunk(g, norm_of(g).over_root(g.size), self.threshold), slots
 
 
@@ -103,11 +109,13 @@ class newton_schulz(Matrixwise):
     dtype: str | None = static(default=None, kw_only=True)
     adaptive: bool = static(default=False, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "coefficients", polynomials(self.coefficients))
         super().__post_init__()
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         u = orthogonalize(
             g,
             self.coefficients,

@@ -31,7 +31,9 @@ class normalize_matrices(Matrixwise):
 
     eps: Any = 0.0
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         norm = norms_along(None, g)
         factor = ratio(min(g.shape) ** 0.5, norm.relative + self.eps / norm.scale)
         return g / norm.scale * factor, slots
@@ -52,7 +54,9 @@ class equalize_rows(Matrixwise):
     Source: arXiv 2603.28254.
     """
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         of_rows, whole = norms_along(1, g), norms_along(None, g).over_root(g.shape[0])
         units = g / of_rows.scale * ratio(1, of_rows.relative)
         return units * whole.relative * whole.scale, slots
@@ -92,10 +96,12 @@ class scale_by_row_moment(Matrixwise):
 
     Slots = RowMoment
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> RowMoment:
         return RowMoment(zeros_along(param, (self._axis(param.shape),)))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: RowMoment, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, RowMoment]:
         across = 1 - self._axis(g.shape)
         now = norms_along(across, g).over_root(g.shape[across]).value
         rms = _root_of_average(self.b2, slots.rms, now.squeeze(across))

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.core.data import static, storage_dtype
@@ -40,10 +41,12 @@ class trace(Leafwise):
 
     Slots = Trace
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Trace:
         return Trace(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Trace, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Trace]:
         v = self.decay * slots.trace + g
         return (g + self.decay * v if self.nesterov else v), Trace(v)
 
@@ -81,10 +84,12 @@ class ema(Leafwise):
 
     Slots = Ema
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Ema:
         return Ema(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Ema, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Ema]:
         v = average(self.decay, slots.ema, g)
         if self.nesterov:
             biased = average(self.decay, v, g)

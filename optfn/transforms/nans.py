@@ -1,7 +1,8 @@
 """Replacing NaNs by zeros."""
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.core.leafwise import Leafwise
@@ -33,9 +34,11 @@ class zero_nans(Leafwise):
 
     Slots = FoundNan
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> FoundNan:
         return FoundNan(jnp.zeros((), bool))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: FoundNan, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, FoundNan]:
         nan = jnp.isnan(g)
         return jnp.where(nan, 0, g), FoundNan(nan.any())

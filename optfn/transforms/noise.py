@@ -30,6 +30,8 @@ class add_noise(Leafwise):
     gamma: Any
     seed: Any = seed(also_called="key")
 
-    def update_leaf(self, g, slots, param, t, *, key: Any = None):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array, *, key: Any = None
+    ) -> tuple[jax.Array, None]:
         stddev = sqrt(self.eta / t**self.gamma)
         return g + stddev * jax.random.normal(key, g.shape, g.dtype), slots

@@ -79,7 +79,7 @@ class reduce_on_plateau(Transform):
     min_scale: Any = 0.0
     direction: str = static(default="min", choices=("min", "max"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         shares, counts, sizes = (0, 1), (1, math.inf), (0, math.inf)
         limits = {"factor": shares, "rtol": shares, "min_scale": shares, "atol": sizes}

@@ -27,7 +27,9 @@ class keep_params_nonnegative(Leafwise):
     elementary = True
     needs_params = True
 
-    def update_leaf(self, update, slots, param, t):
+    def update_leaf(
+        self, update: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return _at_least(update, -param), slots
 
 

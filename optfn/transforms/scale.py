@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from optfn.core.data import check_within, per_leaf, static
 from optfn.core.leafwise import Leafwise
 from optfn.core.updates_kind import Updates
@@ -19,7 +21,9 @@ class scale(Leafwise):
 
     step_size: Any
 
-    def update_leaf(self, update, slots, param, t):
+    def update_leaf(
+        self, update: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return self.step_size * update, slots
 
     def updates_kind(self, incoming: Updates) -> Updates:
@@ -42,7 +46,9 @@ class scale_by_learning_rate(Leafwise):
     learning_rate: Any
     flip_sign: bool = static(default=True, kw_only=True)
 
-    def update_leaf(self, update, slots, param, t):
+    def update_leaf(
+        self, update: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         rate = -self.learning_rate if self.flip_sign else self.learning_rate
         return rate * update, slots
 
@@ -86,13 +92,15 @@ class scale_by_layer_decay(Leafwise):
     decay: Any
     layers_above: Any = per_leaf(of=int)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers_above is None:
             raise TypeError("scale_by_layer_decay(layers_above=...) must be a tree or a function.")
         check_within(self.decay, (0, 1), "scale_by_layer_decay(decay=...)")
 
-    def update_leaf(self, update, slots, param, t):
+    def update_leaf(
+        self, update: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         if self.layers_above < 0:
             raise ValueError(
                 f"scale_by_layer_decay(layers_above=...) must not be below 0, found "
@@ -107,7 +115,9 @@ class negate(Leafwise):
     elementwise = True
     elementary = True
 
-    def update_leaf(self, update, slots, param, t):
+    def update_leaf(
+        self, update: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return -update, slots
 
     def updates_kind(self, incoming: Updates) -> Updates:

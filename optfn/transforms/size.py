@@ -31,7 +31,9 @@ class scale_by_param_block_norm(Leafwise):
 
     min_scale: Any = 1e-3
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         norm = norm_of(param).at_least(self.min_scale)
         return g * norm.scale * norm.relative, slots
 
@@ -56,7 +58,9 @@ class scale_by_param_block_rms(Leafwise):
 
     min_scale: Any = 1e-3
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return g * jnp.maximum(root_mean_square(param), self.min_scale), slots
 
 
@@ -106,7 +110,9 @@ class centralize(Leafwise):
     Source: Yong et al. 2020.
     """
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         if g.ndim < 2:
             return g, slots
         return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True), slots

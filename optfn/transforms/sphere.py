@@ -57,10 +57,12 @@ class hyperball(Leafwise):
 
     Slots = StartSize
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> StartSize:
         return StartSize(self._root_mean_square(param).value)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: StartSize, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, StartSize]:
         of_g = self._root_mean_square(g)
         step = -self.learning_rate * slots.rms * (g / of_g.scale * ratio(1, of_g.relative))
         moved = self._root_mean_square(param + step).value

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -50,11 +51,13 @@ class scale_by_cocob(Leafwise):
 
     Slots = Bets
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Bets:
         zero = zeros_like_real(param)
         return Bets(param, zero + self.eps, zero, jnp.zeros_like(param), zero)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Bets, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Bets]:
         size = jnp.abs(g)
         largest = jnp.maximum(slots.scale, size)
         summed = slots.subgradients + size

@@ -277,11 +277,13 @@ class scale_by_distance_over_gradients(Leafwise):
 
     Slots = DistanceState
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> DistanceState:
         first = self.reps_rel * (1 + global_norm(param))
         return DistanceState(first, jnp.zeros_like(first), param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: DistanceState, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, DistanceState]:
         r = jnp.maximum(slots.max_distance, norm_in_range(param - slots.start))
         norm = _gather(slots.gradient_norm, norm_in_range(g))
         rate = self.global_scale * ratio(r, _gather(norm, sqrt(self.eps)))

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import average, zeros_like_real
@@ -39,10 +41,12 @@ class scale_by_adadelta(Leafwise):
 
     Slots = SquaredSteps
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> SquaredSteps:
         return SquaredSteps(zeros_like_real(param), zeros_like_real(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: SquaredSteps, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, SquaredSteps]:
         e_g = average(self.rho, slots.e_g, abs_sq(g))
         u = sqrt(slots.e_x + self.eps) / sqrt(e_g + self.eps) * g
         return u, SquaredSteps(e_g, average(self.rho, slots.e_x, abs_sq(u)))

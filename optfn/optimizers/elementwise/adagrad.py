@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -37,10 +38,12 @@ class scale_by_rss(Leafwise):
 
     Slots = SumOfSquares
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> SumOfSquares:
         return SumOfSquares(full_like_real(param, self.initial_accumulator_value))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: SumOfSquares, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, SumOfSquares]:
         s = slots.sum_of_squares + abs_sq(g)
         # The inner selection keeps derivatives finite where s and eps are both zero.
         zero = s == 0

@@ -53,15 +53,17 @@ class scale_by_adam(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu_hat, nu_hat, moments = corrected_moments(self, g, slots, t)
         return mu_hat / (sqrt(nu_hat + self.eps_root) + self.eps), moments
 
 
-def corrected_moments(rule: Any, g: jax.Array, slots: Moments, t: jax.Array) -> tuple:
+def corrected_moments(rule: Any, g: jax.Array, slots: Moments, t: jax.Array) -> tuple[Any, ...]:
     """mu_hat, nu_hat and the new slots, with a rule's `b1`, `b2` and `nesterov`."""
     mu = average(rule.b1, slots.mu, g)
     nu = average(rule.b2, slots.nu, abs_sq(g))
@@ -230,10 +232,12 @@ class scale_by_amsgrad(Leafwise):
 
     Slots = MaxMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> MaxMoments:
         return MaxMoments(*zero_moments(param), zeros_like_real(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: MaxMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, MaxMoments]:
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
         mu_hat = debias(mu, self.b1, t) if self.bias_correction_mu else mu

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -54,11 +55,13 @@ class scale_by_adan(Leafwise):
 
     Slots = AdanMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> AdanMoments:
         zeros = [jnp.zeros_like(param) for _ in range(3)]
         return AdanMoments(m=zeros[0], v=zeros[1], n=zeros_like_real(param), g=zeros[2])
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: AdanMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, AdanMoments]:
         change = jnp.where(t == 1, 0, g - slots.g)
         m = average(self.b1, slots.m, g)
         v = average(self.b2, slots.v, change)

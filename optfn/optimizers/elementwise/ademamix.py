@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -57,10 +58,12 @@ class scale_by_ademamix(Leafwise):
 
     Slots = MixedMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> MixedMoments:
         return MixedMoments(jnp.zeros_like(param), jnp.zeros_like(param), zeros_like_real(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: MixedMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, MixedMoments]:
         m1 = average(self.b1, slots.m1, g)
         m2 = average(self.b3, slots.m2, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
@@ -141,10 +144,12 @@ class scale_by_simplified_ademamix(Leafwise):
 
     Slots = SummedMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> SummedMoments:
         return SummedMoments(jnp.zeros_like(param), zeros_like_real(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: SummedMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, SummedMoments]:
         m = self.b1 * slots.m + g
         n = average(self.b2, slots.n, abs_sq(g))
         u = (m + self.alpha * g) / (sqrt(debias(n, self.b2, t) + self.eps_root) + self.eps)

@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -49,10 +50,12 @@ class scale_by_adopt(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         first = t == 1
         n = g / jnp.maximum(sqrt(slots.nu), self.eps)
         if self.use_clipping:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -46,10 +47,12 @@ class scale_by_belief(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu = average(self.b1, slots.mu, g)
         # The number is not added last: what ends in an operation on two arrays is computed once.
         nu = self.b2 * slots.nu + self.eps_root + (1 - self.b2) * abs_sq(g - mu)
@@ -113,10 +116,12 @@ class scale_by_acprop(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         first = t == 1
         nu_hat = jnp.where(first, 1, debias(slots.nu, self.b2, jnp.where(first, 1, t - 1)))
         nu = average(self.b2, slots.nu, abs_sq(g - slots.mu)) + self.eps_root

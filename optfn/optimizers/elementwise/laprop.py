@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from optfn.compose.chain import chain
 from optfn.core.leafwise import Leafwise
 from optfn.core.moments import Moments, average, debias, zero_moments
@@ -33,10 +35,12 @@ class scale_by_laprop(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         nu = average(self.b2, slots.nu, abs_sq(g))
         normalized = g / (sqrt(debias(nu, self.b2, t)) + self.eps)
         mu = average(self.b1, slots.mu, normalized)

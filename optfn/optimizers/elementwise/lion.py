@@ -44,10 +44,12 @@ class scale_by_lion(Leafwise):
 
     Slots = FirstMoment
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> FirstMoment:
         return FirstMoment(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: FirstMoment, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, FirstMoment]:
         mixed = average(self.b1, slots.mu, g)
         return propagate_nan(self._squashed(mixed), mixed), FirstMoment(
             average(self.b2, slots.mu, g)

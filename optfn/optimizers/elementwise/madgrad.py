@@ -53,10 +53,12 @@ class scale_by_madgrad(Leafwise):
 
     Slots = DualAverages
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> DualAverages:
         return DualAverages(zeros_like_real(param), jnp.zeros_like(param), param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: DualAverages, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, DualAverages]:
         weight = (self.learning_rate + self.eps) * sqrt(t)
         v = slots.grad_sum_sq + weight * abs_sq(g)
         s = slots.s + weight * g

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -31,10 +32,12 @@ class scale_by_optimistic_gradient(Leafwise):
 
     Slots = LastGradient
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> LastGradient:
         return LastGradient(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: LastGradient, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, LastGradient]:
         last = jnp.where(t == 1, g, slots.previous_gradient)
         return (self.alpha + self.beta) * g - self.beta * last, LastGradient(g)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -37,10 +38,12 @@ class scale_by_qhm(Leafwise):
 
     Slots = FirstMoment
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> FirstMoment:
         return FirstMoment(jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: FirstMoment, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, FirstMoment]:
         mu = average(self.b1, slots.mu, g)
         return average(self.v1, mu, g), FirstMoment(mu)
 
@@ -89,10 +92,12 @@ class scale_by_qhadam(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu = average(self.b1, slots.mu, g)
         nu = average(self.b2, slots.nu, abs_sq(g))
         direction = average(self.v1, debias(mu, self.b1, t), g)

@@ -44,10 +44,12 @@ class scale_by_radam(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return zero_moments(param)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu_hat, nu_hat, moments = corrected_moments(self, g, slots, t)
         rho, rho_inf = _average_length(self.b2, t), 2 / (1 - self.b2) - 1
         trusted = rho >= self.threshold

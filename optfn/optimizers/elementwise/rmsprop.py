@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -47,10 +48,12 @@ class scale_by_rms(Leafwise):
 
     Slots = SecondMoment
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> SecondMoment:
         return SecondMoment(full_like_real(param, self.initial_scale))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: SecondMoment, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, SecondMoment]:
         nu = average(self.decay, slots.nu, abs_sq(g))
         nu_hat = debias(nu, self.decay, t) if self.bias_correction else nu
         return g / root(nu_hat, self.eps, self.eps_in_sqrt), SecondMoment(nu)
@@ -85,10 +88,12 @@ class scale_by_stddev(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         return Moments(jnp.zeros_like(param), full_like_real(param, self.initial_scale))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu = average(self.decay, slots.mu, g)
         nu = average(self.decay, slots.nu, abs_sq(g))
         mu_hat = debias(mu, self.decay, t) if self.bias_correction else mu
@@ -97,7 +102,7 @@ class scale_by_stddev(Leafwise):
         return g / root(variance, self.eps, self.eps_in_sqrt), Moments(mu, nu)
 
 
-def root(square, eps, eps_in_sqrt):
+def root(square: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:
     return sqrt(square + eps) if eps_in_sqrt else sqrt(square) + eps
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -49,10 +50,12 @@ class scale_by_rprop(Leafwise):
 
     Slots = StepSizes
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> StepSizes:
         return StepSizes(full_like_real(param, self.learning_rate), jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: StepSizes, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, StepSizes]:
         # The product of signs: that of the gradients may vanish or overflow.
         sign = jnp.sign(g)
         agreement = (sign * jnp.sign(slots.prev_updates).conj()).real

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -21,7 +22,9 @@ class scale_by_sign(Leafwise):
     elementwise = True
     elementary = True
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         return propagate_nan(jnp.sign(g), g), slots
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -38,11 +39,13 @@ class scale_by_yogi(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         start = self.initial_accumulator_value
         return Moments(jnp.full_like(param, start), full_like_real(param, start))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         mu = average(self.b1, slots.mu, g)
         square = abs_sq(g)
         # A comparison, since a difference of two infinite squares is NaN.

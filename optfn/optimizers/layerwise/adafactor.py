@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -58,14 +59,16 @@ class scale_by_factored_rms(Leafwise):
 
     Slots = FactoredMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> FactoredMoments:
         axes = self._factored_axes(param.shape)
         if axes is None:
             return FactoredMoments(None, None, zeros_like_real(param))
         row, col = (np.delete(range(param.ndim), axis).tolist() for axis in axes)
         return FactoredMoments(zeros_along(param, row), zeros_along(param, col), None)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: FactoredMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, FactoredMoments]:
         b = 1 - jnp.maximum(t - self.step_offset, 1) ** -self.decay_rate
         # Squares that overflow would make the means infinite, and a ratio of two such means NaN.
         square = jnp.minimum(abs_sq(g) + self.epsilon, jnp.finfo(g.dtype).max / max(g.size, 1))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -44,12 +45,14 @@ class scale_by_adam_mini(Leafwise):
 
     Slots = Moments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Moments:
         within = self._within(param.ndim)
         blocks = [1 if axis in within else n for axis, n in enumerate(param.shape)]
         return Moments(jnp.zeros_like(param), jnp.zeros(blocks, real_dtype(param.dtype)))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: Moments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Moments]:
         within = self._within(g.ndim)
         entries = max(1, g.size // max(1, slots.nu.size))
         square = jnp.sum(abs_sq(g), axis=within, keepdims=True) / entries

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -57,10 +58,12 @@ class scale_by_novograd(Leafwise):
 
     Slots = LayerMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> LayerMoments:
         return LayerMoments(jnp.zeros_like(param), jnp.zeros((), real_dtype(param.dtype)))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: LayerMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, LayerMoments]:
         square = total(abs_sq(g))
         nu = jnp.where(t == 1, square, average(self.b2, slots.nu, square))
         normalized = g / (sqrt(nu + self.eps_root) + self.eps)

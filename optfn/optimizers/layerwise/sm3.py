@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -45,11 +46,13 @@ class scale_by_sm3(Leafwise):
 
     Slots = CoverMoments
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> CoverMoments:
         covers = [zeros_along(param, (axis,)) for axis in range(param.ndim)]
         return CoverMoments(covers or [zeros_like_real(param).reshape(1)], jnp.zeros_like(param))
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: CoverMoments, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, CoverMoments]:
         square = abs_sq(g).reshape(g.shape or (1,))
         axes = range(square.ndim)
         others = [tuple(k for k in axes if k != i) for i in axes]

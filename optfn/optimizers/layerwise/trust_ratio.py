@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from optfn.compose.chain import chain
@@ -41,7 +42,9 @@ class scale_by_trust_ratio(Leafwise):
     trust_coefficient: Any = 1.0
     eps: Any = 0.0
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         own, of_g = (norm_of(x).at_least(self.min_norm) for x in (param, g))
         no_ratio = (own.relative == 0) | (of_g.relative == 0)
         # The direction first: the ratio of a large norm to a tiny one may overflow.
@@ -147,7 +150,9 @@ class retract_by_learning_rate(Leafwise):
 
     learning_rate: Any
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         # 1 / root - 1, without the difference of two numbers near 1.
         square = self.learning_rate * self.learning_rate
         root = sqrt(1 + square)

@@ -20,7 +20,7 @@ from optfn.core.placement import Along
 from optfn.core.randomness import seed
 from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
-from optfn.core.turns import is_due
+from optfn.core.turns import Turn, is_due
 from optfn.linalg import leading_vectors
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.optimizers.matrix.galore import PROJECTS_ROWS, transposed
@@ -88,14 +88,14 @@ class scale_by_apollo(Matrixwise):
 
     Slots = ScaledMoments
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.rank, f"{type(self).__name__}(rank=...)")
 
-    def draws_at(self, step):
+    def draws_at(self, step: jax.Array) -> jax.Array:
         return step - step % jnp.maximum(whole(self.update_proj_gap), 1)
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> ScaledMoments:
         rows, (side, other), rank = self._form(param.shape)
         axes = (0, 1) if rows else (1, 0)
         real = real_dtype(param.dtype)
@@ -108,7 +108,16 @@ class scale_by_apollo(Matrixwise):
             else None,
         )
 
-    def update_matrix(self, g, slots, param, t, *, key: Any = None, turn: Any = None):
+    def update_matrix(
+        self,
+        g: jax.Array,
+        slots: ScaledMoments,
+        param: Any,
+        t: jax.Array,
+        *,
+        key: Any = None,
+        turn: Turn | None = None,
+    ) -> tuple[jax.Array, ScaledMoments]:
         rows, (side, _), rank = self._form(g.shape)
         x = transposed(g, rows)
         if self.proj == "svd":

@@ -69,11 +69,11 @@ class scale_by_dion(Matrixwise):
 
     Slots = DionSlots
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_share(self.rank_fraction, "scale_by_dion(rank_fraction=...)")
         super().__post_init__()
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> DionSlots:
         sides = param.shape
         longer = int(sides[0] < sides[1])
         multiple = self.rank_multiple_of
@@ -82,7 +82,9 @@ class scale_by_dion(Matrixwise):
         basis = jax.random.normal(key, (sides[1 - longer], rank), param.dtype)
         return DionSlots(jnp.zeros_like(param), Along(basis, (1 - longer, None)))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: DionSlots, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, DionSlots]:
         m = slots.momentum + g
         is_wide = m.shape[0] < m.shape[1]
         x = adjoint(m) if is_wide else m
@@ -200,15 +202,17 @@ class scale_by_dion2(Matrixwise):
 
     Slots = Dion2Slots
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_share(self.fraction, "scale_by_dion2(fraction=...)")
         object.__setattr__(self, "coefficients", polynomials(self.coefficients))
         super().__post_init__()
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> Dion2Slots:
         return Dion2Slots(jnp.zeros_like(param))
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: Dion2Slots, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, Dion2Slots]:
         m = slots.momentum + g
         is_tall = m.shape[0] > m.shape[1]
         rows = m.mT if is_tall else m

@@ -1,5 +1,6 @@
 """GaLore: an optimizer that runs on a projection of each matrix."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.scale import scale_by_learning_rate
 
 # Which side of a matrix of r rows and c columns is projected: whether it is the rows.
-PROJECTS_ROWS = {
+PROJECTS_ROWS: dict[str, Callable[[int, int], bool]] = {
     "larger": lambda r, c: r > c,
     "smaller": lambda r, c: r < c,
     "rows": lambda r, c: True,
@@ -163,7 +164,7 @@ class scale_by_galore(Transform):
         read=_views_by_numbers,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.rank, f"{type(self).__name__}(rank=...)")
 
@@ -196,7 +197,9 @@ class scale_by_galore(Transform):
         kept = jax.tree.structure(slots.basis).unflatten(jax.tree.leaves(bases))
         return treedef.unflatten(steps), Projected(kept, inner)
 
-    def _refreshed(self, own: list, grads: list, old: list, step: jax.Array) -> list:
+    def _refreshed(
+        self, own: list[Any], grads: list[Any], old: list[Any], step: jax.Array
+    ) -> list[Any]:
         """The bases after the renewal of those that are due."""
         own_turns = turns([by is not None for by in own])
         if not any(own_turns):

@@ -17,7 +17,7 @@ from optfn.core.numerics import abs_sq, ratio, sqrt, whole
 from optfn.core.placement import Along
 from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
-from optfn.core.turns import is_due
+from optfn.core.turns import Turn, is_due
 from optfn.linalg import adjoint, eigenbasis, power_step
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
@@ -72,13 +72,13 @@ class _KLFactors(Matrixwise):
     init_factor: Any = 0.1
     max_clamp_value: Any = 4000.0
 
-    def _first_factors(self, param: jax.Array) -> tuple:
+    def _first_factors(self, param: jax.Array) -> tuple[Any, ...]:
         """Those slots before the first gradient."""
         first, dtype = self.init_factor**-0.5, real_dtype(param.dtype)
         scales = [Along(jnp.full(n, first, dtype), (axis,)) for axis, n in enumerate(param.shape)]
         return *along_sides(param, zeros_of_length), *along_sides(param, jnp.eye), *scales
 
-    def _next_factors(self, g: jax.Array, slots: Any, t: jax.Array, turn: Any) -> tuple:
+    def _next_factors(self, g: jax.Array, slots: Any, t: jax.Array, turn: Any) -> tuple[Any, ...]:
         """Those slots after a gradient; the first one only gives the bases."""
         is_first, (rows, columns) = t == 1, g.shape
         beta = self.b2 if self.shampoo_beta is None else self.shampoo_beta
@@ -148,10 +148,18 @@ class scale_by_kl_shampoo(_KLFactors):
 
     Slots = KLShampooSlots
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> KLShampooSlots:
         return KLShampooSlots(jnp.zeros_like(param), *self._first_factors(param))
 
-    def update_matrix(self, g, slots, param, t, *, turn=None):
+    def update_matrix(
+        self,
+        g: jax.Array,
+        slots: KLShampooSlots,
+        param: Any,
+        t: jax.Array,
+        *,
+        turn: Turn | None = None,
+    ) -> tuple[jax.Array, KLShampooSlots]:
         is_first = t == 1
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis
@@ -188,10 +196,18 @@ class scale_by_kl_soap(_KLFactors):
 
     Slots = KLSoapSlots
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> KLSoapSlots:
         return KLSoapSlots(*zero_moments(param), *self._first_factors(param))
 
-    def update_matrix(self, g, slots, param, t, *, turn=None):
+    def update_matrix(
+        self,
+        g: jax.Array,
+        slots: KLSoapSlots,
+        param: Any,
+        t: jax.Array,
+        *,
+        turn: Turn | None = None,
+    ) -> tuple[jax.Array, KLSoapSlots]:
         is_first = t == 1
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis

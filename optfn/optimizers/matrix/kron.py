@@ -79,11 +79,11 @@ class whiten_by_kron(Kronecker):
 
     Slots = Factors
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> Factors:
         count = jnp.zeros((), real_dtype(param.dtype))
         return Factors(*self.first_factors(param, jnp.sqrt(self.precond_init_scale)), count)
 
-    def renewed(self, g, slots, key):
+    def renewed(self, g: jax.Array, slots: Factors, key: jax.Array) -> Any:
         left, right, count = slots
         v = jax.random.normal(key, g.shape, g.dtype)
         g = _noisy(g, v)
@@ -147,11 +147,13 @@ class whiten_entries_by_kron(Leafwise):
 
     Slots = Diagonal
 
-    def init_leaf(self, param):
+    def init_leaf(self, param: jax.Array) -> Diagonal:
         count = jnp.zeros((), real_dtype(param.dtype))
         return Diagonal(full_like_real(param, self.precond_init_scale), count)
 
-    def update_leaf(self, g, slots, param, t, *, key: Any = None):
+    def update_leaf(
+        self, g: jax.Array, slots: Diagonal, param: Any, t: jax.Array, *, key: Any = None
+    ) -> tuple[jax.Array, Diagonal]:
         due, count = counted(slots.count, self.preconditioner_update_probability)
 
         def renewed():

@@ -72,7 +72,16 @@ class Kronecker(Matrixwise):
 
     refreshes = True
 
-    def update_matrix(self, g, slots, param, t, *, key: Any = None, turn: Any = None):
+    def update_matrix(
+        self,
+        g: jax.Array,
+        slots: Any,
+        param: Any,
+        t: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        turn: Turn | None = None,
+    ) -> tuple[jax.Array, Any]:
         due, count = counted(slots.count, self.preconditioner_update_probability, turn)
         # Zeros say nothing about the size of gradients, and would let the factors grow.
         known = due & jnp.any(g != 0)

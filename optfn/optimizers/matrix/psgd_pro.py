@@ -88,12 +88,12 @@ class whiten_by_pro(Kronecker):
 
     Slots = ProFactors
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> ProFactors:
         scale = 1 if self.precond_init_scale is None else jnp.sqrt(self.precond_init_scale)
         zero = jnp.zeros((), real_dtype(param.dtype))
         return ProFactors(*self.first_factors(param, scale), zero, zero, zero)
 
-    def renewed(self, g, slots, key):
+    def renewed(self, g: jax.Array, slots: ProFactors, key: jax.Array) -> Any:
         left, right, left_bound, right_bound, count = slots
         if self.precond_init_scale is None:
             first = jnp.where(left_bound == 0, jnp.sqrt(_first_scale(g, self.damping)), 1)
@@ -105,7 +105,7 @@ class whiten_by_pro(Kronecker):
         right, right_bound = self._fitted(right, right_bound, h.T, _of_noise(q, deviation.T, p))
         return g, ProFactors(*balanced(left, right), left_bound, right_bound, count)
 
-    def _fitted(self, q, bound, h, noise):
+    def _fitted(self, q: Any, bound: Any, h: Any, noise: Any) -> tuple[Any, ...]:
         """A step of the factor of the rows towards h h^H = c I, and its curvature."""
         found, wanted = gram(q, h) + noise, h.shape[1]
         size = jnp.max(found) if q.ndim == 1 else jnp.max(spectral_norm_bound(found, PRODUCTS))

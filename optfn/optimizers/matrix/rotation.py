@@ -35,7 +35,7 @@ def rotated_back(x: jax.Array, bases: Sides) -> jax.Array:
     return x if right is None else x @ adjoint(right)
 
 
-def along_sides(param: jax.Array, make: Any, longest: float = float("inf")) -> list:
+def along_sides(param: jax.Array, make: Any, longest: float = float("inf")) -> list[Any]:
     """For rows and for columns `make(length)`, a matrix of that length, or None if it is too long.
 
     Args:
@@ -87,7 +87,7 @@ def idle_at(skipped: jax.Array, u: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def late_optimizer(
-    direction: Transform, adam: Transform, descent: Callable, views: Any, rest: Any
+    direction: Transform, adam: Transform, descent: Callable[..., Any], views: Any, rest: Any
 ) -> partition:
     """The optimizer of a direction that begins with the second step.
 

@@ -58,16 +58,18 @@ class scale_by_lmo(Matrixwise):
     coefficients: Any = numbers(default="keller_jordan")
     dtype: str | None = static(default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "coefficients", polynomials(self.coefficients))
         super().__post_init__()
 
-    def update_matrix(self, g, slots, param, t):
+    def update_matrix(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         if self.norm == "spectral":
             g = orthogonalize(g, self.coefficients, dtype=self.dtype)
         return self.radius * FARTHEST[self.norm](g), slots
 
-    def update_rest(self, g):
+    def update_rest(self, g: jax.Array) -> jax.Array:
         vectors = jnp.atleast_1d(g)
         norm = norms_along(-1, vectors).over_root(vectors.shape[-1])
         return self.radius * _over(vectors, norm).reshape(g.shape)

@@ -20,7 +20,7 @@ from optfn.core.numerics import abs_sq, whole
 from optfn.core.placement import Along
 from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
-from optfn.core.turns import is_due
+from optfn.core.turns import Turn, is_due
 from optfn.linalg import adjoint, inverse_root
 from optfn.optimizers.elementwise.adam import adamw, scale_by_adam
 from optfn.transforms.decay import add_decayed_weights
@@ -81,12 +81,14 @@ class scale_by_shampoo(Matrixwise):
     exponent: Any = 0.25
     max_square_dim: int | None = static(default=None, kw_only=True)
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> Factors:
         factors = [self._first(param, axis, jnp.zeros) for axis in (0, 1)]
         roots = [self._first(param, axis, _identity) for axis in (0, 1)]
         return Factors(jnp.zeros_like(param), *factors, *roots)
 
-    def update_matrix(self, g, slots, param, t, *, turn=None):
+    def update_matrix(
+        self, g: jax.Array, slots: Factors, param: Any, t: jax.Array, *, turn: Turn | None = None
+    ) -> tuple[jax.Array, Factors]:
         mu = average(self.b1, slots.mu, g)
         rows = self._grown(slots.rows, g)
         columns = self._grown(slots.columns, adjoint(g))

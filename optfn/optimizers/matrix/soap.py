@@ -16,7 +16,7 @@ from optfn.core.moments import average, zero_moments
 from optfn.core.numerics import whole
 from optfn.core.slot_kinds import NonNegative, Signed
 from optfn.core.tree import PyTree
-from optfn.core.turns import is_due
+from optfn.core.turns import Turn, is_due
 from optfn.linalg import adjoint, eigenbasis, refined_eigenbasis
 from optfn.optimizers.elementwise.adam import scale_by_adam
 from optfn.optimizers.matrix.rotation import (
@@ -85,13 +85,15 @@ class scale_by_soap(Matrixwise):
 
     Slots = SoapSlots
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> SoapSlots:
         factors = along_sides(param, zeros_of_length, self.max_precond_dim)
         return SoapSlots(
             *zero_moments(param), *factors, *along_sides(param, jnp.eye, self.max_precond_dim)
         )
 
-    def update_matrix(self, g, slots, param, t, *, turn=None):
+    def update_matrix(
+        self, g: jax.Array, slots: SoapSlots, param: Any, t: jax.Array, *, turn: Turn | None = None
+    ) -> tuple[jax.Array, SoapSlots]:
         is_first, k = t == 1, jnp.maximum(t - 1, 1)
         g = with_finite_squares(g)
         bases = slots.left_basis, slots.right_basis

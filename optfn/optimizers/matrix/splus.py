@@ -19,7 +19,7 @@ from optfn.core.moments import average
 from optfn.core.numerics import propagate_nan, whole
 from optfn.core.slot_kinds import Signed
 from optfn.core.tree import PyTree
-from optfn.core.turns import is_due
+from optfn.core.turns import Turn, is_due
 from optfn.core.updates_kind import Updates
 from optfn.linalg import adjoint
 from optfn.linalg.lapack import eigh
@@ -80,12 +80,14 @@ class scale_by_splus(Matrixwise):
     inverse_every: Any = 100
     max_dim: int = static(default=10000, kw_only=True)
 
-    def init_matrix(self, param):
+    def init_matrix(self, param: jax.Array) -> Bases:
         shorter = self.max_dim - 1
         factors = along_sides(param, zeros_of_length, shorter)
         return Bases(jnp.zeros_like(param), *factors, *along_sides(param, jnp.eye, shorter))
 
-    def update_matrix(self, g, slots, param, t, *, turn=None):
+    def update_matrix(
+        self, g: jax.Array, slots: Bases, param: Any, t: jax.Array, *, turn: Turn | None = None
+    ) -> tuple[jax.Array, Bases]:
         mu = average(self.b1, slots.mu, g)
         bases = slots.rows_basis, slots.columns_basis
         u = rotated_back(jnp.sign(rotated(mu, bases)), bases)
@@ -142,7 +144,9 @@ class descend_by_sides(Leafwise):
     max_dim: int = static(default=10000, kw_only=True)
     views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
 
-    def update_leaf(self, g, slots, param, t):
+    def update_leaf(
+        self, g: jax.Array, slots: None, param: Any, t: jax.Array
+    ) -> tuple[jax.Array, None]:
         rate = self.learning_rate * self._factor(g.shape)
         step = -rate * g
         if decays(self.mask):

@@ -135,7 +135,7 @@ def _found(bounds: Any, params: PyTree) -> str:
     return f"a tuple of {len(bounds)}." if isinstance(bounds, tuple) else f"{describe(bounds)}."
 
 
-def _all(holds: Callable, *trees: PyTree) -> jax.Array:
+def _all(holds: Callable[..., Any], *trees: PyTree) -> jax.Array:
     """Whether something holds for every entry."""
     parts = jax.tree.leaves(jax.tree.map(lambda *leaves: holds(*leaves).all(), *trees))
     return reduce(jnp.logical_and, parts, jnp.asarray(True))

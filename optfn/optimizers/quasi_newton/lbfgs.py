@@ -82,7 +82,7 @@ class scale_by_lbfgs(Transform):
     memory_size: int = static(default=10)
     scale_init_precond: bool = static(default=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.memory_size, "scale_by_lbfgs(memory_size=...)")
 
@@ -152,8 +152,8 @@ class Pair(NamedTuple):
             rejected the direction, and empties the memory.
     """
 
-    s: list
-    y: list
+    s: list[Any]
+    y: list[Any]
     product: jax.Array
     square: jax.Array
     kept: jax.Array
@@ -165,7 +165,7 @@ class Pair(NamedTuple):
         return lax.dynamic_update_index_in_dim(rows, new, row, 0)
 
 
-def newest_pair(old: Any, params: list, grad: list) -> Pair:
+def newest_pair(old: Any, params: list[Any], grad: list[Any]) -> Pair:
     """The pair of these params and the last ones: `params`, `gradient` and `row` of a memory."""
     s = [new - before for new, before in zip(params, old.params, strict=True)]
     y = [new - before for new, before in zip(grad, old.gradient, strict=True)]
@@ -182,7 +182,7 @@ def row_after(row: jax.Array, m: int) -> jax.Array:
     return jnp.where(row + 1 < m, row + 1, 0)
 
 
-def _remember(old: Memory, params: list, grad: list) -> Memory:
+def _remember(old: Memory, params: list[Any], grad: list[Any]) -> Memory:
     """The memory with the step to these params, if the function curves upward along it."""
     pair = newest_pair(old, params, grad)
     row, kept, moved = jnp.maximum(old.row, 0), pair.kept, pair.moved
@@ -203,7 +203,7 @@ def _remember(old: Memory, params: list, grad: list) -> Memory:
     return Memory(params, grad, steps, changes, inverse, scale, row)
 
 
-def _newton(memory: Memory, grad: list, scale: jax.Array) -> list[jax.Array]:
+def _newton(memory: Memory, grad: list[Any], scale: jax.Array) -> list[jax.Array]:
     """The two loops over the memory: each solves a triangle, whose inverse the memory holds."""
     _, _, steps, changes, inverse, _, _ = memory
     triangle = jnp.sum(inverse * jnp.eye(len(inverse), dtype=inverse.dtype), axis=0)
@@ -213,7 +213,7 @@ def _newton(memory: Memory, grad: list, scale: jax.Array) -> list[jax.Array]:
     return [x + _combined(back, s) for x, s in zip(rest, steps, strict=True)]
 
 
-def _products(rows: list, xs: list) -> jax.Array:
+def _products(rows: list[Any], xs: list[Any]) -> jax.Array:
     """The real inner product of all leaves with as many others, or with each of m rows of them."""
     return reduce(add, map(_product, rows, xs))
 

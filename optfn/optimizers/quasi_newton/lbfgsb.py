@@ -78,7 +78,7 @@ class scale_by_lbfgsb(Transform):
 
     memory_size: int = static(default=10)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self.memory_size, "scale_by_lbfgsb(memory_size=...)")
 

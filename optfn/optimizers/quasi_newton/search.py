@@ -76,7 +76,7 @@ class Line(NamedTuple):
         box: what bounds the params; None if nothing does. They and the end at the rate 1 are in it.
     """
 
-    value_fn: Callable
+    value_fn: Callable[..., Any]
     params: PyTree
     direction: PyTree
     value: jax.Array
@@ -158,7 +158,7 @@ class LineSearch(Transform):
         return incoming if incoming.is_mixed else Updates.STEP
 
 
-def _with_its_arguments(extra_args: Mapping[str, Any]) -> Callable:
+def _with_its_arguments(extra_args: Mapping[str, Any]) -> Callable[..., Any]:
     """`value_fn` as a function of the params alone, given what else it names among the others."""
     value_fn = extra_args["value_fn"]
     named = {x.name for x in (parameters_of(value_fn) or [])[1:]} - LineSearch.extra_args.keys()
@@ -197,7 +197,9 @@ def largest(tree: PyTree) -> jax.Array:
     return reduce(jnp.maximum, parts, jnp.zeros((), dtype))
 
 
-def value_and_grad(value_fn: Callable, params: PyTree, like: PyTree) -> tuple[jax.Array, PyTree]:
+def value_and_grad(
+    value_fn: Callable[..., Any], params: PyTree, like: PyTree
+) -> tuple[jax.Array, PyTree]:
     """The value in the compute dtype of the tree `like`, and the gradient uphill in its dtypes."""
     value, grad = jax.value_and_grad(value_fn)(params)
     return cast(value, own_dtype(like)), uphill(grad, like)

@@ -105,7 +105,7 @@ class scale_by_zoom_linesearch(LineSearch):
     stepsize_precision: Any = 1e-5
     initial_guess_strategy: str = static(default="keep", choices=("keep", "one"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.approx_dec_rtol is None:
             object.__setattr__(self, "approx_dec_rtol", -1.0)
         super().__post_init__()

@@ -46,7 +46,7 @@ class asha(Policy):
     eta: int = 3
     least: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.first, "asha(first=...)")
         check_eta(self.eta, "asha(eta=...)")
         check_count(self.least, "asha(least=...)")

@@ -50,7 +50,7 @@ class from_optuna(Policy):
     every: int = 1
     _replay: "_Replay" = dataclasses.field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.every, "from_optuna(every=...)")
         optuna = optuna_library("from_optuna(...)")
         if not isinstance(self.pruner, optuna.pruners.BasePruner):

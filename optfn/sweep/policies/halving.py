@@ -154,7 +154,7 @@ class successive_halving(_Halving):
     bracket: int | None = None
     least: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.first, "successive_halving(first=...)")
         check_eta(self.eta, "successive_halving(eta=...)")
         if self.bracket is not None:
@@ -194,7 +194,7 @@ class hyperband(_Halving):
     first: int
     eta: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.first, "hyperband(first=...)")
         check_eta(self.eta, "hyperband(eta=...)")
 

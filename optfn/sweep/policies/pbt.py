@@ -70,7 +70,7 @@ class pbt(Policy):
     factors: tuple[float, ...] = (0.8, 1.2)
     resample: float = 0.25
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_count(self.every, "pbt(every=...)")
         if not 0 < self.quantile <= 0.5:
             raise ValueError(

@@ -41,7 +41,7 @@ class Copy:
     resampled: Collection[str] = ()
     factor: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not hasattr(self.source, "__index__") or self.source < 0:
             raise TypeError(
                 f"Copy(source=...) must be the number of a trial, found {self.source!r}."

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 Key = jax.Array
-Params = Any
+Params: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,7 @@ def rare_gradients(dim: int = 10, probability: float = 0.1) -> Problem:
 
 
 def _noisy_quadratic(
-    name: str, difficulty: str, dim: int, *, target: float, noisy: Callable
+    name: str, difficulty: str, dim: int, *, target: float, noisy: Callable[..., Any]
 ) -> Problem:
     """The quadratic ``|x - 1|^2 / 2``, whose gradients have this noise."""
     return Problem(
