@@ -50,27 +50,29 @@ def check(subject: Any) -> None:
         # That updates lie where the params do, also if the gradients do not, is optfn's own rule.
         every = name == "two axes" and isinstance(subject.tx, Transform)
         ways = SPLIT if every else {"all split": SPLIT["all split"]}
+        states = {}
         for way, split in ways.items():
-            _check_types(subject, explicit, specs, split, f"explicit axes, {name}, {way}")
+            params, grads, like = (_abstract(explicit, specs, own) for own in split)
+            if split[2] not in states:
+                states[split[2]] = jax.eval_shape(subject.tx.init, like)
+            how = f"explicit axes, {name}, {way}"
+            _check_types(subject, params, grads, states[split[2]], how)
         if name == "two axes" or jax.device_count() < 4:
             _check_arrays(subject, automatic, specs, f"automatic axes, {name}")
 
 
-def _check_types(
-    subject: Any, mesh: Any, specs: dict[str, Any], split: tuple[Any, ...], how: str
-) -> None:
+def _abstract(mesh: Any, specs: dict[str, Any], split: bool) -> PyTree:
+    """The example as shapes, split as `specs` say or not at all."""
+
+    def place(name: str, shape: tuple[int, ...]) -> Any:
+        spec = P(*specs[name]) if split else P(*[None] * len(shape))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    return {name: place(name, shape) for name, shape in SHAPES.items()}
+
+
+def _check_types(subject: Any, params: PyTree, grads: PyTree, state: PyTree, how: str) -> None:
     """In the carry of a scan no type changes, and the updates have the types of the params."""
-    params, grads, like = (
-        {
-            name: jax.ShapeDtypeStruct(
-                shape,
-                jnp.float32,
-                sharding=NamedSharding(mesh, P(*specs[name]) if own else P(*[None] * len(shape))),
-            )
-            for name, shape in SHAPES.items()
-        }
-        for own in split
-    )
 
     def grads_of(params):
         return jax.tree.map(lambda p, g: jax.sharding.reshard(0.1 * p, g.sharding), params, grads)
@@ -83,7 +85,6 @@ def _check_types(
         seen.append(jax.tree.map(jax.typeof, (updates, state)))
         return (subject.moved(params, updates), state), None
 
-    state = jax.eval_shape(subject.tx.init, like)
     try:
         jax.eval_shape(lambda *carry: jax.lax.scan(step, carry, length=2), params, state)
     except Exception as error:
