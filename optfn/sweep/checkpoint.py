@@ -20,7 +20,7 @@ import numpy as np
 from optfn.core.randomness import is_key
 from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
-from optfn.sweep.executor import Executor
+from optfn.sweep.executor import Executor, gathered
 from optfn.sweep.interrupt import any_process
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.policies.policy import Policy
@@ -369,7 +369,7 @@ def _arrays(scheduler: Scheduler) -> dict[str, np.ndarray]:
     trees |= {f"parked {t.number}": t.parked for t in scheduler.trials if t.parked is not None}
     trees |= {f"params {t.number}": t.models for t in scheduler.kept}
     return {
-        f"{name} {i}": scheduler.executor.to_host(_raw(x))
+        f"{name} {i}": gathered(_raw(x))
         for name, tree in trees.items()
         for i, x in enumerate(jax.tree.leaves(tree))
     }

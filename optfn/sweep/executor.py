@@ -112,7 +112,10 @@ class Executor:
         """Makes lanes for candidates like this one, trained on this task, and their programs."""
         self._use(task)
         state = self.empty_lanes(candidate)
-        mode = self._mode_for(state) if self.mode == "auto" else self.mode
+        mode = self.mode
+        if mode == "auto":
+            batches = self._stream.like(self.segments)
+            mode = engine.usual_mode(state, self.shared, batches, **self._options)
         self._compiling = self._compile(mode, candidate, state)
         self.mode, self.state = mode, state  # only if they can be made
 
@@ -216,11 +219,9 @@ class Executor:
         trained = engine.lanes_trained(occupied, self.mode, self.plan.mesh)
         self.lane_steps += trained * self.plan.segment
         metrics = {name: self._by_place(x) for name, x in metrics.items()}
-        age, diverged = (
-            self._by_place(self.to_host(x)) for x in (self.state.age, self.state.diverged)
-        )
+        age, diverged = (self._by_place(gathered(x)) for x in (self.state.age, self.state.diverged))
         errors = self._score_on_host(places, diverged, metrics)
-        best = self._by_place(self.to_host(self.state.best.loss)) if self.task.keeps_best else None
+        best = self._by_place(gathered(self.state.best.loss)) if self.task.keeps_best else None
         return Measured(metrics, age, diverged, best, errors)
 
     def _train(self, occupied: np.ndarray, steps: int, next_steps: int) -> dict[str, np.ndarray]:
@@ -230,13 +231,11 @@ class Executor:
             self.shared,
             np.int32(self.segments * self.plan.segment),
             self._stream.take(self.segments, steps),
-            task=self.task,
-            length=self.plan.segment,
             mode=self.mode,
-            mesh=self.plan.mesh,
+            **self._options,
         )
         self._stream.prefetch(self.segments + 1, next_steps)  # while the devices are at work
-        return jax.tree.map(self.to_host, metrics)
+        return jax.tree.map(gathered, metrics)
 
     def _score_on_host(
         self, places: Collection[int], diverged: np.ndarray, metrics: dict[str, np.ndarray]
@@ -245,7 +244,7 @@ class Executor:
         task, known, errors = self._training, tuple(metrics), {}
         if task is None or task.host_evaluate is None:
             return errors
-        values = jax.tree.map(self.to_host, self.state.candidate.task)
+        values = jax.tree.map(gathered, self.state.candidate.task)
         for place in places:
             first, last = place * self.runs, task.without_arrays
             models = engine.fetch_models(self.state, first, self.runs, last, self.plan.mesh)
@@ -265,17 +264,6 @@ class Executor:
             self.state = engine.keep_best(self.state, scores, **options)
         return errors
 
-    def _mode_for(self, state: Lanes) -> str:
-        batches = self._stream.like(self.segments)
-        return engine.usual_mode(
-            state,
-            self.shared,
-            batches,
-            task=self.task,
-            length=self.plan.segment,
-            mesh=self.plan.mesh,
-        )
-
     def _compile(self, mode: str, candidate: Candidate, state: Lanes) -> float:
         """Compiles the programs of a mode; returns the seconds it took."""
         began = time.perf_counter()
@@ -284,10 +272,8 @@ class Executor:
             self.to_devices(self._in_places([candidate] * self.places)),
             self.shared,
             self._stream.like(self.segments),
-            task=self.task,
-            length=self.plan.segment,
             mode=mode,
-            mesh=self.plan.mesh,
+            **self._options,
         )
         return time.perf_counter() - began
 
@@ -331,6 +317,10 @@ class Executor:
         every = sum(x.nbytes for x in jax.tree.leaves(self.state))
         return trials * self.runs * every // self.lanes
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"task": self.task, "length": self.plan.segment, "mesh": self.plan.mesh}
+
     def _of_program(self, candidate: Candidate, lanes: int) -> tuple[Any, ...]:
         many = self._in_places([candidate] * (lanes // self.runs))
         batches = self._stream.like(self.segments)
@@ -352,11 +342,12 @@ class Executor:
             return tree
         return jax.tree.map(lambda x: engine.to_devices(x, self.plan.mesh), tree)
 
-    def to_host(self, x: jax.Array | np.ndarray) -> np.ndarray:
-        """The whole array, `[lanes, ...]` or other, on the host of every process."""
-        if jax.process_count() > 1 and isinstance(x, jax.Array):
-            return multihost_utils.process_allgather(x, tiled=True)
-        return np.asarray(x)
+
+def gathered(x: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole array, `[lanes, ...]` or other, on the host of every process."""
+    if jax.process_count() > 1 and isinstance(x, jax.Array):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def most_lanes(plan: Plan, runs: int, max_bytes: int) -> int:
