@@ -254,7 +254,7 @@ def advance(tx: Any, carry: Any, key: jax.Array, data: Any, *, task: sweep.Task)
     """The carry of a run after `TIMED_STEPS` more steps."""
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        return task.advance(Candidate(tx, {}), carry, task.draw(key, data, {}), key)[0], None
+        return task.advance(Candidate(tx, {}), carry, task.whole_batch(key, data, {}), key)[0], None
 
     return jax.lax.scan(step, carry, jax.random.split(key, TIMED_STEPS))[0]
 
