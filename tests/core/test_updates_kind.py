@@ -227,7 +227,14 @@ ENTRYWISE = {
 ENTRYWISE = {k: v for k, v in ENTRYWISE.items() if not k.startswith(("cocob", "keep_params"))}
 
 
-@pytest.mark.parametrize("name", ENTRYWISE)
+# Each is alone too, in `test_alone` or in the kit: by default every fourth.
+DOUBLED = [
+    name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
+    for i, name in enumerate(ENTRYWISE)
+]
+
+
+@pytest.mark.parametrize("name", DOUBLED)
 def test_doubled(name):
     """A second time, with the first's updates for gradients: it turns back what it turns."""
     check_truth(optfn.chain(ENTRYWISE[name], ENTRYWISE[name].named("second")))

@@ -246,7 +246,14 @@ def test_an_average_does_not_drift_from_a_rounded_iterate(dtype):
     np.testing.assert_allclose(x, wanted, 0, 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each is a program on a mesh, and by default every fourth.
+ON_MESH = [
+    name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
+    for i, name in enumerate(NAMES)
+]
+
+
+@pytest.mark.parametrize("name", ON_MESH)
 def test_slots_lie_as_their_params_do(name):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     params = {

@@ -43,6 +43,10 @@ from optfn.sweep.plan import Plan
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.space import as_space
 
+# By default all modes are compared with runs alone, and one or two of them with all else.
+SLOW_LOOP = pytest.param("loop", marks=pytest.mark.slow)
+SLOW_MAP = pytest.param("map", marks=pytest.mark.slow)
+
 
 @pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
 def test_a_lane_is_the_run_alone(mode):
@@ -67,7 +71,10 @@ BATCHES = {"data": (X, Y), "batch_size": BATCH}
 WIDE = sweep.Task(jax.tree.map(np.float64, START), loss, **BATCHES, **SCORED)
 
 
-@pytest.mark.parametrize("mode, lanes, cores", [("vmap", 64, 3), ("map", 12, 4), ("loop", 8, 3)])
+@pytest.mark.parametrize(
+    "mode, lanes, cores",
+    [("vmap", 64, 3), ("map", 12, 4), pytest.param("loop", 8, 3, marks=pytest.mark.slow)],
+)
 def test_the_cores_do_not_change_a_trial(monkeypatch, mode, lanes, cores):
     """Each trains a part of the lanes; also with settings of jax that only one thread has."""
     monkeypatch.setattr(engine, "_cores", lambda: 1)
@@ -339,7 +346,7 @@ def keyed_in_optax(key):
     return optax.sgd(lambda step: rate_at(key, step))
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+@pytest.mark.parametrize("mode", ["vmap", SLOW_MAP, SLOW_LOOP])
 def test_the_keys_of_an_optimizer_are_folded_with_the_seed_of_the_run(mode):
     kwargs = {"trials": 1, "seeds": 2, "lanes": 16, "mode": mode}
     result = run({"key": jax.random.key(5)}, STILL, keyed, **kwargs)
@@ -400,7 +407,7 @@ def measured(params):
 NARROW_TASK = sweep.Task(START, narrow, data=(X, Y), evaluate=measured)
 
 
-@pytest.mark.parametrize("mode", ["vmap", "map", "loop"])
+@pytest.mark.parametrize("mode", ["vmap", SLOW_MAP, SLOW_LOOP])
 def test_means_are_right_whatever_the_dtype(mode):
     """And what is measured may be of any, also where lanes are empty."""
     kwargs = {"search": sweep.grid(), "mode": mode, "lanes": 16, "steps": 300, "segment": 300}
@@ -421,7 +428,7 @@ def from_seven(start):
     return jax.tree.map(lambda *x: np.stack(x), *(SEVEN[(start + n) % 7] for n in range(20)))
 
 
-@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize("mode", ["vmap", SLOW_LOOP])
 def test_a_stream_feeds_all_lanes_and_a_trial_knows_where_it_began(mode):
     """From a function of the step, and from an iterable that is restarted after 7 batches."""
     results = {}
