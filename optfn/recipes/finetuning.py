@@ -121,8 +121,8 @@ def lora(
         ValueError: `total_steps` is below 1, or `warmup_steps` above it; or at `init`, if a pattern
             matches no leaf.
 
-    Source: Hu et al. 2021 (LoRA); Hayou et al. 2024 (LoRA+): the ratio; Dettmers et al. 2023
-    (QLoRA): the clip at 0.3, the warm-up, and no decay.
+    Source: Hu et al. 2021 (LoRA): the line to 0; Hayou et al. 2024 (LoRA+): the ratio; Dettmers et
+    al. 2023 (QLoRA): the clip at 0.3, the warm-up, and no weight decay.
     """
     rate = over_a_run("lora", "linear", learning_rate, total_steps, warmup_steps, warmup=0.03)
     tx = chain(
