@@ -1,12 +1,13 @@
-"""Tunes six optimizers on handwritten digits, 64 trials each, and draws how sensitive they are.
+"""Tunes six optimizers on handwritten digits in one sweep, and draws how sensitive they are.
 
-Every trial runs in a lane of one compiled program. ASHA ends poor trials early, and new ones take
-their lanes. The script prints the best of each optimizer, with the share of its trials that came
-within 10 % of it, and draws the test loss against the learning rate.
+The space is conditional: a trial is of one optimizer, and has the hyperparameters of that one. Each
+runs in a lane of a compiled program; ASHA ends poor trials early, and new ones take their lanes.
+The script prints the best trials and the best of each optimizer, draws the test loss against the
+learning rate, and writes a page for the browser with all trials and pictures.
 
     python examples/sweep_digits.py
 
-Look at `digits` and `main` first: a `Task` is one training run, and `sweep.compare` makes many.
+Look at `OPTIMIZERS` and `main` first: a `Task` is one training run, and `sweep.run` makes many.
 """
 
 import argparse
@@ -29,14 +30,17 @@ RATE = sweep.LogUniform(1e-5, 10.0)
 KEEPS = sweep.OneMinusLogUniform(0.01, 0.5)
 DECAYS = sweep.LogUniform(1e-4, 1.0)
 
-OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "SGD": (optfn.sgd, {"learning_rate": RATE}),
-    "Momentum": (optfn.sgd, {"learning_rate": RATE, "momentum": KEEPS}),
-    "RMSprop": (optfn.rmsprop, {"learning_rate": RATE, "decay": KEEPS}),
-    "Adam": (optfn.adam, {"learning_rate": RATE, "b1": KEEPS}),
-    "AdamW": (optfn.adamw, {"learning_rate": RATE, "b1": KEEPS, "weight_decay": DECAYS}),
-    "Lion": (optfn.lion, {"learning_rate": RATE, "b1": KEEPS, "weight_decay": DECAYS}),
-}
+OPTIMIZERS = sweep.OneOf(
+    "optimizer",
+    {
+        "SGD": (optfn.sgd, {"learning_rate": RATE}),
+        "Momentum": (optfn.sgd, {"learning_rate": RATE, "momentum": KEEPS}),
+        "RMSprop": (optfn.rmsprop, {"learning_rate": RATE, "decay": KEEPS}),
+        "Adam": (optfn.adam, {"learning_rate": RATE, "b1": KEEPS}),
+        "AdamW": (optfn.adamw, {"learning_rate": RATE, "b1": KEEPS, "weight_decay": DECAYS}),
+        "Lion": (optfn.lion, {"learning_rate": RATE, "b1": KEEPS, "weight_decay": DECAYS}),
+    },
+)
 
 
 class Classifier(nn.Module):
@@ -74,11 +78,19 @@ def digits() -> sweep.Task:
     )
 
 
-def draw(results: sweep.Comparison) -> Figure:
+def best_of_each(result: sweep.Result) -> list[sweep.TrialResult]:
+    """The best trial of each optimizer, the best first."""
+    best: dict[str, sweep.TrialResult] = {}
+    for trial in result.top(len(result)):
+        best.setdefault(trial.values["optimizer"], trial)
+    return list(best.values())
+
+
+def draw(result: sweep.Result) -> Figure:
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for (name, result), ax in zip(results.items(), axes.flat, strict=True):
-        plot.sensitivity(result, "learning_rate", ax)
+    for name, ax in zip(OPTIMIZERS.options, axes.flat, strict=True):
+        plot.sensitivity(result, "learning_rate", ax, where={"optimizer": name})
         ax.set(title=name, yscale="log", ylim=(0.03, 10))
         ax.label_outer()
     figure.suptitle(
@@ -92,25 +104,29 @@ def draw(results: sweep.Comparison) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="8 short trials each, to see that it works"
+        "--quick", action="store_true", help="48 short trials, to see that it works"
     )
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "output/sweep_digits.png"
     )
     args = parser.parse_args()
-    trials, steps = (8, 60) if args.quick else (64, 1000)
+    trials, steps = (48, 60) if args.quick else (384, 1000)
 
-    compared = sweep.compare(digits(), OPTIMIZERS, trials=trials, steps=steps)
-    print(compared.table())
-    name, best = compared.best()
-    values = ", ".join(f"{key}={value:.3g}" for key, value in best.values.items())
-    print(
-        f"\nThe best is {name} with {values}: test loss {best.score:.4f} after {best.steps} steps."
+    result = sweep.run(
+        digits(), OPTIMIZERS, {}, trials=trials, steps=steps, search=sweep.sobol(), lanes=32
     )
+    print(result.table(8))
+    print("\nThe best of each optimizer:")
+    for trial in best_of_each(result):
+        values = ", ".join(
+            f"{k}={v:.3g}" for k, v in trial.values.items() if not isinstance(v, str)
+        )
+        print(f"  {trial.values['optimizer']:<10} test loss {trial.score:.4f} with {values}")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(compared).savefig(args.output, dpi=150)
-    print(f"wrote {args.output}")
+    draw(result).savefig(args.output, dpi=150)
+    page = result.report(args.output.with_suffix(".html"), title="Six optimizers on the digits")
+    print(f"\nwrote {args.output} and {page}")
 
 
 if __name__ == "__main__":

@@ -606,16 +606,20 @@ def test_ridge_is_tuned_below_the_best_of_the_grid(tmp_path, ridge):
 
 
 @pytest.mark.slow
-def test_sweep_of_digits_compares_six_optimizers_and_draws_them(tmp_path):
+def test_sweep_of_digits_searches_six_optimizers_and_draws_them(tmp_path):
     done = run("sweep_digits", tmp_path, "--quick", "--output", "here/figure.png")
-    head, *rows = done.stdout.splitlines()[:7]
-    assert head.split()[:3] == ["optimizer", "test_loss", "near"]
-    names = [row.split()[0] for row in rows]
-    assert sorted(names) == ["Adam", "AdamW", "Lion", "Momentum", "RMSprop", "SGD"]
-    losses = [float(row.split()[1]) for row in rows]
-    assert losses == sorted(losses) and losses[0] < 1
-    assert f"The best is {names[0]} with learning_rate=" in done.stdout
-    assert done.written == {"here/figure.png"}
+    assert done.stdout.split()[:4] == ["trial", "test_loss", "optimizer", "learning_rate"]
+    assert done.stdout.count("48 trials: ") == 1
+    rows = re.findall(
+        r"^  (\w+) +test loss ([\d.]+) with learning_rate=", done.stdout, re.MULTILINE
+    )
+    assert sorted(name for name, _ in rows) == [
+        *("Adam", "AdamW", "Lion", "Momentum", "RMSprop", "SGD")
+    ]
+    assert float(rows[0][1]) < 1, "a guess is log(10) = 2.3"
+    assert done.written == {"here/figure.png", "here/figure.html"}
+    page = (tmp_path / "here/figure.html").read_text()
+    assert page.index("optimizer: ") > 0 and page.count("<tr>") == 49
     check_drawn(tmp_path / "here/figure.png")
 
 

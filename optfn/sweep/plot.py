@@ -178,6 +178,7 @@ def curves(
     ax: Any = None,
     *,
     top: int = 5,
+    cap: float | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> Any:
     """A score over the steps of every trial.
@@ -191,6 +192,7 @@ def curves(
         name: the name of the score; None is the score that was optimized.
         ax: matplotlib axes; None is the current ones.
         top: the number of best trials with a color of their own.
+        cap: the worst score that the axis shows; worse ones lie on its edge.
         where: shows the trials that have these values; None is all.
 
     Returns:
@@ -214,6 +216,8 @@ def curves(
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
     worst = result.task.sign * np.inf if name == result.task.objective else np.inf
+    if cap is not None:
+        low, high = (low, min(high, cap)) if worst > 0 else (max(low, cap), high)
     for trial in trials:
         values = table[trial]
         there = np.flatnonzero(np.isfinite(values))
@@ -229,7 +233,7 @@ def curves(
         if result.status[trial] != "ok":
             mark = {"marker": "x" if lost[trial] else "o", "markersize": 5 if lost[trial] else 3}
             ax.plot(ages[-1], values[-1], color="#888888", zorder=2, clip_on=False, **mark)
-    _score_axis(ax.yaxis, shown)
+    _score_axis(ax.yaxis, np.clip(shown, low, high))
     ax.set(xlabel="step", ylabel=_words(name))
     return ax
 

@@ -19,6 +19,7 @@ from optfn.sweep.replaced import replaced
 from optfn.sweep.trials import Trials
 
 MOST_ROWS = 500
+SHOWN = 0.9  # of the trials, whose scores the curves show
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em;
@@ -28,7 +29,7 @@ h2 { margin-top: 2em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2em 1.5em; }
 dt { color: #666; }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f5f5f5; padding: .8em 1em; overflow-x: auto; }
+pre { background: #f5f5f5; padding: .8em 1em; white-space: pre-wrap; }
 .wide { overflow-x: auto; max-height: 32em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: .25em .8em; text-align: right; white-space: nowrap; }
@@ -149,8 +150,16 @@ def _best(result: Trials) -> str:
 def _pictures(result: Trials) -> Iterator[str]:
     yield "<h2>Pictures</h2>"
     yield '<div class="pictures">'
-    if np.isfinite(result.losses).any():
-        yield _picture(lambda ax: plot.curves(result, ax=ax), "The score of every trial.")
+    losses = result.losses[np.isfinite(result.losses)]
+    if losses.size:
+        cap = result.task.sign * float(np.quantile(losses, SHOWN))
+        yield _picture(
+            lambda ax: plot.curves(result, ax=ax, cap=cap).legend(
+                loc="upper left", bbox_to_anchor=(1.01, 1)
+            ),
+            "The score of every trial; what is worse than nine tenths of them lies on the edge.",
+            wide=True,
+        )
     if len(result.copied_from):
         for name in _searched(result, {}):
             yield _picture(
@@ -166,9 +175,9 @@ def _pictures(result: Trials) -> Iterator[str]:
 
 
 def _options(result: Trials) -> list[dict[str, Any]]:
-    """The values by which the trials have one space: each option of a conditional one."""
+    """The values by which the trials have one space: options of a conditional one, best first."""
     found = {}
-    for point in result.points:
+    for point in (result.points[i] for i in result.order()):
         chosen = [n for n, d in applying(result.plan.space, point).items() if isinstance(d, OneOf)]
         found[tuple((name, point[name]) for name in chosen)] = None
     return list(map(dict, found))

@@ -261,6 +261,13 @@ def test_curves_keep_the_lost_within_the_picture(searched, ax):
     assert marked(ax, "x")[:, 1].max() == np.nanmax(shown)
 
 
+def test_curves_end_at_a_cap(searched, ax):
+    cap = float(np.nanmedian(searched.curves["test_loss"]))
+    plot.curves(searched, ax=ax, cap=cap)
+    heights = np.concatenate([line.get_ydata() for line in ax.lines])
+    assert heights.max() == cap and heights.min() == np.nanmin(searched.curves["test_loss"])
+
+
 def test_curves_of_another_score(searched, ax):
     plot.curves(searched, "share", ax)
     assert ax.get_ylabel() == "share"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
@@ -92,6 +93,14 @@ def test_the_page_needs_no_other_file_and_has_every_trial(name, request, tmp_pat
     # curves, and for each option a picture of each hyperparameter, and two of several
     wanted = {"plain": 1 + 2 + 2, "conditional": 1 + 1 + 2 + 2, "loaded": 1 + 1 + 2 + 2}
     assert page.tags.count("img") == wanted[name]
+
+
+def test_the_page_shows_the_better_options_first(conditional, tmp_path):
+    page = conditional.report(tmp_path / "sweep.html").read_text()
+    options = list(dict.fromkeys(t.values["optimizer"] for t in conditional.top(len(conditional))))
+    places = [page.index(f"<h2>optimizer: {escape(option)}") for option in options]
+    assert len(places) == 2 and places == sorted(places)
+    assert options[0] != conditional.points[0]["optimizer"], "the first is not the best here"
 
 
 def test_options_that_are_arrays_or_functions(tmp_path):
