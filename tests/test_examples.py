@@ -623,6 +623,21 @@ def test_sweep_of_digits_searches_six_optimizers_and_draws_them(tmp_path):
     check_drawn(tmp_path / "here/figure.png")
 
 
+# sweep_model
+
+
+@pytest.mark.slow
+def test_sweep_of_a_model_searches_its_shapes_too(tmp_path):
+    done = run("sweep_model", tmp_path, "--quick", "--output", "here/figure.png")
+    rows = re.findall(
+        r"^ +(0\.\d{4}) +(16|64) +(32|128) +([\d.]+) +(AdamW|Momentum) ", done.stdout, re.MULTILINE
+    )
+    assert len(rows) == 8 and float(rows[0][0]) > 0.8, "a guess is 0.1"
+    assert len({row[1:3] for row in rows}) > 1 and done.stdout.count("Result(24 trials: ") == 1
+    assert done.written == {"here/figure.png"}
+    check_drawn(tmp_path / "here/figure.png")
+
+
 # sweep_flax_mnist
 
 
