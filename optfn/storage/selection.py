@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.slot_paths import place_in
@@ -72,10 +72,10 @@ def slots_in(slots: Any, params: PyTree, leaves: PerLeaf | None) -> list[Slot]:
     found = []
     arrays = jax.tree_util.tree_flatten_with_path(bare(slots), is_leaf=is_stored)[0]
     for (path, value), kind in zip(arrays, slot_kinds(slots, is_stored), strict=True):
-        largest = max(jax.tree.leaves(value), key=jnp.size)
-        part = place_in(path, paths, largest)
+        whole = _whole(value)
+        part = place_in(path, paths, whole)
         if leaves is None:
-            is_chosen = jnp.size(largest) >= SMALL and (jnp.ndim(largest) > 1 or part is None)
+            is_chosen = np.size(whole) >= SMALL and (np.ndim(whole) > 1 or part is None)
         elif part is None:
             is_chosen = leaves.is_one and leaves.leaves[0]
         else:
@@ -83,6 +83,14 @@ def slots_in(slots: Any, params: PyTree, leaves: PerLeaf | None) -> list[Slot]:
         name = ".".join(path_string((key,)) for key in path[: part and part.start])
         found.append(Slot(name, kind, value, is_chosen))
     return found
+
+
+def _whole(value: Any) -> Any:
+    """The array that a slot is read as, or its shape."""
+    if not is_stored(value):
+        return value
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), value)
+    return jax.eval_shape(type(value).decode, shapes)
 
 
 def is_stored(x: Any) -> bool:

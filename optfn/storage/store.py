@@ -1,7 +1,6 @@
 """`store`: the state of any optimizer in low precision."""
 
 import zlib
-from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from optfn.core.boxes import boxed_like, holds_one
 from optfn.core.data import part, per_leaf, static
 from optfn.core.dtypes import is_narrow
 from optfn.core.memory import in_memory_of, to_device
@@ -18,7 +18,7 @@ from optfn.core.rounding import Rounding
 from optfn.core.slot_kinds import Kind
 from optfn.core.state import Context, State, StoredAs
 from optfn.core.transform import abstract, check_state_type, check_transform_type
-from optfn.core.tree import PyTree, location_of, mismatch, path_string
+from optfn.core.tree import PyTree, bare, in_form_of, location_of, mismatch, path_string
 from optfn.core.wrapper import Wrapper
 from optfn.storage.codecs import Codec, as_codec, decode, encode_like
 from optfn.storage.offload import check_not_inside
@@ -100,44 +100,65 @@ class store(Wrapper):
         if jax.tree.leaves(params):
             rounded = [slot.name for slot in all_slots if slot.kind is not None]
             self.codec.check_names(list(dict.fromkeys(rounded)), "store(codec=...)")
-        leaves, treedef = jax.tree.flatten(slots, is_leaf=_is_stored)
+        leaves, treedef = jax.tree.flatten(slots, is_leaf=lambda x: _is_stored(x) or holds_one(x))
         zero = _zero_of(params)
 
-        def stored(x: jax.Array, slot: Slot) -> Any:
+        def stored(own: Any, slot: Slot) -> Any:
             chosen = self._choice(slot)
             if chosen is None:
-                return x
+                return own
             codec, kind = chosen
+            x = slot.value
             axes = tuple(range(x.ndim))
             x = place(Along(x + zero, axes), x)
             parts = codec.encode(x, kind)
-            return jax.tree.map(lambda part: place(Along(part, axes), x), parts)
+            placed = jax.tree.map(lambda y: Along(place(Along(y, axes), x), axes), parts)
+            return boxed_like(own, placed)
 
         return treedef.unflatten(map(stored, leaves, all_slots))
 
     def _choice(self, slot: Slot) -> tuple[Codec, Kind] | None:
         """The codec and the kind of a slot that is to be stored and is not."""
-        if slot.kind is None or not slot.is_chosen or not _can_be_stored(slot.value):
+        return self._codec_of(slot) if _can_be_stored(slot.value) else None
+
+    def _codec_of(self, slot: Slot) -> tuple[Codec, Kind] | None:
+        """The codec and the kind of a slot that is to be stored."""
+        if slot.kind is None or not slot.is_chosen:
             return None
         codec = self.codec.for_slot(slot.name, slot.kind)
         return codec and (codec, slot.kind)
 
     def _check_stored(self, slots: Any, updates: PyTree, params: PyTree | None) -> None:
-        """Refuses the state of an optimizer that stores nothing, which would stay as it is."""
+        """Refuses the state of an optimizer that stores otherwise, which would stay as it is."""
         if params is None and self.leaves is not None and self.leaves.function is not None:
             return  # it chose by the params
-        for slot in slots_in(slots, updates if params is None else params, self.leaves):
-            chosen = self._choice(slot)
-            if chosen is None:
-                continue
-            codec, kind = chosen
-            x = jax.ShapeDtypeStruct(slot.value.shape, slot.value.dtype)
-            if _is_narrow(jax.eval_shape(partial(codec.encode, kind=kind), x)):
+        params = updates if params is None else params
+        found = slots_in(slots, params, self.leaves)
+        if not any(map(self._is_other, found)):
+            return
+        # What is inside may store some of them itself.
+        form = _first_slots_jitted.eval_shape(self, params)
+        for slot, own in zip(found, slots_in(form, params, self.leaves), strict=False):
+            if self._is_other(slot) and _is_narrow(own.value) and _form(slot) != _form(own):
+                shape = jax.eval_shape(_read, slot.value).shape
                 raise ValueError(
-                    f"store(...): the state's {slot.name} of shape {x.shape} is {x.dtype.name} and "
-                    f"not stored by {codec!r}: was the state made without store? "
-                    "convert_state(tx, state, params) stores it."
+                    f"store(...): the state's {slot.name} of shape {shape} is "
+                    f"{_form_name(slot)}, wanted {_form_name(own)} as in the state that init "
+                    "gives: was it made by an optimizer that stores otherwise? "
+                    "convert_state(tx, state, params) gives the state to go on with."
                 )
+
+    def _is_other(self, slot: Slot) -> bool:
+        """Whether the codec would have stored a slot otherwise."""
+        chosen = self._codec_of(slot)
+        if chosen is None:
+            return False
+        codec, kind = chosen
+        x = jax.eval_shape(_read, slot.value)
+        if not _can_be_stored(x):
+            return False
+        stored = _encoded.eval_shape(codec, jax.ShapeDtypeStruct(x.shape, x.dtype), kind)
+        return _is_narrow(stored) and _form(slot) != _form(slot._replace(value=stored))
 
 
 def convert_state(tx: optax.GradientTransformation, state: optax.OptState, params: PyTree) -> State:
@@ -179,7 +200,24 @@ def convert_state(tx: optax.GradientTransformation, state: optax.OptState, param
     return State(state.step, jax.tree.map(in_memory_of, stored_like(first, slots), first))
 
 
+# Jitted, so that what it gives is found again without a trace.
 _first_slots_jitted = jax.jit(store._first_slots)
+_encoded = jax.jit(lambda codec, x, kind: codec.encode(x, kind), static_argnums=2)
+
+
+def _form(slot: Slot) -> tuple:
+    """What tells one way of storing a slot from another."""
+    return type(slot.value) if _is_stored(slot.value) else None, *_dtypes(slot.value)
+
+
+def _form_name(slot: Slot) -> str:
+    kind, *dtypes = _form(slot)
+    names = " and ".join(dtype.name for dtype in dtypes)
+    return names if kind is None else f"{kind.__name__} ({names})"
+
+
+def _dtypes(x: Any) -> list:
+    return [part.dtype for part in jax.tree.leaves(x)]
 
 
 def _zero_of(params: PyTree) -> jax.Array:
@@ -221,7 +259,9 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
         own_key = None
         if key is not None:
             own_key = jax.random.fold_in(key, zlib.crc32(path_string(path).encode()))
-        return jax.tree.map(put_like, _encode(old, new, own_key), old)
+        own = bare(old)
+        found = jax.tree.map(put_like, _encode(own, bare(new), own_key), own)
+        return in_form_of(found, old)
 
     leaves = treedef.flatten_up_to(slots)
     return treedef.unflatten(
@@ -248,7 +288,10 @@ def _is_narrow(x: Any) -> bool:
 
 
 def _read(x: Any) -> Any:
-    return _decode(x) if _is_narrow(x) else x
+    if not _is_narrow(x):
+        return x
+    like = jax.tree.leaves(x, is_leaf=holds_one)[0]  # in a box if the parts are in some
+    return in_form_of(_decode(bare(x)), like)
 
 
 # One trace for each kind of slot.

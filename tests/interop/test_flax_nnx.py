@@ -12,7 +12,7 @@ from flax import nnx
 from interop.rates import FORMS, GRADS, PARAMS, assert_one_trace_serves_all
 
 import optfn
-from optfn import schedules
+from optfn import schedules, storage
 
 if not hasattr(nnx, "as_pure"):
     pytest.skip("needs a newer Flax than the oldest jax has", allow_module_level=True)
@@ -88,6 +88,38 @@ def test_nnx_optimizer_takes_arrays_only_through_to_optax():
     """The framework's own rule for static attributes, the reason for `to_optax` above."""
     with pytest.raises(ValueError, match="static attribute 'tx'"):
         nnx.Optimizer(Network(), optfn.adam(jnp.float32(0.02)), wrt=nnx.Param)
+
+
+CODECS = {
+    "int8": storage.int8(),
+    "by slot": {"mu": storage.fp8(), "nu": storage.factored()},
+}
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_stored_slots_train_as_on_bare_arrays(codec):
+    """Each part of a format is a variable of its own, as every array of a state is."""
+    tx = optfn.store(optfn.adamw(0.02), codec, leaves=lambda path, leaf: leaf.ndim > 1)
+    params, state = train(tx, steps=3)
+
+    @jax.jit
+    def walked(pure, boxed):
+        def body(carry, _):
+            model = nnx.merge(graph, carry[0])
+            grads = nnx.as_pure(nnx.grad(loss)(model))
+            return optfn.step(tx, carry[0], grads, carry[1]), None
+
+        alone = jax.lax.scan(body, (pure, tx.init(pure)), length=3)[0]
+        return alone, optfn.step(tx, boxed, boxed, tx.init(boxed))
+
+    graph, boxed = nnx.split(Network(), nnx.Param)
+    (alone, its), (_, in_boxes) = walked(nnx.as_pure(boxed), boxed)
+    assert_same_params(params, alone)
+    assert jax.tree.structure(state) == jax.tree.structure(nnx.as_pure(its))
+    assert jax.tree.structure(in_boxes) == jax.tree.structure(tx.init(boxed))
+    assert jax.tree.map(jnp.shape, nnx.as_pure(in_boxes)) == jax.tree.map(jnp.shape, its)
+    back = optfn.convert_state(optfn.adamw(0.02), in_boxes, boxed)
+    assert jax.tree.structure(back) == jax.tree.structure(optfn.adamw(0.02).init(boxed))
 
 
 def test_hyperparameters_of_an_nnx_optimizer():

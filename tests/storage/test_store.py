@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optfn
 from optfn import storage
+from optfn.storage.selection import slots_in
 
 PARAMS = {"w": jnp.ones((64, 96)), "b": jnp.ones(96), "small": jnp.ones((8, 8))}
 
@@ -204,3 +205,11 @@ def test_a_dict_fits_params_of_which_nothing_is_stored():
     tx = optfn.store(optfn.adamw(1e-3), {"mu": storage.bf16(), "nu": storage.int8()})
     for params in ({}, {"x": jnp.ones(())}, {"x": None}):
         tx.init(params)
+
+
+def test_a_slot_is_as_large_as_the_array_it_is_read_as():
+    """Not as its codes or sums, so that what was chosen for the array is chosen for them."""
+    for codec in (storage.int4(), {"nu": storage.factored()}):
+        state = jax.eval_shape(optfn.store(optfn.adam(1e-3), codec).init, PARAMS)
+        chosen = [slot.is_chosen for slot in slots_in(state.slots, PARAMS, None)]
+        assert chosen == [False, False, True] * 2

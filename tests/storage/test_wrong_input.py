@@ -123,3 +123,38 @@ def test_params_of_another_dtype_or_name_are_refused(make):
         optfn.master_params(tx, state, {"v": BF16["w"]})
     with pytest.raises(ValueError, match="'w' lack, found such params none"):
         optfn.master_params(tx, state, PARAMS)
+
+
+# By the storage of the optimizer: the optimizer that made the state, and what is found and wanted.
+OTHERWISE = {
+    "bf16 for int8": (storage.int8(), optfn.adam(1e-2, mu_dtype="bfloat16"), "bfloat16", "Int8"),
+    "stored bf16 for int8": (storage.int8(), optfn.store(TX, storage.bf16()), "bfloat16", "Int8"),
+    "int4 for int8": (storage.int8(), optfn.store(TX, storage.int4()), r"Int4 \(.*\)", "Int8"),
+    "int8 for bf16": (storage.bf16(), optfn.store(TX, storage.int8()), r"Int8 \(.*\)", "bfloat16"),
+    "scales": (
+        *(storage.int8(scale_dtype="bfloat16"), optfn.store(TX, storage.int8())),
+        *(r"Int8 \(int8 and float32\)", r"Int8 \(int8 and bfloat16\)"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_state_that_is_stored_otherwise_is_refused(name):
+    codec, made_by, found, wanted = OTHERWISE[name]
+    stored, state = optfn.store(optfn.adam(1e-2), codec), made_by.init(PARAMS)
+    message = rf"scale_by_adam.mu of shape \(64, 96\) is {found}, wanted {wanted}.*convert_state"
+    for params in (PARAMS, None):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(stored.update, PARAMS, state, params)
+    kept = optfn.convert_state(stored, state, PARAMS)
+    jax.eval_shape(stored.update, PARAMS, kept, PARAMS)
+
+
+def test_what_is_inside_may_store_its_own_slots():
+    for inside in (optfn.adam(1e-2, mu_dtype="bfloat16"), optfn.store(TX, {"mu": storage.int4()})):
+        tx = optfn.store(inside, storage.int8())
+        state = jax.eval_shape(tx.init, PARAMS)
+        jax.eval_shape(tx.update, PARAMS, state, PARAMS)
+        plain = jax.eval_shape(TX.init, PARAMS)
+        with pytest.raises(ValueError, match=r"mu .* is float32, wanted (bfloat16|Int4)"):
+            jax.eval_shape(tx.update, PARAMS, plain, PARAMS)
