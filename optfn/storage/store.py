@@ -130,9 +130,11 @@ class store(Wrapper):
 
     def _check_stored(self, slots: Any, updates: PyTree, params: PyTree | None) -> None:
         """Refuses the state of an optimizer that stores otherwise, which would stay as it is."""
-        if params is None and self.leaves is not None and self.leaves.function is not None:
-            return  # it chose by the params
-        params = updates if params is None else params
+        if params is not None or self.leaves is None or self.leaves.function is None:
+            _check_forms.eval_shape(self, slots, updates if params is None else params)
+
+    def _check_forms(self, slots: Any, params: PyTree) -> None:
+        """`_check_stored`, where it is known which params have their slots stored."""
         found = slots_in(slots, params, self.leaves)
         if not any(map(self._is_other, found)):
             return
@@ -200,8 +202,9 @@ def convert_state(tx: optax.GradientTransformation, state: optax.OptState, param
     return State(state.step, jax.tree.map(in_memory_of, stored_like(first, slots), first))
 
 
-# Jitted, so that what it gives is found again without a trace.
+# Jitted, so that what was found once is known without a trace.
 _first_slots_jitted = jax.jit(store._first_slots)
+_check_forms = jax.jit(store._check_forms)
 _encoded = jax.jit(lambda codec, x, kind: codec.encode(x, kind), static_argnums=2)
 
 
@@ -254,14 +257,14 @@ def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(stored, is_leaf=_is_stored)
 
     def store_one(path: tuple, old: Any, new: Any) -> Any:
+        if _box(old) is not None:
+            return in_form_of(store_one(path, bare(old), bare(new)), old)
         if not _is_narrow(old):
             return new
         own_key = None
         if key is not None:
             own_key = jax.random.fold_in(key, zlib.crc32(path_string(path).encode()))
-        own = bare(old)
-        found = jax.tree.map(put_like, _encode(own, bare(new), own_key), own)
-        return in_form_of(found, old)
+        return jax.tree.map(put_like, _encode(old, new, own_key), old)
 
     leaves = treedef.flatten_up_to(slots)
     return treedef.unflatten(
@@ -288,10 +291,16 @@ def _is_narrow(x: Any) -> bool:
 
 
 def _read(x: Any) -> Any:
-    if not _is_narrow(x):
-        return x
-    like = jax.tree.leaves(x, is_leaf=holds_one)[0]  # in a box if the parts are in some
-    return in_form_of(_decode(bare(x)), like)
+    box = _box(x)
+    if box is not None:
+        return in_form_of(_decode(bare(x)), box)
+    return _decode(x) if _is_narrow(x) else x
+
+
+def _box(x: Any) -> Any:
+    """The box of the first part of a format, None if it is in none."""
+    first = jax.tree.leaves(x, is_leaf=holds_one)[0] if _is_stored(x) else None
+    return first if holds_one(first) else None
 
 
 # One trace for each kind of slot.
