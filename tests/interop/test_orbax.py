@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "a bare stage": (optfn.scale_by_adam(), 1),
     "a chain": (optfn.adamw(0.1), 1),
     "a partition": (matrices_and_rest(), 1),
+    "stored": (optfn.store(optfn.adamw(0.1), optfn.storage.int8(), leaves=True), 1),
     "an accumulated optimizer": (matrices_and_rest(), 2),
 }
 each = pytest.mark.parametrize(("tx", "every"), OPTIMIZERS.values(), ids=OPTIMIZERS)

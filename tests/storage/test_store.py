@@ -213,3 +213,33 @@ def test_a_slot_is_as_large_as_the_array_it_is_read_as():
         state = jax.eval_shape(optfn.store(optfn.adam(1e-3), codec).init, PARAMS)
         chosen = [slot.is_chosen for slot in slots_in(state.slots, PARAMS, None)]
         assert chosen == [False, False, True] * 2
+
+
+def test_a_lane_of_stored_state_is_the_run_alone():
+    """As in a sweep; up to entries near half a code, which other programs round otherwise."""
+    rates = jnp.asarray([1e-3, 1e-2])
+    start, grads = PARAMS["w"], jnp.stack([g["w"] for g in gradients(4)])
+
+    def end(rate):
+        tx = optfn.store(optfn.adamw(rate), storage.int8())
+
+        def body(carry, g):
+            return optfn.step(tx, carry[0], g, carry[1]), None
+
+        return jax.lax.scan(body, (start, tx.init(start)), grads)[0]
+
+    (lanes, states), (alone, _) = jax.jit(lambda: (jax.vmap(end)(rates), end(rates[1])))()
+    assert states.slots["scale_by_adam"].mu.codes.dtype == jnp.int8
+    np.testing.assert_allclose(lanes[1], alone, rtol=0, atol=0.05 * rates[1])
+    moved = np.mean(abs(lanes - start[None]), (1, 2))
+    np.testing.assert_allclose(moved[1] / moved[0], 10, rtol=0.01)
+
+
+def test_a_run_of_optax_goes_on_in_eight_bits():
+    theirs, tx = optax.adamw(1e-2), optfn.store(optfn.adamw(1e-2), storage.int8())
+    params = {"w": PARAMS["w"]}
+    state = jax.jit(theirs.update)(gradients(1, params)[0], theirs.init(params), params)[1]
+    kept = optfn.from_optax_state(tx, state, params)
+    assert forms(kept) == forms(jax.eval_shape(tx.init, params)) and kept.step == 1
+    mu, stored = state[0].mu["w"], kept.slots["scale_by_adam"].mu["w"]
+    assert (abs(storage.decode(stored) - mu) <= storage.int8().error_bound(mu)).all()
