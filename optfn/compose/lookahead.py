@@ -11,7 +11,7 @@ from optfn.core.data import check_within, child, static
 from optfn.core.each_leaf import each_leaf
 from optfn.core.holes import floating, merge, view
 from optfn.core.numerics import is_multiple
-from optfn.core.outputs import cast_like
+from optfn.core.outputs import as_stored, cast_like
 from optfn.core.slots import copy_params_wide
 from optfn.core.state import Context, State
 from optfn.core.transform import Transform, advance, as_transform, inner_of, with_inner_of
@@ -99,7 +99,8 @@ class lookahead(Transform):
         steps = merge(own, steps, mine)
         if self.reset_state:
             start = apply_updates(ctx.params, steps)
-            fast = refreshed(synced, lambda: self.fast_optimizer.init_state(start), fast)
+            first = self.fast_optimizer.init_state
+            fast = refreshed(synced, lambda: as_stored(first(start), fast), fast)
         return steps, Slow(slow, fast)
 
     def evaluation_params(self, params: PyTree, slots: Any, step: Any) -> PyTree:

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optfn
 from optfn import storage
+from optfn.storage.formats import Int8
 from optfn.storage.selection import slots_in
 
 PARAMS = {"w": jnp.ones((64, 96)), "b": jnp.ones(96), "small": jnp.ones((8, 8))}
@@ -243,3 +244,15 @@ def test_a_run_of_optax_goes_on_in_eight_bits():
     assert forms(kept) == forms(jax.eval_shape(tx.init, params)) and kept.step == 1
     mu, stored = state[0].mu["w"], kept.slots["scale_by_adam"].mu["w"]
     assert (abs(storage.decode(stored) - mu) <= storage.int8().error_bound(mu)).all()
+
+
+def test_a_curvature_may_be_negative():
+    tx = optfn.store(optfn.sophia(1e-2), storage.int8())
+    assert type(jax.eval_shape(tx.init, PARAMS).slots["scale_by_sophia"].nu["w"]) is Int8
+
+
+def test_a_reset_inside_is_in_the_precision_that_is_read(x64):
+    params = jax.tree.map(jnp.float64, PARAMS)
+    tx = optfn.store(optfn.lookahead(optfn.adam(1e-2), 2, 0.5, reset_state=True), storage.int8())
+    state = jax.eval_shape(tx.init, params)
+    assert forms(jax.eval_shape(optfn.step, tx, params, params, state)[1]) == forms(state)

@@ -16,7 +16,7 @@ from optfn.core.each_leaf import each_leaf
 from optfn.core.moments import average, debias
 from optfn.core.numerics import propagate_nan
 from optfn.core.randomness import key_at, leaf_keys, seed
-from optfn.core.slot_kinds import NonNegative, Signed
+from optfn.core.slot_kinds import Signed
 from optfn.core.slots import zeros_of
 from optfn.core.state import Context
 from optfn.core.transform import Transform, as_transform
@@ -104,7 +104,7 @@ class Curvature(NamedTuple):
     """The averages of the gradient and of the Hessian's diagonal, and the estimator's slots."""
 
     mu: Signed
-    nu: NonNegative
+    nu: Signed
     estimator: Any
 
 
