@@ -15,7 +15,7 @@ from optfn.core.memory import in_memory_of, to_device
 from optfn.core.placement import Along, place, put_like
 from optfn.core.randomness import key_at, seed
 from optfn.core.rounding import Rounding
-from optfn.core.slot_kinds import Kind
+from optfn.core.slot_kinds import Kind, slot_kinds
 from optfn.core.state import Context, State, StoredAs
 from optfn.core.transform import abstract, check_state_type, check_transform_type
 from optfn.core.tree import PyTree, bare, in_form_of, location_of, mismatch, path_string
@@ -81,14 +81,14 @@ class store(Wrapper):
         if ctx.stored_as is None:  # one around this has read them
             self._check_stored(slots, updates, ctx.params)
         ctx = ctx._replace(stored_as=_stored_as(slots) or ctx.stored_as)
-        updates, new = self.transform.apply_named(updates, read(slots), ctx)
+        updates, new = self.transform.apply_named(updates, _opened(slots), ctx)
         key = None
         if self.rounding == "stochastic":
             key = key_at(self.seed, ctx.step, "store(seed=...)")
         return updates, stored_like(slots, new, key)
 
     def inner(self, slots: Any, step: Any, label: str) -> tuple[Any, Any]:
-        return read(slots), step
+        return _opened(slots), step
 
     def with_inner(self, slots: Any, label: str, new: Any) -> Any:
         return stored_like(slots, new)
@@ -244,6 +244,15 @@ def _put(x: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:
 def read(slots: Any) -> Any:
     """The slots in float32, or wider where they are stored so."""
     return jax.tree.map(_read, slots, is_leaf=_is_stored)
+
+
+def _opened(slots: Any) -> Any:
+    """The slots as stages see them: what may be rounded in float32, what is exact as it is."""
+    leaves, treedef = jax.tree.flatten(slots, is_leaf=_is_stored)
+    kinds = slot_kinds(slots, _is_stored)
+    return treedef.unflatten(
+        x if kind is None else _read(x) for x, kind in zip(leaves, kinds, strict=True)
+    )
 
 
 def stored_like(stored: Any, slots: Any, key: jax.Array | None = None) -> Any:

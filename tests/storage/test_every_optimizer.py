@@ -19,10 +19,12 @@ SKIPPED = dict.fromkeys(
     "rounding moves what is near half a digit",
 )
 SKIPPED |= dict.fromkeys(("low_precision", "odd_leaves"), "test_whole_kit runs it")
+GATHERS = "it gathers its params, and the compiler places the vectors"
 OWN = (
     {name: {"nan_visible": "to remove them is what it is for"} for name in REMOVES_NANS}
     | {name: {"tree_layout": "what it does depends on the path"} for name in OF_PATHS}
-    | {"flatten": {"sharding": "it gathers its params, and the compiler places the vectors"}}
+    | {"flatten": {"sharding": GATHERS}}
+    | {"lbfgsb": {"sharding": GATHERS, "fixed_point": "complex params have no bounds"}}
 )
 
 

@@ -256,3 +256,13 @@ def test_a_reset_inside_is_in_the_precision_that_is_read(x64):
     tx = optfn.store(optfn.lookahead(optfn.adam(1e-2), 2, 0.5, reset_state=True), storage.int8())
     state = jax.eval_shape(tx.init, params)
     assert forms(jax.eval_shape(optfn.step, tx, params, params, state)[1]) == forms(state)
+
+
+def test_what_is_exact_stays_in_its_own_dtype():
+    params = jax.tree.map(jnp.bfloat16, PARAMS)
+    tx = optfn.store(optfn.compensated(optfn.adam(1e-3)), storage.int8())
+    state = jax.jit(tx.init)(params)
+    params, after = jax.jit(optfn.step)(tx, params, params, state)
+    assert forms(after) == forms(state)
+    full = optfn.master_params(tx, after, params)
+    np.testing.assert_allclose(full["w"], 1 - 1e-3, rtol=1e-5)
