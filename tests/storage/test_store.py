@@ -218,7 +218,7 @@ def test_a_slot_is_as_large_as_the_array_it_is_read_as():
 
 def test_a_lane_of_stored_state_is_the_run_alone():
     """As in a sweep; up to entries near half a code, which other programs round otherwise."""
-    rates = jnp.asarray([1e-3, 1e-2])
+    rates = np.asarray([1e-3, 1e-2], np.float32)
     start, grads = PARAMS["w"], jnp.stack([g["w"] for g in gradients(4)])
 
     def end(rate):
@@ -231,7 +231,7 @@ def test_a_lane_of_stored_state_is_the_run_alone():
 
     (lanes, states), (alone, _) = jax.jit(lambda: (jax.vmap(end)(rates), end(rates[1])))()
     assert states.slots["scale_by_adam"].mu.codes.dtype == jnp.int8
-    np.testing.assert_allclose(lanes[1], alone, rtol=0, atol=0.05 * rates[1])
+    np.testing.assert_allclose(lanes[1], alone, rtol=0, atol=5e-4)
     moved = np.mean(abs(lanes - start[None]), (1, 2))
     np.testing.assert_allclose(moved[1] / moved[0], 10, rtol=0.01)
 
