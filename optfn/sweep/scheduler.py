@@ -135,7 +135,7 @@ class Scheduler:
             fitting = [t for t in self.queue if t.structure == self.structure or not known]
             free = self.executor.places - len(self.running) - len(fitting)
             if free <= 0 or not (points := self.session.ask(free)):
-                self.exhausted = free > 0 and getattr(self.session, "over", True)
+                self.exhausted = free > 0 and not getattr(self.session, "waits", False)
                 break
             for trial in [self.add(point) for point in points]:
                 if trial.status == "failed":

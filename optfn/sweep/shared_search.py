@@ -137,7 +137,7 @@ class SharedSession:
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.mine: list[int] = []  # the ids of this worker's trials, in the order of asking
         self.seen: dict[int, tuple[Any, float]] = {}
-        self.over = False
+        self.waits = True  # others may leave their trials to this worker
         self._stop = threading.Event()
 
     def join(self, plan: Plan, policy: Policy, seeds: int) -> None:
@@ -245,7 +245,7 @@ class SharedSession:
             if any(self._live(slot) is None for slot in slots):
                 continue
             if len(slots) >= self.trials:
-                self.over = all(self._live(slot).state.is_finished() for slot in slots)
+                self.waits = not all(self._live(slot).state.is_finished() for slot in slots)
                 return None
             self.study.enqueue_trial({})
 

@@ -42,11 +42,11 @@ def test_workers_take_each_point_of_the_search_once(tmp_path, search):
         points += new
     assert len(points) == len({str(point) for point in points}) == 12
     assert [t.number for t in first.study.get_trials(deepcopy=False)] == list(range(12))
-    assert not first.over and not first.ask(1)
+    assert first.waits and not first.ask(1)
     for session in (first, second):
         for index in range(len(session.mine)):
             session.tell(index, 1.0, "ok")
-    assert not first.ask(1) and first.over
+    assert not first.ask(1) and not first.waits
 
 
 def test_the_points_are_those_of_one_process(tmp_path):
@@ -71,7 +71,7 @@ def test_what_a_dead_worker_left_is_done_once_by_another(tmp_path, search):
     dead.tell(0, -1.0, "ok")
     states = [t.state.name for t in living.study.get_trials(deepcopy=False)]
     assert states == ["FAIL"] * 3 + ["COMPLETE"] * 4
-    assert not living.ask(1) and living.over
+    assert not living.ask(1) and not living.waits
 
 
 def test_a_worker_that_gives_signs_of_life_keeps_its_trials(tmp_path):
@@ -80,7 +80,7 @@ def test_a_worker_that_gives_signs_of_life_keeps_its_trials(tmp_path):
     for number in range(5):
         slow._beat(number)
         assert not other.ask(1)
-    assert not other.over
+    assert other.waits
 
 
 @pytest.mark.parametrize("storage", ["study.journal", SQLITE])
