@@ -1,5 +1,6 @@
 """Sweeps: each lane is the run alone, whoever is beside it, and every trial ends as it should."""
 
+import itertools
 import math
 import operator
 import os
@@ -886,6 +887,7 @@ def test_bad_tasks_are_refused(message):
         sweep.Task(**{"init": init, "loss": loss, "data": (X, Y)} | BAD_TASKS[message])
 
 
+LENGTHS = itertools.count()
 BAD_RUNS = {
     "sweep.run(policy=...) must be a policy such as asha(first=100), found 'asha'": {
         "policy": "asha"
@@ -931,8 +933,8 @@ BAD_RUNS = {
     "sweep.run(max_loss=...) must be a number, found nan": {"max_loss": float("nan")},
     "have 33 different structures": {
         "catch": (),
-        "optimizer": lambda learning_rate: optfn.masked(
-            optfn.scale(learning_rate), lambda path, leaf: True
+        "optimizer": lambda learning_rate: optfn.chain(
+            *[optfn.scale(1.0)] * next(LENGTHS), optfn.sgd(learning_rate)
         ),
         "trials": 40,
         "lanes": 40,
