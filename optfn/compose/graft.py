@@ -41,7 +41,7 @@ class graft(Transform):
         direction: a stage.
         magnitude: another one.
         start: the first update of which the direction is used, a number or a schedule.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
 
     Raises:
         ValueError: one of the two gives steps and the other directions; or at `init`, if an array
@@ -53,7 +53,7 @@ class graft(Transform):
     direction: Transform = child(converter=as_transform)
     magnitude: Transform = child(converter=as_transform)
     start: Any = 1
-    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+    views: Any = per_leaf(default=None, none_is=matrices(), of=MatrixAxes, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

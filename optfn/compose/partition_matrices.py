@@ -5,14 +5,14 @@ from typing import Any
 import optax
 
 from optfn.compose.partition import partition
-from optfn.core.matrix_axes import MatrixAxes, matrices
+from optfn.core.matrix_axes import MatrixAxes
 from optfn.core.of_views import of_views
 
 
 def partition_matrices(
     matrix: optax.GradientTransformation,
     rest: optax.GradientTransformation,
-    views: Any = matrices(),
+    views: Any = None,
 ) -> partition:
     """`matrix` for the leaves that are matrices, `rest` for biases, norms, embeddings and heads.
 
@@ -21,17 +21,17 @@ def partition_matrices(
     Args:
         matrix: an optimizer, such as `chain(newton_schulz(), scale_by_learning_rate(0.02))`.
         rest: another one, such as `adamw(3e-4)`.
-        views: how each leaf is a matrix; see `matrices`. It is for the choice; stages of `matrix`
-            have views of their own.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape. It is for
+            the choice; stages of `matrix` have views of their own.
     """
     return partition({"matrix": matrix, "rest": rest}, matrix_labels(views))
 
 
-def matrix_labels(views: Any = matrices()) -> Any:
+def matrix_labels(views: Any = None) -> Any:
     """The label "matrix" for the leaves that are matrices and "rest" for others, for `partition`.
 
     Args:
-        views: a tree or a function, as a matrix optimizer takes it; see `matrices`.
+        views: a tree or a function, as a matrix optimizer takes it; None is `matrices()`.
     """
     return of_views(_label, views, "matrix_labels")
 

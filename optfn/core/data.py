@@ -94,6 +94,7 @@ def per_leaf(
     default: Any = MISSING,
     of: type[Any] = object,
     kw_only: bool = False,
+    none_is: Any = None,
     also_called: str | None = None,
     read: Callable[[Any], Any] | None = None,
 ) -> Any:
@@ -101,18 +102,21 @@ def per_leaf(
 
     Users give it as a tree (a prefix of the params is enough), as a function
     `(path, leaf) -> value` with paths like `"encoder/kernel"`, or as a function `params -> tree`;
-    None means that no leaf has a value. The function gets the param as it is stored, or the update
-    in its compute dtype where `update` is given no params. In a `Leafwise` rule the field reads as
-    the value of the current leaf.
+    None means what `none_is` says, or that no leaf has a value. The function gets the param as it
+    is stored, or the update in its compute dtype where `update` is given no params. In a `Leafwise`
+    rule the field reads as the value of the current leaf.
 
     Args:
         default: the value when none is given.
         of: the required type of each value.
         kw_only: whether the field must be given by keyword.
+        none_is: what None stands for. A function is no default itself, since
+            `optax.inject_hyperparams` takes every argument that can be called for a schedule.
         also_called: another keyword for it, such as optax's.
         read: makes a value of what is given by the other keyword; None takes it as it is.
     """
-    return _field("per_leaf", default, kw_only, of=of, also_called=also_called, read=read)
+    more = {"of": of, "none_is": none_is, "also_called": also_called, "read": read}
+    return _field("per_leaf", default, kw_only, **more)
 
 
 def child(
@@ -185,9 +189,9 @@ class Data:
             case "static":
                 return _check_static(value, field, where)
             case "per_leaf":
-                return (
-                    value if value is None else PerLeaf.of(value, str(where), field.metadata["of"])
-                )
+                value = field.metadata["none_is"] if value is None else value
+                of = field.metadata["of"]
+                return None if value is None else PerLeaf.of(value, str(where), of)
             case "numbers":
                 many = self._as_numbers if isinstance(value, (list, tuple)) else _as_vector
                 return many(value, where)

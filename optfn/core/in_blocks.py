@@ -18,7 +18,7 @@ def in_blocks(views: Any, block: int) -> Any:
     matrix is cut, which for small ones makes a single block. A view that says how it is cut stays.
 
     Args:
-        views: a tree or a function, as a matrix optimizer takes it; see `matrices`.
+        views: a tree or a function, as a matrix optimizer takes it; None is `matrices()`.
         block: the longest side, a positive number.
 
     Raises:

@@ -209,6 +209,11 @@ def by_name_and_shape(path: str, leaf: Any) -> MatrixAxes:
     )
 
 
+def views_or_rule(views: Any) -> Any:
+    """The argument `views`, of which None is the rule by name and shape."""
+    return matrices() if views is None else views
+
+
 def _is_table(entry: str) -> bool:
     return entry in TABLES or "embed" in entry or entry.endswith("_head")
 

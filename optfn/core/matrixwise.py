@@ -39,13 +39,13 @@ class Matrixwise(Leafwise):
         views: how each leaf is a matrix or a stack of them: a `MatrixAxes` per leaf, as a tree (a
             prefix is enough), a function `(path, leaf) -> MatrixAxes` or a function
             `params -> tree`; `matrices({pattern: MatrixAxes})` says it by path, and reads names and
-            shapes for the rest.
+            shapes for the rest. None is `matrices()`: by name and shape.
     """
 
     costly: ClassVar[bool] = True
     many_products: ClassVar[bool] = False
 
-    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+    views: Any = per_leaf(default=None, none_is=matrices(), of=MatrixAxes, kw_only=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

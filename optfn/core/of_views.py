@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from optfn.core.arguments import Argument
-from optfn.core.matrix_axes import MatrixAxes
+from optfn.core.matrix_axes import MatrixAxes, views_or_rule
 from optfn.core.paths import by_path
 from optfn.core.tree import PerLeaf, PyTree
 
@@ -20,15 +20,12 @@ def of_views(make: Callable[..., Any], views: Any, name: str, **settings: Any) -
 
     Args:
         make: a function defined once, at the top of a module.
-        views: a tree or a function, as a matrix optimizer takes it.
+        views: a tree or a function, as a matrix optimizer takes it; None is `matrices()`.
         name: of the public function that is called, for messages and for `repr`.
         **settings: its other arguments.
     """
+    views = views_or_rule(views)
     where = Argument(f"{name}(views=...)", views)
-    if views is None:
-        raise TypeError(
-            f"{where} must be a MatrixAxes per leaf, as a tree or a function, found None."
-        )
     given = PerLeaf.of(views, str(where), MatrixAxes)
     if given.function is None:
         return jax.tree.map(lambda view: make(view, None, **settings), views)

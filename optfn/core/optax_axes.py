@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optfn.core.matrix_axes import NO_MATRIX, MatrixAxes, matrices
+from optfn.core.matrix_axes import NO_MATRIX, MatrixAxes
 from optfn.core.tree import PerLeaf, PyTree, is_leaf
 
 
@@ -15,13 +15,13 @@ def views_or_numbers(views: Any, numbers: Any, where: str) -> Any:
     """`views`, or those of optax's dimension numbers if these are given in their place.
 
     Args:
-        views: the argument `views`.
+        views: the argument `views`, None if it is not given.
         numbers: the other argument, as `views_by_numbers` takes it, or None.
         where: its name, as in `"muon(numbers=...)"`.
     """
     if numbers is None:
         return views
-    if views != matrices():
+    if views is not None:
         raise TypeError(f"{where.removesuffix(')')}, views=...) are the same argument.")
     return views_by_numbers(numbers, where)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from optfn.compose.chain import chain
 from optfn.compose.partition_matrices import partition_matrices
-from optfn.core.matrix_axes import matrices
 from optfn.optimizers.elementwise.adam import adamw, scale_by_adam
 from optfn.optimizers.matrix.muon import scale_by_muon
 from optfn.recipes.rates import over_a_run
@@ -61,7 +60,7 @@ def transformer_muon(
     warmup_steps: Any = None,
     schedule: str = "cosine",
     weight_decay: Any = 0.1,
-    views: Any = matrices(),
+    views: Any = None,
 ) -> chain:
     """Muon for the matrices and AdamW for the rest, with one rate and one decay for both.
 
@@ -75,8 +74,9 @@ def transformer_muon(
         warmup_steps: the number of updates up to the peak; a hundredth of all if None.
         schedule: "cosine", "linear" or "wsd"; see `transformer_adamw`.
         weight_decay: decoupled, times the rate; see `decays` for what decays.
-        views: how each leaf is a matrix or a stack of them; see `matrices`. Embeddings, heads and
-            vectors are none, and attention kernels of three axes must be described.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
+            Embeddings, heads and vectors are none, and attention kernels of three axes must be
+            described.
 
     Raises:
         ValueError: `schedule` is none of these, `total_steps` is below 1, or `warmup_steps`

@@ -36,14 +36,14 @@ class scale_by_matrix_shape(Leafwise):
     Args:
         convention: "width", "spectral" or "rms".
         factor: a number or a schedule.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
     """
 
     elementary = True
 
     convention: str = static(default="width", choices=tuple(SHAPE_FACTORS))
     factor: Any = 1.0
-    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+    views: Any = per_leaf(default=None, none_is=matrices(), of=MatrixAxes, kw_only=True)
 
     def update_leaf(
         self, g: jax.Array, slots: None, param: Any, t: jax.Array
@@ -64,7 +64,7 @@ class clip_by_matrix_rms(Matrixwise):
 
     Args:
         threshold: a number or a schedule, not negative; 0 gives zero updates.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Shazeer and Stern 2018.
     """
@@ -94,7 +94,7 @@ class newton_schulz(Matrixwise):
         adaptive: whether to multiply u by <g, u>, which is near the sum of the singular values of
             g. That is the whole step of steepest descent: as large as the gradient, and zero where
             it is zero.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Bernstein and Newhouse 2024, also for `adaptive`; Jordan et al. 2024.
     """

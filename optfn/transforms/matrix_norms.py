@@ -24,7 +24,7 @@ class normalize_matrices(Matrixwise):
 
     Args:
         eps: added to the norm.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: arXiv 2602.21545.
     """
@@ -49,7 +49,7 @@ class equalize_rows(Matrixwise):
     unchanged.
 
     Args:
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: arXiv 2603.28254.
     """
@@ -85,7 +85,7 @@ class scale_by_row_moment(Matrixwise):
             direction of any other size.
         side: "rows" keeps one number for each row, "columns" one for each column, and "longer" one
             for each row of a tall or square matrix and each column of a wide one.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Li et al. 2025.
     """

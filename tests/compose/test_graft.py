@@ -60,10 +60,8 @@ def test_labels_of_views_are_data():
     tx = optfn.partition({"matrix": optfn.sgd(1.0), "rest": optfn.sgd(0.1)}, labels())
     with pytest.raises(ValueError, match="no leaf matches 'a/"):
         tx.init({"b": jnp.ones((3, 9))})
-    with pytest.raises(
-        TypeError, match=r"matrix_labels\(views=...\) must be a MatrixAxes per leaf"
-    ):
-        optfn.matrix_labels(None)
+    assert optfn.matrix_labels(None) == optfn.matrix_labels() != labels()
+    assert optfn.matrix_labels() == optfn.matrix_labels(optfn.matrices())
     tree = optfn.matrix_labels({"w": optfn.MatrixAxes(0, 1), "b": optfn.NO_MATRIX})
     assert tree == {"w": "matrix", "b": "rest"}
     of_params = optfn.matrix_labels(lambda params: {"w": optfn.MatrixAxes(0, 1)})

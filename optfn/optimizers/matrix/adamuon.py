@@ -7,7 +7,6 @@ import optax
 from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
-from optfn.core.matrix_axes import matrices
 from optfn.linalg import polynomials
 from optfn.optimizers.elementwise.rmsprop import scale_by_rms
 from optfn.optimizers.elementwise.sign import scale_by_sign
@@ -31,7 +30,7 @@ def adamuon(
     nesterov: bool = True,
     dtype: str | None = None,
     consistent_rms: Any = 0.2,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """AdaMuon: the signs of the momentum, orthogonalized, with a step size for every entry.
@@ -68,7 +67,7 @@ def adamuon(
         nesterov: look ahead by one more step.
         dtype: the dtype of the products of the orthogonalization; at least float32 by default.
         consistent_rms: the root mean square of a step; 0.2 is that of AdamW's.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default that of `muon`.
 
     Raises:

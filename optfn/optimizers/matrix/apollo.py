@@ -12,7 +12,6 @@ from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
 from optfn.core.data import check_count, number, static
 from optfn.core.dtypes import cast, real_dtype
-from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average
 from optfn.core.numerics import abs_sq, norm_of, norms_along, sqrt, whole
@@ -65,7 +64,7 @@ class scale_by_apollo(Matrixwise):
         proj: "random", or "svd" for the first singular vectors of g, as in `scale_by_galore`.
         side: which side is projected, "smaller" (the authors' `"std"`), "larger", "rows" or
             "columns".
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Zhu et al. 2025, "APOLLO: SGD-like memory, AdamW-level performance"; Chen et al. 2024,
     "Fira", for the limit of the growth.
@@ -171,7 +170,7 @@ def apollo(
     *,
     proj: str = "random",
     side: str = "smaller",
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """APOLLO: gradient descent whose channels are scaled as AdamW scales them.
@@ -204,7 +203,7 @@ def apollo(
         proj: "random", or "svd" for the first singular vectors of g.
         side: which side is projected, "smaller" (the authors' `"std"`), "larger", "rows" or
             "columns".
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default AdamW with the same numbers.
 
     Raises:
@@ -252,7 +251,7 @@ def apollo_mini(
     *,
     proj: str = "random",
     side: str = "smaller",
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """APOLLO-Mini: one factor for each matrix, from a projection to one dimension.

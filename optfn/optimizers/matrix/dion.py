@@ -11,7 +11,6 @@ from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.data import numbers, static
-from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import norms_along, ratio
 from optfn.core.placement import Along
@@ -53,7 +52,7 @@ class scale_by_dion(Matrixwise):
         seed: of the normal numbers that Q starts from, a whole number below 2^24 or a random key.
             Matrices of one shape start from the same.
         rank_multiple_of: the rank is rounded up to a multiple of it, as far as the sides allow.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Raises:
         ValueError: rank_fraction is not in its range.
@@ -121,7 +120,7 @@ def dion(
     weight_decay_mask: Any = None,
     *,
     rank_multiple_of: int = 1,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """Dion: orthonormal steps of low rank, whose remainder stays in the momentum.
@@ -142,7 +141,7 @@ def dion(
         weight_decay: decoupled, times the learning rate, of the matrices only.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         rank_multiple_of: the rank is rounded up to a multiple of it.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; `adamw(3e-4, b2=0.95, weight_decay=0.0)` by
             default.
 
@@ -186,7 +185,7 @@ class scale_by_dion2(Matrixwise):
         epsilon: added to the norm that is divided out, though never more than the norm itself.
         coefficients: the polynomials, as `linalg.polynomials` takes them.
         dtype: the dtype of the products; at least float32 by default.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Raises:
         ValueError: fraction is not in its range.
@@ -234,7 +233,7 @@ def dion2(
     weight_decay_mask: Any = None,
     *,
     dtype: str | None = None,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """Dion2: orthogonalized steps of the rows with most momentum, which alone decays.
@@ -255,7 +254,7 @@ def dion2(
         weight_decay: decoupled, times the learning rate, of the matrices only.
         weight_decay_mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         dtype: the dtype of the products; at least float32 by default.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; `adamw(3e-4, b2=0.95, weight_decay=0.0)` by
             default.
 

@@ -139,7 +139,7 @@ class scale_by_galore(Transform):
             params.
         side: which side is projected, "larger" (the least state, as in optax), "smaller" (the
             authors' `"std"`), "rows" or "columns".
-        views: how each leaf is a matrix; see `matrices`. Or, as in optax,
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape. Or, as in optax,
             `weight_dimension_numbers`; see `galore`.
 
     Raises:
@@ -157,7 +157,8 @@ class scale_by_galore(Transform):
     base_optimizer: Transform = child(default=None, converter=_gradient_only)
     side: str = static(default="larger", choices=tuple(PROJECTS_ROWS), kw_only=True)
     views: Any = per_leaf(
-        default=matrices(),
+        default=None,
+        none_is=matrices(),
         of=MatrixAxes,
         kw_only=True,
         also_called="weight_dimension_numbers",
@@ -258,7 +259,7 @@ def galore(
     weight_dimension_numbers: Any = None,
     *,
     side: str = "larger",
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> Transform:
     """GaLore: Adam in the few dimensions in which the gradient of each matrix is large.
@@ -292,7 +293,7 @@ def galore(
             with None for what is no matrix, or a function from the params to one.
         side: which side is projected, "larger" (the least state, as in optax), "smaller" (the
             authors' `"std"`), "rows" or "columns".
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default the same as for matrices, without a
             projection.
 

@@ -10,7 +10,6 @@ import optax
 from optfn.compose.partition import partition
 from optfn.core.control_flow import refreshed
 from optfn.core.dtypes import real_dtype
-from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
 from optfn.core.numerics import abs_sq, ratio, sqrt, whole
@@ -141,7 +140,7 @@ class scale_by_kl_shampoo(_KLFactors):
             the gradient. The first moving update is M over it, whatever the size of the gradients.
         max_clamp_value: an eigenvalue is taken for at least one over the square of this, or of the
             length of its side if that is smaller, though never of less than 10.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Lin et al. 2025, and the authors' code.
     """
@@ -189,7 +188,7 @@ class scale_by_kl_soap(_KLFactors):
         precondition_frequency: the steps from one refresh to the next, a number or a schedule.
         init_factor: all eigenvalues at first, by which each factor starts to whiten the other.
         max_clamp_value: bounds eigenvalues from below; see `scale_by_kl_shampoo`.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Lin et al. 2025, and the authors' code.
     """
@@ -227,7 +226,7 @@ def kl_shampoo(
     init_factor: Any = 0.1,
     max_clamp_value: Any = 4000.0,
     *,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """KL-Shampoo: gradients whitened by two factors, without grafting onto another optimizer.
@@ -251,7 +250,7 @@ def kl_shampoo(
         precondition_frequency: the steps from one refresh of the bases to the next.
         init_factor: all eigenvalues at first.
         max_clamp_value: bounds eigenvalues from below; see `scale_by_kl_shampoo`.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default Adam with the same arguments.
 
     Raises:
@@ -286,7 +285,7 @@ def kl_soap(
     init_factor: Any = 0.1,
     max_clamp_value: Any = 4000.0,
     *,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """KL-SOAP: Adam in the eigenbases of KL-Shampoo's factors.
@@ -309,7 +308,7 @@ def kl_soap(
         precondition_frequency: the steps from one refresh of the bases to the next.
         init_factor: all eigenvalues at first.
         max_clamp_value: bounds eigenvalues from below; see `scale_by_kl_shampoo`.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default Adam with the same arguments.
 
     Raises:

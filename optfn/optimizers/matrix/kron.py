@@ -12,7 +12,6 @@ from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
 from optfn.core.dtypes import real_dtype
 from optfn.core.leafwise import Leafwise
-from optfn.core.matrix_axes import matrices
 from optfn.core.moments import full_like_real
 from optfn.core.numerics import norms_along
 from optfn.core.randomness import seed
@@ -67,7 +66,7 @@ class whiten_by_kron(Kronecker):
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have: "none", "one_diag" the longer one,
             "smart_one_diag" the longer one unless they are equal, "all_diag" both.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Li 2018, "Preconditioned stochastic gradient descent"; Pooladzandi and Li 2024.
     """
@@ -180,7 +179,7 @@ def scale_by_kron(
     max_size_triangular: int = 8192,
     memory_save_mode: str = "none",
     max_update_rms: Any = 1.1,
-    views: Any = matrices(),
+    views: Any = None,
 ) -> chain:
     """The direction of Kron: the average gradient of each matrix, whitened and limited.
 
@@ -196,7 +195,7 @@ def scale_by_kron(
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have one; see `whiten_by_kron`.
         max_update_rms: the limit of the root mean square of each matrix.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
     """
     return chain(
         ema(b1),
@@ -226,7 +225,7 @@ def kron(
     max_size_triangular: int = 8192,
     memory_save_mode: str = "none",
     max_update_rms: Any = 1.1,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """PSGD Kron: momentum, whitened by a Kronecker product that is fitted to the gradients.
@@ -258,7 +257,7 @@ def kron(
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have one; see `whiten_by_kron`.
         max_update_rms: the limit of the root mean square of each matrix.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default the same with a factor for each entry:
             `chain(ema(b1), whiten_entries_by_kron(...), clip_by_block_rms(max_update_rms),
             scale_by_learning_rate(learning_rate))`.

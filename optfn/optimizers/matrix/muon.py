@@ -8,7 +8,6 @@ from jax.typing import DTypeLike
 from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
-from optfn.core.matrix_axes import matrices
 from optfn.core.optax_axes import views_or_numbers
 from optfn.linalg import polynomials
 from optfn.linalg.orthogonal import Normalization
@@ -34,7 +33,7 @@ def scale_by_muon(
     debias: bool = False,
     preconditioning: Preconditioning = "frobenius",
     dtype: str | None = None,
-    views: Any = matrices(),
+    views: Any = None,
     weight_dimension_numbers: Any = None,
 ) -> chain:
     """The direction of Muon: the average gradient of each matrix, orthogonalized.
@@ -53,7 +52,7 @@ def scale_by_muon(
         preconditioning: "frobenius", "schatten4" or "rows"; see `linalg.orthogonalize`. The last
             two are also "schatten" and "aol", as in optax.
         dtype: the dtype of the products; at least float32 by default.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
         weight_dimension_numbers: optax's way to say it, in the place of `views`.
     """
     where = "scale_by_muon(weight_dimension_numbers=...)"
@@ -94,7 +93,7 @@ def muon(
     shape_scale: str = "width",
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """Muon: steps whose singular values are all alike, from orthogonalized momentum.
@@ -134,7 +133,7 @@ def muon(
             for `rest`, or a function from the params to one.
         consistent_rms: the root mean square of a step, in the place of `shape_scale`; 0.2 is that
             of AdamW's, whose rate and decay can then be kept.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default that of Jordan et al.,
             `adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)`.
 

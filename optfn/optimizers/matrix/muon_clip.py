@@ -5,7 +5,6 @@ from typing import Any
 import optax
 
 from optfn.compose.qk_clip import qk_clip
-from optfn.core.matrix_axes import matrices
 from optfn.optimizers.elementwise.adam import adamw
 from optfn.optimizers.matrix.muon import muon
 
@@ -27,7 +26,7 @@ def muon_clip(
     query: str = "query",
     key: str = "key",
     head_axis: int = -2,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> qk_clip:
     """MuonClip: `muon` at AdamW's rate and decay, in `qk_clip`.
@@ -51,8 +50,8 @@ def muon_clip(
         dtype: the dtype of the products of the orthogonalization; at least float32 by default.
         consistent_rms: the root mean square of a step of a matrix; 0.2 is that of AdamW's.
         query, key, head_axis: where queries, keys and heads are; see `qk_clip`.
-        views: how each leaf is a matrix or a stack of them; see `matrices`. Queries, keys and
-            values `(embed, heads, size)` must be described.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
+            Queries, keys and values `(embed, heads, size)` must be described.
         rest: the optimizer of all other leaves; by default
             `adamw(learning_rate, b2=0.95, weight_decay=weight_decay)`.
 

@@ -7,7 +7,6 @@ import optax
 from optfn.compose.chain import chain
 from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
-from optfn.core.matrix_axes import matrices
 from optfn.optimizers.matrix.muon import adam_of_muon, scale_by_muon, scaled_to_shape
 from optfn.transforms.decay import add_decayed_weights
 from optfn.transforms.matrix_norms import scale_by_row_moment
@@ -28,7 +27,7 @@ def normuon(
     dtype: str | None = None,
     shape_scale: str = "width",
     consistent_rms: Any = None,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """NorMuon: Muon whose steps move all outputs of a layer alike.
@@ -58,7 +57,7 @@ def normuon(
         dtype: the dtype of the products of the orthogonalization; at least float32 by default.
         shape_scale: the factor, "width" or "spectral"; see `scale_by_matrix_shape`.
         consistent_rms: the root mean square of a step, in the place of `shape_scale`.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default that of `muon`.
 
     Raises:

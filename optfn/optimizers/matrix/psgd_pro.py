@@ -11,7 +11,6 @@ from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.data import static
 from optfn.core.dtypes import real_dtype
-from optfn.core.matrix_axes import matrices
 from optfn.core.numerics import abs_sq, ratio
 from optfn.core.tree import PyTree
 from optfn.linalg import adjoint
@@ -71,7 +70,7 @@ class whiten_by_pro(Kronecker):
         max_size_triangular: a longer side has a diagonal factor.
         memory_save_mode: which sides else have: "none", "one_diag" the longer one,
             "smart_one_diag" the longer one unless they are equal, "all_diag" both.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Li 2024, "Stochastic Hessian fittings with Lie groups", the coordinates
     Q^0.5 E Q^1.5 of his `psgd_torch`.
@@ -177,7 +176,7 @@ def scale_by_psgd_pro(
     memory_save_mode: str = "smart_one_diag",
     max_update_rms: Any = 2.0,
     max_update: Any = 10.0,
-    views: Any = matrices(),
+    views: Any = None,
 ) -> chain:
     """The direction of PSGD PRO: the average gradient of each matrix, whitened and limited.
 
@@ -196,7 +195,7 @@ def scale_by_psgd_pro(
         memory_save_mode: which sides else have one; see `whiten_by_pro`.
         max_update_rms: the limit of the root mean square of each matrix.
         max_update: the limit of each entry.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
     """
     return chain(
         ema(b1),
@@ -230,7 +229,7 @@ def psgd_pro(
     memory_save_mode: str = "smart_one_diag",
     max_update_rms: Any = 2.0,
     max_update: Any = 10.0,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """PSGD PRO: `kron` without random probes and triangular solves, all products.
@@ -263,7 +262,7 @@ def psgd_pro(
         memory_save_mode: which sides else have one; by default the longer one. See `whiten_by_pro`.
         max_update_rms: the limit of the root mean square of each matrix.
         max_update: the limit of each entry.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; `adamw(learning_rate, weight_decay=0.0)` by
             default.
 

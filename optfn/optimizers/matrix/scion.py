@@ -11,7 +11,7 @@ from optfn.compose.partition import partition
 from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.data import numbers, static
 from optfn.core.dtypes import cast, compute_dtype
-from optfn.core.matrix_axes import NO_MATRIX, MatrixAxes, matrices, matrices_and_tables
+from optfn.core.matrix_axes import NO_MATRIX, MatrixAxes, matrices_and_tables, views_or_rule
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.numerics import Norm, norms_along, propagate_nan, ratio
 from optfn.core.tree import PerLeaf, PyTree
@@ -46,7 +46,7 @@ class scale_by_lmo(Matrixwise):
         radius: of the ball, a number or a schedule.
         coefficients: the polynomials of "spectral"; see `newton_schulz`.
         dtype: the dtype of the products of "spectral"; at least float32 by default.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Pethick et al. 2025.
     """
@@ -118,7 +118,7 @@ def scion(
     ns_coeffs: Any = "keller_jordan",
     ns_steps: int | None = None,
     dtype: str | None = None,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """Scion: every layer in a ball of its norm, and steps towards its farthest point.
@@ -143,7 +143,7 @@ def scion(
         weight_decay: 1 for the constrained method, 0 for the other.
         ns_coeffs, ns_steps: the polynomials of "spectral", as `linalg.polynomials` takes them.
         dtype: the dtype of the products of "spectral"; at least float32 by default.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves. By default the same with the authors' radii for a
             transformer: embeddings and heads with "sign" and 3000, and for biases and gains the
             root mean square and 50. (An embedding counts as a head that shares its weights, which
@@ -173,7 +173,7 @@ def scion(
 
 
 def start_on_sphere(
-    params: PyTree, norm: BallNorm = "spectral", radius: float = 50.0, views: Any = matrices()
+    params: PyTree, norm: BallNorm = "spectral", radius: float = 50.0, views: Any = None
 ) -> PyTree:
     """Params whose matrices are moved to the sphere of a norm, where `scion` starts.
 
@@ -189,12 +189,12 @@ def start_on_sphere(
         params: a pytree of arrays.
         norm: "spectral", "sign", "column" or "row".
         radius: as `scion` has it.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
     """
     if norm not in NORMS:
         raise ValueError(f"start_on_sphere(norm=...) must be one of {NORMS}, found {norm!r}.")
     leaves, treedef = jax.tree.flatten(params)
-    axes = PerLeaf.of(views, "start_on_sphere(views=...)", MatrixAxes).values(params)
+    axes = PerLeaf.of(views_or_rule(views), "start_on_sphere(views=...)", MatrixAxes).values(params)
 
     def moved(p: jax.Array, view: MatrixAxes) -> jax.Array:
         if not view.is_matrix:

@@ -13,7 +13,6 @@ from optfn.compose.partition_matrices import partition_matrices
 from optfn.core.control_flow import refreshed
 from optfn.core.data import static
 from optfn.core.in_blocks import in_blocks
-from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, debias
 from optfn.core.numerics import abs_sq, whole
@@ -64,7 +63,8 @@ class scale_by_shampoo(Matrixwise):
         exponent: 1/4 for Shampoo; 1/2 is often better where b2 < 1. With both b1 and b2 zero, 1/4
             gives the orthogonal polar factor of the gradient.
         max_square_dim: a side that is longer has the diagonal of its factor only; None for none.
-        views: how each leaf is a matrix or a stack of them; see `matrices`. `in_blocks` cuts them.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
+            `in_blocks` cuts them.
 
     Source: Gupta et al. 2018; Shi et al. 2023.
     """
@@ -151,7 +151,7 @@ def shampoo(
     *,
     max_square_dim: int | None = None,
     grafting: optax.GradientTransformation | None = None,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """Distributed Shampoo: gradients of matrices, preconditioned from both sides.
@@ -183,7 +183,7 @@ def shampoo(
         max_square_dim: a side of a matrix or block that is longer has the diagonal of its factor
             only; None for none.
         grafting: the stage whose norms are taken; by default `scale_by_adam(b1, 0.999, 1e-8)`.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default Adam with the same rate and decay.
 
     Raises:

@@ -10,7 +10,6 @@ import optax
 from optfn.compose.partition import partition
 from optfn.core.control_flow import refreshed
 from optfn.core.data import static
-from optfn.core.matrix_axes import matrices
 from optfn.core.matrixwise import Matrixwise
 from optfn.core.moments import average, zero_moments
 from optfn.core.numerics import whole
@@ -69,7 +68,7 @@ class scale_by_soap(Matrixwise):
         precondition_frequency: the steps from one refresh to the next, a number or a schedule. A
             refresh costs two QR decompositions, and other steps none, in lanes of `vmap` too.
         max_precond_dim: a side longer than this has no factor and keeps Q = I.
-        views: how each leaf is a matrix; see `matrices`.
+        views: how each leaf is a matrix; None is `matrices()`: by name and shape.
 
     Source: Vyas et al. 2025.
     """
@@ -139,7 +138,7 @@ def soap(
     precondition_frequency: Any = 10,
     max_precond_dim: int = 10000,
     *,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """SOAP: Adam, run in the eigenbases of Shampoo's preconditioner.
@@ -165,7 +164,7 @@ def soap(
         precondition_frequency: the steps from one refresh of the bases to the next.
         max_precond_dim: a side longer than this keeps the identity for a basis. With 0 it is Adam
             from the second step on.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default Adam with the same arguments.
 
     Raises:

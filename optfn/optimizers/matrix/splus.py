@@ -66,7 +66,7 @@ class scale_by_splus(Matrixwise):
         b2: decay of the factors, a number or a schedule.
         inverse_every: the updates between two bases, a number or a schedule.
         max_dim: a side that is as long or longer keeps the basis it has.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
 
     Source: Frans et al. 2025.
     """
@@ -126,7 +126,7 @@ class descend_by_sides(Leafwise):
         mask: where to decay, a bool per leaf; see `add_decayed_weights`.
         nonstandard_constant: a number.
         max_dim: the longest side of a matrix that is not very large.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
 
     Raises:
         ValueError: `update` was not given the params.
@@ -142,7 +142,7 @@ class descend_by_sides(Leafwise):
     mask: Any = per_leaf(default=None, of=bool)
     nonstandard_constant: Any = 0.001
     max_dim: int = static(default=10000, kw_only=True)
-    views: Any = per_leaf(default=matrices(), of=MatrixAxes, kw_only=True)
+    views: Any = per_leaf(default=None, none_is=matrices(), of=MatrixAxes, kw_only=True)
 
     def update_leaf(
         self, g: jax.Array, slots: None, param: Any, t: jax.Array
@@ -174,7 +174,7 @@ def splus(
     nonstandard_constant: Any = 0.001,
     max_dim: int = 10000,
     *,
-    views: Any = matrices(),
+    views: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> partition:
     """SPlus: steps of equal size along all directions of Shampoo's eigenbasis.
@@ -200,7 +200,7 @@ def splus(
         inverse_every: the updates between two bases, a number or a schedule.
         nonstandard_constant: the factor on the rate of leaves that are no matrices.
         max_dim: longer sides have no basis.
-        views: how each leaf is a matrix or a stack of them; see `matrices`.
+        views: how a leaf is a matrix or a stack of them; None is `matrices()`: by name and shape.
         rest: the optimizer of all other leaves; by default the authors': the signs of the average
             gradient, with the same rate, times `nonstandard_constant`, and decay.
 
