@@ -258,6 +258,8 @@ class Executor:
                 for name, score in found.items():
                     blank = np.full(diverged.shape, np.nan)
                     metrics.setdefault(name, blank)[place, run] = score
+        if task.objective not in metrics:  # all have diverged
+            metrics[task.objective] = np.full(diverged.shape, np.nan)
         if self.task.keeps_best and task.objective in metrics.keys() - set(known):
             scores = self.to_devices(metrics[task.objective].reshape(-1))
             options = {"task": self.task, "mesh": self.plan.mesh}
