@@ -66,7 +66,8 @@ class Confirm:
             lambda number: (first + number % self.seeds,),
             catch,
         )
-        train(scheduler, f"{self.seeds} seeds of {', '.join(map(str, best))}")
+        which = f"{', '.join(map(str, best))} of {len(result)}"
+        train(scheduler, f"{self.seeds} seeds of {which}")
         confirmed = np.full((len(result), self.seeds), np.nan)
         kept = dict(result.kept)
         for place, i in enumerate(best):
