@@ -50,6 +50,8 @@ class Store:
         search: the search of the sweep.
         policy: its policy, as it was given.
         enqueue: the points that it tries first.
+        functions: those of its task that are in no program, as they are before they are called,
+            since that may change what they hold.
 
     Raises:
         ImportError: Orbax is not installed.
@@ -61,6 +63,7 @@ class Store:
         search: Search | None,
         policy: Policy | None = None,
         enqueue: Sequence[Mapping[str, Any]] = (),
+        functions: Any = None,
     ):
         import orbax.checkpoint as ocp
 
@@ -70,6 +73,7 @@ class Store:
         self.items = ocp.args
         self.search = _plain([_outline(search), *enqueue]) if enqueue else _outline(search)
         self.policy = _sha_of_json(_plain(policy))
+        self.functions = _sha_of_json(_plain(functions))
         self.fingerprint: dict[str, str] = {}
         self.first: dict[str, Any] = {}
         self.damaged: list[int] = []
@@ -187,7 +191,8 @@ class Store:
         return True
 
     def _fingerprint(self, scheduler: Scheduler, first: Mapping[str, Any]) -> dict[str, str]:
-        return fingerprint(scheduler, self.search, first) | {"its policy": self.policy}
+        own = {"its policy": self.policy, "its task": self.functions}
+        return fingerprint(scheduler, self.search, first) | own
 
     def _newest(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """The last whole checkpoint; None if the folder has no checkpoints.
@@ -294,13 +299,14 @@ def stored(
     search: Search | None,
     policy: Policy,
     enqueue: Sequence[Mapping[str, Any]],
+    functions: Any = None,
 ) -> Iterator[Store | None]:
     """The store of a folder, whole when the context ends; None without a folder."""
     if folder is None:
         yield None
         return
     with owned(folder):
-        store = Store(folder, search, policy, enqueue)
+        store = Store(folder, search, policy, enqueue, functions)
         try:
             yield store
         finally:
@@ -321,9 +327,6 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
     """
     plan, policy, executor = scheduler.plan, scheduler.policy, _executor_of(scheduler, first)
     candidate, task = plan.candidate(first), plan.training(first)
-    make = getattr(plan.make_task, "make", None)
-    # The program has all other functions of the task.
-    functions = make if task.host_evaluate is None else [make, task.host_evaluate]
     # An iterable may be shuffled each time; a function is known by its first batch, and by the last
     # one that was trained on.
     stream: Any = task.stream
@@ -338,7 +341,6 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "its space": _sha_of_space(plan.space),
         "its search": _sha_of_json(search),
         "its data": _sha_of(*map(_bytes, [*jax.tree.leaves(executor.shared[:4]), *streamed])),
-        "its task": _sha_of_json(_plain(functions)),
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),
         "its init": _sha_of(executor.init_program(candidate).encode()),

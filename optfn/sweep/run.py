@@ -233,12 +233,14 @@ def run(
     if policy is None:
         policy = asha(first=segment) if segment < steps else run_all()
     given = policy
+    functions: Any = make_task and make_task.make  # the programs have all others
+    functions = functions if task.host_evaluate is None else [functions, task.host_evaluate]
     if confirm is not None:
         policy = policy.letting_finish(min(confirm.top, session.trials))
     with (
         shown(progress) as show,
         interruptible() as interrupted,
-        stored(checkpoint, search, given, enqueue) as store,
+        stored(checkpoint, search, given, enqueue, functions) as store,
         watched(check_callbacks(callbacks)) as watch,
         ExitStack() as leave,
     ):
