@@ -377,6 +377,9 @@ class SharedSession:
             for age in ages
             if age <= trial.steps
         ]
+        if trial.status in ("diverged", "not_finite") and len(trial.curve) < len(ages):
+            trial.curve.append({plan.task.objective: math.nan})
+        trial.segments = list(range(len(trial.curve)))  # as if it had begun with the sweep
         if trial.status in ("ok", "pruned", "stopped") and there.intermediate_values:
             last = there.value if trial.status == "ok" else found.get(trial.steps, np.nan)
             trial.loss = self.sign * float(last)
