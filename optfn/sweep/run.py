@@ -317,6 +317,7 @@ def run(
             scheduler.keep_unfinished()
         if isinstance(session, SharedSession):
             session.gather(scheduler)
+            scheduler.raise_if_all_failed()
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train_again, catch)
