@@ -1,5 +1,6 @@
 """Several scores: the trials of which none is worse than another in all of them."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -88,6 +89,13 @@ def pareto(result: Trials, directions: Mapping[str, str]) -> Pareto:
         raise ValueError(
             f"sweep.pareto(directions={dict(directions)!r}): no trial ran to the end with finite "
             f"scores, {result.counts()}."
+        )
+    if unknown := int((result.status == "ok").sum() - counts.sum()):
+        warnings.warn(
+            f"sweep.pareto(...) leaves out {unknown} trials that ran to the end, but lack a finite "
+            f"one of the scores {', '.join(directions)}; of the trials of other workers the score "
+            f"{result.task.objective!r} alone is known.",
+            stacklevel=2,
         )
     ends = {name: np.where(counts, x, np.nan) for name, x in ends.items()}
     losses = np.stack([SIGNS[directions[name]] * x for name, x in ends.items()], axis=1)
