@@ -123,7 +123,7 @@ class _Walk:
         new = FunctionType(code, known, function.__name__, None, own)
         self.functions[id(function)] = new  # before what it holds, which may be itself
         new.__qualname__, new.__module__ = function.__qualname__, function.__module__
-        new.__dict__.update(function.__dict__)
+        new.__dict__.update(self(dict(function.__dict__)))
         new.__defaults__ = self(function.__defaults__)
         new.__kwdefaults__ = self(function.__kwdefaults__)
         for cell in new_cells:
