@@ -22,12 +22,14 @@ from optfn.core.tree import PyTree
 from optfn.sweep.candidate import Candidate
 from optfn.sweep.executor import Executor, gathered
 from optfn.sweep.interrupt import any_process
+from optfn.sweep.lane import Lanes
 from optfn.sweep.one_of import OneOf
 from optfn.sweep.policies.policy import Policy
 from optfn.sweep.recorded import record
 from optfn.sweep.scheduler import Scheduler
 from optfn.sweep.search import Search
 from optfn.sweep.space import Choice, Distribution, Fixed
+from optfn.sweep.task import Model, Training
 from optfn.sweep.trial import PLAIN, Trial, decoded, encoded
 
 try:
@@ -454,10 +456,12 @@ def _restore(scheduler: Scheduler, host: dict[str, Any], arrays: dict[str, np.nd
     for trial in scheduler.kept:
         like = _executor_of(scheduler, trial.point).empty_lanes(trial.candidate)
         task = scheduler.plan.training(trial.point)
-        shapes = jax.eval_shape(
-            lambda lanes, task=task: task.scored_model(lanes.candidate.tx, lanes.carry), like
-        )
+        shapes = jax.eval_shape(jax.vmap(partial(_scored_model, task)), like)
         trial.models = _filled((shapes,) * scheduler.runs, arrays, f"params {trial.number}")
+
+
+def _scored_model(task: Training, lane: Lanes) -> Model:
+    return task.scored_model(lane.candidate.tx, lane.carry)
 
 
 def _executor_of(scheduler: Scheduler, point: Mapping[str, Any]) -> Executor:
