@@ -151,7 +151,8 @@ class SharedSession:
             )
         score = plan.score if isinstance(plan.score, str) else list(plan.score)
         found = {"steps": plan.steps, "segment": plan.segment, "seeds": seeds, "score": score}
-        found["objective"] = plan.task.objective
+        found |= {"objective": plan.task.objective, "patience": plan.patience}
+        found["max_loss"] = str(plan.max_loss)  # it may be infinite, which JSON is not
         there = self.study.user_attrs.get("sweep")
         if there is None:
             self.study.set_user_attr("sweep", found)

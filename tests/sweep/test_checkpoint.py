@@ -100,6 +100,14 @@ def test_more_trials_take_the_lanes_there_were(tmp_path):
     same(more, run(RATE, STILL, trials=20, lanes=12))
 
 
+def test_averages_of_the_params_come_back(tmp_path):
+    settings = {"task": STILL, "optimizer": optfn.schedule_free_sgd, "trials": 8, "lanes": 8}
+    whole = run(RATE, checkpoint=tmp_path, **settings)
+    again = run(RATE, checkpoint=tmp_path, **settings)
+    same(again, whole)
+    np.testing.assert_array_equal(again.best().params["b"], whole.best().params["b"])
+
+
 def test_choices_and_streams_come_back(tmp_path):
     """Options that JSON does not have, and a stream at its place."""
     batches = [(X[i : i + 16], Y[i : i + 16]) for i in (0, 16, 32)]

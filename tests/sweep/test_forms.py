@@ -31,6 +31,14 @@ def of_a_partial(learning_rate):
     return optfn.sgd(partial(falling, learning_rate))
 
 
+def of_an_attribute(learning_rate):
+    def rate(step):
+        return rate.start / (1 + step)
+
+    rate.start = learning_rate
+    return optfn.sgd(rate)
+
+
 def of_a_leaf(learning_rate):
     return optfn.sgd(jax.tree_util.Partial(falling, learning_rate))
 
@@ -75,7 +83,7 @@ def expected():
     return run(RATE, STILL, of_a_leaf, trials=64, lanes=16)
 
 
-@pytest.mark.parametrize("make", [of_a_closure, of_a_default, of_a_partial])
+@pytest.mark.parametrize("make", [of_a_closure, of_a_default, of_a_partial, of_an_attribute])
 def test_a_number_in_a_function_is_a_leaf(make, expected, monkeypatch):
     """To the bit as in `jax.tree_util.Partial`."""
     entered = structures(monkeypatch)
