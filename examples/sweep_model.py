@@ -108,7 +108,7 @@ def draw(result: sweep.Result) -> Figure:
         ax.grid(alpha=0.3)
         ax.set(ylabel="" if i % 3 else "test accuracy")
     figure.suptitle(
-        "Discs ran to the end, rings were ended early, triangles too, below the edge", fontsize=10
+        "Discs ran to the end, rings were ended early, triangles are below", fontsize=10
     )
     return figure
 
