@@ -29,7 +29,7 @@ from optfn.sweep.policies.asha import asha
 from optfn.sweep.policies.policy import Policy, run_all
 from optfn.sweep.progress import Progress, shown
 from optfn.sweep.result import Result
-from optfn.sweep.scheduler import Scheduler
+from optfn.sweep.scheduler import Scheduler, raise_if_all_failed
 from optfn.sweep.search import Search, Session, check_seed, completed, random
 from optfn.sweep.shared_search import SharedSession, shared_search
 from optfn.sweep.space import as_space
@@ -317,7 +317,7 @@ def run(
             scheduler.keep_unfinished()
         if isinstance(session, SharedSession):
             session.gather(scheduler)
-            scheduler.raise_if_all_failed()
+            raise_if_all_failed(scheduler)
         result = Result.of(scheduler, time.perf_counter() - began)
         if ended and confirm is not None:
             result = confirm.of(result, train_again, catch)

@@ -111,7 +111,7 @@ class Scheduler:
             self._ask()
         if not self.running and not self.queue:
             if not hasattr(self.session, "gather"):  # else others may have trials that did not fail
-                self.raise_if_all_failed()
+                raise_if_all_failed(self)
             return False
         free = [place for place in range(self.executor.places) if place not in self.running]
         fitting = [trial for trial in self.queue if trial.structure == self.structure]
@@ -198,11 +198,6 @@ class Scheduler:
         if self.policy.needs_all_trials or not isinstance(error, self.catch):
             raise error  # a population needs all its members
         self.first_error = self.first_error or error
-
-    def raise_if_all_failed(self) -> None:
-        """Raises the first error if no trial has another outcome."""
-        if self.first_error and all(trial.status == "failed" for trial in self.trials):
-            raise self.first_error
 
     def enter(self, trial: Trial) -> None:
         """Makes lanes for candidates of the trial's structure."""
@@ -389,3 +384,9 @@ def with_other_options(
             )
         for option in distribution.options if isinstance(distribution, Choice) else ():
             yield {**point, name: option}
+
+
+def raise_if_all_failed(scheduler: Scheduler) -> None:
+    """Raises the first error if no trial has another outcome."""
+    if scheduler.first_error and all(trial.status == "failed" for trial in scheduler.trials):
+        raise scheduler.first_error

@@ -149,10 +149,7 @@ class SharedSession:
                 f"{type(policy).__name__} {why} others in the same process, which the workers of a "
                 "shared_search do not have: take asha(first=...) or run_all()."
             )
-        score = plan.score if isinstance(plan.score, str) else list(plan.score)
-        found = {"steps": plan.steps, "segment": plan.segment, "seeds": seeds, "score": score}
-        found |= {"objective": plan.task.objective, "patience": plan.patience}
-        found["max_loss"] = str(plan.max_loss)  # it may be infinite, which JSON is not
+        found = _settings(plan, seeds)
         there = self.study.user_attrs.get("sweep")
         if there is None:
             self.study.set_user_attr("sweep", found)
@@ -373,11 +370,8 @@ class SharedSession:
         ages = [plan.age(i + 1) for i in range(plan.segments)]
         found = {age: there.intermediate_values.get(age, np.nan) for age in ages}
         trial.steps = max(there.intermediate_values, default=0)
-        trial.curve = [
-            {plan.task.objective: sign * self.sign * found[age]}
-            for age in ages
-            if age <= trial.steps
-        ]
+        known = [age for age in ages if age <= trial.steps]
+        trial.curve = [{plan.task.objective: sign * self.sign * found[age]} for age in known]
         if trial.status in ("diverged", "not_finite") and len(trial.curve) < len(ages):
             trial.curve.append({plan.task.objective: math.nan})
         trial.segments = list(range(len(trial.curve)))  # as if it had begun with the sweep
@@ -430,3 +424,16 @@ def _has_its_point(trial: Any) -> bool:
 def _lost(trial: Any) -> bool:
     """Whether a trial was left by a dead worker."""
     return trial.state.name == "FAIL" and "status" not in trial.user_attrs
+
+
+def _settings(plan: Plan, seeds: int) -> dict[str, Any]:
+    """What the workers of a sweep must have in common, as JSON."""
+    return {
+        "steps": plan.steps,
+        "segment": plan.segment,
+        "seeds": seeds,
+        "score": plan.score if isinstance(plan.score, str) else list(plan.score),
+        "objective": plan.task.objective,
+        "patience": plan.patience,
+        "max_loss": str(plan.max_loss),  # it may be infinite, which JSON is not
+    }
