@@ -129,4 +129,5 @@ def outcome_of(trial: Trial, scheduler: Scheduler) -> TrialResult:
         steps=trial.steps,
         hyperparameter_history=trial.history,
         error=trial.error,
+        feasible=trial.feasible,
     )

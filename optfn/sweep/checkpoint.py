@@ -346,6 +346,7 @@ def fingerprint(scheduler: Scheduler, search: Any, first: Mapping[str, Any]) -> 
         "its optimizer": _sha_of_numbers(candidate),
         "its program": _sha_of(executor.program(candidate).encode()),
         "its init": _sha_of(executor.init_program(candidate).encode()),
+        "its constraints": _sha_of_json(_plain(plan.constraints)),
         "score": ("maximize " if task.sign < 0 else "minimize ") + task.objective,
         **{name: str(value) for name, value in numbers.items()},
     }

@@ -37,14 +37,15 @@ class Comparison(Mapping[str, Result]):
         return f"Comparison({', '.join(self)})"
 
     def order(self) -> list[str]:
-        """The names from the best score to the worst; optimizers that always diverged come last."""
-        return sorted(self, key=lambda name: self[name].losses[self[name].order()[0]])
+        """The names from the best score to the worst; those that cannot win are last."""
+        first = {name: int(result.order()[0]) for name, result in self.items()}
+        return sorted(self, key=lambda x: (not self[x].can_win[first[x]], self[x].losses[first[x]]))
 
     def best(self) -> tuple[str, TrialResult]:
         """The name of the best optimizer and its best trial.
 
         Raises:
-            ValueError: every trial of every optimizer diverged.
+            ValueError: every trial of every optimizer diverged, or breaks a constraint.
         """
         name = self.order()[0]
         return name, self[name].best()
@@ -67,7 +68,9 @@ class Comparison(Mapping[str, Result]):
         lost = np.isin(result.status, ("diverged", "not_finite"))
         return [
             name,
-            number(best.score) + ("" if np.isnan(best.spread) else f" ± {number(best.spread)}"),
+            number(best.score)
+            + ("" if np.isnan(best.spread) else f" ± {number(best.spread)}")
+            + ("" if best.feasible else ", constraints broken"),
             f"{100 * near:.0f}%",
             str(int((result.status == "pruned").sum())),
             str(int(lost.sum())),

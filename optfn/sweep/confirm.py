@@ -49,7 +49,7 @@ class Confirm:
             train: trains all trials of a scheduler, which has a name that says what they are.
             catch: the errors that make a fresh run failed, whose score is the worst.
         """
-        best = [i for i in result.order()[: self.top] if np.isfinite(result.losses[i])]
+        best = [i for i in result.order()[: self.top] if result.can_win[i]]
         best = [i for i in best if result.status[i] == "ok"]
         if len(best) < min(self.top, len(result)):
             warnings.warn(
@@ -68,6 +68,8 @@ class Confirm:
         )
         which = f"{', '.join(map(str, best))} of {len(result)}"
         train(scheduler, f"{self.seeds} seeds of {which}")
+        at_score = {name: x.copy() for name, x in result.at_score.items()}
+        violations = result.violations.copy()
         confirmed = np.full((len(result), self.seeds), np.nan)
         kept = dict(result.kept)
         for place, i in enumerate(best):
@@ -76,6 +78,17 @@ class Confirm:
                 worst = result.task.sign * np.inf
                 scores = [t.scores[0] if np.isfinite(t.loss) else worst for t in fresh]
                 confirmed[i] = scores
+                for name, column in at_score.items():
+                    column[i] = np.mean([t.moment.get(name, np.nan) for t in fresh])
+                means = {name: float(column[i]) for name, column in at_score.items()}
+                violations[i] = result.plan.violations(means)
                 kept[int(i)] = tuple(t.models[0] if t.models else None for t in fresh)
         lane_steps = result.lane_steps + scheduler.executor.lane_steps
-        return replace(result, confirmed=confirmed, kept=kept, lane_steps=lane_steps)
+        return replace(
+            result,
+            confirmed=confirmed,
+            at_score=at_score,
+            violations=violations,
+            kept=kept,
+            lane_steps=lane_steps,
+        )

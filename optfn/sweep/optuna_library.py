@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+CONSTRAINTS = "constraints"  # where Optuna stores those of a trial, among its system attributes
+
 
 def optuna_library(caller: str = "sweep.optuna_search(...)") -> Any:
     """The package.

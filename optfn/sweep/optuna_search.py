@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from optfn.sweep.one_of import coordinates, point_of
-from optfn.sweep.optuna_library import optuna_library, quiet_optuna
+from optfn.sweep.optuna_library import CONSTRAINTS, optuna_library, quiet_optuna
 from optfn.sweep.search import Point, Session, TrialStatus, check_seed, check_trials
 from optfn.sweep.space import (
     BELOW_ONE,
@@ -61,6 +61,10 @@ class optuna_search:
     | `Normal`, `Either`, a step | a float of the same name; the sampler sees `u` |
     | `OneOf` | a categorical, and what its option has, as "optimizer.adam.learning_rate" |
     | `Fixed` | nothing |
+
+    Under `sweep.run(constraints=...)` a trial has them where Optuna stores its own, of which TPE,
+    GP and NSGA learn. Those of Optuna 4 must be told to look there, by
+    `constraints_func=lambda trial: trial.system_attrs["constraints"]`.
 
     The trial's user attributes have the values that were used, and its status. A study made here
     has the direction of the task and its scores; one that is given keeps its own, and gets -score
@@ -258,6 +262,7 @@ class _Session(_Written):
         self.log: list[list] = []
         self.asked: list[Any] = []
         self.ended: dict[int, TrialStatus] = {}
+        self.violations: dict[int, list[float]] = {}
         self.known: set[int] = set()
         self.taken: dict[int, int] = {}
         self.over = False
@@ -344,6 +349,10 @@ class _Session(_Written):
                 self.known.add(trial.number)
                 self.study.add_trial(self._from(trial))
 
+    def constrain(self, index: int, violations: Sequence[float]) -> None:
+        """Takes how far a trial is from keeping its constraints, to be told with its outcome."""
+        self.violations[index] = [float(x) for x in violations]
+
     def tell(
         self,
         index: int,
@@ -362,14 +371,21 @@ class _Session(_Written):
         good = status in ("ok", "pruned")
         finite = {int(step): float(x) for step, x in reports if good and math.isfinite(x)}
         pairs = [list(pair) for pair in finite.items()]
-        self._tell(int(index), float(score) if good else None, status, pairs)
+        broken = self.violations.get(index, [])
+        self._tell(int(index), float(score) if good else None, status, pairs, broken)
 
     def _tell(
-        self, index: int, score: float | None, status: TrialStatus, reports: list[Any]
+        self,
+        index: int,
+        score: float | None,
+        status: TrialStatus,
+        reports: list[Any],
+        violations: list[float],
     ) -> None:
-        self.log.append(["tell", index, score, status, reports])
+        self.log.append(["tell", index, score, status, reports, violations])
         self.ended[index] = status
         trial, states = self.asked[index], optuna_library().trial.TrialState
+        note_constraints(self.study, trial._trial_id, violations)
         for step, report in reports:
             trial.report(self.sign * report, step)
         if status == "ok" and score is not None:
@@ -440,7 +456,7 @@ class _Session(_Written):
 
     def _frozen(self, index: int, trials: list[Any]) -> Any:
         trial = copy.deepcopy(trials[self.asked[index].number])
-        trial.system_attrs = {}
+        trial.system_attrs = _constraints_of(trial)
         trial.params = {k: _written(self.coordinates[k], x) for k, x in trial.params.items()}
         trial.distributions = {k: _writing(self.coordinates[k]) for k in trial.distributions}
         trial.user_attrs = {
@@ -511,7 +527,20 @@ class _Session(_Written):
             params=params,
             distributions=distributions,
             intermediate_values=trial.intermediate_values,
+            system_attrs=_constraints_of(trial),
         )
+
+
+def note_constraints(study: Any, trial: int, violations: Sequence[float]) -> None:
+    """Writes how far a trial is from keeping its constraints, if it has any."""
+    if violations:
+        study._storage.set_trial_system_attr(trial, CONSTRAINTS, list(violations))
+
+
+def _constraints_of(trial: Any) -> dict[str, Any]:
+    """The attributes in which Optuna stores the constraints of a trial, alone."""
+    parts = trial.system_attrs.items()
+    return {k: x for k, x in parts if k == CONSTRAINTS or k.startswith(f"{CONSTRAINTS}:")}
 
 
 def _readable(point: Point) -> dict[str, Any]:
@@ -532,6 +561,8 @@ def _filled_in(storage: Any, trial: int, outcome: Any) -> bool:
         storage.set_trial_param(trial, key, inner, distribution)
     for step, score in outcome.intermediate_values.items():
         storage.set_trial_intermediate_value(trial, step, score)
+    for name, value in outcome.system_attrs.items():
+        storage.set_trial_system_attr(trial, name, value)
     for name, value in outcome.user_attrs.items():
         storage.set_trial_user_attr(trial, name, value)
     storage.set_trial_state_values(trial, state=outcome.state, values=outcome.values)

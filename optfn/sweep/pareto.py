@@ -19,8 +19,8 @@ class Pareto:
     Attributes:
         result: the result of the sweep.
         directions: "minimize" or "maximize" by the name of each score.
-        values: by the name of each score, float `[trials]`, its mean over the seeds at the end of
-            the run; nan for trials that do not count.
+        values: by the name of each score, float `[trials]`, its mean over the seeds, see
+            `Result.at_score`; nan for trials that do not count.
         numbers: the numbers of the trials, from the best in the first score to the worst.
     """
 
@@ -55,9 +55,11 @@ def pareto(result: Trials, directions: Mapping[str, str]) -> Pareto:
         front = sweep.pareto(result, {"accuracy": "maximize", "milliseconds": "minimize"})
         print(front.table())
 
-    The scores are all those that `evaluate`, `host_evaluate` and the training give, at the end of a
-    run. The sweep itself, its policy and its search, goes by the one that `minimize` or `maximize`
-    names, and ends early what is poor in that; use `run_all()` where others may be good.
+    The scores are all those that `evaluate`, `host_evaluate` and the training give, at the moment
+    whose score counts: the end of a run, its best under `score="best"`, and that of the fresh runs
+    of a confirmed trial. Trials that break a constraint do not count. The sweep itself, its policy
+    and its search, goes by the one that `minimize` or `maximize` names, and ends early what is poor
+    in that; use `run_all()` where others may be good.
 
     Args:
         result: a result of `sweep.run`.
@@ -78,19 +80,21 @@ def pareto(result: Trials, directions: Mapping[str, str]) -> Pareto:
                 f"sweep.pareto(directions=...) must be minimize or maximize, found {direction!r} "
                 f"for {name!r}."
             )
-        if name not in result.curves:
+        if name not in result.at_score:
             raise ValueError(
                 f"sweep.pareto(directions=...): {name!r} is none of the scores there are: "
-                f"{', '.join(result.curves)}."
+                f"{', '.join(result.at_score)}."
             )
-    ends = {name: result.at_the_end(name) for name in directions}
-    counts = (result.status == "ok") & np.all([np.isfinite(x) for x in ends.values()], axis=0)
+    ends = {name: result.at_score[name] for name in directions}
+    ran = (result.status == "ok") & result.feasible
+    counts = ran & np.all([np.isfinite(x) for x in ends.values()], axis=0)
     if not directions or not counts.any():
         raise ValueError(
             f"sweep.pareto(directions={dict(directions)!r}): no trial ran to the end with finite "
-            f"scores, {result.counts()}."
+            f"scores{' and all constraints kept' if result.violations.size else ''}, "
+            f"{result.counts()}."
         )
-    if unknown := int((result.status == "ok").sum() - counts.sum()):
+    if unknown := int(ran.sum() - counts.sum()):
         warnings.warn(
             f"sweep.pareto(...) leaves out {unknown} trials that ran to the end, but lack a finite "
             f"one of the scores {', '.join(directions)}; of the trials of other workers the score "

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from optfn.core.transform import Transform
 from optfn.sweep.candidate import Candidate
+from optfn.sweep.constraints import Constraint, violation
 from optfn.sweep.forms import Forms
 from optfn.sweep.one_of import applying, call, names
 from optfn.sweep.space import Choice, Distribution
@@ -38,6 +39,7 @@ class Plan:
         patience: a run ends after so many segments without a better score; None is never.
         make_task: a function of a point that returns its task, where tasks differ in shape; None
             where all trials have `task`.
+        constraints: functions of a trial's scores, see `violation`.
         forms: what is known of the functions in the optimizers, see `Forms`.
     """
 
@@ -53,6 +55,7 @@ class Plan:
     score: str | tuple[str, int] = "last"
     patience: int | None = None
     make_task: Callable[[Mapping[str, Any]], Training] | None = None
+    constraints: tuple[Constraint, ...] = ()
     forms: Forms = dataclasses.field(default_factory=Forms)
 
     @property
@@ -64,6 +67,10 @@ class Plan:
     def searched(self) -> tuple[str, ...]:
         """The names whose values differ between trials."""
         return names(self.space, searched=True)
+
+    def violations(self, scores: Mapping[str, float]) -> list[float]:
+        """How far the scores of a trial are from keeping each constraint; above 0 breaks it."""
+        return [violation(constraint, scores) for constraint in self.constraints]
 
     def age(self, segments: int) -> int:
         """The steps a run has taken after this many segments of its own."""

@@ -582,9 +582,9 @@ def _outcomes(result: Trials, trials: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _best(result: Trials, trials: np.ndarray, top: int) -> list[int]:
-    """The best of the trials, without diverged ones."""
+    """The best of the trials that can win."""
     best = [int(i) for i in result.order() if i in trials][:top]
-    return [i for i in best if np.isfinite(result.losses[i])]
+    return [i for i in best if result.can_win[i]]
 
 
 def _distribution(result: Trials, trials: np.ndarray, name: str, where: str) -> Distribution:

@@ -10,7 +10,8 @@ class Progress(NamedTuple):
     """The progress of a sweep, after a segment.
 
     Attributes:
-        best: the best score of a finished trial, in the units of the task; nan before the first.
+        best: the best score of a finished trial that breaks no constraint, in the units of the
+            task; nan before the first.
         running: trials in training.
         ok: trials that finished.
         pruned: trials that the policy stopped.
@@ -40,7 +41,7 @@ class Progress(NamedTuple):
         """The progress of a scheduler."""
         status = [trial.status for trial in scheduler.trials]
         ended = len(status) - status.count("stopped")
-        losses = [trial.loss for trial in scheduler.trials if trial.status == "ok"]
+        losses = [t.loss for t in scheduler.trials if t.status == "ok" and t.feasible]
         best = scheduler.plan.task.sign * min(losses) if losses else float("nan")
         left = seconds / ended * (scheduler.session.trials - ended) if ended else float("nan")
         return cls(

@@ -114,6 +114,7 @@ def _settings(result: Trials) -> str:
     space = {key: f"{d!r}" for key, d in coordinates(plan.space).items()}
     ended = dict(zip(*np.unique(result.status, return_counts=True), strict=True))
     better = "higher" if result.task.sign < 0 else "lower"
+    constraints = {"constraints": f"{plan.constraints!r}"} if plan.constraints else {}
     return (
         _listed(
             {
@@ -125,6 +126,7 @@ def _settings(result: Trials) -> str:
                 "lanes": f"{plan.lanes}, mode {result.mode}",
                 "seed": plan.seed,
                 "seconds": f"{result.seconds:.1f}",
+                **constraints,
             }.items()
         )
         + "<h2>The space</h2>"
@@ -137,6 +139,8 @@ def _best(result: Trials) -> str:
     best = result.trial(number_of_best)
     if not np.isfinite(best.score):
         return "<p>No trial has a finite score.</p>"
+    if not best.feasible:
+        return "<p>No trial with a finite score keeps all constraints.</p>"
     spread = "" if np.isnan(best.spread) else f" ± {number(best.spread)}"
     facts = [  # of which two may have the same name
         ("trial", f"{best.trial}, {best.status} after {best.steps} steps"),

@@ -44,6 +44,10 @@ class Result(Trials):
         segments: for each trial the segments of the sweep in which it had lanes.
         curves: by name, float `[trials, segments]`, the mean over the seeds at each age; nan after
             the trial's end.
+        at_score: by name, float `[trials]`, all scores as means over the seeds, at the moment whose
+            score counts: the last of a run, or under `score="best"` its best.
+        violations: float `[trials, constraints]`, how far those scores are from keeping each
+            constraint, above 0 where it is broken; nan for trials without scores.
         ages: int `[segments]`, the ages of the curves, in steps.
         kept: by the number of a trial, for the best of them, a pair for each run whose score
             counts: its params, and the model's state or None.
@@ -68,6 +72,7 @@ class Result(Trials):
         # Of tasks that a function makes, one may record what another does not.
         names = list(dict.fromkeys(name for t in trials for x in t.curve[:1] for name in x))
         blank = dict.fromkeys(names, np.nan)
+        constraints = max([len(plan.constraints), *(len(trial.violations) for trial in trials)])
         curves = [trial.curve + [blank] * (count - len(trial.curve)) for trial in trials]
         return cls(
             plan=plan,
@@ -82,6 +87,13 @@ class Result(Trials):
             curves={
                 name: np.array([[x.get(name, np.nan) for x in c] for c in curves]) for name in names
             },
+            at_score={
+                name: np.array([np.mean(t.moment.get(name, np.nan)) for t in trials])
+                for name in names
+            },
+            violations=np.array(
+                [trial.violations or [np.nan] * constraints for trial in trials], float
+            ).reshape(len(trials), constraints),
             ages=np.array([plan.age(i + 1) for i in range(count)], int),
             kept={trial.number: trial.models for trial in scheduler.kept},
             rungs=scheduler.scores.ages[:-1],
@@ -113,7 +125,7 @@ class Result(Trials):
         return cls.of(scheduler_of(host, arrays), host["recorded"]["seconds"])
 
     def __repr__(self) -> str:
-        best = "none" if np.isinf(self.losses).all() else number(self.top(1)[0].score)
+        best = number(self.top(1)[0].score) if self.can_win.any() else "none"
         return (
             f"Result({len(self)} trials: {self.counts()}; best {self.task.objective} {best}; "
             f"mode {self.mode}; {self.seconds:.1f} s)"
@@ -123,15 +135,20 @@ class Result(Trials):
         """The best trial: its hyperparameters, its optimizer, its params and its score.
 
         Raises:
-            ValueError: no trial has a finite score.
+            ValueError: no trial has a finite score and keeps all constraints.
         """
-        first = self.top(1)[0]
-        if not np.isfinite(first.score):
-            raise ValueError(
-                f"no trial has a finite score, {self.counts()} of {len(self)}: "
-                f"{_tried(self.points, self.names)} was tried."
+        if not self.can_win.any():
+            scored = int(np.isfinite(self.losses).sum())
+            why = (
+                f"none of the {scored} trials with a finite score keeps all constraints"
+                if scored
+                else "no trial has a finite score"
             )
-        return first
+            raise ValueError(
+                f"{why}, {self.counts()} of {len(self)}: {_tried(self.points, self.names)} was "
+                "tried."
+            )
+        return self.top(1)[0]
 
     def refined_space(self, k: int = 8) -> dict[str, Distribution]:
         """The part of the space that holds the k best trials, for another sweep.
@@ -146,12 +163,13 @@ class Result(Trials):
             k: the number of trials; at least 2.
 
         Raises:
-            ValueError: fewer than two of these trials have a finite score.
+            ValueError: fewer than two of these trials can win, see `Trials.can_win`.
         """
-        best = [member.values for member in self.top(k) if np.isfinite(member.score)]
+        best = [member.values for member in self.top(k) if self.can_win[member.trial]]
         if len(best) < 2:
+            kept = " that keep all constraints" if self.violations.size else ""
             raise ValueError(
-                f"refined_space(k={k}) needs two or more trials with a finite score, found "
+                f"refined_space(k={k}) needs two or more trials with a finite score{kept}, found "
                 f"{len(best)}."
             )
 
@@ -265,7 +283,8 @@ def _line(values: Sequence[Any]) -> str:
 def _table(result: Result, k: int) -> str:
     """The text of `Result.table`."""
     names = result.names
-    head = ["trial", result.task.objective, *names, "steps", "status"]
+    constraints = {"constraints": result.constraints()} if result.violations.size else {}
+    head = ["trial", result.task.objective, *names, "steps", "status", *constraints]
     rows = [
         [
             str(m.trial),
@@ -273,6 +292,7 @@ def _table(result: Result, k: int) -> str:
             *(_line([p[name] for _, p in m.hyperparameter_history if name in p]) for name in names),
             str(m.steps),
             m.status,
+            *(column[m.trial] for column in constraints.values()),
         ]
         for m in result.top(k)
     ]

@@ -20,6 +20,7 @@ from optfn.sweep import engine
 from optfn.sweep.callbacks import Callback, Watch, check_callbacks, watched
 from optfn.sweep.checkpoint import Store, stored
 from optfn.sweep.confirm import Confirm
+from optfn.sweep.constraints import as_constraints
 from optfn.sweep.executor import most_lanes
 from optfn.sweep.interrupt import any_process, interruptible
 from optfn.sweep.one_of import OneOf, check_names, names
@@ -62,6 +63,7 @@ def run(
     keep_best: int = 1,
     score: str | tuple[str, int] = "last",
     patience: int | None = None,
+    constraints: Any = (),
     confirm: Confirm | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
@@ -124,6 +126,12 @@ def run(
             that moment; or ("mean", k), the mean of its last k, with the last params.
         patience: a run ends once its score has not become better for so many segments, and may
             win; None lets it go on. Of several seeds the mean must not have.
+        constraints: what a trial must keep to win: the name of a score that must be at most 0, a
+            dict from names to bounds such as `{"size": (0, 10)}`, a function of the dict of all
+            scores, or a list of names and functions. A function gives True or False, or a number
+            that is above 0 where the scores are not allowed, the more the worse. The scores are
+            means over the seeds, at the moment whose score counts. A policy takes a trial that
+            breaks one for one of the worst; `run_all()` is for those that are kept only late.
         confirm: trains the best trials again on fresh seeds, see `Confirm`; None does not.
         checkpoint: a folder. The same call continues a sweep that was killed, within `confirm` too,
             with the same results; with more `trials` it continues a finished sweep.
@@ -173,6 +181,7 @@ def run(
     segment = ceil_div(steps, 10) if segment is None else segment
     check_count(segment, "sweep.run(segment=...)")
     score = checked_score(score)
+    constraints = as_constraints(constraints)
     if patience is not None:
         check_count(patience, "sweep.run(patience=...)")
         if policy is not None and policy.needs_all_trials:
@@ -257,7 +266,7 @@ def run(
         plan = Plan(
             task, optimizer, space, steps, segment, lanes, seed, max_loss, mesh, score, patience
         )
-        plan = replace(plan, make_task=make_task).for_runs(seeds)
+        plan = replace(plan, make_task=make_task, constraints=constraints).for_runs(seeds)
         if max_bytes is not None:
             plan = replace(plan, lanes=most_lanes(plan, seeds, max_bytes))
         if isinstance(session, SharedSession):

@@ -74,7 +74,6 @@ class Scheduler:
         policy.check_rungs(rungs, plan)
         self.scores = Scores.start(rungs, plan.steps, self.session.trials, plan.task.sign)
         self.structures = Structures()
-        self._report = getattr(self.session, "report", lambda *report: None)
         self._among = getattr(self.session, "among", lambda scores: scores)
         self.executor = Executor(plan, self.runs, self.mode)
         policy.check_trials(self.session.trials, self.executor.places, plan)
@@ -229,16 +228,16 @@ class Scheduler:
         for place, trial in list(self.running.items()):
             check_objective(task, measured.metrics)
             trial.record(self.plan, segments - 1, place, measured)
-            self._report(trial.number, self.plan.age(len(trial.curve)), trial.loss)
+            report_to(self.session, trial, self.plan)
             if trial in self.standing:
                 continue
             arrived = self.plan.age(len(trial.curve))
             if trial.is_stale(self.plan) and not trial.diverged:
-                self.scores.finish(trial.number, trial.loss, segments)
+                self.scores.finish(trial.number, trial.judged_loss, segments)
                 self._end(trial, "ok" if np.isfinite(trial.loss) else "not_finite")
                 continue
             rung = self.scores.record(
-                trial.number, arrived, trial.loss, segments, diverged=trial.diverged
+                trial.number, arrived, trial.judged_loss, segments, diverged=trial.diverged
             )
             if rung is not None:
                 self.standing[trial] = rung
@@ -285,19 +284,19 @@ class Scheduler:
         source[[trial.number for trial in copies]] = [copy.source for copy in copies.values()]
         self.copied_from.append(source)
         places = {trial.number: place for place, trial in self.running.items()}
-        before = {trial.number: (trial.point, trial.history, trial.recent) for trial in judged}
+        before = {t.number: (t.point, t.history, t.recent, t.moment) for t in judged}
         for trial, copy in copies.items():
             if copy.source not in places:
                 raise ValueError(
                     f"{type(self.policy).__name__} lets trial {trial.number} copy trial "
                     f"{copy.source}, which is not in training."
                 )
-            point, history, recent = before[copy.source]
+            point, history, recent, moment = before[copy.source]
             rng = np.random.default_rng([self.plan.seed, rung, trial.number])
             point = copy.perturbed(point, self.plan, rng)
             candidate = self.plan.candidate(point)
             self._structure_of(candidate, point, trial.number)
-            trial.go_on_with(point, candidate, history, recent, age=self.scores.ages[rung])
+            trial.go_on_with(point, candidate, history, recent, moment, age=self.scores.ages[rung])
         copied = {places[t.number]: (places[c.source], t.candidate) for t, c in copies.items()}
         self.executor.copy(copied)
 
@@ -315,16 +314,30 @@ class Scheduler:
             self._keep(place)
 
     def _keep(self, place: int) -> None:
-        """Keeps the params of a trial if it is among the best so far; first come finished ones."""
+        """Keeps the params of a trial if it is among the best so far, in the order of a result."""
         trial = self.running[place]
         if not np.isfinite(trial.loss):
             return
-        ranked = sorted([*self.kept, trial], key=lambda t: (t.status != "ok", t.loss, t.number))
+        ranked = sorted([*self.kept, trial], key=lambda trial: trial.rank)
         self.kept = ranked[: self.keep_best]
         if trial in self.kept:
             trial.models = self.executor.fetch_models(place)
         for other in ranked[self.keep_best :]:
             other.models = ()
+
+
+def raise_if_all_failed(scheduler: Scheduler) -> None:
+    """Raises the first error if no trial has another outcome."""
+    if scheduler.first_error and all(trial.status == "failed" for trial in scheduler.trials):
+        raise scheduler.first_error
+
+
+def report_to(session: Any, trial: Trial, plan: Plan) -> None:
+    """Tells a session that wants to hear of it how a trial in training stands."""
+    if trial.violations and hasattr(session, "constrain"):
+        session.constrain(trial.number, trial.violations)
+    if hasattr(session, "report"):
+        session.report(trial.number, plan.age(len(trial.curve)), trial.loss)
 
 
 def fail_on_host(scheduler: Scheduler, measured: Measured) -> None:

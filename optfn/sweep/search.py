@@ -22,6 +22,9 @@ class Session(Protocol):
         trials: the most points there can be.
         learns: whether what was told changes the points to come; then no more are asked for than
             there are free places. A session may leave it out, as one that does not.
+
+    One that has `constrain(index, violations)` hears, before it is told of a point, how far its
+    scores are from keeping each constraint; above 0 breaks it.
     """
 
     trials: int

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from optfn.sweep.optuna_library import optuna_library
+from optfn.sweep.optuna_library import CONSTRAINTS, optuna_library
 from optfn.sweep.optuna_search import _Session as Sampled
-from optfn.sweep.optuna_search import opened, optuna_search
+from optfn.sweep.optuna_search import note_constraints, opened, optuna_search
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Policy, Scores
 from optfn.sweep.search import Point, Search, Session, TrialStatus, grid, random, sobol
@@ -304,6 +304,13 @@ class SharedSession:
                     self.mine[index], step, self.sign * float(score)
                 )
 
+    def constrain(self, index: int, violations: Sequence[float]) -> None:
+        """Writes how far the scores of a trial in training are from keeping its constraints."""
+        if self.sampled:
+            self.inner.constrain(index, violations)
+        with suppress(RuntimeError):  # another worker has taken it over
+            note_constraints(self.study, self.mine[index], violations)
+
     def tell(
         self,
         index: int,
@@ -333,6 +340,8 @@ class SharedSession:
             row = [self.sign * found.get(age, np.nan) for age in scores.ages]
             if trial.user_attrs.get("status") in ("diverged", "not_finite") and np.isnan(row).any():
                 row[int(np.argmax(np.isnan(row)))] = np.inf
+            if any(x > 0 for x in trial.system_attrs.get(CONSTRAINTS, ())):
+                row = [x if np.isnan(x) else np.inf for x in row]
             rows.append(row)
         if not rows:
             return scores
@@ -351,38 +360,12 @@ class SharedSession:
             live = self._live(slot)
             if live is None or live.state == self.states.WAITING:
                 continue
-            trial = own.get(live._trial_id) or self._from(live, scheduler)
+            trial = own.get(live._trial_id) or _from(self, live, scheduler)
             if trial is not None:
                 trial.number = len(trials)
                 trials.append(trial)
         scheduler.trials = trials
         scheduler.kept = [trial for trial in scheduler.kept if trial in trials]
-
-    def _from(self, there: Any, scheduler: Any) -> Trial | None:
-        """Another worker's trial; None before it has its point."""
-        given = self.codec.params_of_study(there)
-        if not _has_its_point(there):
-            return None
-        plan, sign = scheduler.plan, scheduler.plan.task.sign
-        point = self.codec.point_with(given, np.random.default_rng(0))
-        trial = Trial(0, point, None, -1, scheduler.seeds_of(0))
-        trial.status = there.user_attrs.get("status", "stopped")
-        ages = [plan.age(i + 1) for i in range(plan.segments)]
-        found = {age: there.intermediate_values.get(age, np.nan) for age in ages}
-        trial.steps = max(there.intermediate_values, default=0)
-        known = [age for age in ages if age <= trial.steps]
-        trial.curve = [{plan.task.objective: sign * self.sign * found[age]} for age in known]
-        if trial.status in ("diverged", "not_finite") and len(trial.curve) < len(ages):
-            trial.curve.append({plan.task.objective: math.nan})
-        trial.segments = list(range(len(trial.curve)))  # as if it had begun with the sweep
-        if trial.status in ("ok", "pruned", "stopped") and there.intermediate_values:
-            last = there.value if trial.status == "ok" else found.get(trial.steps, np.nan)
-            trial.loss = self.sign * float(last)
-        if trial.status != "stopped" or np.isfinite(trial.loss):
-            trial.scores = [sign * trial.loss] + [math.nan] * (scheduler.runs - 1)
-        if trial.status == "failed":
-            trial.error = f"it failed in worker {there.user_attrs.get('worker')}"
-        return trial
 
     def advice(self, at_once: int, prunes: bool) -> str:
         return self.inner.advice(at_once, prunes) if self.sampled else ""
@@ -405,6 +388,7 @@ class SharedSession:
         for index, number in enumerate(self.mine):
             trial = self.storage.get_trial(number)
             self.inner.ask_for(slot_of.get(number, index), self.codec.params_of_study(trial))
+            self.inner.constrain(index, trial.system_attrs.get(CONSTRAINTS, ()))
             if status := trial.user_attrs.get("status"):
                 told = [(step, self.sign * x) for step, x in trial.intermediate_values.items()]
                 score = math.inf if trial.value is None else self.sign * trial.value
@@ -413,6 +397,38 @@ class SharedSession:
 
     def flush(self) -> None:
         pass
+
+
+def _from(session: SharedSession, there: Any, scheduler: Any) -> Trial | None:
+    """Another worker's trial; None before it has its point."""
+    given = session.codec.params_of_study(there)
+    if not _has_its_point(there):
+        return None
+    plan, sign = scheduler.plan, scheduler.plan.task.sign
+    point = session.codec.point_with(given, np.random.default_rng(0))
+    trial = Trial(0, point, None, -1, scheduler.seeds_of(0))
+    trial.status = there.user_attrs.get("status", "stopped")
+    ages = [plan.age(i + 1) for i in range(plan.segments)]
+    found = {age: there.intermediate_values.get(age, np.nan) for age in ages}
+    trial.steps = max(there.intermediate_values, default=0)
+    trial.curve = [
+        {plan.task.objective: sign * session.sign * found[age]}
+        for age in ages
+        if age <= trial.steps
+    ]
+    if trial.status in ("diverged", "not_finite") and len(trial.curve) < len(ages):
+        trial.curve.append({plan.task.objective: math.nan})
+    trial.segments = list(range(len(trial.curve)))  # as if it had begun with the sweep
+    if trial.status in ("ok", "pruned", "stopped") and there.intermediate_values:
+        last = there.value if trial.status == "ok" else found.get(trial.steps, np.nan)
+        trial.loss = session.sign * float(last)
+    if trial.status != "stopped" or np.isfinite(trial.loss):
+        trial.scores = [sign * trial.loss] + [math.nan] * (scheduler.runs - 1)
+    trial.moment = {plan.task.objective: trial.scores[:1]}
+    trial.violations = list(there.system_attrs.get(CONSTRAINTS, ()))
+    if trial.status == "failed":
+        trial.error = f"it failed in worker {there.user_attrs.get('worker')}"
+    return trial
 
 
 def _has_its_point(trial: Any) -> bool:

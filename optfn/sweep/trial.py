@@ -21,6 +21,8 @@ History = list[tuple[int, dict[str, Any]]]
 PLAIN = (
     *("number", "status", "loss", "diverged", "steps", "segments", "seeds", "scores", "recent"),
     "error",
+    "moment",
+    "violations",
 )
 
 
@@ -42,6 +44,10 @@ class Trial:
         scores: a score for each run, in the units of the task: the worst infinity where a run has
             no finite score, nan before the first.
         recent: the last losses of each run, those whose mean counts, the newest last.
+        moment: by name, all scores of each run at the moment whose score counts, the last one but
+            for `score="best"`.
+        violations: for each constraint how far those scores, as means over the runs, are from
+            keeping it; above 0 breaks it.
         curve: the metrics after each of its segments, as means over the runs.
         parked: its lanes, `[runs, ...]` on the host, while it is paused.
         models: the params of each of its runs, with the model's state, if it is among the best.
@@ -63,6 +69,8 @@ class Trial:
     segments: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     recent: list[list[float]] = field(default_factory=list)
+    moment: dict[str, list[float]] = field(default_factory=dict)
+    violations: list[float] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
     parked: Any = None
     models: tuple[Model, ...] = ()
@@ -88,7 +96,10 @@ class Trial:
         self.diverged = bool(diverged.any())
         self.scores = [task.sign * float(x) for x in losses]
         self.loss = float(losses.mean())
-        self.curve.append({name: float(x[place].mean()) for name, x in measured.metrics.items()})
+        now = {name: np.asarray(x[place]) for name, x in measured.metrics.items()}
+        self.curve.append({name: float(x.mean()) for name, x in now.items()})
+        self._note_moment(plan, {name: x.astype(float) for name, x in now.items()})
+        self.violations = plan.violations({n: float(np.mean(x)) for n, x in self.moment.items()})
 
     def count(self, segment: int, place: int, measured: Measured) -> None:
         """Counts a segment of the sweep in which the trial had this place."""
@@ -104,6 +115,30 @@ class Trial:
         self.recent = [*self.recent, last.tolist()][-int(plan.score[1]) :]
         return np.mean(self.recent, axis=0)
 
+    def _note_moment(self, plan: Plan, now: Mapping[str, np.ndarray]) -> None:
+        """Takes the scores of now for those runs for which this is the moment that counts."""
+        if plan.score == "best" and self.moment:
+            both = np.array([scores[plan.task.objective] for scores in (now, self.moment)])
+            loss, least = np.where(np.isfinite(both), plan.task.sign * both, np.inf)
+            better = loss < least
+            now = {name: np.where(better, x, self.moment[name]) for name, x in now.items()}
+        self.moment = {name: x.tolist() for name, x in now.items()}
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it breaks no constraint."""
+        return all(x <= 0 for x in self.violations)
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """What the trials are sorted by, the best first."""
+        return not self.feasible, self.status != "ok", self.loss, self.number
+
+    @property
+    def judged_loss(self) -> float:
+        """The loss by which a policy judges: the worst if it breaks a constraint."""
+        return self.loss if self.feasible else math.inf
+
     def is_stale(self, plan: Plan) -> bool:
         """Whether the mean over its runs has not become better for too long."""
         if plan.patience is None:
@@ -116,6 +151,7 @@ class Trial:
         """Ends the trial without a score."""
         self.status, self.error = "failed", f"{type(error).__name__}: {error}"
         self.loss, self.scores = math.inf, [math.nan] * len(self.seeds)
+        self.moment, self.violations = {}, []
 
     def go_on_with(
         self,
@@ -123,10 +159,11 @@ class Trial:
         candidate: Candidate,
         history: History,
         recent: list[list[float]],
+        moment: dict[str, list[float]],
         age: int,
     ) -> None:
         """Continues the run of another trial, which had this history, with a new point."""
-        self.recent = recent
+        self.recent, self.moment = recent, moment
         self.point, self.candidate = point, candidate
         self.history = [*history, (age, point)]
         self.own_history = [*self.own_history, (age, point)]

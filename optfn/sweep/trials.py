@@ -53,6 +53,7 @@ class TrialResult:
         hyperparameter_history: pairs of a step and the hyperparameters from that step on. There are
             several only under a population policy; `optimizer` then changes from one to the next.
         error: what was raised, if it failed.
+        feasible: whether it breaks no constraint.
     """
 
     trial: int
@@ -67,6 +68,7 @@ class TrialResult:
     runs: tuple["RunResult", ...] = field(default=(), repr=False)
     hyperparameter_history: Sequence[tuple[int, dict[str, Any]]] = ()
     error: str = ""
+    feasible: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Trials:
     started_at: np.ndarray = field(repr=False)
     segments: Sequence[list[int]] = field(repr=False)
     curves: dict[str, np.ndarray] = field(repr=False)
+    at_score: dict[str, np.ndarray] = field(repr=False)
+    violations: np.ndarray = field(repr=False)
     ages: np.ndarray = field(repr=False)
     kept: dict[int, tuple[Model | None, ...]] = field(repr=False)
     rungs: tuple[int, ...] = field(repr=False)
@@ -116,6 +120,16 @@ class Trials:
         """float `[trials]`, the standard deviations over the seeds, see `TrialResult.spread`."""
         return np.array([spread(scores) for scores in self._counting])
 
+    @cached_property
+    def feasible(self) -> np.ndarray:
+        """bool `[trials]`, whether they break no constraint."""
+        return np.all(self.violations <= 0, axis=1)
+
+    @property
+    def can_win(self) -> np.ndarray:
+        """bool `[trials]`, whether they have a finite score and break no constraint."""
+        return np.isfinite(self.losses) & self.feasible
+
     @property
     def names(self) -> list[str]:
         """The names of all hyperparameters that a trial has."""
@@ -125,12 +139,14 @@ class Trials:
         """int `[trials]`, the trials from the best to the worst.
 
         Confirmed trials come first, then finished ones, then pruned and stopped ones, whose scores
-        do not compare with those; trials without a finite score come last.
+        do not compare with those. Trials that break a constraint come after all of these, and those
+        without a finite score last.
         """
         kind = np.where(self.status == "ok", 1, 2)
         kind[~np.isnan(self.confirmed).all(axis=1)] = 0
         losses = self.losses
-        kind[np.isinf(losses)] = 3
+        kind[~self.feasible] = 3
+        kind[np.isinf(losses)] = 4
         return np.lexsort((np.arange(len(self)), losses, kind))
 
     def trial(self, number: int) -> TrialResult:
@@ -157,6 +173,7 @@ class Trials:
             runs=runs,
             hyperparameter_history=self.hyperparameter_history[number],
             error=self.errors.get(int(number), ""),
+            feasible=bool(self.feasible[number]),
         )
 
     def _optimizer(self, trial: int, length: int | None = None) -> Transform:
@@ -173,15 +190,13 @@ class Trials:
         counts = {s: int((self.status == s).sum()) for s in STATUSES}
         return ", ".join(f"{n} {s}" for s, n in counts.items() if n)
 
-    def at_the_end(self, name: str) -> np.ndarray:
-        """float `[trials]`, the last value of a curve, nan for a trial that has none."""
-        last = np.array([len(segments) - 1 for segments in self.segments])
-        last = np.minimum(last, self.curves[name].shape[1] - 1)
-        ends = self.curves[name][np.arange(len(self)), last]
-        return np.where(last < 0, np.nan, ends)
+    def constraints(self) -> list[str]:
+        """For each trial whether constraints are "kept" or "broken"; "" before it has scores."""
+        known = ~np.isnan(self.violations).any(axis=1)
+        return np.where(known, np.where(self.feasible, "kept", "broken"), "").tolist()
 
     def columns(self) -> dict[str, list[Any]]:
-        """The columns of a table with a row for each trial; other scores are the last ones.
+        """The columns of a table with a row for each trial; other scores are those of `at_score`.
 
         A hyperparameter with the name of another column gets the prefix "optimizer.".
         """
@@ -204,8 +219,10 @@ def _columns(trials: Trials) -> dict[str, list[Any]]:
         "steps": [m.steps for m in members],
         "status": [m.status for m in members],
     }
-    others = [name for name in trials.curves if name not in outcomes]
-    outcomes |= {name: trials.at_the_end(name).tolist() for name in others}
+    if trials.violations.shape[1]:
+        outcomes["constraints"] = trials.constraints()
+    others = [name for name in trials.at_score if name not in outcomes]
+    outcomes |= {name: trials.at_score[name].tolist() for name in others}
     numbers = {"trial": [m.trial for m in members]}
     names = {x: f"optimizer.{x}" if x in outcomes | numbers else x for x in trials.names}
     tried = {

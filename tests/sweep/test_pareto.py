@@ -56,9 +56,9 @@ def test_it_is_what_optuna_finds(result):
         aims = dict(zip(names, rng.choice(["minimize", "maximize"], scores).tolist(), strict=False))
         many = replace(
             result,
-            curves=values,
+            at_score={name: x[:, 0] for name, x in values.items()},
+            violations=np.zeros((30, 0)),
             points=[{"i": i} for i in range(30)],
-            segments=[[0]] * 30,
             status=np.array(["ok"] * 30),
         )
         with warnings.catch_warnings(action="ignore"):

@@ -71,6 +71,7 @@ def test_a_member_of_a_population_carries_its_best_with_it():
     result = run(
         RATE, STILL, policy=policy, trials=8, score="best", keep_best=8, optimizer=optfn.sgd
     )
+    np.testing.assert_array_equal(result.at_score["distance"], result.scores[:, 0])
     for member in result.top(8):
         np.testing.assert_allclose(evaluate(member.params)["distance"], member.score, rtol=1e-5)
     line = next(m for m in result.top(8) if len(m.hyperparameter_history) > 1)

@@ -97,7 +97,7 @@ def test_a_sweep_shared_with_others_has_the_trials_of_all(tmp_path, storage):
     assert result.points == alone.points and result.points[:2] == taken
     np.testing.assert_array_equal(result.scores[2:], alone.scores[2:])
     np.testing.assert_array_equal(result.curves["distance"][2:], alone.curves["distance"][2:])
-    assert np.isfinite(result.at_the_end("distance")).all()
+    assert np.isfinite(result.at_score["distance"]).all()
     assert result.best().score == 0 and result.best().params is None
     assert result.rerun(0).score == alone.scores[0, 0]
     live = other.study.get_trials()[5]

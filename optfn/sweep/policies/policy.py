@@ -73,7 +73,8 @@ class Scores(NamedTuple):
     """The scores of all trials so far: the only information a policy has, and its only state.
 
     A score is the mean over the seeds of a trial, and lower is better; it is +inf if a seed has
-    diverged or its score is not finite. A checkpoint holds the two arrays.
+    diverged, its score is not finite, or the trial breaks a constraint. A checkpoint holds
+    the two arrays.
 
     Attributes:
         ages: the rungs in steps, followed by the steps of a whole run.
