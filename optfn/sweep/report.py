@@ -15,6 +15,7 @@ from optfn.core.text_table import number
 from optfn.sweep import plot
 from optfn.sweep.importance import FEWEST, differing, searched, trials_that_ran, trials_where
 from optfn.sweep.one_of import OneOf, applying, coordinates
+from optfn.sweep.pareto import pareto as pareto_of
 from optfn.sweep.replaced import replaced
 from optfn.sweep.trials import Trials
 
@@ -60,7 +61,13 @@ document.querySelectorAll("th").forEach((head, column) => head.addEventListener(
 """
 
 
-def report(result: Trials, path: str | os.PathLike, *, title: str = "") -> Path:
+def report(
+    result: Trials,
+    path: str | os.PathLike,
+    *,
+    title: str = "",
+    pareto: Mapping[str, str] | None = None,
+) -> Path:
     """Writes a sweep as one page for the browser: settings, the best trial, pictures, all trials.
 
         sweep.report(result, "sweep.html")
@@ -72,12 +79,15 @@ def report(result: Trials, path: str | os.PathLike, *, title: str = "") -> Path:
         result: a result of `sweep.run`.
         path: the file; one that is there is replaced once the page is complete.
         title: the page's title; by default "Sweep: " and the score.
+        pareto: directions of several scores, as for `sweep.pareto`: the page lists the trials that
+            no other beats in all of them, and of two scores has a picture; None does not.
 
     Returns:
         The path of the file.
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError, ValueError: as `sweep.pareto`.
     """
     path = Path(path)
     if not find_spec("matplotlib"):
@@ -88,6 +98,7 @@ def report(result: Trials, path: str | os.PathLike, *, title: str = "") -> Path:
         _settings(result),
         "<h2>The best trial</h2>",
         _best(result),
+        *(_front(result, pareto) if pareto is not None else ()),
         *_pictures(result),
         "<h2>All trials</h2>",
         _table(result),
@@ -149,6 +160,16 @@ def _best(result: Trials) -> str:
     ]
     made = "" if best.optimizer is None else f"<pre>{escape(repr(best.optimizer))}</pre>"
     return _listed(facts) + made
+
+
+def _front(result: Trials, directions: Mapping[str, str]) -> Iterator[str]:
+    """The trials that no other beats in all of several scores."""
+    front = pareto_of(result, directions)
+    names = ", ".join(f"{name} ({direction})" for name, direction in directions.items())
+    yield f"<h2>Beaten by none in {escape(names)}</h2><pre>{escape(front.table())}</pre>"
+    if len(directions) == 2:
+        caption = "Every trial that ran to the end, by both scores."
+        yield _picture(lambda ax: plot.pareto(front, ax).legend(), caption, wide=True)
 
 
 def _pictures(result: Trials) -> Iterator[str]:

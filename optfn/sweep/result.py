@@ -245,17 +245,24 @@ class Result(Trials):
         """A line for each of the k best trials, the counts of every status, mode and seconds."""
         return _table(self, k)
 
-    def report(self, path: str | os.PathLike, *, title: str = "") -> Path:
+    def report(
+        self,
+        path: str | os.PathLike,
+        *,
+        title: str = "",
+        pareto: Mapping[str, str] | None = None,
+    ) -> Path:
         """Writes the sweep as one page for the browser, see `sweep.report`.
 
         Args:
             path: the file; one that is there is replaced once the page is complete.
             title: the page's title; by default "Sweep: " and the score.
+            pareto: directions of several scores, whose best trials the page shows.
 
         Returns:
             The path of the file.
         """
-        return report(self, path, title=title)
+        return report(self, path, title=title, pareto=pareto)
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame with a row for each trial."""

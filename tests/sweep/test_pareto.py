@@ -48,6 +48,17 @@ def test_who_is_beaten_by_none(result, tmp_path):
     np.testing.assert_allclose(np.sort(chosen.get_ydata()), [0.2, 0.8, 1.0], rtol=1e-5)
 
 
+def test_the_page_has_it_when_asked(result, tmp_path):
+    plain = result.report(tmp_path / "plain.html").read_text()
+    page = result.report(tmp_path / "front.html", pareto=AIMS).read_text()
+    assert page.count("<img") == plain.count("<img") + 1 and "Beaten by none" not in plain
+    assert "Beaten by none in near (maximize), size (minimize)" in page
+    assert sweep.pareto(result, AIMS).table() in page
+    with pytest.raises(ValueError, match="'far' is none of the scores"):
+        result.report(tmp_path / "no.html", pareto={"far": "minimize"})
+    assert not (tmp_path / "no.html").exists()
+
+
 def test_it_is_what_optuna_finds(result):
     rng, names = np.random.default_rng(0), ("near", "size", "loss")
     distributions = {"i": optuna.distributions.IntDistribution(0, 29)}
