@@ -128,7 +128,10 @@ class optuna_search:
         if self.study is not None and len(self.study.directions) != 1:
             raise ValueError(
                 f"optuna_search(study=...) must have one objective, found "
-                f"{len(self.study.directions)}."
+                f"{len(self.study.directions)}: the search goes by the task's one score. Make the "
+                "study with one direction, let evaluate give the other scores, and choose by "
+                "sweep.pareto(result, directions); what only has to be good enough goes to "
+                "sweep.run(constraints=...)."
             )
 
     def start(self, space: Mapping[str, Any], trials: int | None, seed: int) -> Session:

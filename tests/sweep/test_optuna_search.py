@@ -304,7 +304,7 @@ BAD = {
     "two objectives": (
         lambda: sweep.optuna_search(optuna.create_study(directions=["minimize"] * 2)),
         ValueError,
-        "must have one objective, found 2",
+        "must have one objective, found 2: the search goes by the task's one score. Make the study",
     ),
     "no status": (
         lambda: (
