@@ -397,9 +397,3 @@ def with_other_options(
             )
         for option in distribution.options if isinstance(distribution, Choice) else ():
             yield {**point, name: option}
-
-
-def raise_if_all_failed(scheduler: Scheduler) -> None:
-    """Raises the first error if no trial has another outcome."""
-    if scheduler.first_error and all(trial.status == "failed" for trial in scheduler.trials):
-        raise scheduler.first_error
