@@ -105,17 +105,7 @@ class optuna_search:
                     f"optuna_search({name}=...) must be an optuna {kind.__name__}, found "
                     f"{type(value).__name__}."
                 )
-        storages = (type(None), str, os.PathLike, library.storages.BaseStorage)
-        if not isinstance(self.storage, storages):
-            raise TypeError(
-                "optuna_search(storage=...) must be a path, a URL or an optuna BaseStorage, found "
-                f"{type(self.storage).__name__}."
-            )
-        if not isinstance(self.study_name, str):
-            raise TypeError(
-                f"optuna_search(study_name=...) must be a string, found "
-                f"{type(self.study_name).__name__}."
-            )
+        check_place("optuna_search", self.storage, self.study_name, optional=True)
         if self.direction not in (None, "minimize", "maximize"):
             raise ValueError(
                 "optuna_search(direction=...) must be minimize, maximize or None, found "
@@ -172,6 +162,20 @@ class optuna_search:
         if self.storage is None:
             return self.study
         return opened(self.storage, self.study_name, self.direction)
+
+
+def check_place(where: str, storage: Any, study_name: Any, *, optional: bool = False) -> None:
+    """Raises unless a study can be at this place; `optional` allows none."""
+    storages = (str, os.PathLike, optuna_library().storages.BaseStorage)
+    if not isinstance(storage, storages) and not (optional and storage is None):
+        raise TypeError(
+            f"{where}(storage=...) must be a path, a URL or an optuna BaseStorage, found "
+            f"{type(storage).__name__}."
+        )
+    if not isinstance(study_name, str):
+        raise TypeError(
+            f"{where}(study_name=...) must be a string, found {type(study_name).__name__}."
+        )
 
 
 def opened(storage: Any, study_name: str, direction: str | None) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from optfn.sweep.optuna_library import CONSTRAINTS, optuna_library
 from optfn.sweep.optuna_search import _Session as Sampled
-from optfn.sweep.optuna_search import note_constraints, opened, optuna_search
+from optfn.sweep.optuna_search import check_place, note_constraints, opened, optuna_search
 from optfn.sweep.plan import Plan
 from optfn.sweep.policies.policy import Policy, Scores
 from optfn.sweep.search import Point, Search, Session, TrialStatus, grid, random, sobol
@@ -69,9 +69,7 @@ class shared_search:
     direction: str | None = field(default=None, init=False)
 
     def __post_init__(self):
-        optuna_search(storage=self.storage, study_name=self.study_name)  # checks them
-        if self.storage is None:
-            raise TypeError("shared_search(storage=...) must be a path, a URL or a storage.")
+        check_place("shared_search", self.storage, self.study_name)
         if not isinstance(self.search, (random, sobol, grid, optuna_search)):
             raise TypeError(
                 "shared_search(search=...) must be random(), sobol(), grid() or "

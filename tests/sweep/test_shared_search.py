@@ -146,6 +146,11 @@ def test_what_workers_cannot_share_is_refused(tmp_path):
     upward = sweep.Task(TASK.init, TASK.loss, data=TASK.data, batch_size=16, maximize="loss")
     with pytest.raises(ValueError, match="give another study_name"):
         run(RATE, task=upward, trials=1, search=search)
+    for storage in (None, 3):
+        with pytest.raises(
+            TypeError, match=r"shared_search\(storage=\.\.\.\) must be a path, a URL"
+        ):
+            sweep.shared_search(storage)
     with pytest.raises(TypeError, match=r"search=\.\.\.\) must be random"):
         sweep.shared_search(journal(tmp_path), search="tpe")
     with pytest.raises(ValueError, match="sampler alone"):
